@@ -1,0 +1,39 @@
+"""Normalisation of machine-learned orbital-free DFT labels as a PyTorch Lightning DataModule plug-in."""
+
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.of_data import OFData
+from ofdft_norm.data.of_dataset import OFDataset
+from ofdft_norm.data.transforms import ProjectGradient, project_gradient
+from ofdft_norm.normalization.atom_ref import AtomRef
+from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
+from ofdft_norm.normalization.element_references import LinearReferences, create_element_references
+from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.sample_weighers import (
+    ConstantSampleWeigher,
+    GroundStateOnlySampleWeigher,
+    HasEnergyLabelSampleWeigher,
+    InitialGuessOnlySampleWeigher,
+    MinSCFIterationSampleWeigher,
+    SampleWeigher,
+)
+
+__all__ = [
+    "AtomRef",
+    "BasisInfo",
+    "ConstantSampleWeigher",
+    "DatasetStatistics",
+    "DimensionWiseRescaling",
+    "GroundStateOnlySampleWeigher",
+    "HasEnergyLabelSampleWeigher",
+    "InitialGuessOnlySampleWeigher",
+    "LinearReferences",
+    "MinSCFIterationSampleWeigher",
+    "Normalizer",
+    "OFData",
+    "OFDataset",
+    "ProjectGradient",
+    "SampleWeigher",
+    "create_element_references",
+    "project_gradient",
+]

@@ -1,0 +1,177 @@
+"""The density basis: which functions every atom of an element carries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ofdft_norm.errors import BasisError
+
+MAX_ATOMIC_NUMBER = 118
+# An index that no array accepts: unlike -1 it can never silently pick the last element's values.
+UNKNOWN_ELEMENT = int(np.iinfo(np.int64).min)
+
+_SHELL = re.compile(r"(\d+)x(\d+)([eo])?")
+
+
+def _parse_irreps(irreps: str, atomic_number: int) -> list[tuple[int, int]]:
+    """Parses e.g. ``"6x0e+2x1o"`` into ``[(6, 0), (2, 1)]`` (multiplicity, angular momentum)."""
+    shells = []
+    for term in str(irreps).replace(" ", "").split("+"):
+        match = _SHELL.fullmatch(term)
+        if match is None:
+            raise BasisError(
+                f"irreps_per_atom of element {atomic_number}: cannot read {term!r} in {irreps!r}; "
+                "expected e3nn-style terms joined by '+', such as '6x0e+2x1o+1x2e'"
+            )
+        shells.append((int(match[1]), int(match[2])))
+    momenta = [l for _, l in shells]
+    if any(lower > upper for lower, upper in zip(momenta, momenta[1:], strict=False)):
+        raise BasisError(f"irreps_per_atom of element {atomic_number}: {irreps!r} is not sorted by angular momentum")
+    return shells
+
+
+class BasisInfo:
+    """Atom-centred density basis: per element, an ordered list of shells sorted by angular momentum.
+
+    All per-dimension quantities of the package are vectors of length `n_basis`, the concatenation over the
+    elements of `atomic_numbers` (SCIENCE: one entry for each pair of element and dimension tau).
+
+    Args:
+        atomic_numbers: The elements of the basis, each once, in the order in which they are concatenated.
+        irreps_per_atom: Per element an e3nn-style string such as ``"6x0e+2x1o+1x2e"``: six s shells, two p
+            shells, one d shell; a shell of angular momentum l has 2l+1 functions, m = -l ... l.
+
+    Attributes:
+        n_types: Number of elements.
+        n_basis: Number of basis functions over all elements, the sum of `basis_dim_per_atom`.
+        basis_dim_per_atom: (n_types,) functions per atom of each element.
+        l_per_basis_func: (n_basis,) angular momentum of each function.
+        m_per_basis_func: (n_basis,) magnetic quantum number of each function.
+        basis_func_to_shell: (n_basis,) running index of the shell that each function belongs to.
+        atomic_number_to_atom_index: (119,) index of each element; `UNKNOWN_ELEMENT` where it is not part of the
+            basis (an index that raises, never one that picks another element).
+        atom_ind_to_basis_function_ind: Per element, the slice of `arange(n_basis)` that is its own.
+
+    Raises:
+        BasisError: If an element is repeated, unknown, or its irreps cannot be read or are not sorted by l.
+
+    Example:
+        >>> basis_info = BasisInfo([1, 8], ["2x0e", "3x0e+1x1o"])
+        >>> basis_info.n_basis, basis_info.basis_dim_per_atom.tolist()
+        (8, [2, 6])
+        >>> basis_info.m_per_basis_func.tolist()
+        [0, 0, 0, 0, 0, -1, 0, 1]
+    """
+
+    def __init__(self, atomic_numbers: Sequence[int] | npt.NDArray[Any], irreps_per_atom: Sequence[str]) -> None:
+        self.atomic_numbers = np.asarray(atomic_numbers, dtype=np.int64)
+        self.irreps_per_atom = [str(irreps) for irreps in irreps_per_atom]
+        self._check_elements()
+        shells = [_parse_irreps(i, int(z)) for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True)]
+        l_of_shell = np.array([l for element in shells for n, l in element for _ in range(n)], dtype=np.int64)
+
+        self.n_types = len(self.atomic_numbers)
+        self.basis_dim_per_atom = np.array([sum(n * (2 * l + 1) for n, l in e) for e in shells], dtype=np.int64)
+        self.n_basis = int(self.basis_dim_per_atom.sum())
+        self.l_per_basis_func = np.repeat(l_of_shell, 2 * l_of_shell + 1)
+        self.basis_func_to_shell = np.repeat(np.arange(len(l_of_shell)), 2 * l_of_shell + 1)
+        self.m_per_basis_func = np.concatenate([np.arange(-l, l + 1) for l in l_of_shell] or [np.zeros(0)]).astype(int)
+        self.atomic_number_to_atom_index = np.full(MAX_ATOMIC_NUMBER + 1, UNKNOWN_ELEMENT, dtype=np.int64)
+        self.atomic_number_to_atom_index[self.atomic_numbers] = np.arange(self.n_types)
+        # offsets[i] is where element i starts in the concatenation
+        self.offsets = np.concatenate([[0], np.cumsum(self.basis_dim_per_atom)]).astype(np.int64)
+        self.atom_ind_to_basis_function_ind = [
+            np.arange(start, stop) for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        ]
+
+    def _check_elements(self) -> None:
+        if len(self.atomic_numbers) != len(self.irreps_per_atom):
+            raise BasisError(
+                f"{len(self.atomic_numbers)} atomic_numbers but {len(self.irreps_per_atom)} irreps_per_atom: "
+                "expected one string of irreps for each element"
+            )
+        if len(set(self.atomic_numbers.tolist())) != len(self.atomic_numbers):
+            raise BasisError(f"atomic_numbers {self.atomic_numbers.tolist()} names an element twice")
+        bad = [z for z in self.atomic_numbers.tolist() if not 1 <= z <= MAX_ATOMIC_NUMBER]
+        if bad:
+            raise BasisError(f"atomic_numbers: {bad} outside 1 ... {MAX_ATOMIC_NUMBER}")
+
+    def atom_indices(self, atomic_numbers: npt.NDArray[Any], context: str = "") -> npt.NDArray[np.int64]:
+        """Returns the index of each atom's element.
+
+        Args:
+            atomic_numbers: (n_atom,) atomic numbers.
+            context: What the atoms belong to (file, molecule), for the message.
+
+        Returns:
+            (n_atom,) indices into `atomic_numbers` of the basis.
+
+        Raises:
+            BasisError: If an element is not part of the basis.
+        """
+        numbers = np.asarray(atomic_numbers, dtype=np.int64)
+        inside = (numbers >= 0) & (numbers <= MAX_ATOMIC_NUMBER)
+        indices = self.atomic_number_to_atom_index[np.where(inside, numbers, 0)]
+        if (indices == UNKNOWN_ELEMENT).any():
+            unknown = sorted(set(numbers[indices == UNKNOWN_ELEMENT].tolist()))
+            raise BasisError(
+                f"{context + ': ' if context else ''}field 'atomic_numbers' has the elements {unknown}, which the basis "
+                f"lacks (it has {self.atomic_numbers.tolist()}); give a basis with these elements "
+                "(config: data.source.basis_info) or leave the molecule out of the split"
+            )
+        return indices
+
+    def basis_function_ind(self, atom_ind: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Returns, atom after atom, the index of every basis function in the concatenation over elements.
+
+        Args:
+            atom_ind: (n_atom,) element indices, from `atom_indices`.
+
+        Returns:
+            (n_basis of the molecule,) indices into any per-dimension statistic.
+        """
+        if len(atom_ind) == 0:
+            return np.zeros(0, dtype=np.int64)
+        return np.concatenate([self.atom_ind_to_basis_function_ind[i] for i in atom_ind])
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> BasisInfo:
+        """Reads a JSON file with the keys `atomic_numbers` and `irreps_per_atom`.
+
+        Raises:
+            BasisError: If the file cannot be read or lacks a key.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise BasisError(f"{path}: cannot read the basis: {error} (config: data.source.basis_info)") from error
+        missing = {"atomic_numbers", "irreps_per_atom"} - set(content)
+        if missing:
+            raise BasisError(f"{path}: lacks {sorted(missing)}; it has {sorted(content)}")
+        return cls(content["atomic_numbers"], content["irreps_per_atom"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the two constructor arguments as plain Python, e.g. for JSON or a checkpoint."""
+        return {"atomic_numbers": self.atomic_numbers.tolist(), "irreps_per_atom": list(self.irreps_per_atom)}
+
+    def fingerprint(self) -> str:
+        """Returns a hex digest of the elements and their shells."""
+        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BasisInfo) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    def __repr__(self) -> str:
+        elements = ", ".join(f"{z}: {i}" for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True))
+        return f"BasisInfo({{{elements}}})"

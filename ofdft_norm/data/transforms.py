@@ -1,0 +1,58 @@
+"""Pre-transforms: what happens to a sample in float64, before statistics are taken and before it is normalised."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.errors import BatchError
+
+DataT = TypeVar("DataT", bound=Data)
+
+
+def project_gradient(gradient: Tensor, sample_or_batch: Data) -> Tensor:
+    """Removes the component of a gradient that changes the number of electrons, for each molecule.
+
+    P g = g - w (w.g) / (w.w): the number of electrons w.p is fixed, so a gradient is only meaningful up to a
+    multiple of the basis functions' integrals w ([M-OFDFT]). Use it on labels, and on the DIFFERENCE of predicted
+    and true gradient, both in original (not rescaled) coordinates.
+
+    Args:
+        gradient: (n_basis,) [hartree].
+        sample_or_batch: The sample or batch it belongs to, with its ORIGINAL `dual_basis_integrals`. On a normalised
+            batch the integrals are rescaled; denormalise it first (`Normalizer.denormalize`).
+
+    Returns:
+        (n_basis,) [hartree], orthogonal to `dual_basis_integrals` in every molecule.
+
+    Raises:
+        BatchError: If the sample has no `dual_basis_integrals`, or a batch has no `coeffs_batch`.
+    """
+    integrals = sample_or_batch.get("dual_basis_integrals")
+    if integrals is None:
+        raise BatchError(
+            "projecting a gradient needs the field 'dual_basis_integrals', which the sample lacks; write it into the "
+            "labels ('of_labels/spatial/dual_basis_integrals') or leave ProjectGradient out (config: data.pre_transforms)"
+        )
+    index = molecule_index(sample_or_batch)
+    integrals = integrals.to(gradient.dtype)
+    sums = gradient.new_zeros(2, n_molecules(sample_or_batch))
+    sums = sums.index_add(1, index, torch.stack([integrals * gradient, integrals * integrals]))
+    return gradient - integrals * (sums[0] / sums[1])[index]
+
+
+class ProjectGradient(BaseTransform):
+    """PyG transform: projects `gradient_label` with `project_gradient`. Works on samples and on batches."""
+
+    works_on_batches = True
+
+    def forward(self, data: DataT) -> DataT:
+        """Returns the sample (already a copy of the caller's) with its gradient label projected."""
+        if data.get("gradient_label") is not None:
+            data.gradient_label = project_gradient(data.gradient_label, data)
+        return data

@@ -1,0 +1,106 @@
+"""The atomic reference: an energy linear in the coefficients and in the composition ([M-OFDFT], [STR25])."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.normalization.float64_module import Float64Module
+from ofdft_norm.statistics.dataset_statistics import Array, DatasetStatistics
+from ofdft_norm.statistics.reference_energy import atom_ref_energy
+
+
+class AtomRef(Float64Module):
+    """E_ref(p) = sum_mu gbar_b(mu) p_mu + sum_atoms t_Z + t_0; its gradient with respect to p is gbar.
+
+    Args:
+        t_z: (n_types,) energy of each element of the basis [hartree].
+        t_global: Constant [hartree].
+        g_z: (n_basis,) gradient gbar, concatenated over elements [hartree].
+
+    Raises:
+        StatisticsError: If a value is not finite.
+    """
+
+    t_z: Tensor
+    t_global: Tensor
+    g_z: Tensor
+
+    def __init__(self, t_z: Tensor | Array, t_global: Tensor | Array | float, g_z: Tensor | Array) -> None:
+        super().__init__()
+        self.register_float64("t_z", t_z)
+        self.register_float64("t_global", torch.as_tensor(t_global, dtype=torch.float64).reshape(()))
+        self.register_float64("g_z", g_z)
+        for name in ("t_z", "t_global", "g_z"):
+            if not torch.isfinite(getattr(self, name)).all():
+                raise StatisticsError(f"AtomRef: {name} holds values that are not finite")
+
+    @classmethod
+    def from_dataset_statistics(
+        cls,
+        dataset_statistics: DatasetStatistics,
+        basis_info: BasisInfo | None = None,
+        weigher_key: str = "has_energy_label",
+        scalar_only: bool = False,
+    ) -> AtomRef:
+        """Takes the reference from a data set's statistics.
+
+        Args:
+            dataset_statistics: The statistics.
+            basis_info: The basis; required if `scalar_only`.
+            weigher_key: Whose statistics to use.
+            scalar_only: Use gbar for l = 0 only, so that the reference does not depend on the molecule's orientation.
+
+        Raises:
+            StatisticsError: If a statistic is missing or does not fit the basis.
+            ConfigError: If `scalar_only` is set without a basis.
+        """
+        name = "scalar_atom_ref" if scalar_only else "atom_ref"
+        slope = dataset_statistics.load_statistic(weigher_key, "gradient_label/mean")
+        t_z = dataset_statistics.load_statistic(weigher_key, f"{name}_atom_type_bias")
+        t_global = dataset_statistics.load_statistic(weigher_key, f"{name}_global_bias")
+        if basis_info is not None and (len(slope), len(t_z)) != (basis_info.n_basis, basis_info.n_types):
+            raise StatisticsError(
+                f"{dataset_statistics.path or 'statistics'}: made for {len(t_z)} elements and {len(slope)} basis "
+                f"functions, but the basis has {basis_info.n_types} and {basis_info.n_basis} "
+                "(config: data.statistics.path, data.source.basis_info)"
+            )
+        if scalar_only:
+            if basis_info is None:
+                raise ConfigError("scalar_only=True needs basis_info, which says which functions are scalar")
+            slope = np.where(basis_info.l_per_basis_func == 0, slope, 0.0)
+        return cls(t_z, t_global, slope)
+
+    def sample_forward(self, sample_or_batch: Data) -> Tensor:
+        """Returns the reference energy of each molecule.
+
+        Args:
+            sample_or_batch: With ORIGINAL (not rescaled) `coeffs`.
+
+        Returns:
+            (n_molecules,) float64 [hartree], differentiable with respect to `coeffs`.
+        """
+        return self.energy(sample_or_batch, sample_or_batch.coeffs)
+
+    def energy(self, sample_or_batch: Data, coeffs: Tensor | None) -> Tensor:
+        """Returns the reference energies for the given original coefficients, (n_molecules,) [hartree]."""
+        return atom_ref_energy(
+            sample_or_batch.coeffs if coeffs is None else coeffs,
+            sample_or_batch.basis_function_ind,
+            molecule_index(sample_or_batch),
+            sample_or_batch.atom_ind,
+            molecule_index(sample_or_batch, "pos"),
+            self.g_z,
+            self.t_z,
+            self.t_global,
+            n_molecules(sample_or_batch),
+        )
+
+    def gradient(self, sample_or_batch: Data) -> Tensor:
+        """Returns the derivative of `energy` with respect to the coefficients, (n_basis,) float64 [hartree]."""
+        return self.g_z[sample_or_batch.basis_function_ind]

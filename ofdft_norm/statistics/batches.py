@@ -1,0 +1,122 @@
+"""Where a fit's batches come from: whole molecules of a label data set, any data set in order, or a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+
+from ofdft_norm.data.of_data import join_batches, n_molecules
+from ofdft_norm.errors import StatisticsError
+from ofdft_norm.statistics.distributed import Ranks
+
+MOLECULES_PER_BATCH = 32
+SAMPLES_PER_BATCH = 128
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """A pass over this rank's share of a data set, which can be made several times.
+
+    Attributes:
+        batches: Starts a pass.
+        n_rounds: Number of batches of the rank that has most, where known: ranks agree after each on going on.
+        n_samples: Number of samples of this rank, where known.
+        whole_molecules: Whether each batch holds whole molecules.
+        sharded: Whether the ranks' shares are disjoint, so that their states are to be merged.
+    """
+
+    batches: Callable[[], Iterator[Data]]
+    n_rounds: int | None
+    n_samples: int | None
+    whole_molecules: bool
+    sharded: bool
+
+
+def batch_source(dataset: Any, ranks: Ranks, n_batches: int | None = None) -> BatchSource:
+    """Chooses how to read a data set or loader.
+
+    Args:
+        dataset: An `OFDataset` (anything with `molecule_batch` and `n_molecules`), a data set of samples, or an
+            iterable of batches.
+        ranks: This process among its peers.
+        n_batches: Use only the first batches.
+
+    Raises:
+        StatisticsError: If the data set is empty.
+    """
+    if hasattr(dataset, "molecule_batch"):
+        return _molecule_source(dataset, ranks, n_batches)
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        return _sample_source(dataset, ranks, n_batches)
+    return BatchSource(lambda: islice(iter(dataset), n_batches), None, None, False, False)
+
+
+def _refuse_empty(n: int) -> None:
+    if n == 0:
+        raise StatisticsError("the training split is empty: there is nothing to fit (config: data.split)")
+
+
+def _molecule_source(dataset: Any, ranks: Ranks, n_batches: int | None) -> BatchSource:
+    n = dataset.n_molecules if n_batches is None else min(dataset.n_molecules, n_batches * MOLECULES_PER_BATCH)
+    _refuse_empty(n)
+    shard = ranks.shard(n)
+
+    def batches() -> Iterator[Data]:
+        for start in range(0, len(shard), MOLECULES_PER_BATCH):
+            molecules = shard[start : start + MOLECULES_PER_BATCH]
+            yield join_batches([dataset.molecule_batch(m) for m in molecules])
+
+    offsets = dataset.sample_offsets
+    n_samples = sum(int(offsets[m + 1] - offsets[m]) for m in shard)
+    n_rounds = -(-ranks.longest_shard(n) // MOLECULES_PER_BATCH)
+    return BatchSource(batches, n_rounds, n_samples, True, ranks.world_size > 1)
+
+
+def _sample_source(dataset: Any, ranks: Ranks, n_batches: int | None) -> BatchSource:
+    n = len(dataset) if n_batches is None else min(len(dataset), n_batches * SAMPLES_PER_BATCH)
+    _refuse_empty(n)
+    shard = ranks.shard(n)
+
+    def batches() -> Iterator[Data]:
+        if len(shard):
+            share = dataset if len(shard) == len(dataset) else Subset(dataset, shard)
+            yield from DataLoader(share, batch_size=SAMPLES_PER_BATCH, follow_batch=["coeffs"])
+
+    n_rounds = -(-ranks.longest_shard(n) // SAMPLES_PER_BATCH)
+    return BatchSource(batches, n_rounds, len(shard), False, ranks.world_size > 1)
+
+
+def for_each_batch(source: BatchSource, ranks: Ranks, action: Callable[[Data], None]) -> int:
+    """Runs an action on every batch; if it fails on one rank, all ranks stop within one batch.
+
+    Returns:
+        The number of samples this rank has seen.
+    """
+    batches = iter(source.batches())
+    n_samples, rounds = 0, 0
+    while source.n_rounds is None or rounds < source.n_rounds:
+        rounds += 1
+        error: Exception | None = None
+        batch = None
+        try:
+            batch = next(batches, None)
+            if batch is not None:
+                with torch.no_grad():
+                    action(batch)
+                n_samples += n_molecules(batch)
+        except Exception as caught:
+            error = caught
+        if source.sharded:
+            ranks.raise_together(error)
+        elif error is not None:
+            raise error
+        if batch is None and not source.sharded:
+            break
+    return n_samples

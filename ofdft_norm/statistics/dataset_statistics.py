@@ -1,0 +1,289 @@
+"""The store of a data set's statistics: named arrays, in memory and in a zarr v2 directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.zarr_v2 import ZarrReader
+from ofdft_norm.errors import StatisticsError
+from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher
+
+Array = npt.NDArray[Any]
+
+
+class DatasetStatistics:
+    """Statistics of a data set, stored as STRUCTURES25 stores them.
+
+    Keys are ``"<weigher>/<field>/<statistic>"`` and ``"<weigher>/<statistic>"``, such as
+    ``"has_energy_label/coeffs/mean"``; per-dimension statistics have shape (n_basis,), per-element ones (n_types,).
+
+    Args:
+        path: A zarr v2 directory. If it exists, its arrays are read into memory; if not, the first `save_statistic`
+            creates it. None: kept in memory alone.
+
+    Raises:
+        StatisticsError: If the directory is no zarr group, or truncated.
+
+    Example:
+        >>> import numpy as np
+        >>> statistics = DatasetStatistics(None)
+        >>> statistics.save_statistic("constant", "coeffs/mean", np.zeros(3))
+        >>> statistics.keys_recursive()
+        ['constant/coeffs/mean']
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.attributes: dict[str, Any] = {}
+        self._arrays: dict[str, Array] = {}
+        if self.path is not None and self.path.exists():
+            self._load(self.path)
+
+    def _load(self, path: Path) -> None:
+        try:
+            with ZarrReader(path) as reader:
+                self._arrays = {name: reader.read(name) for name in reader.arrays()}
+                self.attributes = reader.attributes()
+                is_group = (path / ".zgroup").exists() or (path / "zarr.json").exists() or path.is_file()
+        except Exception as error:
+            raise StatisticsError(
+                f"{path}: cannot be read as dataset statistics: {error}; delete it, or give another one "
+                "(config: data.statistics.path)"
+            ) from error
+        if not is_group or not self._arrays:
+            raise StatisticsError(
+                f"{path} holds no dataset statistics: expected a zarr v2 directory with arrays such as "
+                "'has_energy_label/coeffs/mean' (config: data.statistics.path)"
+            )
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> DatasetStatistics:
+        """Builds statistics in memory from a mapping of keys to arrays."""
+        statistics = cls(None)
+        statistics._arrays = {key: np.asarray(value) for key, value in arrays.items()}
+        statistics.attributes = dict(attributes or {})
+        return statistics
+
+    @classmethod
+    def from_dataset(
+        cls,
+        path: str | Path | None,
+        dataset: Any,
+        basis_info: BasisInfo,
+        atom_ref_fit_sample_weighers: Sequence[SampleWeigher] = (HasEnergyLabelSampleWeigher(),),
+        initial_guess_sample_weighers: Sequence[SampleWeigher] = (),
+        with_bias: bool = True,
+        min_atoms_per_type: int = 1,
+        n_batches: int | None = None,
+        residuals: bool = True,
+        progress: bool = True,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> DatasetStatistics:
+        """Fits statistics in one pass over a data set, and writes them.
+
+        Args:
+            path: Where to write; must not exist. None: memory only. Under torch.distributed only rank 0 writes.
+            dataset: A data set (`OFDataset`: read molecule by molecule, sharded over ranks; any other data set of
+                samples: read in order, sharded over ranks), or a loader (read as it comes, on every rank alike).
+            basis_info: The basis.
+            atom_ref_fit_sample_weighers: Weighers for coefficients, gradients and atomic references.
+            initial_guess_sample_weighers: Weighers for the statistics of `initial_guess_delta`.
+            with_bias: Whether the atomic reference has a constant.
+            min_atoms_per_type: An element that is seen, but on fewer atoms than this, is an error.
+            n_batches: Use only the first batches (of 32 molecules, or of 128 samples, or the loader's).
+            residuals: Whether a second pass over energies and coefficients measures what the references leave
+                (`abs_max` and `mae`).
+            progress: Whether rank 0 shows a progress bar.
+            attributes: Written beside the fit's own.
+
+        Returns:
+            The statistics, on every rank.
+
+        Raises:
+            StatisticsError: If the data set is empty, a weigher gives no sample weight, or atoms are too few.
+            LabelFileError: If a label is malformed; under torch.distributed, on every rank.
+        """
+        from ofdft_norm.statistics.fit import fit_statistics
+
+        arrays, fit_attributes = fit_statistics(
+            dataset,
+            basis_info,
+            list(atom_ref_fit_sample_weighers),
+            list(initial_guess_sample_weighers),
+            with_bias=with_bias,
+            min_atoms_per_type=min_atoms_per_type,
+            n_batches=n_batches,
+            residuals=residuals,
+            progress=progress,
+        )
+        statistics = cls.from_arrays(arrays, {**fit_attributes, **(attributes or {})})
+        if path is not None:
+            from ofdft_norm.statistics.distributed import current_ranks
+
+            if current_ranks().rank == 0:
+                statistics.save_to(path)
+            statistics.path = Path(path)
+        return statistics
+
+    def keys_recursive(self) -> list[str]:
+        """Returns all keys, sorted."""
+        return sorted(self._arrays)
+
+    def weigher_keys(self) -> list[str]:
+        """Returns the keys of all weighers, sorted."""
+        return sorted({key.split("/", 1)[0] for key in self._arrays})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._arrays
+
+    def load_statistic(self, weigher_key: str, statistic_key: str) -> Array:
+        """Returns one statistic.
+
+        STRUCTURES25 writes the uncentred root mean square of energy residuals under ``std``; in files without
+        ``rms`` it is taken as what it is, and ``std`` is computed from it and the mean.
+
+        Args:
+            weigher_key: For example ``"has_energy_label"``.
+            statistic_key: For example ``"coeffs/mean"`` or ``"gradient_max_after_atom_ref"``.
+
+        Raises:
+            StatisticsError: If there is no such statistic; the message lists the keys that exist.
+        """
+        key = f"{weigher_key}/{statistic_key}"
+        folder, _, name = key.rpartition("/")
+        foreign = folder.split("/")[-1] in ("energy_minus_atom_ref", "energy_minus_scalar_atom_ref") and (
+            f"{folder}/rms" not in self._arrays and f"{folder}/std" in self._arrays
+        )
+        if foreign and name == "rms":
+            return self._arrays[f"{folder}/std"]
+        if foreign and name == "std":
+            mean_square = np.square(self._arrays[f"{folder}/std"])
+            return np.asarray(np.sqrt(np.maximum(mean_square - np.square(self._arrays[f"{folder}/mean"]), 0)))
+        if key not in self._arrays:
+            raise StatisticsError(self._missing_key_message(weigher_key, statistic_key))
+        return self._arrays[key]
+
+    def _missing_key_message(self, weigher_key: str, statistic_key: str) -> str:
+        where = f"{self.path or 'these statistics'}"
+        if weigher_key not in self.weigher_keys():
+            return (
+                f"{where}: no statistics for the weigher {weigher_key!r}; there are {self.weigher_keys()} "
+                "(config: data.statistics.weigher_key, data.statistics.weighers)"
+            )
+        prefix = weigher_key + "/"
+        have = [key.removeprefix(prefix) for key in self.keys_recursive() if key.startswith(prefix)]
+        return f"{where}: the weigher {weigher_key!r} has no statistic {statistic_key!r}; it has {have}"
+
+    def save_statistic(self, weigher_key: str, statistic_key: str, data: Any, overwrite: bool = False) -> None:
+        """Stores one statistic, in memory and, where the statistics have a path, on disk.
+
+        Args:
+            weigher_key: For example ``"has_energy_label"``.
+            statistic_key: For example ``"coeffs/mean"``.
+            data: The array. Storing what is already stored, to the last bit, does nothing.
+            overwrite: Whether different data under the same key may be replaced.
+
+        Raises:
+            StatisticsError: If different data stand under the key and `overwrite` is False.
+        """
+        key, array = f"{weigher_key}/{statistic_key}", np.array(data)
+        old = self._arrays.get(key)
+        if old is not None:
+            if old.shape == array.shape and old.dtype == array.dtype and old.tobytes() == array.tobytes():
+                return
+            if not overwrite:
+                raise StatisticsError(
+                    f"{self.path or 'statistics'}: {key!r} is already stored with other values; pass overwrite=True "
+                    "to replace it"
+                )
+        self._arrays[key] = array
+        if self.path is not None:
+            root = zarr.open_group(str(self.path), mode="a", zarr_format=2)
+            _write_array(root, key, array)
+
+    def save_to(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes all statistics to a new zarr v2 directory: whole, or not at all.
+
+        Args:
+            path: The directory. If another process wrote the same statistics there meanwhile, theirs stay.
+            overwrite: Whether an existing directory with different statistics may be replaced.
+
+        Raises:
+            StatisticsError: If the directory exists, differs, and `overwrite` is False.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            aside.chmod(0o777 & ~_umask())
+            root = zarr.open_group(str(aside), mode="w", zarr_format=2)
+            for key, array in self._arrays.items():
+                _write_array(root, key, array)
+            (aside / ".zattrs").write_text(json.dumps(self.attributes, indent=1))
+            self._put_in_place(aside, path, overwrite)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.path = path
+
+    def _put_in_place(self, aside: Path, path: Path, overwrite: bool) -> None:
+        if path.exists():
+            if not overwrite:
+                if DatasetStatistics(path).equals(self):
+                    return
+                raise StatisticsError(f"{path} already holds other statistics; pass overwrite=True to replace them")
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.old.", dir=path.parent) as old:
+                os.rename(path, Path(old) / "old")
+                os.rename(aside, path)
+            return
+        try:
+            os.rename(aside, path)
+        except OSError:
+            # another process was first: a directory is never renamed onto one that holds files
+            if not path.exists() or not DatasetStatistics(path).equals(self):
+                raise
+
+    def equals(self, other: DatasetStatistics) -> bool:
+        """Whether both hold the same keys with the same values, to rounding in the last digits."""
+        return self._arrays.keys() == other._arrays.keys() and all(
+            a.shape == other._arrays[k].shape and np.allclose(a, other._arrays[k], rtol=1e-9, atol=0, equal_nan=True)
+            for k, a in self._arrays.items()
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"DatasetStatistics({self.path or 'in memory'})"]
+        shown: list[str] = []
+        for key in self.keys_recursive():
+            parts = key.split("/")
+            for depth, part in enumerate(parts):
+                if shown[: depth + 1] != parts[: depth + 1]:
+                    shape = f" {self._arrays[key].shape}" if depth == len(parts) - 1 else ""
+                    lines.append("  " * (depth + 1) + part + shape)
+            shown = parts
+        return "\n".join(lines)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_array(root: zarr.Group, key: str, array: Array) -> None:
+    parent, _, name = key.rpartition("/")
+    group = root.require_group(parent) if parent else root
+    # one chunk, uncompressed: these are small, and every zarr implementation reads them
+    target = group.create_array(
+        name, shape=array.shape, dtype=array.dtype, chunks=array.shape or (), compressors=None, overwrite=True
+    )
+    target[...] = array

@@ -1,0 +1,74 @@
+"""What a fit needs of torch.distributed: who am I, and has anybody failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ofdft_norm.errors import OFDFTNormError, StatisticsError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers.
+
+    Attributes:
+        rank: Index of this process.
+        world_size: Number of processes.
+        group: Process group whose collectives take CPU tensors; None for a single process.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    group: Any = None
+
+    def shard(self, n: int) -> range:
+        """Returns this rank's indices among n: every index on one rank, none twice, none padded."""
+        return range(self.rank, n, self.world_size)
+
+    def longest_shard(self, n: int) -> int:
+        """Returns the length of the longest shard of n."""
+        return -(-n // self.world_size)
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raises on every rank if any rank has an error; a collective that all ranks must reach.
+
+        Args:
+            error: This rank's error, if any.
+
+        Raises:
+            Exception: This rank's own error, or one of the same kind (of this package) with another rank's message.
+        """
+        if self.group is None:
+            if error is not None:
+                raise error
+            return
+        failed = torch.tensor([float(error is not None)])
+        dist.all_reduce(failed, dist.ReduceOp.MAX, group=self.group)
+        if not failed.item():
+            return
+        messages: list[Any] = [None] * self.world_size
+        own = None if error is None else (type(error).__name__, str(error))
+        dist.all_gather_object(messages, own, group=self.group)
+        if error is not None:
+            raise error
+        rank, (kind, text) = next((r, m) for r, m in enumerate(messages) if m is not None)
+        kinds = {k.__name__: k for k in OFDFTNormError.__subclasses__()}
+        raise kinds.get(kind, StatisticsError)(f"{text} (met by rank {rank})")
+
+
+def current_ranks() -> Ranks:
+    """Returns this process's place in the default process group, or that of a single process."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return Ranks()
+    return Ranks(dist.get_rank(), dist.get_world_size(), _cpu_group(id(dist.group.WORLD)))
+
+
+@cache
+def _cpu_group(world_id: int) -> Any:
+    """Returns the default group if it takes CPU tensors, else a gloo group beside it (made once)."""
+    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

@@ -1,0 +1,152 @@
+"""Sample weighers: functions that give every sample of a batch a weight >= 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.errors import BatchError, StatisticsError
+
+
+class SampleWeigher:
+    """Gives each sample a weight; `summary_string()` is the key under which its statistics are stored.
+
+    Subclasses implement `get_weights` and `summary_string`. Weighers multiply: ``a * b`` gives each sample the
+    product of both weights and joins the keys with ``_times_``.
+    """
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights >= 0 of a batch's (or a single sample's) samples."""
+        raise TypeError(f"{type(self).__name__} does not define get_weights")
+
+    def summary_string(self) -> str:
+        """Returns the key of this weigher's statistics."""
+        raise TypeError(f"{type(self).__name__} does not define summary_string")
+
+    def __mul__(self, other: SampleWeigher) -> ProductSampleWeigher:
+        return ProductSampleWeigher([self, other])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.summary_string()!r})"
+
+
+class ConstantSampleWeigher(SampleWeigher):
+    """The same weight for every sample. Key: ``constant``, or ``constant_2`` for weight 2."""
+
+    def __init__(self, weight: float = 1) -> None:
+        if not 0 <= weight < float("inf"):
+            raise StatisticsError(f"ConstantSampleWeigher: weight {weight} is not a finite number >= 0")
+        self.weight = weight
+
+    def get_weights(self, batch: Data) -> Tensor:
+        return torch.full((n_molecules(batch),), float(self.weight), dtype=torch.float64)
+
+    def summary_string(self) -> str:
+        return "constant" if self.weight == 1 else f"constant_{self.weight:g}"
+
+
+class HasEnergyLabelSampleWeigher(SampleWeigher):
+    """Weight 1 for samples whose energy and gradient labels may be used, else 0. Key: ``has_energy_label``."""
+
+    def get_weights(self, batch: Data) -> Tensor:
+        return _field(batch, "has_energy_label", self).to(torch.float64)
+
+    def summary_string(self) -> str:
+        return "has_energy_label"
+
+
+class MinSCFIterationSampleWeigher(SampleWeigher):
+    """Weight 1 from SCF iteration `min_scf_iteration` on (0 is the initial guess). Key: ``min_scf_iteration_3``."""
+
+    def __init__(self, min_scf_iteration: int) -> None:
+        self.min_scf_iteration = int(min_scf_iteration)
+
+    def get_weights(self, batch: Data) -> Tensor:
+        return (_field(batch, "scf_iteration", self) >= self.min_scf_iteration).to(torch.float64)
+
+    def summary_string(self) -> str:
+        return f"min_scf_iteration_{self.min_scf_iteration}"
+
+
+class InitialGuessOnlySampleWeigher(SampleWeigher):
+    """Weight 1 for SCF iteration 0, else 0. Key: ``initial_guess_only``."""
+
+    def get_weights(self, batch: Data) -> Tensor:
+        return (_field(batch, "scf_iteration", self) == 0).to(torch.float64)
+
+    def summary_string(self) -> str:
+        return "initial_guess_only"
+
+
+class GroundStateOnlySampleWeigher(SampleWeigher):
+    """Weight 1 for the converged density (`coeffs` equals `ground_state_coeffs`), else 0. Key: ``ground_state_only``."""
+
+    def get_weights(self, batch: Data) -> Tensor:
+        differs = (_field(batch, "coeffs", self) != _field(batch, "ground_state_coeffs", self)).to(torch.float64)
+        n_different = differs.new_zeros(n_molecules(batch)).index_add_(0, molecule_index(batch), differs)
+        return (n_different == 0).to(torch.float64)
+
+    def summary_string(self) -> str:
+        return "ground_state_only"
+
+
+class ProductSampleWeigher(SampleWeigher):
+    """The product of several weighers' weights. Key: theirs, joined with ``_times_``."""
+
+    def __init__(self, weighers: Sequence[SampleWeigher]) -> None:
+        self.weighers = list(weighers)
+
+    def get_weights(self, batch: Data) -> Tensor:
+        return torch.stack([weigher.get_weights(batch) for weigher in self.weighers]).prod(dim=0)
+
+    def summary_string(self) -> str:
+        return "_times_".join(weigher.summary_string() for weigher in self.weighers)
+
+
+def _field(batch: Data, name: str, weigher: SampleWeigher) -> Tensor:
+    value = batch.get(name)
+    if value is None:
+        raise BatchError(
+            f"the weigher {weigher.summary_string()!r} needs the field {name!r}, which the sample lacks; give it to "
+            "OFData.construct_new or choose another weigher (config: data.statistics.weighers)"
+        )
+    return value
+
+
+def sample_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
+    """Returns the weights of all weighers, checked.
+
+    Args:
+        weighers: K weighers.
+        batch: A batch of S samples.
+
+    Returns:
+        (K, S) float64.
+
+    Raises:
+        StatisticsError: If a weigher gives a NaN, infinite or negative weight, or not one weight for each sample.
+    """
+    n_samples = n_molecules(batch)
+    weights = torch.empty(len(weighers), n_samples, dtype=torch.float64)
+    for row, weigher in zip(weights, weighers, strict=True):
+        values = weigher.get_weights(batch).to(device="cpu", dtype=torch.float64)
+        if values.shape != (n_samples,):
+            raise StatisticsError(
+                f"the weigher {weigher.summary_string()!r} gave weights of shape {tuple(values.shape)} for {n_samples} "
+                "samples; get_weights must return one weight for each"
+            )
+        bad = ~(torch.isfinite(values) & (values >= 0))
+        if bad.any():
+            sample = int(bad.nonzero()[0])
+            name = batch.get("mol_id")
+            molecule = name[sample] if isinstance(name, list) else name
+            raise StatisticsError(
+                f"the weigher {weigher.summary_string()!r} gave sample {sample} (molecule {molecule!r}) the weight "
+                f"{float(values[sample])}; weights must be finite and >= 0"
+            )
+        row.copy_(values)
+    return weights

@@ -1,0 +1,118 @@
+"""Makes training labels from geometries with Kohn-Sham DFT.
+
+Example:
+    python scripts/generate_labels.py molecules.xyz --output labels_of_mine --workers 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ofdft_norm.errors import OFDFTNormError
+from ofdft_norm.labelling import CheckTolerances, KohnShamSettings, LabelSettings, generate, read_geometries
+from ofdft_norm.labelling.labels import DEFAULT_TARGETS, TARGETS
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the command line's parser; defaults are those of the settings classes."""
+    kohn_sham, labels, limits = KohnShamSettings(), LabelSettings(), CheckTolerances()
+    parser = argparse.ArgumentParser(
+        description="Makes energies and gradients of expanded densities along Kohn-Sham iterations, one "
+        "label file for each molecule. Interrupted runs continue; exits with 1 if a molecule fails its checks.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "xyz", nargs="+", type=Path, help="XYZ files, angstrom; comment lines carry mol_id=NAME"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder of the label set")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument(
+        "--targets", nargs="+", default=list(DEFAULT_TARGETS), choices=sorted(TARGETS), help="gradients"
+    )
+    parser.add_argument(
+        "--natural-reparametrization",
+        action=argparse.BooleanOptionalAction,
+        default=labels.natural_reparametrization,
+        help="store coefficients and gradients in coordinates in which the basis is orthonormal",
+    )
+    physics = parser.add_argument_group("Kohn-Sham")
+    physics.add_argument("--xc", default=kohn_sham.xc, help="LDA or GGA functional")
+    physics.add_argument("--basis", default=kohn_sham.basis, help="orbital basis")
+    physics.add_argument(
+        "--beta", type=float, default=labels.beta, help="ratio of exponents of the density basis"
+    )
+    physics.add_argument(
+        "--grid-level", type=int, default=kohn_sham.grid_level, help="quadrature grid, 0 to 9"
+    )
+    physics.add_argument("--energy-tolerance", type=float, default=kohn_sham.energy_tolerance, help="hartree")
+    physics.add_argument(
+        "--commutator-tolerance", type=float, default=kohn_sham.commutator_tolerance, help="hartree"
+    )
+    physics.add_argument(
+        "--max-iterations", type=int, default=kohn_sham.max_iterations, help="more is a failure"
+    )
+    physics.add_argument(
+        "--damping", type=float, default=kohn_sham.damping, help="of the first iterations, 0 to 1"
+    )
+    checks = parser.add_argument_group("checks (molecules beyond these are refused)")
+    checks.add_argument(
+        "--min-labelled", type=int, default=limits.min_labelled, help="fewest labelled iterations"
+    )
+    checks.add_argument("--electrons", type=float, default=limits.electrons, help="largest |w.p - N|")
+    checks.add_argument(
+        "--fit-residual", type=float, default=limits.fit_residual, help="hartree per electron"
+    )
+    checks.add_argument("--finite-difference", type=float, default=limits.finite_difference, help="relative")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    kohn_sham = KohnShamSettings(
+        xc=options.xc,
+        basis=options.basis,
+        grid_level=options.grid_level,
+        energy_tolerance=options.energy_tolerance,
+        commutator_tolerance=options.commutator_tolerance,
+        min_labelled=options.min_labelled,
+        max_iterations=options.max_iterations,
+        damping=options.damping,
+    )
+    tolerances = CheckTolerances(
+        electrons=options.electrons,
+        fit_residual=options.fit_residual,
+        finite_difference=options.finite_difference,
+        min_labelled=options.min_labelled,
+    )
+    try:
+        settings = LabelSettings(
+            kohn_sham=kohn_sham,
+            beta=options.beta,
+            natural_reparametrization=options.natural_reparametrization,
+            targets=tuple(options.targets),
+        )
+        result = generate(
+            read_geometries(options.xyz),
+            options.output,
+            settings=settings,
+            tolerances=tolerances,
+            workers=options.workers,
+            geometry_files=options.xyz,
+            command=shlex.join(["python", "scripts/generate_labels.py", *(arguments or sys.argv[1:])]),
+        )
+    except (OFDFTNormError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(result.reports)} molecules in {options.output} ({len(result.skipped)} were there already)")
+    for mol_id, failure in sorted(result.failures.items()):
+        print(f"failed: {mol_id}: {failure}", file=sys.stderr)
+    return 1 if result.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""Labels from Kohn-Sham calculations: formulas against naive implementations, and the whole against itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("pyscf")
+
+from ofdft_norm.labelling.checks import CheckTolerances, check_labels, project
+from ofdft_norm.labelling.density_basis import DensityBasis, build_density_basis
+from ofdft_norm.labelling.density_fit import DensityFit, fit_densities, solve_constrained
+from ofdft_norm.labelling.diis import RecordingDIIS, pulay_weights
+from ofdft_norm.labelling.errors import KohnShamError, LabelCheckError, LabellingError
+from ofdft_norm.labelling.functional import evaluate_potentials, exchange_correlation
+from ofdft_norm.labelling.geometries import Geometry
+from ofdft_norm.labelling.kohn_sham import KohnShamSettings, KohnShamTrajectory, build_molecule, run_kohn_sham
+from ofdft_norm.labelling.labels import LabelSettings, MoleculeLabels, make_labels, reparametrize
+from ofdft_norm.labelling.natural_reparametrization import NaturalReparametrization
+from ofdft_norm.labelling.pyscf_import import pyscf_module
+
+Array = npt.NDArray[Any]
+
+# Deliberately without symmetry: a swapped axis must not go unnoticed.
+WATER = Geometry(
+    "bent", np.array([8, 1, 1]), np.array([[0.1, -0.2, 0.3], [0.4, 1.3, -0.8], [-1.2, -1.0, -0.7]]), ""
+)
+
+
+@pytest.fixture(scope="module")
+def trajectory() -> KohnShamTrajectory:
+    return run_kohn_sham(WATER)
+
+
+@pytest.fixture(scope="module")
+def basis(trajectory: KohnShamTrajectory) -> DensityBasis:
+    return build_density_basis(trajectory.mol)
+
+
+@pytest.fixture(scope="module")
+def fit(trajectory: KohnShamTrajectory, basis: DensityBasis) -> DensityFit:
+    return fit_densities(trajectory, basis)
+
+
+@pytest.fixture(scope="module")
+def labels() -> MoleculeLabels:
+    targets = ("grad_kin", "grad_kin_plus_xc", "grad_tot")
+    return make_labels(WATER, LabelSettings(natural_reparametrization=False, targets=targets))
+
+
+# --- Kohn-Sham iterations -----------------------------------------------------------------------------------
+
+
+def test_every_density_diagonalises_its_recorded_mixture_of_fock_matrices(trajectory: KohnShamTrajectory) -> None:
+    mean_field = pyscf_module("dft").RKS(trajectory.mol, xc="PBE")
+    mean_field.grids = trajectory.grid
+    overlap, core = mean_field.get_ovlp(), mean_field.get_hcore()
+    matrices = [iteration.density_matrix for iteration in trajectory.iterations]
+    focks = [core + np.asarray(mean_field.get_veff(trajectory.mol, gamma)) for gamma in matrices]
+
+    assert len(trajectory.iterations[0].fock_weights) == 0
+    for k, iteration in enumerate(trajectory.iterations[1:], start=1):
+        assert len(iteration.fock_weights) == k
+        assert iteration.fock_weights.sum() == pytest.approx(1.0, abs=1e-12)
+        fock = sum(w * f for w, f in zip(iteration.fock_weights, focks[:k], strict=True))
+        commutator = fock @ matrices[k] @ overlap
+        np.testing.assert_allclose(commutator, commutator.T, atol=1e-9)
+
+
+def test_converges_to_the_energy_of_pyscfs_own_loop(trajectory: KohnShamTrajectory) -> None:
+    mean_field = pyscf_module("dft").RKS(trajectory.mol, xc="PBE")
+    mean_field.grids = trajectory.grid
+    mean_field.conv_tol = 1e-10
+    assert trajectory.converged
+    assert trajectory.iterations[-1].energies["e_tot"] == pytest.approx(mean_field.kernel(), abs=2e-7)
+
+
+def test_refuses_open_shells_and_reports_failed_convergence() -> None:
+    radical = Geometry("hydroxyl", np.array([8, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.8]]))
+    with pytest.raises(KohnShamError, match="'hydroxyl' has 9 electrons; expected an even number"):
+        run_kohn_sham(radical)
+    hydrogen = Geometry("H2", np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.4]]))
+    with pytest.raises(KohnShamError, match="'H2': not converged after 2 iterations.*max_iterations"):
+        run_kohn_sham(hydrogen, KohnShamSettings(max_iterations=2, min_labelled=2))
+
+
+def test_pulay_weights_minimise_the_error() -> None:
+    generator = np.random.default_rng(0)
+    errors = [generator.normal(size=(4, 4)) * 10.0**-k for k in range(4)]
+    weights = pulay_weights(errors)
+
+    def norm(candidate: Array) -> float:
+        return float(np.linalg.norm(np.tensordot(candidate, np.stack(errors), axes=1)))
+
+    assert weights.sum() == pytest.approx(1.0)
+    for _ in range(50):
+        step = generator.normal(size=4) * 1e-3
+        assert norm(weights) <= norm(weights + step - step.mean())
+
+
+def test_diis_mixes_with_the_weights_it_reports() -> None:
+    generator = np.random.default_rng(1)
+    diis = RecordingDIIS(space=3, damping=0.7, damping_threshold=0.0)
+    focks = [generator.normal(size=(3, 3)) for _ in range(6)]
+    for k, fock in enumerate(focks):
+        mixed, weights = diis.extrapolate(fock, generator.normal(size=(3, 3)))
+        assert weights.shape == (k + 1,)
+        assert weights.sum() == pytest.approx(1.0)
+        np.testing.assert_allclose(mixed, np.tensordot(weights, np.stack(focks[: k + 1]), axes=1), atol=1e-12)
+
+
+# --- Density basis ------------------------------------------------------------------------------------------
+
+
+def test_basis_has_the_published_shells() -> None:
+    heavy = "11x0e+8x1o+7x2e+4x3o+2x4e"
+    for number, dimension, irreps in [
+        (1, 20, "6x0e+3x1o+1x2e"),
+        (6, 109, "11x0e+8x1o+7x2e+3x3o+2x4e"),
+        (7, 116, heavy),
+        (8, 116, heavy),
+        (9, 116, heavy),
+    ]:
+        pair = Geometry("pair", np.array([number, number]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 3.0]]))
+        basis = build_density_basis(build_molecule(pair, "6-31G(2df,p)"))
+        assert basis.n_basis == 2 * dimension
+        assert basis.irreps_per_atom == {number: irreps}
+
+
+def test_shells_are_sorted_and_their_components_run_from_minus_l_to_l(basis: DensityBasis) -> None:
+    names = [basis.mol.ao_labels(fmt=False)[i] for i in basis.order]
+    momenta = ["spdfg".index(shell[1]) for _, _, shell, _ in names[:116]]
+    assert [atom for atom, *_ in names] == [0] * 116 + [1] * 20 + [2] * 20
+    assert momenta == sorted(momenta)
+    assert [component for *_, component in names[11:17]] == ["y", "z", "x"] * 2
+    assert [component for *_, component in names[35:40]] == ["xy", "yz", "z^2", "xz", "x2-y2"]
+
+
+def test_integrals_agree_with_quadrature(basis: DensityBasis, trajectory: KohnShamTrajectory) -> None:
+    values = basis.mol.eval_gto("GTOval", trajectory.grid.coords)[:, basis.order]
+    smooth = np.abs(basis.integrals) > 0.3
+    np.testing.assert_allclose(trajectory.grid.weights @ values[:, smooth], basis.integrals[smooth], rtol=1e-4)
+    np.testing.assert_allclose(trajectory.grid.weights @ values[:, ~smooth], basis.integrals[~smooth], atol=1e-2)
+
+    distances = np.linalg.norm(trajectory.grid.coords[:, None] - WATER.positions, axis=-1)
+    attraction = -(WATER.atomic_numbers / distances).sum(axis=1)
+    expected = (trajectory.grid.weights * attraction) @ values[:, smooth]
+    np.testing.assert_allclose(basis.external_potential()[smooth], expected, rtol=1e-3)
+
+
+# --- Density fit --------------------------------------------------------------------------------------------
+
+
+def test_constrained_solution_solves_the_kkt_system() -> None:
+    generator = np.random.default_rng(2)
+    root, right = generator.normal(size=(7, 7)), generator.normal(size=(3, 7))
+    constraints, values = generator.normal(size=(2, 7)), generator.normal(size=(3, 2))
+    metric = root @ root.T + 0.1 * np.eye(7)
+    system = np.block([[metric, constraints.T], [constraints, np.zeros((2, 2))]])
+    expected = np.linalg.solve(system, np.concatenate([right, values], axis=1).T).T[:, :7]
+    np.testing.assert_allclose(solve_constrained(metric, right, constraints, values), expected, atol=1e-10)
+
+
+def test_fit_keeps_electrons_and_external_energy(
+    trajectory: KohnShamTrajectory, basis: DensityBasis, fit: DensityFit
+) -> None:
+    external = [iteration.energies["e_ext"] for iteration in trajectory.iterations]
+    np.testing.assert_allclose(fit.coeffs @ basis.integrals, 10.0, atol=1e-10)
+    np.testing.assert_allclose(fit.coeffs @ basis.external_potential(), external, atol=1e-9)
+    assert (fit.residuals > 0).all()
+    assert fit.residuals.max() < 1e-4
+
+    free = fit_densities(trajectory, basis, constrain_external_energy=False)
+    assert (free.residuals <= fit.residuals + 1e-12).all()
+
+
+def test_fitted_density_agrees_with_the_orbitals_on_the_grid(
+    trajectory: KohnShamTrajectory, basis: DensityBasis, fit: DensityFit
+) -> None:
+    orbitals = trajectory.mol.eval_gto("GTOval", trajectory.grid.coords)
+    exact = np.einsum("pa,ab,pb->p", orbitals, trajectory.iterations[-1].density_matrix, orbitals, optimize=True)
+    fitted = basis.mol.eval_gto("GTOval", trajectory.grid.coords)[:, basis.order] @ fit.coeffs[-1]
+    assert trajectory.grid.weights @ np.abs(fitted - exact) < 0.02
+
+
+# --- Functionals --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("xc", ["PBE", "LDA,VWN"])
+def test_potentials_are_the_derivatives_of_the_energies(
+    trajectory: KohnShamTrajectory, basis: DensityBasis, fit: DensityFit, xc: str
+) -> None:
+    generator = np.random.default_rng(3)
+    coeffs = fit.coeffs[-1:]
+    direction, step = coeffs * generator.uniform(0.5, 1.5, size=coeffs.shape), 1e-4
+
+    def evaluate(p: Array) -> Any:
+        return evaluate_potentials(p, basis, fit.coulomb_metric, trajectory.grid, xc)
+
+    here, ahead, behind = evaluate(coeffs), evaluate(coeffs + step * direction), evaluate(coeffs - step * direction)
+    for name, gradient in here.gradients.items():
+        expected = (ahead.energies[name] - behind.energies[name]) / (2 * step)
+        assert (gradient * direction).sum() == pytest.approx(expected[0], rel=1e-6), name
+    total = sum(here.energies.values())
+    np.testing.assert_allclose(here.effective_energy, total)
+
+
+def test_energies_agree_with_those_of_the_orbitals(labels: MoleculeLabels) -> None:
+    rows = labels.has_energy_label
+    for name, tolerance in {"e_ext": 1e-8, "e_hartree": 1e-4, "e_xc": 1e-3, "e_kin": 1e-3}.items():
+        np.testing.assert_allclose(labels.energies[name][rows], labels.ks_energies[name][rows], atol=tolerance)
+
+
+def test_blocks_do_not_change_the_integral(
+    trajectory: KohnShamTrajectory, basis: DensityBasis, fit: DensityFit
+) -> None:
+    whole = exchange_correlation(fit.coeffs[-2:], basis, trajectory.grid, "PBE")
+    blocks = exchange_correlation(fit.coeffs[-2:], basis, trajectory.grid, "PBE", max_memory_mb=20.0)
+    np.testing.assert_allclose(blocks[0], whole[0], rtol=1e-12)
+    np.testing.assert_allclose(blocks[1], whole[1], atol=1e-11)
+
+
+def test_refuses_hybrid_meta_functionals(
+    trajectory: KohnShamTrajectory, basis: DensityBasis, fit: DensityFit
+) -> None:
+    with pytest.raises(LabellingError, match="'TPSS' is of type MGGA"):
+        exchange_correlation(fit.coeffs, basis, trajectory.grid, "TPSS")
+
+
+# --- Labels and their checks --------------------------------------------------------------------------------
+
+
+def test_targets_differ_by_the_potentials(labels: MoleculeLabels) -> None:
+    energies, rows = labels.energies, labels.has_energy_label
+    np.testing.assert_allclose(energies["e_kin_plus_xc"], energies["e_kin"] + energies["e_xc"])
+    parts = energies["e_kin"] + energies["e_hartree"] + energies["e_xc"] + energies["e_ext"]
+    np.testing.assert_allclose(parts, energies["e_electron"], atol=1e-10)
+    # at the converged density the gradient of the total energy is a multiple of w
+    converged = project(labels.gradients["grad_tot"][-1], labels.dual_basis_integrals)
+    assert np.abs(converged).max() < 1e-3
+    assert not rows[0]
+    assert all(np.all(gradient[0] == 0.0) for gradient in labels.gradients.values())
+    assert rows[1:].all()
+
+
+def test_labels_pass_their_checks(labels: MoleculeLabels) -> None:
+    report = check_labels(labels)
+    assert report.n_labelled == labels.has_energy_label.sum() >= 5
+    assert report.n_compared >= 6
+    assert report.finite_difference < 5e-3
+
+
+def _replace_gradient(labels: MoleculeLabels, gradient: Array) -> MoleculeLabels:
+    return dataclasses.replace(labels, gradients={"grad_kin": gradient})
+
+
+@pytest.mark.parametrize("error", ["sign", "iteration", "missing term", "order in a shell", "nan"])
+def test_checks_refuse_planted_errors(labels: MoleculeLabels, error: str) -> None:
+    good = labels.gradients["grad_kin"]
+    p_shells = good.copy()
+    p_shells[:, 11:35] = good[:, 11:35].reshape(len(good), 8, 3)[..., [1, 2, 0]].reshape(len(good), 24)
+    bad = {
+        "sign": -good,
+        "iteration": np.concatenate([good[:1], good[2:], good[-1:]]),
+        "missing term": labels.gradients["grad_kin_plus_xc"],
+        "order in a shell": p_shells,
+        "nan": np.where(np.arange(len(good))[:, None] == 2, np.nan, good),
+    }[error]
+    with pytest.raises(LabelCheckError, match=r"finite_difference is .*expected at most 1e-02.*bent"):
+        check_labels(_replace_gradient(labels, bad))
+
+
+def test_checks_refuse_lost_electrons_bad_fits_and_short_trajectories(labels: MoleculeLabels) -> None:
+    with pytest.raises(LabelCheckError, match="electrons is"):
+        check_labels(dataclasses.replace(labels, coeffs=labels.coeffs * (1 + 1e-6)))
+    with pytest.raises(LabelCheckError, match="fit_residual is"):
+        check_labels(dataclasses.replace(labels, fit_residuals=labels.fit_residuals + 0.1))
+    with pytest.raises(LabelCheckError, match="expected at least 50"):
+        check_labels(labels, CheckTolerances(min_labelled=50))
+
+
+def test_natural_reparametrization_keeps_products_and_makes_the_overlap_one(
+    labels: MoleculeLabels, basis: DensityBasis
+) -> None:
+    overlap = basis.overlap()
+    transform = NaturalReparametrization(overlap)
+    natural = reparametrize(labels, transform)
+    unit = transform.inverse_root @ overlap @ transform.inverse_root
+    np.testing.assert_allclose(unit, np.eye(len(unit)), atol=1e-10)
+    np.testing.assert_allclose(natural.coeffs @ natural.dual_basis_integrals, 10.0, atol=1e-9)
+    for target, gradient in labels.gradients.items():
+        before = np.einsum("kn,kn->k", labels.coeffs, gradient)
+        after = np.einsum("kn,kn->k", natural.coeffs, natural.gradients[target])
+        np.testing.assert_allclose(after, before, atol=1e-9)
+    plain, transformed = check_labels(labels), check_labels(natural)
+    assert transformed.finite_difference == pytest.approx(plain.finite_difference, rel=1e-6)
+
+
+def test_natural_reparametrization_refuses_dependent_functions() -> None:
+    with pytest.raises(LabellingError, match="eigenvalue"):
+        NaturalReparametrization(np.array([[1.0, 1.0], [1.0, 1.0]]))
+
+
+def test_settings_are_validated() -> None:
+    with pytest.raises(LabellingError, match="grad_kinetic"):
+        LabelSettings(targets=("grad_kinetic",))
+    with pytest.raises(KohnShamError, match="min_labelled 9 and max_iterations 3"):
+        KohnShamSettings(min_labelled=9, max_iterations=3)
+    with pytest.raises(KohnShamError, match="damping: got 1"):
+        KohnShamSettings(damping=1.0)
