@@ -4,6 +4,8 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.of_dataset import OFDataset
 from ofdft_norm.data.transforms import ProjectGradient, project_gradient
+from ofdft_norm.datamodule import OFDFTDataModule
+from ofdft_norm.mixin import NormalizerMixin
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.element_references import LinearReferences, create_element_references
@@ -30,6 +32,8 @@ __all__ = [
     "LinearReferences",
     "MinSCFIterationSampleWeigher",
     "Normalizer",
+    "NormalizerMixin",
+    "OFDFTDataModule",
     "OFData",
     "OFDataset",
     "ProjectGradient",

@@ -25,9 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         "label file for each molecule. Interrupted runs continue; exits with 1 if a molecule fails its checks.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "xyz", nargs="+", type=Path, help="XYZ files, angstrom; comment lines carry mol_id=NAME"
-    )
+    parser.add_argument("xyz", nargs="+", type=Path, help="XYZ files, angstrom; comment lines carry mol_id=NAME")
     parser.add_argument("--output", required=True, type=Path, help="folder of the label set")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument(
@@ -42,30 +40,16 @@ def build_parser() -> argparse.ArgumentParser:
     physics = parser.add_argument_group("Kohn-Sham")
     physics.add_argument("--xc", default=kohn_sham.xc, help="LDA or GGA functional")
     physics.add_argument("--basis", default=kohn_sham.basis, help="orbital basis")
-    physics.add_argument(
-        "--beta", type=float, default=labels.beta, help="ratio of exponents of the density basis"
-    )
-    physics.add_argument(
-        "--grid-level", type=int, default=kohn_sham.grid_level, help="quadrature grid, 0 to 9"
-    )
+    physics.add_argument("--beta", type=float, default=labels.beta, help="ratio of exponents of the density basis")
+    physics.add_argument("--grid-level", type=int, default=kohn_sham.grid_level, help="quadrature grid, 0 to 9")
     physics.add_argument("--energy-tolerance", type=float, default=kohn_sham.energy_tolerance, help="hartree")
-    physics.add_argument(
-        "--commutator-tolerance", type=float, default=kohn_sham.commutator_tolerance, help="hartree"
-    )
-    physics.add_argument(
-        "--max-iterations", type=int, default=kohn_sham.max_iterations, help="more is a failure"
-    )
-    physics.add_argument(
-        "--damping", type=float, default=kohn_sham.damping, help="of the first iterations, 0 to 1"
-    )
+    physics.add_argument("--commutator-tolerance", type=float, default=kohn_sham.commutator_tolerance, help="hartree")
+    physics.add_argument("--max-iterations", type=int, default=kohn_sham.max_iterations, help="more is a failure")
+    physics.add_argument("--damping", type=float, default=kohn_sham.damping, help="of the first iterations, 0 to 1")
     checks = parser.add_argument_group("checks (molecules beyond these are refused)")
-    checks.add_argument(
-        "--min-labelled", type=int, default=limits.min_labelled, help="fewest labelled iterations"
-    )
+    checks.add_argument("--min-labelled", type=int, default=limits.min_labelled, help="fewest labelled iterations")
     checks.add_argument("--electrons", type=float, default=limits.electrons, help="largest |w.p - N|")
-    checks.add_argument(
-        "--fit-residual", type=float, default=limits.fit_residual, help="hartree per electron"
-    )
+    checks.add_argument("--fit-residual", type=float, default=limits.fit_residual, help="hartree per electron")
     checks.add_argument("--finite-difference", type=float, default=limits.finite_difference, help="relative")
     return parser
 

@@ -38,6 +38,21 @@ def _parse_irreps(irreps: str, atomic_number: int) -> list[tuple[int, int]]:
     return shells
 
 
+def _as_integers(atomic_numbers: Any, context: str) -> npt.NDArray[np.int64]:
+    """Returns a vector of atomic numbers; refuses what a cast to integers would change."""
+    numbers = np.asarray(atomic_numbers)
+    with np.errstate(invalid="ignore"):
+        integers = numbers.astype(np.int64) if numbers.dtype.kind in "iuf" else None
+    if integers is None or integers.ndim != 1 or not np.array_equal(integers, numbers):
+        if numbers.size == 0 and numbers.ndim == 1:
+            return np.zeros(0, dtype=np.int64)
+        raise BasisError(
+            f"{context + ': ' if context else ''}field 'atomic_numbers' is {numbers.tolist()!r}, expected a vector of "
+            "whole numbers"
+        )
+    return integers
+
+
 class BasisInfo:
     """Atom-centred density basis: per element, an ordered list of shells sorted by angular momentum.
 
@@ -72,7 +87,7 @@ class BasisInfo:
     """
 
     def __init__(self, atomic_numbers: Sequence[int] | npt.NDArray[Any], irreps_per_atom: Sequence[str]) -> None:
-        self.atomic_numbers = np.asarray(atomic_numbers, dtype=np.int64)
+        self.atomic_numbers = _as_integers(atomic_numbers, "")
         self.irreps_per_atom = [str(irreps) for irreps in irreps_per_atom]
         self._check_elements()
         shells = [_parse_irreps(i, int(z)) for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True)]
@@ -115,9 +130,9 @@ class BasisInfo:
             (n_atom,) indices into `atomic_numbers` of the basis.
 
         Raises:
-            BasisError: If an element is not part of the basis.
+            BasisError: If an element is not part of the basis, or the numbers are not a vector of whole numbers.
         """
-        numbers = np.asarray(atomic_numbers, dtype=np.int64)
+        numbers = _as_integers(atomic_numbers, context)
         inside = (numbers >= 0) & (numbers <= MAX_ATOMIC_NUMBER)
         indices = self.atomic_number_to_atom_index[np.where(inside, numbers, 0)]
         if (indices == UNKNOWN_ELEMENT).any():
@@ -137,9 +152,14 @@ class BasisInfo:
 
         Returns:
             (n_basis of the molecule,) indices into any per-dimension statistic.
+
+        Raises:
+            BasisError: If an index is not one of an element: a negative one would pick from the end.
         """
         if len(atom_ind) == 0:
             return np.zeros(0, dtype=np.int64)
+        if min(atom_ind) < 0 or max(atom_ind) >= self.n_types:
+            raise BasisError(f"field 'atom_ind' has {min(atom_ind)} ... {max(atom_ind)}, expected 0 ... {self.n_types - 1}")
         return np.concatenate([self.atom_ind_to_basis_function_ind[i] for i in atom_ind])
 
     @classmethod
@@ -147,16 +167,21 @@ class BasisInfo:
         """Reads a JSON file with the keys `atomic_numbers` and `irreps_per_atom`.
 
         Raises:
-            BasisError: If the file cannot be read or lacks a key.
+            BasisError: If the file cannot be read, lacks a key, or describes no basis; the message names the file.
         """
+        key = "(config: data.source.basis_info)"
         try:
-            content = json.loads(Path(path).read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise BasisError(f"{path}: cannot read the basis: {error} (config: data.source.basis_info)") from error
-        missing = {"atomic_numbers", "irreps_per_atom"} - set(content)
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:  # ValueError: neither JSON nor text
+            raise BasisError(f"{path}: cannot read the basis: {error} {key}") from error
+        names = sorted(content) if isinstance(content, dict) else []
+        missing = sorted({"atomic_numbers", "irreps_per_atom"} - set(names))
         if missing:
-            raise BasisError(f"{path}: lacks {sorted(missing)}; it has {sorted(content)}")
-        return cls(content["atomic_numbers"], content["irreps_per_atom"])
+            raise BasisError(f"{path}: lacks {missing}; it has {names} {key}")
+        try:
+            return cls(content["atomic_numbers"], content["irreps_per_atom"])
+        except (BasisError, TypeError) as error:  # TypeError: a value is null or a number
+            raise BasisError(f"{path}: {error} {key}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the two constructor arguments as plain Python, e.g. for JSON or a checkpoint."""

@@ -75,9 +75,7 @@ def write_label_file(
         LabelFileError: If shapes disagree or a number is not finite; nothing is written then.
     """
     if coeffs.ndim != 2:
-        raise LabelFileError(
-            f"molecule {mol_id!r}, field 'coeffs': shape {coeffs.shape}, expected (n_scf, n_basis)"
-        )
+        raise LabelFileError(f"molecule {mol_id!r}, field 'coeffs': shape {coeffs.shape}, expected (n_scf, n_basis)")
     n_scf, n_basis = coeffs.shape
     _check(mol_id, {"spatial/dual_basis_integrals": dual_basis_integrals}, (n_basis,))
     spatial = {
@@ -85,9 +83,7 @@ def write_label_file(
         "dual_basis_integrals": np.broadcast_to(dual_basis_integrals, coeffs.shape),
         **gradients,
     }
-    of_labels = {f"spatial/{k}": v for k, v in spatial.items()} | {
-        f"energies/{k}": v for k, v in energies.items()
-    }
+    of_labels = {f"spatial/{k}": v for k, v in spatial.items()} | {f"energies/{k}": v for k, v in energies.items()}
     ks_labels = {f"energies/{k}": v for k, v in ks_energies.items()}
     ks_labels["energies/has_energy_label"] = np.asarray(has_energy_label, dtype=bool)
     geometry = {"atom_pos": positions, "atomic_numbers": np.asarray(atomic_numbers, dtype=np.uint8)}
@@ -108,9 +104,7 @@ def write_label_file(
 def _check(mol_id: str, arrays: Mapping[str, Array], shape: tuple[int, ...]) -> None:
     for name, array in arrays.items():
         if array.shape != shape:
-            raise LabelFileError(
-                f"molecule {mol_id!r}, field {name!r}: shape {array.shape}, expected {shape}"
-            )
+            raise LabelFileError(f"molecule {mol_id!r}, field {name!r}: shape {array.shape}, expected {shape}")
         if not np.isfinite(array).all():
             index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             raise LabelFileError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +20,9 @@ class Float64Module(nn.Module):
 
     def register_float64(self, name: str, value: Any) -> None:
         """Registers a buffer in float64, a copy of `value`, whatever the default dtype."""
-        tensor = value.detach().clone() if isinstance(value, Tensor) else torch.as_tensor(value)
-        self.register_buffer(name, tensor.to(torch.float64).clone())
+        # Numbers and lists go to float64 directly: by way of torch's default dtype they would lose digits.
+        tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
+        self.register_buffer(name, tensor.to(torch.float64, copy=True))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float64Module:
         def move_only(tensor: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class Normalizer(Float64Module):
         energy_scale: s > 0 [hartree per unit of normalised energy]; divides energies and gradients alike.
         seen_elements: (119,) bool by atomic number, the elements that the statistics were fitted on. Atoms of others
             are refused. None: no check.
+        energy_field: Field that holds the energy, for data sets with names of their own.
+        forces_field: Field that holds forces, if any: (n_atom, 3), divided by `energy_scale` like the energy.
 
     Raises:
         ConfigError: If `energy_scale` is not a positive number.
@@ -51,12 +53,16 @@ class Normalizer(Float64Module):
         rescaling: DimensionWiseRescaling | None = None,
         energy_scale: float | Tensor = 1.0,
         seen_elements: Tensor | None = None,
+        energy_field: str = "energy_label",
+        forces_field: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 < float(energy_scale) < float("inf"):
             raise ConfigError(
                 f"energy_scale = {float(energy_scale)}: expected a positive number (config: data.energy_scale)"
             )
+        self.energy_field = energy_field
+        self.forces_field = forces_field
         self.reference = reference
         self.rescaling = rescaling
         self.register_float64("energy_scale", torch.as_tensor(energy_scale, dtype=torch.float64).reshape(()))
@@ -88,9 +94,11 @@ class Normalizer(Float64Module):
             out.energy_reference = self.reference.energy(raw, raw.get("coeffs"))
         else:
             out.energy_reference = self.energy_scale.new_zeros(n)
-        energy = raw.get("energy_label")
+        energy = raw.get(self.energy_field)
         if energy is not None:
-            out.energy_label = self._normalize_energy(energy, out.energy_reference)
+            out[self.energy_field] = self._normalize_energy(energy, out.energy_reference)
+        if self.forces_field is not None and raw.get(self.forces_field) is not None:
+            out[self.forces_field] = raw[self.forces_field].to(torch.float64) / self.energy_scale
         if raw.get("gradient_label") is not None:
             out.gradient_label = self.normalize_gradient(raw.gradient_label, raw)
         if self.rescaling is not None:
@@ -118,8 +126,10 @@ class Normalizer(Float64Module):
                 out[field] = self.denormalize_coeffs(batch[field], batch)
         if batch.get("gradient_label") is not None:
             out.gradient_label = self.denormalize_gradient(batch.gradient_label, batch)
-        if batch.get("energy_label") is not None:
-            out.energy_label = self.denormalize_energy(batch.energy_label, batch)
+        if batch.get(self.energy_field) is not None:
+            out[self.energy_field] = self.denormalize_energy(batch[self.energy_field], batch)
+        if self.forces_field is not None and batch.get(self.forces_field) is not None:
+            out[self.forces_field] = self.denormalize_forces(batch[self.forces_field], batch)
         if batch.get("dual_basis_integrals") is not None:
             out.dual_basis_integrals = self.denormalize_integrals(batch.dual_basis_integrals, batch)
         del out.energy_reference
@@ -174,6 +184,10 @@ class Normalizer(Float64Module):
         if self.rescaling is not None:
             difference = self.rescaling.unscale_gradient(difference, batch)
         return difference * self.energy_scale
+
+    def denormalize_forces(self, forces: Tensor, batch: Data) -> Tensor:
+        """Returns forces F = s F', float64; references do not depend on positions."""
+        return forces.to(torch.float64) * self.energy_scale
 
     def denormalize_coeffs(self, coeffs: Tensor, batch: Data) -> Tensor:
         """Returns p = p' / lambda + pbar, (n_basis,) float64."""

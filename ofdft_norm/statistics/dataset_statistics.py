@@ -237,21 +237,27 @@ class DatasetStatistics:
         self.path = path
 
     def _put_in_place(self, aside: Path, path: Path, overwrite: bool) -> None:
-        if path.exists():
+        """Renames a complete directory to its place; where another process was first, equal statistics stay."""
+        for _ in range(10):  # each turn, another process may put its own directory in place
+            try:
+                os.rename(aside, path)  # fails where a directory holds files: nothing is ever half replaced
+                return
+            except OSError:
+                if not path.exists():
+                    raise
+            if self._is_stored_at(path):
+                return
             if not overwrite:
-                if DatasetStatistics(path).equals(self):
-                    return
                 raise StatisticsError(f"{path} already holds other statistics; pass overwrite=True to replace them")
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.old.", dir=path.parent) as old:
-                os.rename(path, Path(old) / "old")
-                os.rename(aside, path)
-            return
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as old:
+                os.rename(path, Path(old) / path.name)
+        raise OSError(f"{path}: other processes keep replacing it")
+
+    def _is_stored_at(self, path: Path) -> bool:
         try:
-            os.rename(aside, path)
-        except OSError:
-            # another process was first: a directory is never renamed onto one that holds files
-            if not path.exists() or not DatasetStatistics(path).equals(self):
-                raise
+            return DatasetStatistics(path).equals(self)
+        except StatisticsError:
+            return False
 
     def equals(self, other: DatasetStatistics) -> bool:
         """Whether both hold the same keys with the same values, to rounding in the last digits."""

@@ -1,0 +1,132 @@
+"""Builds a normaliser from statistics and configuration."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ofdft_norm.config import AtomicReference, LinearReference, Rescaling
+from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
+from ofdft_norm.errors import StatisticsError
+from ofdft_norm.normalization.atom_ref import AtomRef
+from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
+from ofdft_norm.normalization.element_references import LinearReferences, create_element_references
+from ofdft_norm.normalization.energy_scale import resolve_energy_scale
+from ofdft_norm.normalization.normalizer import Normalizer, Reference
+from ofdft_norm.normalization.reference_config import references_from_values
+from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+
+
+def build_normalizer(
+    statistics: DatasetStatistics,
+    basis_info: BasisInfo,
+    reference: AtomicReference | LinearReference | None,
+    rescaling: Rescaling | None,
+    weigher_key: str = "has_energy_label",
+    energy_scale: float | str = 1.0,
+    energy_scale_per_atom: bool = False,
+    unseen_elements: str = "error",
+) -> Normalizer:
+    """Builds the normaliser that a configuration asks for.
+
+    Args:
+        statistics: Of the training split.
+        basis_info: The basis they were taken in.
+        reference: Which reference to subtract; None: none.
+        rescaling: How to rescale; None: not at all.
+        weigher_key: Whose statistics to use.
+        energy_scale: A number [hartree], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
+        energy_scale_per_atom: Whether those are divided by the mean number of atoms of a sample.
+        unseen_elements: ``error`` refuses atoms of elements that were not seen, ``identity`` lets them pass.
+
+    Returns:
+        The normaliser.
+
+    Raises:
+        StatisticsError: If the statistics lack a key or belong to another basis.
+        ConfigError: If a setting is unknown or out of range.
+    """
+    check_basis(statistics, basis_info, weigher_key)
+    name = None if reference is None else reference.statistics_name
+    scale = resolve_energy_scale(energy_scale, statistics, weigher_key, name, energy_scale_per_atom)
+    return Normalizer(
+        reference=_reference(statistics, basis_info, reference, weigher_key),
+        rescaling=None
+        if rescaling is None
+        else DimensionWiseRescaling.from_dataset_statistics(
+            statistics,
+            basis_info,
+            weigher_key,
+            equivariant=rescaling.equivariant,
+            s_coeff=rescaling.s_coeff,
+            s_grad=rescaling.s_grad,
+            epsilon=rescaling.epsilon,
+        ),
+        energy_scale=scale,
+        seen_elements=_seen_elements(statistics, basis_info, weigher_key) if unseen_elements == "error" else None,
+    )
+
+
+def _reference(
+    statistics: DatasetStatistics,
+    basis_info: BasisInfo,
+    reference: AtomicReference | LinearReference | None,
+    weigher_key: str,
+) -> Reference | None:
+    if reference is None:
+        return None
+    if isinstance(reference, AtomicReference):
+        return AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, reference.scalar_only)
+    return linear_references(reference) or LinearReferences.from_dataset_statistics(
+        statistics,
+        basis_info,
+        weigher_key,
+        max_num_elements=reference.max_num_elements,
+        unseen_elements=reference.unseen_elements,
+    )
+
+
+def linear_references(reference: LinearReference) -> LinearReferences | None:
+    """Returns the references that a configuration gives by values or file; None if they are to be fitted."""
+    if reference.file is not None:
+        references = create_element_references(reference.file)
+    elif reference.values is not None:
+        references = references_from_values(reference.values, max_num_elements=reference.max_num_elements)
+    else:
+        return None
+    references.unseen_elements = reference.unseen_elements
+    return references
+
+
+def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str) -> None:
+    """Refuses statistics that were taken in another basis.
+
+    Raises:
+        StatisticsError: With both bases.
+    """
+    where = statistics.path or "the statistics"
+    stored = statistics.attributes.get("basis_info")
+    if stored is not None and stored != basis_info.to_dict():
+        raise StatisticsError(
+            f"{where}: made for the basis {BasisInfo(**stored)}, but the labels have {basis_info} "
+            "(config: data.statistics.path, data.source.basis_info)"
+        )
+    shape = statistics.load_statistic(weigher_key, "coeffs/mean").shape
+    if shape != (basis_info.n_basis,):
+        raise StatisticsError(
+            f"{where}: {weigher_key}/coeffs/mean has shape {shape}, but the basis has {basis_info.n_basis} functions: the "
+            "statistics belong to another basis (config: data.statistics.path, data.source.basis_info)"
+        )
+
+
+def _seen_elements(statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str) -> Tensor:
+    """Returns (119,) bool by atomic number; statistics without counts show unseen elements by zeros throughout."""
+    if f"{weigher_key}/n_atoms" in statistics:
+        seen = statistics.load_statistic(weigher_key, "n_atoms") > 0
+    else:
+        largest = statistics.load_statistic(weigher_key, "coeffs/abs_max")
+        seen = np.array([largest[i].any() for i in basis_info.atom_ind_to_basis_function_ind])
+    flags = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool)
+    flags[basis_info.atomic_numbers[seen]] = True
+    return flags

@@ -1,0 +1,164 @@
+"""Fitted statistics are remembered, in a folder named by a fingerprint of all they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.of_dataset import OFDataset
+from ofdft_norm.errors import StatisticsError
+from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.distributed import current_ranks
+
+
+def default_cache_dir() -> Path:
+    """Returns ``$OFDFT_NORM_CACHE``, else ``ofdft_norm/statistics`` in the user's cache folder."""
+    given = os.environ.get("OFDFT_NORM_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ofdft_norm" / "statistics"
+
+
+def file_states(paths: Sequence[Path], contents: bool = False) -> list[tuple[str, Any, Any]]:
+    """Returns name, size and modification time of label files, or a digest of their contents.
+
+    Each folder is listed once: 1e5 files take a fraction of a second on a local disk. A ``.zarr`` directory counts
+    with all files below it.
+
+    Args:
+        paths: The files.
+        contents: Read and hash the files, instead of trusting size and modification time.
+
+    Raises:
+        StatisticsError: If a file does not exist.
+    """
+    listed: dict[str, dict[str, os.DirEntry[str]]] = {}
+    states: list[tuple[str, Any, Any]] = []
+    for path in paths:
+        folder, name = os.path.split(os.path.abspath(path))
+        if folder not in listed:
+            listed[folder] = {entry.name: entry for entry in os.scandir(folder)} if os.path.isdir(folder) else {}
+        entry = listed[folder].get(name)
+        if entry is None:
+            raise StatisticsError(f"{path}: no such label file (config: data.source)")
+        files = [entry] if not entry.is_dir() else sorted(Path(entry.path).rglob("*"))
+        for file in files:
+            if isinstance(file, Path) and file.is_dir():
+                continue
+            if contents:
+                digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+                states.append((os.fspath(file), digest, None))
+            else:
+                status = file.stat()
+                states.append((os.fspath(file), status.st_size, status.st_mtime_ns))
+    return states
+
+
+def dataset_fingerprint(
+    dataset: Any, basis_info: BasisInfo, settings: dict[str, Any], contents: bool = False
+) -> str | None:
+    """Returns a hex digest of everything that a fit over a label data set depends on.
+
+    Args:
+        dataset: The training split, with its pre-transforms.
+        basis_info: The basis.
+        settings: The fit's settings (weighers, bias, ...) and the statistics' version; plain types.
+        contents: Hash the files' contents instead of sizes and modification times.
+
+    Returns:
+        The digest; None for data sets that are not label files, or whose pre-transform cannot be pickled: there is
+        then no way to tell whether they changed, and their statistics are never reused.
+    """
+    if not isinstance(dataset, OFDataset):
+        return None
+    try:
+        transform = hashlib.sha256(pickle.dumps(dataset.transform)).hexdigest()
+    except Exception:
+        return None
+    described = {
+        "files": file_states(dataset.paths, contents),
+        "samples": [iterations.tolist() for iterations in dataset.scf_iterations_per_path],
+        "energy_key": dataset.energy_key,
+        "gradient_key": dataset.gradient_key,
+        "transform": [repr(dataset.transform), transform],
+        "basis": basis_info.to_dict(),
+        "settings": settings,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def load_or_fit(
+    fingerprint: str | None, folder: Path | None, fit: Callable[[], DatasetStatistics]
+) -> tuple[DatasetStatistics, bool]:
+    """Returns the statistics of a fingerprint, from the cache where they are in it.
+
+    Under torch.distributed rank 0 looks, and hands what it found to the other ranks, which need no access to the
+    folder; if it found nothing, all ranks fit together and rank 0 writes.
+
+    Args:
+        fingerprint: Of the data set; None: fit, and write nothing.
+        folder: The cache; by default `default_cache_dir()`.
+        fit: Makes the statistics, in memory.
+
+    Returns:
+        The statistics, and whether they were reused.
+    """
+    if fingerprint is None:
+        return fit(), False
+    path = (default_cache_dir() if folder is None else Path(folder)) / f"{fingerprint[:32]}.zarr"
+    found = _agreed(lambda: _cached(path, fingerprint))
+    if found is not None:
+        return found, True
+    statistics = fit()
+    statistics.attributes["fingerprint"] = fingerprint
+    if current_ranks().rank == 0:
+        _remember(statistics, path)
+    return statistics, False
+
+
+def _remember(statistics: DatasetStatistics, path: Path) -> None:
+    try:
+        statistics.save_to(path, overwrite=True)
+    except OSError as error:
+        warnings.warn(
+            f"{path}: the fitted statistics could not be written ({error}): the next run will fit again "
+            "(config: data.statistics.dir)",
+            stacklevel=2,
+        )
+
+
+def _cached(path: Path, fingerprint: str) -> DatasetStatistics | None:
+    if not path.exists():
+        return None
+    try:
+        statistics = DatasetStatistics(path)
+    except StatisticsError as error:
+        # only foreign hands can leave a damaged directory here: ours appear whole, by a rename
+        warnings.warn(f"{error}; fitting again", stacklevel=2)
+        return None
+    return statistics if statistics.attributes.get("fingerprint") == fingerprint else None
+
+
+def _agreed(look: Callable[[], DatasetStatistics | None]) -> DatasetStatistics | None:
+    ranks = current_ranks()
+    if ranks.group is None:
+        return look()
+    found: list[Any] = [None]
+    error: Exception | None = None
+    if ranks.rank == 0:
+        try:
+            found = [look()]
+        except Exception as caught:
+            error = caught
+    ranks.raise_together(error)
+    dist.broadcast_object_list(found, src=0, group=ranks.group)
+    return found[0]

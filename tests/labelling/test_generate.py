@@ -1,0 +1,120 @@
+"""Whole label sets: end to end against the shipped labels, resumed, refused."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import zarr
+
+pytest.importorskip("pyscf")
+
+import ofdft_norm.data
+from ofdft_norm.labelling import (
+    CheckTolerances,
+    Geometry,
+    LabellingError,
+    LabelSettings,
+    generate,
+    read_geometries,
+    verify_checksums,
+)
+
+EMBEDDED = Path(ofdft_norm.data.__file__).parent / "embedded"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "generate_labels.py"
+HYDROGEN = "2\nmol_id=dihydrogen\nH 0 0 0\nH 0 0 0.74\n"
+RADICAL = "2\nmol_id=hydroxyl\nO 0 0 0\nH 0 0 0.97\n"
+
+
+def _read(path: Path, name: str) -> npt.NDArray[Any]:
+    with zarr.storage.ZipStore(path, mode="r") as store:
+        return np.asarray(zarr.open_group(store, mode="r", zarr_format=2)[name])
+
+
+def _hydrogen(distance: float = 1.4) -> Geometry:
+    return Geometry("dihydrogen", np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, distance]]))
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("generate_labels", SCRIPT)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_reproduces_shipped_labels(tmp_path: Path) -> None:
+    names = ("water", "hydrogen_fluoride")
+    chosen = [g for g in read_geometries(EMBEDDED / "geometries.xyz") if g.mol_id in names]
+    result = generate(chosen, tmp_path, workers=2, progress=False)
+    assert sorted(result.reports) == sorted(names)
+    assert not result.failures
+
+    for name in names:
+        made, shipped = tmp_path / f"labels/{name}.zarr.zip", EMBEDDED / f"labels/{name}.zarr.zip"
+        # what other linear algebra and other thread counts may change, far below what labels are good for
+        for field, tolerance in {
+            "geometry/atom_pos": 1e-12,
+            "of_labels/energies/e_kin": 1e-6,
+            "of_labels/energies/e_kin_plus_xc": 1e-6,
+            "of_labels/energies/e_tot": 1e-7,
+            "of_labels/spatial/dual_basis_integrals": 1e-8,
+            "of_labels/spatial/coeffs": 1e-6,
+            "of_labels/spatial/grad_kin": 1e-5,
+            "of_labels/spatial/grad_kin_plus_xc": 1e-5,
+        }.items():
+            np.testing.assert_allclose(_read(made, field), _read(shipped, field), rtol=0, atol=tolerance)
+    verify_checksums(tmp_path)
+
+
+def test_resumes_and_refuses_to_mix(tmp_path: Path) -> None:
+    path = tmp_path / "labels/dihydrogen.zarr.zip"
+    assert not generate([_hydrogen()], tmp_path, progress=False).skipped
+    written = path.stat().st_mtime_ns
+
+    again = generate([_hydrogen()], tmp_path, progress=False)
+    assert again.skipped == ["dihydrogen"]
+    assert list(again.reports) == ["dihydrogen"]
+    assert path.stat().st_mtime_ns == written
+
+    with pytest.raises(LabellingError, match="other settings"):
+        generate([_hydrogen()], tmp_path, settings=LabelSettings(natural_reparametrization=False), progress=False)
+    with pytest.raises(LabellingError, match="another geometry of 'dihydrogen'"):
+        generate([_hydrogen(1.5)], tmp_path, progress=False)
+    path.write_bytes(b"half a file")
+    with pytest.raises(LabellingError, match="not a label file"):
+        generate([_hydrogen()], tmp_path, progress=False)
+
+
+def test_refused_molecules_are_reported_and_not_written(tmp_path: Path) -> None:
+    result = generate([_hydrogen()], tmp_path, tolerances=CheckTolerances(finite_difference=1e-9), progress=False)
+    assert "finite_difference is" in result.failures["dihydrogen"]
+    assert "expected at most 1e-09" in result.failures["dihydrogen"]
+    assert not list(tmp_path.rglob("*.zip"))
+    with pytest.raises(LabellingError, match="workers: got 0"):
+        generate([_hydrogen()], tmp_path, workers=0)
+
+
+def test_command_line_lists_failures_and_exits_with_one(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    xyz = tmp_path / "two.xyz"
+    xyz.write_text(HYDROGEN + RADICAL)
+    code = script.main([str(xyz), "--output", str(tmp_path / "set"), "--targets", "grad_kin", "grad_tot"])
+    captured = capsys.readouterr()
+    assert code == 1
+    assert "1 molecules in" in captured.out
+    assert "failed: hydroxyl: KohnShamError" in captured.err
+    assert sorted(p.name for p in (tmp_path / "set/labels").iterdir()) == ["dihydrogen.zarr.zip"]
+    assert "grad_tot" in (tmp_path / "set/provenance.yaml").read_text()
+    verify_checksums(tmp_path / "set")
+
+    assert script.main([str(tmp_path / "absent.xyz"), "--output", str(tmp_path / "set")]) == 2
+    assert "absent.xyz" in capsys.readouterr().err
