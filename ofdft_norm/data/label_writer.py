@@ -6,7 +6,7 @@ The layout is STRUCTURES25's, so that its tools read these files and this packag
     of_labels/{basis, n_scf_steps}
     of_labels/energies/e_*                       (n_scf,) hartree
     of_labels/spatial/{coeffs, grad_*}           (n_scf, n_basis), one chunk per iteration
-    of_labels/spatial/dual_basis_integrals       (n_scf, n_basis), the same row each time, in one chunk
+    of_labels/spatial/dual_basis_integrals       (n_scf, n_basis), one chunk per iteration, the same row each time
     ks_labels/{basis, energies/e_*}              (n_scf,) hartree
     ks_labels/energies/has_energy_label          (n_scf,) bool
 
@@ -90,15 +90,22 @@ def write_label_file(
     _check(mol_id, {f"spatial/{name}": array for name, array in spatial.items()}, (n_scf, n_basis))
     _check(mol_id, {k: v for k, v in (of_labels | ks_labels).items() if k.startswith("energies/")}, (n_scf,))
     _check(mol_id, {"atom_pos": positions}, (len(atomic_numbers), 3))
-
-    files: dict[str, Buffer] = {}
-    store = zarr.storage.MemoryStore(files)
-    root = zarr.open_group(store, mode="w", zarr_format=2, attributes=dict(attributes or {}))
-    _write(root, "geometry", geometry | {"mol_id": np.array(mol_id)})
     scalars = {"n_scf_steps": np.array(n_scf), "basis": np.array(density_basis)}
-    _write(root, "of_labels", of_labels | scalars)
-    _write(root, "ks_labels", ks_labels | {"basis": np.array(orbital_basis)})
-    _write_zip(Path(path), {name: buffer.to_bytes() for name, buffer in files.items()})
+    groups = {
+        "geometry": geometry | {"mol_id": np.array(mol_id)},
+        "of_labels": of_labels | scalars,
+        "ks_labels": ks_labels | {"basis": np.array(orbital_basis)},
+    }
+    _write_zip(Path(path), _zarr_files(groups, attributes or {}))
+
+
+def _zarr_files(groups: Mapping[str, Mapping[str, Array]], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """Returns the files of a zarr v2 store by name."""
+    files: dict[str, Buffer] = {}
+    root = zarr.open_group(zarr.storage.MemoryStore(files), mode="w", zarr_format=2, attributes=dict(attributes))
+    for name, arrays in groups.items():
+        _write(root, name, arrays)
+    return {name: buffer.to_bytes() for name, buffer in files.items()}
 
 
 def _check(mol_id: str, arrays: Mapping[str, Array], shape: tuple[int, ...]) -> None:
@@ -118,12 +125,11 @@ def _write(root: zarr.Group, group_name: str, arrays: Mapping[str, Array]) -> No
     blosc = numcodecs.Blosc(cname="zstd", clevel=9, shuffle=numcodecs.Blosc.SHUFFLE)
     for name, array in sorted(arrays.items()):
         matrix = array.ndim == 2 and name.startswith("spatial/")
-        by_row = matrix and not name.endswith("dual_basis_integrals")
         created = group.create_array(
             name,
             shape=array.shape,
             dtype=array.dtype,
-            chunks=(1, array.shape[1]) if by_row else array.shape,
+            chunks=(1, array.shape[1]) if matrix else array.shape,
             compressors=blosc if matrix else None,
             filters=None,
         )

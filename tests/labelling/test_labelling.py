@@ -14,7 +14,6 @@ pytest.importorskip("pyscf")
 from ofdft_norm.labelling.checks import CheckTolerances, check_labels, project
 from ofdft_norm.labelling.density_basis import DensityBasis, build_density_basis
 from ofdft_norm.labelling.density_fit import DensityFit, fit_densities, solve_constrained
-from ofdft_norm.labelling.diis import RecordingDIIS, pulay_weights
 from ofdft_norm.labelling.errors import KohnShamError, LabelCheckError, LabellingError
 from ofdft_norm.labelling.functional import evaluate_potentials, exchange_correlation
 from ofdft_norm.labelling.geometries import Geometry
@@ -84,31 +83,6 @@ def test_refuses_open_shells_and_reports_failed_convergence() -> None:
     hydrogen = Geometry("H2", np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.4]]))
     with pytest.raises(KohnShamError, match=r"'H2': not converged after 2 iterations.*max_iterations"):
         run_kohn_sham(hydrogen, KohnShamSettings(max_iterations=2, min_labelled=2))
-
-
-def test_pulay_weights_minimise_the_error() -> None:
-    generator = np.random.default_rng(0)
-    errors = [generator.normal(size=(4, 4)) * 10.0**-k for k in range(4)]
-    weights = pulay_weights(errors)
-
-    def norm(candidate: Array) -> float:
-        return float(np.linalg.norm(np.tensordot(candidate, np.stack(errors), axes=1)))
-
-    assert weights.sum() == pytest.approx(1.0)
-    for _ in range(50):
-        step = generator.normal(size=4) * 1e-3
-        assert norm(weights) <= norm(weights + step - step.mean())
-
-
-def test_diis_mixes_with_the_weights_it_reports() -> None:
-    generator = np.random.default_rng(1)
-    diis = RecordingDIIS(space=3, damping=0.7, damping_threshold=0.0)
-    focks = [generator.normal(size=(3, 3)) for _ in range(6)]
-    for k, fock in enumerate(focks):
-        mixed, weights = diis.extrapolate(fock, generator.normal(size=(3, 3)))
-        assert weights.shape == (k + 1,)
-        assert weights.sum() == pytest.approx(1.0)
-        np.testing.assert_allclose(mixed, np.tensordot(weights, np.stack(focks[: k + 1]), axes=1), atol=1e-12)
 
 
 # --- Density basis ------------------------------------------------------------------------------------------

@@ -1,0 +1,232 @@
+"""Makes a whole label set: molecules in parallel, resumable, every one checked before it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from tqdm import tqdm
+
+from ofdft_norm.data.label_writer import write_label_file
+from ofdft_norm.errors import OFDFTNormError
+from ofdft_norm.labelling.checks import CheckReport, CheckTolerances, check_labels
+from ofdft_norm.labelling.errors import LabellingError
+from ofdft_norm.labelling.geometries import Geometry
+from ofdft_norm.labelling.labels import LabelSettings, make_labels
+from ofdft_norm.labelling.provenance import merge_irreps, write_basis_info, write_checksums, write_provenance
+
+LABEL_FOLDER = "labels"
+SUFFIX = ".zarr.zip"
+# More threads per worker than one would only fight over the cores that the pool already fills.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+@dataclass
+class GenerationResult:
+    """Outcome of a run.
+
+    Attributes:
+        reports: Check numbers of every molecule whose labels are on disk, by molecule id.
+        failures: Why the others have none, by molecule id.
+        skipped: Ids of the molecules that were complete before the run.
+    """
+
+    reports: dict[str, CheckReport] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+
+def label_molecule(geometry: Geometry, path: Path, settings: LabelSettings, tolerances: CheckTolerances) -> None:
+    """Makes, checks and writes the labels of one molecule.
+
+    Raises:
+        LabellingError: If the calculation fails or the labels are refused; nothing is written then.
+    """
+    labels = make_labels(geometry, settings)
+    report = check_labels(labels, tolerances)
+    irreps = {str(number): shells for number, shells in labels.irreps_per_atom.items()}
+    write_label_file(
+        path,
+        mol_id=geometry.mol_id,
+        atomic_numbers=geometry.atomic_numbers,
+        positions=geometry.positions,
+        coeffs=labels.coeffs,
+        gradients=labels.gradients,
+        dual_basis_integrals=labels.dual_basis_integrals,
+        energies=labels.energies,
+        ks_energies=labels.ks_energies,
+        has_energy_label=labels.has_energy_label,
+        attributes={
+            "settings": _plain(asdict(settings)),
+            "check": report.to_dict(),
+            "irreps_per_atom": irreps,
+        },
+        density_basis=f"even_tempered_{settings.beta:g}",
+        orbital_basis=settings.kohn_sham.basis,
+    )
+
+
+def generate(
+    geometries: Sequence[Geometry],
+    output: str | Path,
+    *,
+    settings: LabelSettings | None = None,
+    tolerances: CheckTolerances | None = None,
+    workers: int = 1,
+    geometry_files: Sequence[str | Path] = (),
+    command: str = "ofdft_norm.labelling.generate",
+    progress: bool = True,
+) -> GenerationResult:
+    """Makes the label set of several molecules.
+
+    Molecules whose file is there and complete, with the same geometry and settings, are skipped, so that an
+    interrupted run continues where it was. A molecule that fails costs nothing but itself.
+
+    Args:
+        geometries: The molecules.
+        output: Folder of the set; gets ``labels/<mol_id>.zarr.zip``, ``basis_info.json``, ``provenance.yaml``
+            and ``SHA256SUMS``.
+        settings: How labels are made; the defaults otherwise.
+        tolerances: What they must fulfil; the defaults otherwise.
+        workers: Processes, one thread each.
+        geometry_files: Files the geometries came from, for the provenance.
+        command: Command line, for the provenance.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Reports and failures. With failures the set is complete but for the failed molecules.
+
+    Raises:
+        LabellingError: If `workers` is not positive or a file of other settings is in the way.
+    """
+    if workers < 1:
+        raise LabellingError(f"workers: got {workers}, expected at least 1")
+    settings, tolerances, folder = settings or LabelSettings(), tolerances or CheckTolerances(), Path(output)
+    paths = {geometry.mol_id: folder / LABEL_FOLDER / f"{geometry.mol_id}{SUFFIX}" for geometry in geometries}
+    result = GenerationResult()
+    result.skipped = [g.mol_id for g in geometries if _is_complete(paths[g.mol_id], g, settings)]
+    missing = [g for g in geometries if g.mol_id not in result.skipped]
+    # The largest first, so that no worker is left with one at the end.
+    missing.sort(key=lambda g: -g.n_electrons)
+    with tqdm(total=len(geometries), initial=len(result.skipped), desc="labels", disable=not progress) as bar:
+        for mol_id, failure in _label_all(missing, paths, settings, tolerances, workers):
+            if failure:
+                result.failures[mol_id] = failure
+            bar.update()
+    _finish(folder, paths, result, settings, tolerances, [Path(p) for p in geometry_files], command)
+    return result
+
+
+def _label_all(
+    geometries: Sequence[Geometry],
+    paths: Mapping[str, Path],
+    settings: LabelSettings,
+    tolerances: CheckTolerances,
+    workers: int,
+) -> Iterator[tuple[str, str]]:
+    """Labels molecules in a pool; yields each id with its failure (empty if there is none)."""
+    if not geometries:
+        return
+    # Spawned, not forked: the thread limits are read when the workers import their linear algebra.
+    context = multiprocessing.get_context("spawn")
+    with _single_threaded(), ProcessPoolExecutor(min(workers, len(geometries)), mp_context=context) as pool:
+        futures = {pool.submit(label_molecule, g, paths[g.mol_id], settings, tolerances): g.mol_id for g in geometries}
+        for future in as_completed(futures):
+            error = future.exception()
+            # Bad labels are one molecule's affair; anything else (no PySCF, no memory) would hit all of them.
+            if error is not None and not isinstance(error, OFDFTNormError | np.linalg.LinAlgError):
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise error
+            yield futures[future], "" if error is None else f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _is_complete(path: Path, geometry: Geometry, settings: LabelSettings) -> bool:
+    """Whether the labels of a molecule are there: files appear whole, so the right one existing is enough."""
+    if not path.exists():
+        return False
+    attributes, numbers, positions = _read(path)
+    expected, found = _plain(asdict(settings)), attributes.get("settings")
+    if found != expected:
+        raise LabellingError(
+            f"{path}: was made with other settings ({found}, expected {expected}); "
+            "give another --output, or delete the file"
+        )
+    if positions.shape != geometry.positions.shape or not (
+        np.array_equal(numbers, geometry.atomic_numbers) and np.allclose(positions, geometry.positions, atol=1e-9)
+    ):
+        raise LabellingError(
+            f"{path}: holds another geometry of {geometry.mol_id!r}; give another --output, or delete the file"
+        )
+    return True
+
+
+def _finish(
+    folder: Path,
+    paths: Mapping[str, Path],
+    result: GenerationResult,
+    settings: LabelSettings,
+    tolerances: CheckTolerances,
+    geometry_files: Sequence[Path],
+    command: str,
+) -> None:
+    """Writes the files beside the labels, from what the label files themselves say."""
+    irreps = []
+    for mol_id, path in paths.items():
+        if mol_id not in result.failures:
+            attributes, _, _ = _read(path)
+            result.reports[mol_id] = CheckReport(**attributes["check"])
+            irreps.append({int(number): shells for number, shells in attributes["irreps_per_atom"].items()})
+    if not result.reports:
+        return
+    write_basis_info(folder, merge_irreps(irreps))
+    write_provenance(
+        folder,
+        settings=_plain(asdict(settings)),
+        tolerances=asdict(tolerances),
+        checks=[report.to_dict() for report in result.reports.values()],
+        geometry_files=geometry_files,
+        command=command,
+    )
+    write_checksums(folder)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Returns attributes, atomic numbers and positions of a label file."""
+    try:
+        with zarr.storage.ZipStore(path, mode="r") as store:
+            root = zarr.open_group(store, mode="r", zarr_format=2)
+            arrays = [np.asarray(root[f"geometry/{name}"]) for name in ("atomic_numbers", "atom_pos")]
+            return dict(root.attrs), arrays[0], arrays[1]
+    except Exception as error:
+        # zipfile and zarr raise many types here; all mean the same to the user
+        raise LabellingError(f"{path}: not a label file ({error}); delete it to have it made again") from error
+
+
+def _plain(value: Any) -> Any:
+    """Turns tuples into lists, as they come back from JSON."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
