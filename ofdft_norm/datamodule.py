@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.trainer.states import TrainerFn
+from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
-from torch_geometric.transforms import Compose
 
+from ofdft_norm.checkpoint_state import arguments_to_plain
 from ofdft_norm.config import (
     AtomicReference,
     EmbeddedLabels,
@@ -22,54 +23,54 @@ from ofdft_norm.config import (
     Rescaling,
     Split,
     Statistics,
+    WrappedData,
 )
+from ofdft_norm.config_checks import check_arguments
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.epoch_sampler import EpochSampler
+from ofdft_norm.data.lazy_parts import LazyParts
+from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.data.transformed_dataset import TransformedDataset
 from ofdft_norm.data.transforms import ProjectGradient
-from ofdft_norm.errors import ConfigError, SplitError
-from ofdft_norm.normalization.build import build_normalizer
-from ofdft_norm.normalization.normalizer import Normalizer, NormalizeTransform
-from ofdft_norm.normalization.normalizer_state import (
-    describe_difference,
-    normalizer_from_state,
-    normalizer_to_state,
-    package_version,
-)
-from ofdft_norm.statistics.cache import dataset_fingerprint, load_or_fit
-from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.fit import STATISTICS_VERSION
-from ofdft_norm.statistics.summary import summary_table
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.normalization.fit import NormalizerSettings
+from ofdft_norm.normalization.transforms import CheckElements, NormalizeTransform, batch_dtype
+from ofdft_norm.normalizing_datamodule import NormalizingDataModule
+from ofdft_norm.sample_file import SampleFile
+from ofdft_norm.source_parts import SourceParts
+from ofdft_norm.statistics.cache import default_cache_dir
 
-log = logging.getLogger(__name__)
-
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 
-class OFDFTDataModule(LightningDataModule):
+class OFDFTDataModule(NormalizingDataModule):
     """Loads labels, fits their statistics on the training split, and yields normalised batches.
 
     After ``setup("fit")``: `normalizer` (with the exact inverses), `statistics`, `basis_info`, `datasets`. The
-    normaliser comes from the first of: a checkpoint, given statistics (`statistics.path`), the cache of fitted
-    statistics, a fit. Under DDP all ranks fit together, each its share of the molecules.
+    normaliser is that of the first of: a checkpoint, the model (if it brings one), given statistics
+    (`statistics.path`), the cache of fitted statistics, a fit. Under a Trainer it is settled when it is first needed,
+    as a checkpoint arrives after `setup`; under DDP all ranks must then ask for it, and fit together, each its share of
+    the molecules. Only the label files of the parts that are used are opened.
 
     Args:
-        source: The label files.
+        source: The label files, somebody else's data sets (see `wrap`), or samples to predict on.
         reference: Which reference energies to subtract; None: none.
         rescaling: How to rescale coefficients and gradients; None: not at all.
         statistics: How to fit, and where to keep results.
         split: Which molecules train, validate and test.
         loader: Settings of PyG's DataLoader.
-        pre_transforms: Applied to each sample in float64 before statistics are taken and before it is normalised.
+        pre_transforms: Applied to each sample in float64 before statistics are taken and before it is normalised; None:
+            `ProjectGradient`.
         energy_scale: A number [hartree], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
         energy_scale_per_atom: Whether those are divided by the mean number of atoms of a sample.
         unseen_elements: ``error`` refuses atoms of elements that no training molecule has; ``identity`` leaves their
             coefficients as they are.
-        dtype: Dtype of the batches: ``float32``, ``float64``, ``bfloat16``, ``float16``. Reference energies stay float64.
+        dtype: Dtype of the batches: ``float32``, ``float64``, ``bfloat16``, ``float16``; ``auto``: that of the
+            Trainer's precision. Reference energies stay float64.
+        apply: ``dataset`` normalises each sample where it is loaded, in the workers; ``batch`` normalises whole batches
+            on the device. Both give the same batches to rounding.
+        predict_on: Which part `predict_dataloader` loads: ``train``, ``val``, ``test``, or ``all`` samples of the
+            source; for a wrapped data module also its own ``predict``.
 
     Raises:
         ConfigError: If a setting is unknown.
@@ -83,7 +84,7 @@ class OFDFTDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: LabelFiles | None = None,
+        source: LabelFiles | WrappedData | SampleFile | None = None,
         reference: AtomicReference | LinearReference | None = AtomicReference(),  # noqa: B008 (frozen)
         rescaling: Rescaling | None = Rescaling(),  # noqa: B008 (frozen)
         statistics: Statistics = Statistics(),  # noqa: B008 (frozen)
@@ -93,187 +94,167 @@ class OFDFTDataModule(LightningDataModule):
         energy_scale: float | str = 1.0,
         energy_scale_per_atom: bool = False,
         unseen_elements: Literal["error", "identity"] = "error",
-        dtype: str = "float32",
+        dtype: Dtype = "auto",
+        apply: Literal["dataset", "batch"] = "dataset",
+        predict_on: Literal["train", "val", "test", "predict", "all"] = "test",
     ) -> None:
-        super().__init__()
-        if unseen_elements not in ("error", "identity"):
-            raise ConfigError(f"data.unseen_elements = {unseen_elements!r}: expected 'error' or 'identity'")
-        if dtype not in DTYPES:
-            raise ConfigError(f"data.dtype = {dtype!r}: expected one of {sorted(DTYPES)}")
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        check_arguments(OFDFTDataModule.__init__, arguments, "data")
+        if isinstance(source, WrappedData) and isinstance(source.datamodule, OFDFTDataModule):
+            raise ConfigError("data.source.datamodule is an OFDFTDataModule, whose samples are normalised already")
         self.source = EmbeddedLabels() if source is None else source
-        self.reference_config = reference
-        self.rescaling_config = rescaling
-        self.statistics_config = statistics
         self.split = split
         self.loader = loader
         self.pre_transforms = [ProjectGradient()] if pre_transforms is None else list(pre_transforms)
-        self.energy_scale = energy_scale
-        self.energy_scale_per_atom = energy_scale_per_atom
-        self.unseen_elements = unseen_elements
-        self.dtype = DTYPES[dtype]
-        self.datasets: dict[str, TransformedDataset] = {}
-        self.fingerprint: str | None = None
-        self._raw: dict[str, Any] = {}
-        self._basis_info: BasisInfo | None = None
-        self._statistics: DatasetStatistics | None = None
-        self._normalizer: Normalizer | None = None
+        self.dtype = dtype
+        self.apply = apply
+        self.predict_on = predict_on
+        super().__init__(
+            SourceParts(
+                self.source,
+                split,
+                self.pre_transforms,
+                default_cache_dir() if statistics.dir is None else Path(statistics.dir).expanduser(),
+            ),
+            NormalizerSettings(reference, rescaling, energy_scale, energy_scale_per_atom, unseen_elements),
+            statistics,
+            arguments_to_plain(arguments),
+        )
+        self._release()
+
+    def _release(self) -> None:
+        self._datasets: dict[str, TransformedDataset] = {}
+        self._sampler: EpochSampler | None = None
+        self._on_device: NormalizeTransform | None = None
+        self._batch_dtype = batch_dtype(self.dtype, self.trainer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles and copies settings and normaliser; data sets are built anew, a trainer is not taken along."""
+        return {**self.__dict__, "_datasets": {}, "_sampler": None, "_on_device": None, "trainer": None}
+
+    @classmethod
+    def wrap(
+        cls,
+        datamodule: LightningDataModule | None = None,
+        *,
+        train: Any = None,
+        val: Any = None,
+        test: Any = None,
+        basis_info: str | BasisInfo | None = None,
+        energy_field: str = "energy_label",
+        forces_field: str | None = None,
+        reference: AtomicReference | LinearReference | None = LinearReference(),  # noqa: B008 (frozen)
+        rescaling: Rescaling | None = None,
+        **kwargs: Any,
+    ) -> OFDFTDataModule:
+        """Normalises somebody else's data: references are fitted on its training split, all splits are normalised.
+
+        Args:
+            datamodule: A LightningDataModule; or give the data sets themselves.
+            train: Data set to train on.
+            val: Data set to validate on.
+            test: Data set to test on.
+            basis_info: The density basis; None for data without density coefficients.
+            energy_field: Field that holds the energy of each sample.
+            forces_field: Field that holds forces, scaled with the energy.
+            reference: A linear reference by default.
+            rescaling: Needs density coefficients.
+            **kwargs: For the constructor.
+
+        Example:
+            >>> import torch
+            >>> from torch_geometric.data import Data
+            >>> water = Data(z=torch.tensor([8, 1, 1]), pos=torch.randn(3, 3), y=torch.tensor([-76.4]))
+            >>> hydrogen = Data(z=torch.tensor([1, 1]), pos=torch.randn(2, 3), y=torch.tensor([-1.2]))
+            >>> datamodule = OFDFTDataModule.wrap(train=[water, hydrogen], energy_field="y")
+            >>> datamodule.setup("fit")
+            >>> references = datamodule.normalizer.reference.element_references
+            >>> [round(float(references[z]), 4) for z in (1, 8)]
+            [-0.6, -75.2]
+        """
+        source = WrappedData(datamodule, train, val, test, basis_info, energy_field, forces_field)
+        return cls(source, reference, rescaling, **kwargs)
 
     # --- what users read ----------------------------------------------------------------------------------------
 
     @property
-    def basis_info(self) -> BasisInfo:
-        """The density basis of the labels."""
-        if self._basis_info is None:
-            self._basis_info = self.source.basis()
-        return self._basis_info
+    def datasets(self) -> Mapping[str, TransformedDataset]:
+        """The normalised data sets of ``train``, ``val`` and ``test``, each built when it is asked for."""
+        return LazyParts(dict.fromkeys(self.parts.names(), True), lambda part, _: self._dataset(part))
+
+    def _dataset(self, part: str) -> TransformedDataset:
+        """Puts the normaliser on top of a part's data set; in ``batch`` mode, only its checks."""
+        normalizer = self.normalizer
+        if part not in self._datasets:
+            on_batch = self.apply == "batch"
+            transform = CheckElements(normalizer) if on_batch else NormalizeTransform(normalizer, self._batch_dtype)
+            self._datasets[part] = TransformedDataset(self.parts[part], transform, self.source.keep_in_memory)
+        return self._datasets[part]
 
     @property
-    def statistics(self) -> DatasetStatistics:
-        """Statistics of the training split; fitted, or read from the cache, on first use."""
-        if self._statistics is None:
-            self._statistics = self._load_or_fit_statistics()
-        return self._statistics
+    def batch_size(self) -> int:
+        """Samples in a batch, on each rank; Lightning's batch size finder sets it."""
+        return self.loader.batch_size
 
-    @property
-    def normalizer(self) -> Normalizer:
-        """The normaliser; a checkpoint's, where one was loaded, else built from `statistics`."""
-        if self._normalizer is None:
-            self._normalizer = build_normalizer(
-                self.statistics,
-                self.basis_info,
-                self.reference_config,
-                self.rescaling_config,
-                self.statistics_config.weigher_key,
-                self.energy_scale,
-                self.energy_scale_per_atom,
-                self.unseen_elements,
-            )
-        return self._normalizer
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        self.loader = dataclasses.replace(self.loader, batch_size=batch_size)
 
     # --- Lightning ----------------------------------------------------------------------------------------------
 
+    def prepare_data(self) -> None:
+        """Lets a wrapped data module download its data; Lightning calls this in one process."""
+        self.source.prepare_data()
+
     def setup(self, stage: str | None = None) -> None:
-        """Builds the data sets; for training, fits the normaliser unless a checkpoint brings it.
+        """Prepares for a stage; outside of a Trainer, fits the normaliser for ``fit``.
 
         Args:
-            stage: ``fit``, ``validate``, ``test``, ``predict``, or None for all. May be called repeatedly.
+            stage: ``fit``, ``validate``, ``test``, ``predict``, or None for all; in any order, repeatedly.
         """
-        if not self._raw:
-            transform = Compose(self.pre_transforms) if len(self.pre_transforms) != 1 else self.pre_transforms[0]
-            self._raw = dict(self.source.datasets(self.split, transform if self.pre_transforms else None))
-        resumed = self.trainer is not None and getattr(self.trainer, "ckpt_path", None) is not None
-        if stage in (None, "fit") and not resumed:
-            self._attach(self.normalizer)
+        if isinstance(self.source, WrappedData) and self.source.datamodule is not None:
+            self.source.datamodule.trainer = self.trainer
+        if batch_dtype(self.dtype, self.trainer) != self._batch_dtype:
+            self._release()
+        if self.trainer is None:
+            self.prepare_data()
+            if stage in (None, "fit"):
+                _ = self.normalizer
 
-    def _attach(self, normalizer: Normalizer) -> None:
-        """Puts the normaliser on top of every split's data set."""
-        transform = NormalizeTransform(normalizer, self.dtype)
-        self.datasets = {
-            part: TransformedDataset(dataset, transform, self.source.keep_in_memory) for part, dataset in self._raw.items()
-        }
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """In ``batch`` mode, normalises a whole batch on the device that it has arrived on."""
+        if self.apply != "batch" or not isinstance(batch, Data):
+            return batch
+        if self._on_device is None:
+            moved = copy.deepcopy(self.normalizer).to(molecule_index(batch, "pos").device)
+            self._on_device = NormalizeTransform(moved, self._batch_dtype, check_elements=False)
+        return self._on_device(batch)
 
     def teardown(self, stage: str | None = None) -> None:
         """Frees the data sets; the normaliser stays."""
-        self._raw = {}
-        self.datasets = {}
-
-    def _dataloader(self, part: str, shuffle: bool = False) -> DataLoader:
-        if not self._raw:
-            self.setup(None)
-        if part not in self._raw:
-            raise SplitError(f"the split has no {part!r} part; it has {sorted(self._raw)} (config: data.split)")
-        if not self.datasets:
-            self._attach(self.normalizer)
-        return DataLoader(self.datasets[part], shuffle=shuffle, **self.loader.keywords())
+        self.parts.release()
+        self._release()
 
     def train_dataloader(self) -> DataLoader:
         """Loads normalised batches of the training split."""
-        return self._dataloader("train", shuffle=self.loader.shuffle)
+        dataset = self._dataset("train")
+        if self.loader.shuffle and (self._sampler is None or self._sampler.data_source is not dataset):
+            self._sampler = EpochSampler(dataset)
+        return self._dataloader("train", self._sampler)
 
-    def val_dataloader(self) -> DataLoader:
-        """Loads normalised batches of the validation split."""
-        return self._dataloader("val")
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Loads normalised batches of the validation split; training without one goes on without validation."""
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return [] if fitting and "val" not in self.parts.names() else self._dataloader("val")
 
     def test_dataloader(self) -> DataLoader:
         """Loads normalised batches of the test split."""
         return self._dataloader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        """Loads normalised batches to predict on: the test split."""
-        return self._dataloader("test")
+        """Loads normalised batches to predict on: those of `predict_on`."""
+        return self._dataloader(self.predict_on)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint carries: the normaliser, and where it came from."""
-        return {
-            "normalizer": normalizer_to_state(self.normalizer),
-            "basis_info": self.basis_info.to_dict(),
-            "fingerprint": self.fingerprint,
-            "package_version": package_version(),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the checkpoint's normaliser; if another one was fitted already, says how they differ."""
-        loaded = state_dict["normalizer"]
-        if self._normalizer is not None:
-            difference = describe_difference(normalizer_to_state(self._normalizer), loaded)
-            if difference:
-                rank_zero_warn(
-                    "the checkpoint's normaliser differs from the one fitted on the present training split, and replaces "
-                    f"it (fitted against checkpoint: {difference})"
-                )
-        self._normalizer = normalizer_from_state(loaded)
-        self._basis_info = BasisInfo(**state_dict["basis_info"])
-        if self._raw:
-            self._attach(self._normalizer)
-
-    # --- fitting ------------------------------------------------------------------------------------------------
-
-    def _load_or_fit_statistics(self) -> DatasetStatistics:
-        config = self.statistics_config
-        if config.path is not None:
-            if not Path(config.path).exists():
-                raise ConfigError(f"{config.path}: no statistics there (config: data.statistics.path)")
-            return DatasetStatistics(config.path)
-        if not self._raw:
-            self.setup("validate")
-        dataset = self._raw.get("train")
-        if dataset is None:
-            raise SplitError("the training split has no molecule: there is nothing to fit (config: data.split)")
-        self.fingerprint = dataset_fingerprint(
-            dataset, self.basis_info, self._fit_settings(), config.fingerprint == "contents"
-        )
-        folder = None if config.dir is None else Path(config.dir)
-        statistics, reused = load_or_fit(self.fingerprint, folder, lambda: self._fit(dataset))
-        if reused:
-            rank_zero_info(f"statistics: reused {statistics.path}")
-        else:
-            rank_zero_info(summary_table(statistics, self.basis_info))
-        return statistics
-
-    def _fit_settings(self) -> dict[str, Any]:
-        config = self.statistics_config
-        return {
-            "statistics_version": STATISTICS_VERSION,
-            "weighers": [w.summary_string() for w in config.weighers],
-            "initial_guess_weighers": [w.summary_string() for w in config.initial_guess_weighers],
-            "with_bias": config.with_bias,
-            "min_atoms_per_type": config.min_atoms_per_type,
-            "n_batches": config.n_batches,
-            "residuals": config.residuals,
-        }
-
-    def _fit(self, dataset: Any) -> DatasetStatistics:
-        config = self.statistics_config
-        return DatasetStatistics.from_dataset(
-            None,
-            dataset,
-            self.basis_info,
-            config.weighers,
-            config.initial_guess_weighers,
-            with_bias=config.with_bias,
-            min_atoms_per_type=config.min_atoms_per_type,
-            n_batches=config.n_batches,
-            residuals=config.residuals,
-            progress=config.progress,
-            attributes={"source": repr(self.source)[:2000], "split": repr(self.split)},
-        )
+    def _dataloader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader:
+        follow = ["coeffs"] if self.basis_info is not None else []
+        return DataLoader(self._dataset(part), sampler=sampler, follow_batch=follow, **self.loader.keywords())

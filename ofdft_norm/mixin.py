@@ -47,6 +47,21 @@ class NormalizerSlot(nn.Module):
             self.hold(normalizer_from_state(state))
 
 
+def held_normalizer(trainer: Any) -> Normalizer | None:
+    """Returns the normaliser that a trainer's model has, if it has one."""
+    module = getattr(trainer, "lightning_module", None)
+    return getattr(getattr(module, "normalizer_slot", None), "held", None)
+
+
+def _take_known(module: NormalizerMixin, prefix: str, keep_vars: bool) -> None:
+    """Runs before a state dict is written: a model that never asked for its normaliser saves it all the same."""
+    if module.normalizer_slot.held is None:
+        trainer = getattr(module, "_trainer", None)
+        known = getattr(getattr(trainer, "datamodule", None), "known_normalizer", None)
+        if known is not None:
+            module.hold_normalizer(known)
+
+
 class NormalizerMixin:
     """Gives a LightningModule `self.normalizer`; list it before `LightningModule` among the bases.
 
@@ -68,14 +83,15 @@ class NormalizerMixin:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.normalizer_slot = NormalizerSlot()
+        cast(nn.Module, self).register_state_dict_pre_hook(_take_known)
 
     @property
     def normalizer(self) -> Normalizer:
         """The normaliser.
 
         Raises:
-            NormalizationError: If there is none yet: no checkpoint was loaded and no trainer with an `OFDFTDataModule` is
-                attached.
+            NormalizationError: If there is none yet: no checkpoint was loaded and no trainer with an
+                `OFDFTDataModule` is attached.
         """
         if self.normalizer_slot.held is None:
             trainer = getattr(self, "_trainer", None)
@@ -85,25 +101,31 @@ class NormalizerMixin:
                     "the model has no normaliser yet: load a checkpoint, train it with an OFDFTDataModule, or set "
                     "model.normalizer"
                 )
-            self.normalizer = normalizer
+            self.hold_normalizer(normalizer)
         held = cast(Normalizer, self.normalizer_slot.held)
         device = getattr(self, "device", held.energy_scale.device)
         return held if held.energy_scale.device == device else held.to(device)
 
-    @normalizer.setter
-    def normalizer(self, normalizer: Normalizer) -> None:
-        # a copy: the data module's own stays on the CPU, where its workers use it
+    def __setattr__(self, name: str, value: Any) -> None:
+        # a property's setter would not do: torch registers modules before it looks for one
+        if name == "normalizer":
+            self.hold_normalizer(value)
+        else:
+            super().__setattr__(name, value)
+
+    def hold_normalizer(self, normalizer: Normalizer) -> None:
+        """Takes a copy of a normaliser: the data module's own stays on the CPU, where its workers use it."""
         copied = normalizer_from_state(normalizer_to_state(normalizer))
         self.normalizer_slot.hold(copied.to(getattr(self, "device", "cpu")))
 
     def _take_normalizer(self) -> None:
         trainer = getattr(self, "_trainer", None)
-        if hasattr(getattr(trainer, "datamodule", None), "normalizer"):
+        if hasattr(type(getattr(trainer, "datamodule", None)), "normalizer"):
             _ = self.normalizer
 
-    def on_fit_start(self) -> None:
-        """Takes the data module's normaliser before training starts."""
-        super().on_fit_start()  # type: ignore[misc]
+    def on_train_start(self) -> None:
+        """Takes the data module's normaliser before training starts; a checkpoint has been restored by now."""
+        super().on_train_start()  # type: ignore[misc]
         self._take_normalizer()
 
     def on_validation_start(self) -> None:

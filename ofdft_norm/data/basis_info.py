@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def _parse_irreps(irreps: str, atomic_number: int) -> list[tuple[int, int]]:
             )
         shells.append((int(match[1]), int(match[2])))
     momenta = [l for _, l in shells]
-    if any(lower > upper for lower, upper in zip(momenta, momenta[1:], strict=False)):
+    if any(lower > upper for lower, upper in itertools.pairwise(momenta)):
         raise BasisError(f"irreps_per_atom of element {atomic_number}: {irreps!r} is not sorted by angular momentum")
     return shells
 
@@ -44,8 +45,6 @@ def _as_integers(atomic_numbers: Any, context: str) -> npt.NDArray[np.int64]:
     with np.errstate(invalid="ignore"):
         integers = numbers.astype(np.int64) if numbers.dtype.kind in "iuf" else None
     if integers is None or integers.ndim != 1 or not np.array_equal(integers, numbers):
-        if numbers.size == 0 and numbers.ndim == 1:
-            return np.zeros(0, dtype=np.int64)
         raise BasisError(
             f"{context + ': ' if context else ''}field 'atomic_numbers' is {numbers.tolist()!r}, expected a vector of "
             "whole numbers"
@@ -138,9 +137,9 @@ class BasisInfo:
         if (indices == UNKNOWN_ELEMENT).any():
             unknown = sorted(set(numbers[indices == UNKNOWN_ELEMENT].tolist()))
             raise BasisError(
-                f"{context + ': ' if context else ''}field 'atomic_numbers' has the elements {unknown}, which the basis "
-                f"lacks (it has {self.atomic_numbers.tolist()}); give a basis with these elements "
-                "(config: data.source.basis_info) or leave the molecule out of the split"
+                f"{context + ': ' if context else ''}field 'atomic_numbers' has the elements {unknown}, which the "
+                f"basis lacks (it has {self.atomic_numbers.tolist()}); give a basis with these elements (config: "
+                "data.source.basis_info) or leave the molecule out (config: data.source.exclude)"
             )
         return indices
 
@@ -158,8 +157,9 @@ class BasisInfo:
         """
         if len(atom_ind) == 0:
             return np.zeros(0, dtype=np.int64)
-        if min(atom_ind) < 0 or max(atom_ind) >= self.n_types:
-            raise BasisError(f"field 'atom_ind' has {min(atom_ind)} ... {max(atom_ind)}, expected 0 ... {self.n_types - 1}")
+        lowest, highest = int(np.min(atom_ind)), int(np.max(atom_ind))
+        if lowest < 0 or highest >= self.n_types:
+            raise BasisError(f"field 'atom_ind' has {lowest} ... {highest}, expected 0 ... {self.n_types - 1}")
         return np.concatenate([self.atom_ind_to_basis_function_ind[i] for i in atom_ind])
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import LabelFileError
 
 FloatArray = npt.NDArray[np.float64]
+
+# Whatever zip, zlib, JSON, numcodecs and numpy raise on bytes that are not what they should be.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError, IndexError, OverflowError)
 
 _COEFFS = "of_labels/spatial/coeffs"
 _INTEGRALS = "of_labels/spatial/dual_basis_integrals"
@@ -31,6 +35,7 @@ class MoleculeLabels:
         mol_id: Name of the molecule.
         pos: (n_atom, 3) [bohr].
         atomic_numbers: (n_atom,).
+        n_scf_iterations: Length of the SCF path, n or more.
         scf_iterations: (n,) indices of the rows along the SCF path.
         coeffs: (n, n_basis).
         ground_state_coeffs: (n_basis,) coefficients of the last iteration, the converged density.
@@ -44,6 +49,7 @@ class MoleculeLabels:
     mol_id: str
     pos: FloatArray
     atomic_numbers: npt.NDArray[np.int64]
+    n_scf_iterations: int
     scf_iterations: npt.NDArray[np.int64]
     coeffs: FloatArray
     ground_state_coeffs: FloatArray
@@ -63,33 +69,70 @@ def _reading(path: Path) -> Iterator[ZarrReader]:
         raise
     except FileNotFoundError as error:
         raise LabelFileError(f"{path}: no such label file (config: data.source)") from error
-    except KeyError as error:
-        raise LabelFileError(_missing_array_message(path, str(error.args[0]))) from error
-    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError) as error:
+    except (*_UNREADABLE, KeyError, TypeError) as error:  # the latter two: metadata that are JSON, but not zarr's
         raise LabelFileError(
-            f"{path}: cannot be read: {error}; the file is truncated or was not written as a zarr v2 label file: "
-            "write it again or leave it out of the split"
+            f"{path}: cannot be read: {type(error).__name__}: {error}; the file is truncated or was not written "
+            "as a zarr v2 label file: write it again or leave it out (config: data.source.exclude)"
         ) from error
 
 
-def _missing_array_message(path: Path, name: str) -> str:
-    with ZarrReader(path) as reader:
-        names = reader.arrays()
-    folder = name.rsplit("/", 1)[0] + "/"
-    beside = [n.removeprefix(folder) for n in names if n.startswith(folder)]
-    key = {"of_labels/energies/": "data.source.energy_key", "of_labels/spatial/": "data.source.gradient_key"}
-    hint = f"; choose one of them (config: {key[folder]})" if folder in key else ""
-    return f"{path}: lacks the array {name!r}; {folder} has {beside or 'nothing'}{hint}"
+class _LabelFile:
+    """The arrays of an open label file; every complaint names the file, the molecule and the array."""
+
+    def __init__(self, reader: ZarrReader) -> None:
+        self.reader = reader
+        self.where = str(reader.path)
+        mol_id = self.read("geometry/mol_id").item()
+        self.mol_id = mol_id.decode() if isinstance(mol_id, bytes) else str(mol_id)
+        self.where = f"{reader.path}: molecule {self.mol_id!r}"
+
+    def shape(self, name: str, config_key: str | None = None) -> tuple[int, ...]:
+        """Returns an array's shape, or says which arrays there are instead and which config key chooses among them."""
+        try:
+            return self.reader.shape(name)
+        except KeyError:
+            names = self.reader.arrays()
+            if name in names:  # it is there, its metadata lack something
+                raise
+        folder = name.rsplit("/", 1)[0] + "/"
+        beside = [n.removeprefix(folder) for n in names if n.startswith(folder)]
+        if config_key is not None and beside:
+            hint = f"choose one of them (config: {config_key})"
+        else:
+            hint = "write it again with this array, or leave it out (config: data.source.exclude)"
+        raise LabelFileError(f"{self.where}: lacks the array {name!r}; {folder} has {beside or 'nothing'}; {hint}")
+
+    def read(
+        self, name: str, shape: tuple[int, ...] | None = None, row: int | None = None, config_key: str | None = None
+    ) -> npt.NDArray[Any]:
+        """Reads an array, or one row of it, after checking that the whole array has the expected shape."""
+        found = self.shape(name, config_key)
+        if shape is not None and found != shape:
+            raise LabelFileError(
+                f"{self.where}: array {name!r} has shape {found}, expected {shape} to fit {_COEFFS!r}: make the label "
+                "again, or leave the molecule out (config: data.source.exclude)"
+            )
+        return self.reader.read(name, row=row)
+
+    def coeffs_shape(self) -> tuple[int, int]:
+        """Returns the number of SCF iterations, at least one, and of basis functions."""
+        shape = self.shape(_COEFFS)
+        if len(shape) != 2 or shape[0] == 0:
+            raise LabelFileError(
+                f"{self.where}: array {_COEFFS!r} has shape {shape}, expected (SCF iterations, basis functions) with "
+                "at least one iteration: make the label again, or leave the molecule out (config: data.source.exclude)"
+            )
+        return shape[0], shape[1]
 
 
 def read_n_scf_iterations(path: str | Path) -> int:
     """Returns the number of SCF iterations in a label file.
 
     Raises:
-        LabelFileError: If the file is missing or unreadable.
+        LabelFileError: If the file is missing or unreadable, or holds no coefficients.
     """
     with _reading(Path(path)) as reader:
-        return int(reader.shape(_COEFFS)[0])
+        return _LabelFile(reader).coeffs_shape()[0]
 
 
 def read_molecule(
@@ -115,72 +158,80 @@ def read_molecule(
     """
     path = Path(path)
     with _reading(path) as reader:
-        n_rows = reader.shape(_COEFFS)[0]
-        rows = np.arange(n_rows) if scf_iterations is None else np.asarray(scf_iterations, dtype=np.int64)
+        file = _LabelFile(reader)
+        n_rows, n_basis = file.coeffs_shape()
+        rows = _check_rows(file, n_rows, scf_iterations)
         single = int(rows[0]) if len(rows) == 1 else None
 
-        def spatial(name: str) -> FloatArray:
-            if single is not None:
-                return reader.read(name, row=single).astype(np.float64, copy=False)[None]
-            return reader.read(name).astype(np.float64, copy=False)[rows]
+        def spatial(name: str, config_key: str | None = None) -> FloatArray:
+            values = file.read(name, (n_rows, n_basis), single, config_key).astype(np.float64, copy=False)
+            return values[rows] if single is None else values[None]
 
+        def per_row(name: str, config_key: str | None = None) -> npt.NDArray[Any]:
+            return file.read(name, (n_rows,), config_key=config_key)[rows]
+
+        atomic_numbers = file.read("geometry/atomic_numbers")
         labels = MoleculeLabels(
             path=path,
-            mol_id=str(reader.read("geometry/mol_id")[()]),
-            pos=reader.read("geometry/atom_pos").astype(np.float64, copy=False),
-            atomic_numbers=reader.read("geometry/atomic_numbers").astype(np.int64),
+            mol_id=file.mol_id,
+            pos=file.read("geometry/atom_pos", (len(atomic_numbers), 3)).astype(np.float64, copy=False),
+            atomic_numbers=_check_atomic_numbers(file, atomic_numbers),
+            n_scf_iterations=n_rows,
             scf_iterations=rows,
             coeffs=spatial(_COEFFS),
-            ground_state_coeffs=reader.read(_COEFFS, row=n_rows - 1).astype(np.float64, copy=False),
-            gradient=spatial(f"of_labels/spatial/{gradient_key}"),
-            energy=_per_row(reader, f"of_labels/energies/{energy_key}", n_rows)[rows].astype(np.float64),
-            has_energy_label=_per_row(reader, _HAS_LABEL, n_rows)[rows].astype(bool),
+            ground_state_coeffs=file.read(_COEFFS, row=n_rows - 1).astype(np.float64, copy=False),
+            gradient=spatial(f"of_labels/spatial/{gradient_key}", "data.source.gradient_key"),
+            energy=per_row(f"of_labels/energies/{energy_key}", "data.source.energy_key").astype(np.float64),
+            has_energy_label=per_row(_HAS_LABEL).astype(bool),
             dual_basis_integrals=spatial(_INTEGRALS),
         )
-    _check(labels, energy_key, gradient_key)
+    _check_labels(labels, file.where, energy_key, gradient_key)
     return labels
 
 
-def _per_row(reader: ZarrReader, name: str, n_rows: int) -> npt.NDArray[Any]:
-    values = reader.read(name)
-    if values.shape != (n_rows,):
+def _check_rows(
+    file: _LabelFile, n_rows: int, scf_iterations: Sequence[int] | npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int64]:
+    if scf_iterations is None:
+        return np.arange(n_rows)
+    rows = np.asarray(scf_iterations, dtype=np.int64)
+    outside = rows[(rows < 0) | (rows >= n_rows)].tolist()
+    if outside:
         raise LabelFileError(
-            f"{reader.path}: array {name!r} has shape {values.shape}, expected ({n_rows},), one value for each "
-            f"row of {_COEFFS!r}"
+            f"{file.where}: SCF iterations {outside} were asked for, but array {_COEFFS!r} has {n_rows}: the file has "
+            "changed, or the number of iterations given for it is wrong (config: data.split.file)"
         )
-    return values
+    return rows
 
 
-def _check(labels: MoleculeLabels, energy_key: str, gradient_key: str) -> None:
-    where = f"{labels.path}: molecule {labels.mol_id!r}"
-    shape = labels.coeffs.shape
-    if labels.pos.shape != (len(labels.atomic_numbers), 3):
+def _check_atomic_numbers(file: _LabelFile, atomic_numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    if atomic_numbers.ndim != 1 or atomic_numbers.dtype.kind not in "iu":
         raise LabelFileError(
-            f"{where}: field 'geometry/atom_pos' has shape {labels.pos.shape}, expected "
-            f"({len(labels.atomic_numbers)}, 3) for its {len(labels.atomic_numbers)} atoms"
+            f"{file.where}: array 'geometry/atomic_numbers' has dtype {atomic_numbers.dtype} and shape "
+            f"{atomic_numbers.shape}, expected integers of shape (n_atom,): make the label again, or leave the "
+            "molecule out (config: data.source.exclude)"
         )
-    labelled = labels.has_energy_label
-    fields: dict[str, tuple[FloatArray, npt.NDArray[np.bool_] | None]] = {
-        "coeffs": (labels.coeffs, None),
-        "dual_basis_integrals": (labels.dual_basis_integrals, None),
-        gradient_key: (labels.gradient, labelled),
-    }
-    for name, (values, used) in fields.items():
-        if values.shape != shape:
-            raise LabelFileError(
-                f"{where}: field 'of_labels/spatial/{name}' has shape {values.shape}, expected {shape} like 'coeffs'"
-            )
-        _check_finite(f"{where}: field 'of_labels/spatial/{name}'", values, used, labels.scf_iterations)
-    _check_finite(
-        f"{where}: field 'of_labels/energies/{energy_key}'", labels.energy[:, None], labelled, labels.scf_iterations
-    )
+    return atomic_numbers.astype(np.int64)
+
+
+def _check_labels(labels: MoleculeLabels, where: str, energy_key: str, gradient_key: str) -> None:
+    """Refuses numbers that would be used and are not finite."""
+    rows, labelled = labels.scf_iterations, labels.has_energy_label
     _check_finite(f"{where}: field 'geometry/atom_pos'", labels.pos.reshape(1, -1), None, np.zeros(1, np.int64))
+    _check_finite(f"{where}: field {_COEFFS!r}", labels.coeffs, None, rows)
+    last = np.array([labels.n_scf_iterations - 1])
+    _check_finite(f"{where}: field {_COEFFS!r}", labels.ground_state_coeffs[None], None, last)
+    _check_finite(f"{where}: field {_INTEGRALS!r}", labels.dual_basis_integrals, None, rows)
+    _check_finite(f"{where}: field 'of_labels/spatial/{gradient_key}'", labels.gradient, labelled, rows)
+    _check_finite(f"{where}: field 'of_labels/energies/{energy_key}'", labels.energy[:, None], labelled, rows)
 
 
 def _check_finite(
     what: str, values: FloatArray, used: npt.NDArray[np.bool_] | None, iterations: npt.NDArray[np.int64]
 ) -> None:
-    if np.isfinite(np.dot(values.ravel(), np.zeros(values.size))):  # one BLAS call: 0 * NaN and 0 * inf are NaN
+    with np.errstate(invalid="ignore"):  # one BLAS call: 0 * NaN and 0 * inf are NaN
+        finite = np.isfinite(np.dot(values.ravel(), np.zeros(values.size)))
+    if finite:
         return
     bad = ~np.isfinite(values).all(axis=1)
     if used is not None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import BatchError, LabelFileError
+
+DataT = TypeVar("DataT", bound=Data)
 
 
 class OFData(Data):
@@ -63,26 +67,25 @@ class OFData(Data):
             scf_iteration: Index of the density along its SCF path.
 
         Returns:
-            The sample; floating-point fields keep their dtype.
+            The sample; floating-point arrays and tensors keep their dtype, Python numbers and integers become float64.
 
         Raises:
             BasisError: If an element is not part of the basis.
             LabelFileError: If a field has the wrong length.
         """
         where = f"molecule {mol_id!r}" if mol_id is not None else "sample"
-        numbers = np.asarray(atomic_numbers, dtype=np.int64)
-        atom_ind = basis_info.atom_indices(numbers, where)
+        atom_ind = basis_info.atom_indices(atomic_numbers, where)
         basis_function_ind = basis_info.basis_function_ind(atom_ind)
         n_basis = len(basis_function_ind)
-        positions = torch.as_tensor(pos)
-        if positions.shape != (len(numbers), 3):
+        positions = _as_float_tensor(pos)
+        if positions.shape != (len(atom_ind), 3):
             raise LabelFileError(
-                f"{where}: field 'pos' has shape {tuple(positions.shape)}, expected {(len(numbers), 3)}"
+                f"{where}: field 'pos' has shape {tuple(positions.shape)}, expected {(len(atom_ind), 3)}"
             )
 
         sample = cls(
             pos=positions,
-            atomic_numbers=torch.as_tensor(numbers),
+            atomic_numbers=torch.as_tensor(basis_info.atomic_numbers[atom_ind]),
             atom_ind=torch.as_tensor(atom_ind),
             basis_function_ind=torch.as_tensor(basis_function_ind),
         )
@@ -96,7 +99,12 @@ class OFData(Data):
             if value is not None:
                 sample[field] = _vector(value, field, n_basis, where)
         if energy_label is not None:
-            sample.energy_label = torch.as_tensor(energy_label).reshape(1)
+            energy = _as_float_tensor(energy_label)
+            if energy.numel() != 1:
+                raise LabelFileError(
+                    f"{where}: field 'energy_label' has shape {tuple(energy.shape)}, expected one number [hartree]"
+                )
+            sample.energy_label = energy.reshape(1)
         labelled = energy_label is not None if has_energy_label is None else bool(has_energy_label)
         sample.has_energy_label = torch.tensor([labelled])
         if mol_id is not None:
@@ -106,8 +114,18 @@ class OFData(Data):
         return sample
 
 
+def _as_float_tensor(value: Any) -> Tensor:
+    """Converts to a floating-point tensor; Python numbers never pass through torch's default dtype (float32)."""
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        array = np.asarray(value)
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor if tensor.is_floating_point() else tensor.to(torch.float64)
+
+
 def _vector(value: Any, field: str, n_basis: int, where: str) -> Tensor:
-    vector = torch.as_tensor(value)
+    vector = _as_float_tensor(value)
     if vector.shape != (n_basis,):
         raise LabelFileError(
             f"{where}: field {field!r} has shape {tuple(vector.shape)}, but the basis gives this molecule {n_basis} "
@@ -127,23 +145,21 @@ def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
         (n_entries,) int64 indices.
 
     Raises:
-        BatchError: If a batch was collated without ``follow_batch=["coeffs"]``.
+        BatchError: If a batch was collated without ``follow_batch=["coeffs"]``, or the sample lacks the field.
     """
-    if field == "pos":
-        index = batch.get("batch")
-        length = batch["atomic_numbers"].shape[0] if "atomic_numbers" in batch else batch.num_nodes
-    else:
-        index = batch.get(f"{field}_batch")
-        length = batch[field].shape[0]
+    name = "batch" if field == "pos" else f"{field}_batch"
+    index = batch.get(name)
     if index is not None:
         return index
     if batch.get("ptr") is not None or batch.get("batch") is not None:
         raise BatchError(
-            f"the batch has no '{field}_batch': give PyG's DataLoader follow_batch=['coeffs'] "
-            "(OFDFTDataModule's loaders do)"
+            f"the batch has no '{name}': give PyG's DataLoader follow_batch=['coeffs'] (OFDFTDataModule's loaders do)"
         )
-    reference = batch["pos"] if field == "pos" and "pos" in batch else batch[field]
-    return torch.zeros(length, dtype=torch.int64, device=reference.device)
+    names = ("atomic_numbers", "z", "pos") if field == "pos" else (field,)
+    for values in (batch.get(name) for name in names):
+        if values is not None:
+            return torch.zeros(values.shape[0], dtype=torch.int64, device=values.device)
+    raise BatchError(f"the sample has none of the fields {list(names)}, which say what belongs to it")
 
 
 def n_molecules(batch: Data) -> int:
@@ -155,35 +171,77 @@ def n_molecules(batch: Data) -> int:
     return 1 if index is None else int(index.max()) + 1
 
 
-_MOLECULE_INDICES = ("batch", "coeffs_batch")
+def with_sample_fields(batch: DataT, names: Sequence[str]) -> DataT:
+    """Lets PyG cut fields with one entry for each sample, added after collation, into samples again.
+
+    Without it ``batch[i]`` and ``batch.to_data_list()`` leave them out: a normalised batch's samples would not know
+    that they are normalised.
+
+    Args:
+        batch: A batch, or a sample, which stays as it is.
+        names: The fields.
+
+    Returns:
+        The batch itself.
+    """
+    if isinstance(batch, Batch) and hasattr(batch, "_slice_dict"):
+        boundaries = torch.arange(n_molecules(batch) + 1)
+        # new dictionaries: shallow copies of a batch share them
+        batch._slice_dict = {**batch._slice_dict, **dict.fromkeys(names, boundaries)}
+        batch._inc_dict = {**batch._inc_dict, **dict.fromkeys(names)}
+    return batch
 
 
 def join_batches(batches: list[OFData]) -> OFData:
     """Joins batches into one, as PyG would collate all their samples.
 
     Args:
-        batches: Batches with the same fields, each with `batch`, `ptr` and `coeffs_batch`.
+        batches: Batches with the same fields, each with `batch`, `ptr` and `coeffs_batch`. Fields that a transform
+            added follow PyG's rules: names with ``index`` count atoms and are joined along the last axis.
 
     Returns:
         One batch; the only one, if there is only one.
+
+    Raises:
+        BatchError: If the batches have different fields.
     """
     if len(batches) == 1:
         return batches[0]
-    joined = OFData()
-    offsets = [0]
+    fields = batches[0].keys()
     for batch in batches:
-        offsets.append(offsets[-1] + n_molecules(batch))
-    for field in batches[0].keys():
+        if set(batch.keys()) != set(fields):
+            differing = sorted(set(batch.keys()) ^ set(fields))
+            raise BatchError(
+                f"some samples have the fields {differing} and others do not: give all of them the same fields "
+                "(config: data.pre_transforms)"
+            )
+    molecules = _starts([n_molecules(batch) for batch in batches])
+    joined = OFData()
+    for field in fields:
         values = [batch[field] for batch in batches]
-        if field in _MOLECULE_INDICES:
-            values = [value + offset for value, offset in zip(values, offsets[:-1], strict=True)]
-        if field.endswith("ptr"):
-            ends = [0]
-            for value in values:
-                ends.append(ends[-1] + int(value[-1]))
-            values = [values[0], *(v[1:] + e for v, e in zip(values[1:], ends[1:-1], strict=True))]
         if isinstance(values[0], list):
             joined[field] = [item for value in values for item in value]
+        elif field == "ptr" or field.endswith("_ptr"):
+            starts = _starts([int(value[-1]) for value in values])
+            joined[field] = torch.cat(
+                [v[i > 0 :] + start for i, (v, start) in enumerate(zip(values, starts, strict=True))]
+            )
+        elif field == "batch" or field.endswith("_batch"):
+            joined[field] = torch.cat([value + start for value, start in zip(values, molecules, strict=True)])
         else:
-            joined[field] = torch.cat(values)
+            joined[field] = _concatenated(field, values, batches)
     return joined
+
+
+def _starts(lengths: list[int]) -> list[int]:
+    """Returns where each of several consecutive ranges begins."""
+    return [0, *accumulate(lengths[:-1])]
+
+
+def _concatenated(field: str, values: list[Tensor], batches: list[OFData]) -> Tensor:
+    """Joins the values of one field by PyG's own rules (`Data.__cat_dim__`, `Data.__inc__`)."""
+    if "index" in field or field == "face":
+        atoms = _starts([int(batch["ptr"][-1]) for batch in batches])
+        values = [value + start for value, start in zip(values, atoms, strict=True)]
+    axis = batches[0].__cat_dim__(field, values[0])
+    return torch.cat(values, dim=axis)

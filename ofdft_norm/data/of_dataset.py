@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from torch_geometric.data import Batch
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.label_files import MoleculeLabels, read_molecule, read_n_scf_iterations
 from ofdft_norm.data.of_data import OFData
-from ofdft_norm.errors import BasisError, LabelFileError
+from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
 
 Transform = Callable[[OFData], OFData]
 
@@ -28,14 +30,17 @@ class OFDataset(Dataset[OFData]):
         energy_key: Which energy below ``of_labels/energies`` becomes `energy_label`.
         gradient_key: Which gradient below ``of_labels/spatial`` becomes `gradient_label`.
         transform: Applied to each sample, e.g. `ProjectGradient()`.
-        limit_scf_iterations: Which SCF iterations to use: an index or several, negative ones counted from the last
-            (-1: the converged density only). None: all.
-        keep_initial_guess: Whether iteration 0, which has no energy label, is part of the data set.
+        limit_scf_iterations: Which SCF iterations to use, as STRUCTURES25 reads it: a number s >= 0 means those from
+            s on, s < 0 the last -s (-1: the converged density), a list the iterations in it (negative ones counted
+            from the last; those that a molecule does not have are passed over). None: all.
+        keep_initial_guess: Whether iteration 0, which has no energy label, is part of the data set: True adds it to
+            what `limit_scf_iterations` selects, False leaves it out.
         n_scf_iterations: Number of SCF iterations in each file, where known (a split file's, an index's); otherwise
             every file's header is read once.
 
     Raises:
         LabelFileError: If a file is missing or unreadable, or has no iteration that `limit_scf_iterations` selects.
+        ConfigError: If `limit_scf_iterations` is not of these kinds, or `n_scf_iterations` has another length.
     """
 
     def __init__(
@@ -54,11 +59,16 @@ class OFDataset(Dataset[OFData]):
         self.energy_key = energy_key
         self.gradient_key = gradient_key
         self.transform = transform
-        self.limit_scf_iterations = limit_scf_iterations
+        self.limit_scf_iterations = _check_limit(limit_scf_iterations)
         self.keep_initial_guess = keep_initial_guess
         if n_scf_iterations is None:
             n_scf_iterations = [read_n_scf_iterations(path) for path in self.paths]
         self.n_scf_iterations = [int(n) for n in n_scf_iterations]
+        if len(self.n_scf_iterations) != len(self.paths):
+            raise ConfigError(
+                f"n_scf_iterations has {len(self.n_scf_iterations)} numbers for {len(self.paths)} label files, "
+                "expected one for each (config: data.split.file)"
+            )
         self.scf_iterations_per_path = [
             self._select(path, n) for path, n in zip(self.paths, self.n_scf_iterations, strict=True)
         ]
@@ -69,18 +79,20 @@ class OFDataset(Dataset[OFData]):
     def _select(self, path: Path, n_iterations: int) -> npt.NDArray[np.int64]:
         limit = self.limit_scf_iterations
         if limit is None:
-            selected = list(range(n_iterations))
+            selected = set(range(n_iterations))
+        elif isinstance(limit, int):
+            selected = set(range(limit if limit >= 0 else max(0, n_iterations + limit), n_iterations))
         else:
-            wanted = [limit] if isinstance(limit, int) else list(limit)
-            selected = sorted({i % n_iterations for i in wanted if -n_iterations <= i < n_iterations})
-        if not self.keep_initial_guess:
-            selected = [i for i in selected if i != 0]
-        if not selected:
+            selected = {i % n_iterations for i in limit if -n_iterations <= i < n_iterations}
+        selected = selected | {0} if self.keep_initial_guess else selected - {0}
+        if not selected or n_iterations < 1:
             raise LabelFileError(
                 f"{path}: none of its {n_iterations} SCF iterations is selected by limit_scf_iterations={limit} with "
-                f"keep_initial_guess={self.keep_initial_guess} (config: data.source.limit_scf_iterations)"
+                f"keep_initial_guess={self.keep_initial_guess}: select others (config: "
+                "data.source.limit_scf_iterations, data.source.keep_initial_guess) or leave the file out (config: "
+                "data.source.exclude)"
             )
-        return np.array(selected, dtype=np.int64)
+        return np.array(sorted(selected), dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self.sample_offsets[-1])
@@ -145,6 +157,21 @@ class OFDataset(Dataset[OFData]):
         return Batch.from_data_list(samples, follow_batch=["coeffs"])
 
 
+def _check_limit(limit: Any) -> int | list[int] | None:
+    """Returns plain Python numbers; refuses what would select something unforeseen, such as the letters of a word."""
+    if limit is None:
+        return None
+    several = isinstance(limit, Sequence) and not isinstance(limit, str)
+    values = list(limit) if several else [limit]
+    if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in values):
+        raise ConfigError(
+            f"limit_scf_iterations = {limit!r}: expected null, a whole number or a list of whole numbers (config: "
+            "data.source.limit_scf_iterations)"
+        )
+    numbers = [int(i) for i in values]
+    return numbers if several else numbers[0]
+
+
 def _as_batch(first: OFData, labels: MoleculeLabels) -> OFData:
     """Builds what PyG would collate from the molecule's samples, without making the samples."""
     n, n_basis = labels.coeffs.shape
@@ -162,6 +189,7 @@ def _as_batch(first: OFData, labels: MoleculeLabels) -> OFData:
         has_energy_label=torch.from_numpy(labels.has_energy_label),
         scf_iteration=torch.from_numpy(labels.scf_iterations),
         coeffs_batch=torch.arange(n).repeat_interleave(n_basis),
+        coeffs_ptr=torch.arange(n + 1) * n_basis,
         batch=torch.arange(n).repeat_interleave(n_atom),
         ptr=torch.arange(n + 1) * n_atom,
     )

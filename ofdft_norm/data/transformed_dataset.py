@@ -41,3 +41,18 @@ class TransformedDataset(Dataset[Data]):
     def __getstate__(self) -> dict[str, Any]:
         """Pickles without the kept samples: spawned workers and copies of the data module stay small."""
         return {**self.__dict__, "_kept": {}}
+
+
+class CopyThen:
+    """Applies a transform to a shallow copy: samples that somebody keeps in memory stay as they are.
+
+    Args:
+        transform: May change its argument.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        self.transform = transform
+
+    def __call__(self, sample: Any) -> Any:
+        """Returns the transformed copy."""
+        return self.transform(copy.copy(sample))

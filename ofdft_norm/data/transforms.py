@@ -28,22 +28,31 @@ def project_gradient(gradient: Tensor, sample_or_batch: Data) -> Tensor:
             batch the integrals are rescaled; denormalise it first (`Normalizer.denormalize`).
 
     Returns:
-        (n_basis,) [hartree], orthogonal to `dual_basis_integrals` in every molecule.
+        (n_basis,) [hartree], orthogonal to `dual_basis_integrals` in every molecule; in the gradient's dtype, computed
+        in float64. Where all integrals of a molecule are 0 there is nothing to project out.
 
     Raises:
-        BatchError: If the sample has no `dual_basis_integrals`, or a batch has no `coeffs_batch`.
+        BatchError: If the sample has no `dual_basis_integrals` of the gradient's length, or a batch has no
+            `coeffs_batch`.
     """
     integrals = sample_or_batch.get("dual_basis_integrals")
     if integrals is None:
         raise BatchError(
-            "projecting a gradient needs the field 'dual_basis_integrals', which the sample lacks; write it into the "
-            "labels ('of_labels/spatial/dual_basis_integrals') or leave ProjectGradient out (config: data.pre_transforms)"
+            "projecting a gradient needs the field 'dual_basis_integrals', which the sample lacks; write it into "
+            "the labels ('of_labels/spatial/dual_basis_integrals') or leave ProjectGradient out (config: "
+            "data.pre_transforms)"
+        )
+    if gradient.shape != integrals.shape:
+        # (n_basis, 1) against (n_basis,) would broadcast to a matrix
+        raise BatchError(
+            f"the gradient has shape {tuple(gradient.shape)}, but the field 'dual_basis_integrals' has "
+            f"{tuple(integrals.shape)}: expected one entry for each basis function"
         )
     index = molecule_index(sample_or_batch)
-    integrals = integrals.to(gradient.dtype)
-    sums = gradient.new_zeros(2, n_molecules(sample_or_batch))
-    sums = sums.index_add(1, index, torch.stack([integrals * gradient, integrals * integrals]))
-    return gradient - integrals * (sums[0] / sums[1])[index]
+    g, w = gradient.to(torch.float64), integrals.to(torch.float64)
+    sums = g.new_zeros(2, n_molecules(sample_or_batch)).index_add(1, index, torch.stack([w * g, w * w]))
+    share = sums[0] / torch.where(sums[1] > 0, sums[1], 1.0)
+    return (g - w * share[index]).to(gradient.dtype)
 
 
 class ProjectGradient(BaseTransform):

@@ -39,6 +39,7 @@ class ZarrReader:
             raise FileNotFoundError(f"{self.path} does not exist")
         self._zip = None if self.path.is_dir() else zipfile.ZipFile(self.path)
         self._metadata: dict[str, dict[str, Any]] = {}
+        self._zip_store: zarr.storage.ZipStore | None = None
 
     def __enter__(self) -> ZarrReader:
         return self
@@ -48,6 +49,8 @@ class ZarrReader:
     ) -> None:
         if self._zip is not None:
             self._zip.close()
+        if self._zip_store is not None:
+            self._zip_store.close()
 
     def _bytes(self, key: str) -> bytes | None:
         if self._zip is not None:
@@ -66,12 +69,14 @@ class ZarrReader:
     def arrays(self) -> list[str]:
         """Returns the names of all arrays, sorted."""
         if self._is_v3():
-            members = zarr.open_group(str(self.path), mode="r").members(max_depth=None)
+            members = self._library_group().members(max_depth=None)
             return sorted(name for name, member in members if isinstance(member, zarr.Array))
         return sorted(key.removesuffix("/.zarray") for key in self._keys() if key.endswith("/.zarray"))
 
     def attributes(self, group: str = "") -> dict[str, Any]:
         """Returns the attributes of a group, empty where it has none."""
+        if self._is_v3():
+            return dict(self._library_group(group).attrs)
         content = self._bytes(f"{group}/.zattrs" if group else ".zattrs")
         return {} if content is None else dict(json.loads(content))
 
@@ -92,8 +97,15 @@ class ZarrReader:
             return tuple(self._library_array(name).shape)
         return tuple(self._array_metadata(name)["shape"])
 
+    def _library_group(self, group: str = "") -> zarr.Group:
+        if self._zip is None:
+            return zarr.open_group(str(self.path), mode="r", path=group)
+        if self._zip_store is None:
+            self._zip_store = zarr.storage.ZipStore(self.path, mode="r")
+        return zarr.open_group(self._zip_store, mode="r", path=group)
+
     def _library_array(self, name: str) -> Any:
-        return zarr.open_group(str(self.path), mode="r")[name]
+        return self._library_group()[name]
 
     def read(self, name: str, row: int | None = None) -> npt.NDArray[Any]:
         """Reads a whole array, or one row of it.

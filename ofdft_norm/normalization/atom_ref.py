@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import molecule_index, n_molecules
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.float64_module import Float64Module
+from ofdft_norm.normalization.guards import check_vector, require_field
 from ofdft_norm.statistics.dataset_statistics import Array, DatasetStatistics
 from ofdft_norm.statistics.reference_energy import atom_ref_energy
 
@@ -84,23 +87,41 @@ class AtomRef(Float64Module):
 
         Returns:
             (n_molecules,) float64 [hartree], differentiable with respect to `coeffs`.
-        """
-        return self.energy(sample_or_batch, sample_or_batch.coeffs)
 
-    def energy(self, sample_or_batch: Data, coeffs: Tensor | None) -> Tensor:
-        """Returns the reference energies for the given original coefficients, (n_molecules,) [hartree]."""
+        Raises:
+            BatchError: If a batch lacks `coeffs_batch`.
+            NormalizationError: If the sample lacks a field, or its coefficients have the wrong length.
+        """
+        batch = sample_or_batch
+        coeffs = require_field("coeffs", batch, "the atomic reference needs")
+        fields = {
+            "coeffs": coeffs,
+            "basis_function_ind": check_vector("coeffs", coeffs, batch),
+            "coeffs_batch": molecule_index(batch),
+            "atom_ind": require_field("atom_ind", batch, "the atomic reference needs"),
+            "batch": molecule_index(batch, "pos"),
+        }
+        return self.energy_of(fields, n_molecules(batch))
+
+    def energy_of(self, fields: Mapping[str, Tensor], n_molecules: int) -> Tensor:
+        """Returns the reference energies from tensors alone, (n_molecules,) float64 [hartree].
+
+        Args:
+            fields: `coeffs`, `basis_function_ind`, `coeffs_batch`, `atom_ind`, and atoms' molecules as `batch`.
+            n_molecules: Number of molecules.
+        """
         return atom_ref_energy(
-            sample_or_batch.coeffs if coeffs is None else coeffs,
-            sample_or_batch.basis_function_ind,
-            molecule_index(sample_or_batch),
-            sample_or_batch.atom_ind,
-            molecule_index(sample_or_batch, "pos"),
+            fields["coeffs"],
+            fields["basis_function_ind"],
+            fields["coeffs_batch"],
+            fields["atom_ind"],
+            fields["batch"],
             self.g_z,
             self.t_z,
             self.t_global,
-            n_molecules(sample_or_batch),
+            n_molecules,
         )
 
     def gradient(self, sample_or_batch: Data) -> Tensor:
         """Returns the derivative of `energy` with respect to the coefficients, (n_basis,) float64 [hartree]."""
-        return self.g_z[sample_or_batch.basis_function_ind]
+        return self.g_z[require_field("basis_function_ind", sample_or_batch, "the atomic reference needs")]

@@ -84,6 +84,7 @@ def _reference(
         weigher_key,
         max_num_elements=reference.max_num_elements,
         unseen_elements=reference.unseen_elements,
+        ridge=reference.ridge,
     )
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.errors import ConfigError, NormalizationError, StatisticsError
+from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.float64_module import Float64Module
+from ofdft_norm.normalization.guards import check_vector, require_field
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 Array = npt.NDArray[np.float64]
@@ -82,9 +83,14 @@ class DimensionWiseRescaling(Float64Module):
                 raise StatisticsError(
                     f"{name} has shape {tuple(values.shape)}, expected ({shape[0] if shape else 0},) like coeff_biases"
                 )
-            if not torch.isfinite(values).all() or (name != "coeff_biases" and (values < 0).any()):
-                entry = int((~torch.isfinite(values) | (values < 0)).nonzero()[0])
-                raise StatisticsError(f"{name}[{entry}] is {float(values[entry])}; expected finite scales >= 0")
+            bad = ~torch.isfinite(values) if name == "coeff_biases" else ~torch.isfinite(values) | (values < 0)
+            if bad.any():
+                entry = int(bad.nonzero()[0])
+                expected = "a finite number" if name == "coeff_biases" else "a finite scale >= 0"
+                raise StatisticsError(
+                    f"{name}[{entry}] is {float(values[entry])}, expected {expected}: fit the statistics again, or "
+                    "give others (config: data.statistics.path)"
+                )
 
     def init_lambda_z(self) -> None:
         """Computes `lambda_z` from the statistics ([M-OFDFT] eq. 4)."""
@@ -103,36 +109,37 @@ class DimensionWiseRescaling(Float64Module):
             "unscaled": int((~rescaled).sum()),
         }
 
-    def _gather(self, values: Tensor, sample: Data) -> Tensor:
-        index = sample.get("basis_function_ind")
-        if index is None:
-            raise NormalizationError("the sample lacks 'basis_function_ind'; build it with OFData.construct_new")
-        return values[index]
+    # Each of the following raises a NormalizationError for a sample without `basis_function_ind`, or for values that
+    # are not one for each of its basis functions.
 
     def forward(self, sample: Data) -> Tensor:
         """Returns the shifted and rescaled coefficients, (n_basis,) float64, of a sample or batch."""
-        return self.scale_coeffs(sample.coeffs, sample)
+        return self.scale_coeffs(require_field("coeffs", sample, "is to be rescaled"), sample)
 
     def scale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Returns lambda (p - pbar) for coefficients p of the given sample or batch."""
-        shifted = coeffs.to(torch.float64) - self._gather(self.coeff_biases, sample)
-        return self._gather(self.lambda_z, sample) * shifted
+        index = check_vector("coeffs", coeffs, sample)
+        return self.lambda_z[index] * (coeffs.to(torch.float64) - self.coeff_biases[index])
 
     def scale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Returns g / (lambda + epsilon) for a gradient of the given sample or batch."""
-        return gradient.to(torch.float64) / (self._gather(self.lambda_z, sample) + self.epsilon)
+        index = check_vector("gradient", gradient, sample)
+        return gradient.to(torch.float64) / (self.lambda_z[index] + self.epsilon)
 
     def rescale_coeffs_and_gradient(self, sample: Data) -> tuple[Tensor, Tensor]:
         """Returns the rescaled coefficients and gradient label of a sample or batch, both (n_basis,) float64."""
-        return self.forward(sample), self.scale_gradient(sample.gradient_label, sample)
+        gradient = require_field("gradient_label", sample, "is to be rescaled")
+        return self.forward(sample), self.scale_gradient(gradient, sample)
 
     def unscale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_coeffs`: p = p' / lambda + pbar, (n_basis,) float64."""
-        return coeffs.to(torch.float64) / self._gather(self.lambda_z, sample) + self._gather(self.coeff_biases, sample)
+        index = check_vector("coeffs", coeffs, sample)
+        return coeffs.to(torch.float64) / self.lambda_z[index] + self.coeff_biases[index]
 
     def unscale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_gradient`: g = (lambda + epsilon) g', (n_basis,) float64 [hartree]."""
-        return gradient.to(torch.float64) * (self._gather(self.lambda_z, sample) + self.epsilon)
+        index = check_vector("gradient", gradient, sample)
+        return gradient.to(torch.float64) * (self.lambda_z[index] + self.epsilon)
 
     @classmethod
     def from_dataset_statistics(
@@ -168,8 +175,8 @@ class DimensionWiseRescaling(Float64Module):
         if basis_info is not None and biases.shape != (basis_info.n_basis,):
             raise StatisticsError(
                 f"{dataset_statistics.path or 'statistics'}: 'coeffs/mean' has shape {biases.shape}, but the basis has "
-                f"{basis_info.n_basis} functions: the statistics belong to another basis (config: data.statistics.path, "
-                "data.source.basis_info)"
+                f"{basis_info.n_basis} functions: the statistics belong to another basis (config: "
+                "data.statistics.path, data.source.basis_info)"
             )
         if equivariant:
             if basis_info is None:
@@ -185,7 +192,8 @@ class DimensionWiseRescaling(Float64Module):
 
         The atomic references are those of the new coefficients: gbar' = gbar / (lambda + epsilon), and since
         gbar.p = gbar.pbar + (gbar / lambda).p', each element's energy takes up its share of gbar.pbar. Residual
-        energies stay as they are (to epsilon).
+        energies stay as they are (to epsilon). Where the compositions are rank deficient, the elements' energies are
+        one of the equivalent solutions, not the one of minimum norm that a new fit would choose.
 
         Args:
             dataset_statistics: Statistics to transform, for all their weighers; also the rescaling's parameters.

@@ -6,16 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import molecule_index, n_molecules
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
 from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.reference_files import read_reference_file
+from ofdft_norm.normalization.reference_summary import (
+    FitReport,
+    ReferenceSummary,
+    report_from_statistics,
+    summarize_references,
+)
+from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.least_squares import solve_r_factor
 
 UnseenPolicy = Literal["error", "zero"]
+
+_EXTRA_STATE = "_extra_state"  # torch's name for what get_extra_state returns
 
 
 class LinearReferences(Float64Module):
@@ -30,14 +42,21 @@ class LinearReferences(Float64Module):
         unseen_elements: ``"error"`` refuses atoms of elements without a reference, ``"zero"`` gives them 0.
         atomic_numbers_field: Field of the batch that holds the atomic numbers; where it is missing, PyG's ``z`` is
             used.
+        fit_report: How the references were fitted, if they were; part of the state dict, as plain types.
 
     Raises:
         StatisticsError: If the references have another length or are not finite.
         ConfigError: If `unseen_elements` is unknown.
+
+    Example:
+        >>> references = LinearReferences(torch.tensor([0.0, -0.5]), max_num_elements=1)
+        >>> references(torch.tensor([-0.25]), Data(z=torch.tensor([1, 1]))).item()
+        -1.25
     """
 
     element_references: Tensor
     seen_elements: Tensor
+    fit_report: FitReport | None
 
     def __init__(
         self,
@@ -46,6 +65,7 @@ class LinearReferences(Float64Module):
         seen_elements: Tensor | None = None,
         unseen_elements: UnseenPolicy = "error",
         atomic_numbers_field: str = "atomic_numbers",
+        fit_report: FitReport | None = None,
     ) -> None:
         super().__init__()
         if unseen_elements not in ("error", "zero"):
@@ -55,6 +75,7 @@ class LinearReferences(Float64Module):
             )
         self.unseen_elements = unseen_elements
         self.atomic_numbers_field = atomic_numbers_field
+        self.fit_report = fit_report
         if element_references is None:
             self.register_float64("element_references", torch.zeros(max_num_elements + 1))
             seen = torch.ones(max_num_elements + 1, dtype=torch.bool)
@@ -75,12 +96,11 @@ class LinearReferences(Float64Module):
         """Largest atomic number that has an entry."""
         return len(self.element_references) - 1
 
-    def energy(self, batch: Data, coeffs: Tensor | None = None) -> Tensor:
-        """Returns the reference energy of each molecule, (n_molecules,) float64; `coeffs` play no part.
+    def atomic_numbers(self, batch: Data) -> Tensor:
+        """Returns the atomic numbers of a sample or batch, (n_atom,) int64.
 
         Raises:
-            BatchError: If the batch has no atomic numbers.
-            NormalizationError: If an atom's element has no reference, or is beyond `max_num_elements`.
+            BatchError: If it has none.
         """
         numbers = batch.get(self.atomic_numbers_field)
         numbers = batch.get("z") if numbers is None else numbers
@@ -89,15 +109,32 @@ class LinearReferences(Float64Module):
                 f"element references need the field {self.atomic_numbers_field!r} (or 'z'), which the sample lacks "
                 "(config: data.reference.atomic_numbers_field)"
             )
-        numbers = numbers.long()
-        self._check_elements(numbers)
-        index = batch.get("batch")
-        index = molecule_index(batch, "pos") if index is None else index
-        return self.element_references.new_zeros(n_molecules(batch)).index_add(
-            0, index, self.element_references[numbers]
-        )
+        return numbers.long()
 
-    def _check_elements(self, numbers: Tensor) -> None:
+    def energy(self, batch: Data) -> Tensor:
+        """Returns the reference energy of each molecule, (n_molecules,) float64.
+
+        Raises:
+            BatchError: If the batch has no atomic numbers.
+            NormalizationError: If an atom's element has no reference, or is beyond `max_num_elements`.
+        """
+        numbers = self.atomic_numbers(batch)
+        self.check_elements(numbers)
+        fields = {"atomic_numbers": numbers, "batch": molecule_index(batch, "pos")}
+        return self.energy_of(fields, n_molecules(batch))
+
+    def energy_of(self, fields: Mapping[str, Tensor], n_molecules: int) -> Tensor:
+        """Returns the reference energies from tensors alone, unchecked.
+
+        Args:
+            fields: `atomic_numbers`, and atoms' molecules as `batch`.
+            n_molecules: Number of molecules.
+        """
+        energies = self.element_references[fields["atomic_numbers"]]
+        return self.element_references.new_zeros(n_molecules).index_add(0, fields["batch"], energies)
+
+    def check_elements(self, numbers: Tensor) -> None:
+        """Refuses atomic numbers without a reference; see `energy`."""
         outside = (numbers < 1) | (numbers > self.max_num_elements)
         if outside.any():
             raise NormalizationError(
@@ -113,9 +150,6 @@ class LinearReferences(Float64Module):
                 f"exist for {have}); fit on molecules with these elements, give their values "
                 "(config: data.reference.values), or set data.reference.unseen_elements=zero"
             )
-
-    def gradient(self, batch: Data) -> None:
-        """The reference does not depend on the coefficients: there is no gradient to subtract."""
 
     def _apply_refs(self, target: Tensor, batch: Data, sign: int, reshaped: bool = True) -> Tensor:
         energy = self.energy(batch)
@@ -142,11 +176,93 @@ class LinearReferences(Float64Module):
         """Adds the references; arguments and result as in `dereference`."""
         return self._apply_refs(target, batch, 1, reshaped)
 
+    @classmethod
+    def from_dataset_statistics(
+        cls,
+        dataset_statistics: DatasetStatistics,
+        basis_info: BasisInfo,
+        weigher_key: str = "has_energy_label",
+        max_num_elements: int = 118,
+        unseen_elements: UnseenPolicy = "error",
+        atomic_numbers_field: str = "atomic_numbers",
+        ridge: float = 0.0,
+    ) -> LinearReferences:
+        """Takes the references from a data set's statistics.
+
+        Args:
+            dataset_statistics: The statistics, with ``linear_ref_atom_type_bias`` and ``n_atoms``, both (n_types,), and
+                for a ridge ``linear_ref_factor``.
+            basis_info: The basis, whose elements those are.
+            weigher_key: Whose statistics to use.
+            max_num_elements: See the class.
+            unseen_elements: See the class.
+            atomic_numbers_field: See the class.
+            ridge: Relative ridge of the fit, see `fit_linear_references`; 0: the solution of minimum norm.
+
+        Raises:
+            StatisticsError: If a statistic is missing, does not fit the basis, or the basis has an element beyond
+                `max_num_elements`.
+        """
+        values = dataset_statistics.load_statistic(weigher_key, "linear_ref_atom_type_bias")
+        n_atoms = dataset_statistics.load_statistic(weigher_key, "n_atoms")
+        if values.shape != (basis_info.n_types,) or n_atoms.shape != values.shape:
+            raise StatisticsError(
+                f"{dataset_statistics.path or 'statistics'}: element references for {values.shape[0]} and atom "
+                f"counts for {n_atoms.shape[0]} elements, but the basis has {basis_info.n_types} "
+                "(config: data.statistics.path, data.source.basis_info)"
+            )
+        numbers = torch.as_tensor(basis_info.atomic_numbers)
+        if int(numbers.max()) > max_num_elements:
+            raise StatisticsError(
+                f"the basis has the element {int(numbers.max())}, beyond max_num_elements = {max_num_elements} "
+                "(config: data.reference.max_num_elements)"
+            )
+        if ridge > 0:
+            factor = torch.as_tensor(dataset_statistics.load_statistic(weigher_key, "linear_ref_factor"))
+            n = len(values)
+            values = solve_r_factor(factor[:n, :n], factor[:n, n:], ridge).x[:, 0].numpy()
+        references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
+        seen = torch.zeros(max_num_elements + 1, dtype=torch.bool)
+        seen[numbers] = torch.as_tensor(n_atoms > 0)
+        references[numbers] = torch.as_tensor(np.where(n_atoms > 0, values, 0.0), dtype=torch.float64)
+        report = report_from_statistics(dataset_statistics, basis_info, weigher_key, ridge)
+        return cls(references, max_num_elements, seen, unseen_elements, atomic_numbers_field, report)
+
+    def summary(self, unit: str = "") -> ReferenceSummary:
+        """Returns each element's value and what the fit knows of it; `str()` of it is a table.
+
+        Args:
+            unit: The target's unit, shown in the table's head.
+
+        Example:
+            >>> print(LinearReferences(torch.tensor([0.0, -0.5]), max_num_elements=1).summary("hartree"))
+            element  reference [hartree]  std. error  atoms  molecules
+            H                  -0.500000           -      -          -
+            values as given: no fit is known
+        """
+        return summarize_references(self.element_references.cpu(), self.seen_elements.cpu(), self.fit_report, unit)
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any] | None:
+        """Returns the fit report in plain types; state dicts of references without a report have no such entry."""
+        return None if self.fit_report is None else self.fit_report.to_plain()
+
+    def set_extra_state(self, state: dict[str, Any] | None) -> None:
+        """Takes a fit report in plain types."""
+        self.fit_report = None if not state else FitReport.from_plain(state)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.fit_report is None:
+            destination.pop(prefix + _EXTRA_STATE, None)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         references = state_dict.get(prefix + "element_references")
         if references is not None and prefix + "seen_elements" not in state_dict:
             # fairchem's state dicts hold the references alone
             state_dict[prefix + "seen_elements"] = references.reshape(-1) != 0
+        state_dict.setdefault(prefix + _EXTRA_STATE, None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -178,7 +294,13 @@ def _from_state(state: Mapping[str, Any], where: str) -> LinearReferences:
     if "element_references" not in state:
         raise StatisticsError(f"{where}: lacks 'element_references'; it has {sorted(state)}")
     references = torch.as_tensor(state["element_references"]).to(torch.float64).reshape(-1)
+    if references.numel() == 0:
+        raise StatisticsError(f"{where}: 'element_references' is empty, expected one value for each atomic number")
     seen = state.get("seen_elements")
+    report = state.get(_EXTRA_STATE)
     return LinearReferences(
-        references, max_num_elements=len(references) - 1, seen_elements=None if seen is None else torch.as_tensor(seen)
+        references,
+        max_num_elements=len(references) - 1,
+        seen_elements=None if seen is None else torch.as_tensor(seen),
+        fit_report=FitReport.from_plain(report) if report else None,
     )

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.of_data import n_molecules
+from ofdft_norm.data.of_data import molecule_index, n_molecules, with_sample_fields
 from ofdft_norm.errors import ConfigError, NormalizationError
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.float64_module import Float64Module
+from ofdft_norm.normalization.guards import (
+    PER_FUNCTION,
+    check_energy,
+    check_fields,
+    check_seen_elements,
+    check_vector,
+    require_field,
+)
 
 DataT = TypeVar("DataT", bound=Data)
 
 Reference = AtomRef | LinearReferences
+
+# Fields that transform as vectors (with lambda); gradients and integrals are dual (with 1 / lambda).
+VECTORS = ("coeffs", "ground_state_coeffs")
 
 
 class Normalizer(Float64Module):
@@ -70,46 +82,96 @@ class Normalizer(Float64Module):
 
     # --- samples and batches ------------------------------------------------------------------------------------
 
-    def normalize(self, sample_or_batch: DataT) -> DataT:
+    def normalize(self, sample_or_batch: DataT, check_elements: bool = True) -> DataT:
         """Returns a normalised copy; the argument stays as it is.
 
         Vectors (`coeffs`, `ground_state_coeffs`) and dual vectors (`gradient_label`, `dual_basis_integrals`) that the
         sample has are rescaled, `energy_label` is referenced and scaled. `energy_reference` [hartree] and the flag
         `normalized` are added.
 
+        Args:
+            sample_or_batch: Raw, in physical units.
+            check_elements: Whether unknown elements are refused; False where that was done before.
+
         Raises:
-            NormalizationError: If the sample is normalised already, or has an element that was not seen in fitting.
+            NormalizationError: If the sample is normalised already, has an element that was not seen in fitting, or
+                lacks a field or has one of the wrong length.
             BatchError: If a batch lacks `coeffs_batch`.
         """
-        if _is_normalized(sample_or_batch):
+        raw = sample_or_batch
+        if "normalized" in raw:
             raise NormalizationError(
                 "the sample is normalised already; normalising it again would shift its labels silently. Give "
                 "normalize() raw samples: the data module's loaders yield normalised ones"
             )
-        self._check_elements(sample_or_batch)
-        raw = sample_or_batch
+        if check_elements:
+            self.check_elements(raw)
+        return self._with_normalized_fields(raw)
+
+    def _with_normalized_fields(self, raw: DataT) -> DataT:
         out = copy.copy(raw)
         n = n_molecules(raw)
-        if self.reference is not None:
-            out.energy_reference = self.reference.energy(raw, raw.get("coeffs"))
-        else:
-            out.energy_reference = self.energy_scale.new_zeros(n)
-        energy = raw.get(self.energy_field)
-        if energy is not None:
-            out[self.energy_field] = self._normalize_energy(energy, out.energy_reference)
-        if self.forces_field is not None and raw.get(self.forces_field) is not None:
-            out[self.forces_field] = raw[self.forces_field].to(torch.float64) / self.energy_scale
-        if raw.get("gradient_label") is not None:
-            out.gradient_label = self.normalize_gradient(raw.gradient_label, raw)
-        if self.rescaling is not None:
-            for field in ("coeffs", "ground_state_coeffs"):
-                if raw.get(field) is not None:
-                    out[field] = self.rescaling.scale_coeffs(raw[field], raw)
-            if raw.get("dual_basis_integrals") is not None:
-                # duals of vectors: w'.p' + w.pbar = N, so lambda itself, without epsilon
-                integrals = raw.dual_basis_integrals.to(torch.float64)
-                out.dual_basis_integrals = integrals / self.rescaling.lambda_z[raw.basis_function_ind]
+        for name, value in self.normalize_fields(self.inputs(raw), n).items():
+            out[name] = value
         out.normalized = torch.ones(n, dtype=torch.bool, device=out.energy_reference.device)
+        return with_sample_fields(out, ("energy_reference", "normalized"))
+
+    def inputs(self, raw: Data) -> dict[str, Tensor]:
+        """Returns the fields of a raw sample or batch that `normalize_fields` reads, with its indices."""
+        names = (*PER_FUNCTION, "basis_function_ind", "atom_ind", self.energy_field)
+        fields = {name: raw[name] for name in names if raw.get(name) is not None}
+        if self.forces_field is not None and raw.get(self.forces_field) is not None:
+            fields[self.forces_field] = raw[self.forces_field]
+        if "coeffs" in fields:
+            fields["coeffs_batch"] = molecule_index(raw)
+        check_fields(fields, raw, self.energy_field, n_molecules(raw))
+        if isinstance(self.reference, AtomRef):
+            for name in ("coeffs", "atom_ind"):
+                require_field(name, raw, "the atomic reference needs")
+        if self.reference is not None:
+            fields["batch"] = molecule_index(raw, "pos")
+        if isinstance(self.reference, LinearReferences):
+            fields["atomic_numbers"] = self.reference.atomic_numbers(raw)
+        return fields
+
+    def normalize_fields(self, fields: Mapping[str, Tensor], n_molecules: int) -> dict[str, Tensor]:
+        """The arithmetic of `normalize` alone: tensors in, tensors out, compiled by torch without a graph break.
+
+        Args:
+            fields: From `inputs`.
+            n_molecules: Number of molecules.
+
+        Returns:
+            The normalised fields, and `energy_reference`.
+        """
+        out: dict[str, Tensor] = {}
+        if self.reference is None:
+            out["energy_reference"] = self.energy_scale.new_zeros(n_molecules)
+        else:
+            out["energy_reference"] = self.reference.energy_of(fields, n_molecules)
+        if self.energy_field in fields:
+            energy = fields[self.energy_field].to(torch.float64)
+            out[self.energy_field] = (energy - out["energy_reference"].reshape(energy.shape)) / self.energy_scale
+        if self.forces_field is not None and self.forces_field in fields:
+            out[self.forces_field] = fields[self.forces_field].to(torch.float64) / self.energy_scale
+        if "basis_function_ind" not in fields:
+            return out
+        index = fields["basis_function_ind"]
+        if "gradient_label" in fields:
+            gradient = fields["gradient_label"].to(torch.float64)
+            if isinstance(self.reference, AtomRef):
+                gradient = gradient - self.reference.g_z[index]
+            out["gradient_label"] = gradient / self.energy_scale
+        if self.rescaling is not None:
+            scale, bias = self.rescaling.lambda_z[index], self.rescaling.coeff_biases[index]
+            for name in VECTORS:
+                if name in fields:
+                    out[name] = scale * (fields[name].to(torch.float64) - bias)
+            if "gradient_label" in fields:
+                out["gradient_label"] = out["gradient_label"] / (scale + self.rescaling.epsilon)
+            if "dual_basis_integrals" in fields:
+                # duals of vectors: w'.p' + w.pbar = N, so lambda itself, without epsilon
+                out["dual_basis_integrals"] = fields["dual_basis_integrals"].to(torch.float64) / scale
         return out
 
     def denormalize(self, sample_or_batch: DataT) -> DataT:
@@ -121,7 +183,7 @@ class Normalizer(Float64Module):
         batch = sample_or_batch
         self._require_normalized(batch)
         out = copy.copy(batch)
-        for field in ("coeffs", "ground_state_coeffs"):
+        for field in VECTORS:
             if batch.get(field) is not None:
                 out[field] = self.denormalize_coeffs(batch[field], batch)
         if batch.get("gradient_label") is not None:
@@ -138,16 +200,6 @@ class Normalizer(Float64Module):
 
     # --- single quantities --------------------------------------------------------------------------------------
 
-    def _normalize_energy(self, energy: Tensor, reference: Tensor) -> Tensor:
-        return (energy.to(torch.float64) - reference.reshape(energy.shape)) / self.energy_scale
-
-    def normalize_gradient(self, gradient: Tensor, batch: Data) -> Tensor:
-        """Returns g' = (g - dE_ref/dp) / (s (lambda + epsilon)), (n_basis,) float64."""
-        slope = None if self.reference is None else self.reference.gradient(batch)
-        gradient = gradient.to(torch.float64)
-        gradient = (gradient if slope is None else gradient - slope) / self.energy_scale
-        return gradient if self.rescaling is None else self.rescaling.scale_gradient(gradient, batch)
-
     def denormalize_energy(self, energy: Tensor, batch: Data) -> Tensor:
         """Returns energies in hartree: E = s E' + E_ref(p).
 
@@ -159,9 +211,10 @@ class Normalizer(Float64Module):
             Float64 [hartree], in the argument's shape.
 
         Raises:
-            NormalizationError: If the batch is not normalised.
+            NormalizationError: If the batch is not normalised, or has another number of molecules.
         """
         self._require_normalized(batch)
+        check_energy("energy", energy, batch.energy_reference.numel(), batch)
         return energy.to(torch.float64) * self.energy_scale + batch.energy_reference.reshape(energy.shape)
 
     def denormalize_gradient(self, gradient: Tensor, batch: Data) -> Tensor:
@@ -170,13 +223,16 @@ class Normalizer(Float64Module):
         Args:
             gradient: (n_basis,) predicted g' = dE'/dp', any dtype.
             batch: The batch it was predicted for.
+
+        Raises:
+            NormalizationError: If the gradient does not have one entry for each basis function of the batch.
         """
+        check_vector("gradient", gradient, batch)
         gradient = gradient.to(torch.float64)
         if self.rescaling is not None:
             gradient = self.rescaling.unscale_gradient(gradient, batch)
         gradient = gradient * self.energy_scale
-        slope = None if self.reference is None else self.reference.gradient(batch)
-        return gradient if slope is None else gradient + slope
+        return gradient + self.reference.gradient(batch) if isinstance(self.reference, AtomRef) else gradient
 
     def denormalize_gradient_difference(self, difference: Tensor, batch: Data) -> Tensor:
         """Returns the difference of two gradients in original coordinates: without the reference, which cancels."""
@@ -197,60 +253,26 @@ class Normalizer(Float64Module):
 
     def denormalize_integrals(self, integrals: Tensor, batch: Data) -> Tensor:
         """Returns w = lambda w', (n_basis,) float64 [electrons]."""
+        index = check_vector("dual_basis_integrals", integrals, batch)
         integrals = integrals.to(torch.float64)
-        return integrals if self.rescaling is None else integrals * self.rescaling.lambda_z[batch.basis_function_ind]
+        return integrals if self.rescaling is None else integrals * self.rescaling.lambda_z[index]
 
     # --- guards -------------------------------------------------------------------------------------------------
 
-    def _check_elements(self, batch: Data) -> None:
-        numbers = batch.get("atomic_numbers")
-        if self.seen_elements is None or numbers is None:
-            return
-        unseen = ~self.seen_elements[numbers]
-        if unseen.any():
-            elements = sorted(set(numbers[unseen].tolist()))
-            raise NormalizationError(
-                f"molecule {batch.get('mol_id')!r} has atoms of the elements {elements}, which no molecule of the "
-                f"training split has (fitted on {self.seen_elements.nonzero().squeeze(1).tolist()}): their statistics are "
-                "unknown. Add such molecules to the training split, or set data.unseen_elements=identity to leave their "
-                "coefficients as they are"
-            )
+    def check_elements(self, batch: Data) -> None:
+        """Refuses atoms whose statistics or reference are unknown.
+
+        Raises:
+            NormalizationError: If an element was not seen in fitting, or has no reference energy.
+        """
+        if isinstance(self.reference, LinearReferences):
+            self.reference.check_elements(self.reference.atomic_numbers(batch))
+        if self.seen_elements is not None and "atomic_numbers" in batch:
+            check_seen_elements(self.seen_elements, batch)
 
     def _require_normalized(self, batch: Data) -> None:
-        if not _is_normalized(batch):
+        if "normalized" not in batch:
             raise NormalizationError(
-                "the batch is not normalised: there is nothing to invert. Use the batches of OFDFTDataModule's loaders, "
-                "or pass the sample through normalize() first"
+                "the batch is not normalised: there is nothing to invert. Use the batches of OFDFTDataModule's "
+                "loaders, or pass the sample through normalize() first"
             )
-
-
-def _is_normalized(batch: Data) -> bool:
-    flag = batch.get("normalized")
-    return flag is not None and bool(torch.as_tensor(flag).any())
-
-
-class NormalizeTransform(nn.Module):
-    """PyG-style transform: applies a normaliser to each sample, then casts it to the training dtype.
-
-    Args:
-        normalizer: The normaliser.
-        dtype: Dtype of coefficients, positions, integrals and normalised labels; `energy_reference` stays float64.
-    """
-
-    def __init__(self, normalizer: Normalizer, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.normalizer = normalizer
-        self.dtype = dtype
-
-    def forward(self, sample: DataT) -> DataT:
-        """Returns the normalised sample; the argument stays as it is."""
-        with torch.no_grad():
-            return cast_floats(self.normalizer.normalize(sample), self.dtype)
-
-
-def cast_floats(sample: DataT, dtype: torch.dtype) -> DataT:
-    """Casts a sample's floating-point fields to `dtype`, in place, all but `energy_reference`."""
-    for field, value in sample.items():
-        if field != "energy_reference" and isinstance(value, Tensor) and value.is_floating_point():
-            sample[field] = value.to(dtype)
-    return sample

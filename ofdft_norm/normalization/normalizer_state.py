@@ -45,7 +45,8 @@ def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
 
 def _module_state(module: nn.Module) -> dict[str, Any]:
     tensors = {
-        name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in module.state_dict().items()
+        name: value.detach().cpu() if isinstance(value, Tensor) else value
+        for name, value in module.state_dict().items()
     }
     settings: dict[str, Any] = {}
     if isinstance(module, LinearReferences):
@@ -84,7 +85,8 @@ def normalizer_from_state(state: Mapping[str, Any]) -> Normalizer:
     if state.get("state_version", 0) > STATE_VERSION:
         raise NormalizationError(
             f"the checkpoint's normaliser was written by ofdft-norm {state.get('package_version')} (state version "
-            f"{state['state_version']}), this is {package_version()} (state version {STATE_VERSION}): upgrade ofdft-norm"
+            f"{state['state_version']}), this is {package_version()} (state version {STATE_VERSION}): upgrade "
+            "ofdft-norm"
         )
     return Normalizer(
         reference=_built(state["reference"]),
@@ -100,7 +102,10 @@ def _built(part: Mapping[str, Any] | None) -> Any:
     if part is None:
         return None
     if part["kind"] not in _BUILDERS:
-        raise NormalizationError(f"the checkpoint's normaliser has a part {part['kind']!r}; known are {sorted(_BUILDERS)}")
+        raise NormalizationError(
+            f"the checkpoint's normaliser has a part {part['kind']!r}, not one of {sorted(_BUILDERS)}: upgrade "
+            "ofdft-norm"
+        )
     module = _BUILDERS[part["kind"]](part["settings"], part["values"])
     module.load_state_dict(dict(part["values"]))
     return module

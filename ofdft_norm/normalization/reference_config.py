@@ -1,2 +1,296 @@
-def references_from_values(values, max_num_elements=118):
-    raise NotImplementedError
+"""References from a configuration: given values, files, or a fit, for several targets."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, MutableMapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from torch import Tensor
+
+from ofdft_norm.data.elements import SYMBOLS, atomic_number
+from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.normalization.element_references import LinearReferences, UnseenPolicy, create_element_references
+from ofdft_norm.normalization.fit_linear_references import fit_linear_references
+from ofdft_norm.normalization.reference_files import read_reference_file
+from ofdft_norm.statistics.distributed import current_ranks
+
+CHECKPOINT_NAME = "element_references.pt"
+
+_FIT_ARGUMENTS = [name for name in inspect.signature(fit_linear_references).parameters if name != "dataset"]
+
+
+def references_from_values(
+    values: Mapping[Any, Any] | Sequence[Any],
+    max_num_elements: int = 118,
+    unseen_elements: UnseenPolicy = "error",
+    atomic_numbers_field: str = "atomic_numbers",
+) -> LinearReferences:
+    """Makes references of given energies, such as those of isolated atoms.
+
+    Args:
+        values: A mapping of symbols or atomic numbers to energies: exactly these elements have a reference, 0 included.
+            Or a list indexed by atomic number, whose entry 0 is 0 or null: in it 0 and null mean "no reference".
+        max_num_elements: Largest atomic number.
+        unseen_elements: See `LinearReferences`.
+        atomic_numbers_field: See `LinearReferences`.
+
+    Raises:
+        ConfigError: If an element is unknown, given twice or beyond `max_num_elements`, or a value is no finite number.
+
+    Example:
+        >>> references_from_values({"H": -0.5, 8: -75.06}).element_references[8].item()
+        -75.06
+    """
+    if isinstance(values, Mapping | DictConfig):
+        pairs = [(_element(key), value) for key, value in values.items()]
+    elif isinstance(values, Sequence | ListConfig) and not isinstance(values, str):
+        pairs = _pairs_of_list(values)
+    else:
+        raise ConfigError(
+            f"reference values are a {type(values).__name__}; expected a mapping of elements to energies, or a list "
+            "indexed by atomic number (config: data.reference.values)"
+        )
+    references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
+    seen = torch.zeros(max_num_elements + 1, dtype=torch.bool)
+    for number, value in pairs:
+        if not 1 <= number <= max_num_elements:
+            raise ConfigError(
+                f"reference value for the atomic number {number}: expected 1 ... {max_num_elements} "
+                "(config: data.reference.max_num_elements)"
+            )
+        if seen[number]:
+            raise ConfigError(f"two reference values for the element {number} (config: data.reference.values)")
+        references[number], seen[number] = _finite(value, number), True
+    if not seen.any():
+        raise ConfigError("no reference value is given (config: data.reference.values)")
+    return LinearReferences(references, max_num_elements, seen, unseen_elements, atomic_numbers_field)
+
+
+def _element(key: Any) -> int:
+    if isinstance(key, bool):
+        raise ConfigError(
+            f"reference values have the element {key}: YAML reads the symbol No as false; write it in quotes, or 102 "
+            "(config: data.reference.values)"
+        )
+    if isinstance(key, Integral) or (isinstance(key, str) and key.isdecimal()):
+        return int(key)
+    return atomic_number(key)
+
+
+def _pairs_of_list(values: Sequence[Any]) -> list[tuple[int, Any]]:
+    if len(values) and values[0] not in (0, None):
+        raise ConfigError(
+            f"a list of reference values is indexed by atomic number, so that its entry 0 is unused, but it is "
+            f"{values[0]}: put a 0 before hydrogen's value (config: data.reference.values)"
+        )
+    return [(number, value) for number, value in enumerate(values) if value is not None and value != 0]
+
+
+def _finite(value: Any, number: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(
+            f"reference value of the element {number} is {value!r}, expected a finite number "
+            "(config: data.reference.values)"
+        )
+    return float(value)
+
+
+def load_references_from_config(
+    config: Mapping[str, Any], dataset: Any, seed: int = 0, checkpoint_dir: str | Path | None = None
+) -> dict[str, LinearReferences]:
+    """Creates the references of all targets that a configuration names.
+
+    Keys:
+        file: A file with the references of several targets: a state dict, or a vector, for each.
+        fit: Arguments of `fit_linear_references` (without the data set), and `fitted`.
+        <target>: References of one target: ``{file: ...}``, ``{values: ...}``, or the values themselves, a mapping of
+            elements or a list by atomic number (see `references_from_values`).
+
+    Where a target has several sources, its own entry wins over `fit`, and `fit` over `file`; a warning says so. After
+    a fit ``config["fit"]["fitted"]`` is set to true, so that a run resumed with this config takes the fitted
+    references from `checkpoint_dir` instead of fitting again.
+
+    Args:
+        config: The configuration; a `DictConfig` or a mapping whose `fit` can be changed.
+        dataset: Samples to fit on; not read unless there is something to fit.
+        seed: Seed of the fit's shuffling, unless `fit` gives its own.
+        checkpoint_dir: Where all references are written as ``element_references.pt``, which loads with
+            ``torch.load(weights_only=True)``; on resuming, where they are read. Under torch.distributed rank 0 writes.
+
+    Returns:
+        References by target.
+
+    Raises:
+        ConfigError: If a key is unknown, or `fitted` is set without the fitted references at hand.
+        StatisticsError: If a file cannot be read, or lacks a target.
+    """
+    fit = config.get("fit")
+    fit_targets = _check_fit(fit) if fit is not None else []
+    own = {
+        str(target): _target_references(str(target), config[target])
+        for target in config
+        if target not in ("file", "fit")
+    }
+    in_file = _references_of_file(Path(config["file"])) if config.get("file") is not None else {}
+    _warn_of_conflicts(in_file, fit_targets, own)
+    references = {**in_file, **own}
+    wanted = [target for target in fit_targets if target not in own]
+    resumed = fit is not None and bool(fit.get("fitted", False))
+    if wanted and resumed:
+        references.update(_fitted_before(wanted, checkpoint_dir))
+    elif wanted and fit is not None:
+        arguments = {key: _plain(fit[key]) for key in fit if key not in ("targets", "fitted")}
+        references.update(fit_linear_references(wanted, dataset, **{"seed": seed, **arguments}))
+        _mark_fitted(fit)
+    if not references:
+        raise ConfigError("the references' config names no target: give 'file', 'fit', or an entry for a target")
+    if checkpoint_dir is not None and not resumed and current_ranks().rank == 0:
+        _save(references, Path(checkpoint_dir))
+    return references
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
+
+
+def _check_fit(fit: Any) -> list[str]:
+    """Checks the section `fit` and returns its targets."""
+    if not isinstance(fit, MutableMapping | DictConfig):
+        raise ConfigError(f"fit = {fit!r}: expected a mapping of the arguments {_FIT_ARGUMENTS} (config: fit)")
+    for key in fit:
+        _refuse_unknown(str(key), [*_FIT_ARGUMENTS, "fitted"], "fit")
+    missing = [key for key in ("targets", "batch_size") if fit.get(key) is None]
+    if missing:
+        raise ConfigError(f"fit lacks {missing}; for example fit: {{targets: [energy], batch_size: 64}} (config: fit)")
+    targets = _plain(fit["targets"])
+    if not isinstance(targets, list | tuple):
+        raise ConfigError(
+            f"fit.targets = {targets!r}: expected a list of names, such as [energy] (config: fit.targets)"
+        )
+    return [str(target) for target in targets]
+
+
+def _refuse_unknown(key: str, known: Sequence[str], where: str) -> None:
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"unknown key {key!r} in {where}: expected one of {list(known)}{hint} (config: {where})")
+
+
+def _target_references(target: str, entry: Any) -> LinearReferences:
+    """Reads the entry of one target: a file, or values."""
+    if isinstance(entry, Mapping | DictConfig):
+        keys = [str(key) for key in entry]
+        if "file" in keys or "values" in keys:
+            if len(keys) > 1:
+                raise ConfigError(f"{target} has the keys {keys}: expected 'file' or 'values' alone (config: {target})")
+            if "file" in keys:
+                return create_element_references(entry["file"])
+            return _values(target, entry["values"])
+        foreign = [key for key in keys if key in (*_FIT_ARGUMENTS, "fitted")]
+        if foreign:
+            raise ConfigError(
+                f"{target} has the keys {foreign} of a fit: fits stand under 'fit', with {target!r} among its targets; "
+                f"did you mean the key 'fit' instead of {target!r}? (config: {target})"
+            )
+        for key in entry:
+            if isinstance(key, str) and not key.isdecimal() and key not in SYMBOLS and len(key) > 2:
+                _refuse_unknown(key, ["file", "values"], target)
+        return _values(target, entry)
+    if isinstance(entry, Sequence | ListConfig) and not isinstance(entry, str):
+        return _values(target, entry)
+    close = difflib.get_close_matches(target, ["file", "fit"], n=1)
+    hint = f"did you mean the key {close[0]!r}?" if close else f"for a file write {target}: {{file: ...}}"
+    raise ConfigError(
+        f"{target} = {entry!r}: expected {{file: ...}}, a mapping of elements to values, or a list by atomic number; "
+        f"{hint} (config: {target})"
+    )
+
+
+def _values(target: str, values: Any) -> LinearReferences:
+    try:
+        return references_from_values(values)
+    except ConfigError as error:
+        raise ConfigError(f"{target}: {error}") from None
+
+
+def _references_of_file(path: Path) -> dict[str, LinearReferences]:
+    """Reads the references of several targets from one file."""
+    content = read_reference_file(path)
+    if "element_references" in content:
+        raise StatisticsError(
+            f"{path}: holds the references of a single target; name the target: <target>: {{file: {path}}} "
+            "(config: file)"
+        )
+    references = {}
+    for target, state in content.items():
+        if isinstance(state, Mapping):
+            references[target] = create_element_references(state_dict=state)
+        elif isinstance(state, Tensor) or hasattr(state, "__array__"):
+            references[target] = create_element_references(state_dict={"element_references": state})
+        else:
+            raise StatisticsError(
+                f"{path}: {target!r} is a {type(state).__name__}, expected a state dict with 'element_references' "
+                "(config: file)"
+            )
+    return references
+
+
+def _warn_of_conflicts(in_file: Mapping[str, Any], fit_targets: Sequence[str], own: Mapping[str, Any]) -> None:
+    for target in sorted({*in_file, *fit_targets, *own}):
+        places = (("its own entry", own), ("'fit'", fit_targets), ("'file'", in_file))
+        sources = [name for name, targets in places if target in targets]
+        if len(sources) > 1:
+            warnings.warn(
+                f"the references of {target!r} have several sources, {' and '.join(sources)}: {sources[0]} is used",
+                stacklevel=3,
+            )
+
+
+def _fitted_before(targets: Sequence[str], checkpoint_dir: str | Path | None) -> dict[str, LinearReferences]:
+    path = None if checkpoint_dir is None else Path(checkpoint_dir) / CHECKPOINT_NAME
+    if path is None or not path.is_file():
+        raise ConfigError(
+            f"fit.fitted is true, but {'checkpoint_dir is not given' if path is None else f'{path} does not exist'}: "
+            "give the folder of the run that fitted, or remove fit.fitted to fit again (config: fit.fitted)"
+        )
+    references = _references_of_file(path)
+    missing = [target for target in targets if target not in references]
+    if missing:
+        raise StatisticsError(
+            f"{path}: lacks the references of {missing}; it has {sorted(references)}: remove fit.fitted to fit again "
+            "(config: fit.fitted)"
+        )
+    return {target: references[target] for target in targets}
+
+
+def _mark_fitted(fit: Any) -> None:
+    if isinstance(fit, DictConfig):
+        with open_dict(fit):
+            fit["fitted"] = True
+    else:
+        fit["fitted"] = True
+
+
+def _save(references: Mapping[str, LinearReferences], folder: Path) -> None:
+    """Writes all references aside, then renames: the file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {target: dict(module.state_dict()) for target, module in references.items()}
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{CHECKPOINT_NAME}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+        os.replace(temporary, folder / CHECKPOINT_NAME)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

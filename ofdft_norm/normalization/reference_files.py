@@ -51,7 +51,8 @@ def _read_pt(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise StatisticsError(
             f"{path}: holds pickled objects, which are never loaded; where you trust the file, convert it once with "
-            f"`module = torch.load({str(path)!r}, weights_only=False); torch.save(module.state_dict(), 'references.pt')`"
+            f"`references = torch.load({str(path)!r}, weights_only=False)` and "
+            "`torch.save(references.state_dict(), 'references.pt')`"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise StatisticsError(f"{path}: cannot be read: {error}") from error

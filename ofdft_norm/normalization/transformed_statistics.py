@@ -29,16 +29,18 @@ def transform_statistics(
     for key in statistics.keys_recursive():
         weigher, statistic = key.split("/", 1)
         value = new[key]
+        # where a weigher saw no atom of an element, its entries are neutral: there is nothing to shift
+        shift = pbar * _seen_dimensions(statistics, weigher, basis_info)
         if statistic == "coeffs/mean":
-            new[key] = lam * (value - pbar)
+            new[key] = lam * (value - shift)
         elif statistic == "coeffs/abs_max":
             if f"{weigher}/coeffs/minimum" in statistics:
-                new[key] = _abs_max_after_shift(statistics, weigher, pbar) * lam
+                new[key] = _abs_max_after_shift(statistics, weigher, shift) * lam
             else:
                 warnings.warn(f"{key!r} cannot be transformed without minimum and maximum: left out", stacklevel=3)
                 del new[key]
         elif statistic in ("coeffs/std", "coeffs/minimum", "coeffs/maximum"):
-            new[key] = lam * (value if statistic == "coeffs/std" else value - pbar)
+            new[key] = lam * (value if statistic == "coeffs/std" else value - shift)
         elif statistic.startswith("initial_guess_delta/"):
             new[key] = lam * value
         elif statistic.startswith("gradient_label/") or statistic.startswith("gradient_max_after_"):
@@ -57,6 +59,14 @@ def _abs_max_after_shift(statistics: DatasetStatistics, weigher: str, pbar: Arra
     lowest = statistics.load_statistic(weigher, "coeffs/minimum")
     highest = statistics.load_statistic(weigher, "coeffs/maximum")
     return np.maximum(np.abs(lowest - pbar), np.abs(highest - pbar))
+
+
+def _seen_dimensions(statistics: DatasetStatistics, weigher: str, basis_info: BasisInfo | None) -> Array:
+    """Returns (n_basis,) 1 for functions of elements that the weigher saw, else 0; 1 where no counts are stored."""
+    if f"{weigher}/n_atoms" not in statistics:
+        return np.ones(1)
+    basis = basis_info or _stored_basis(statistics)
+    return np.repeat(statistics.load_statistic(weigher, "n_atoms") > 0, basis.basis_dim_per_atom).astype(np.float64)
 
 
 def _stored_basis(statistics: DatasetStatistics) -> BasisInfo:

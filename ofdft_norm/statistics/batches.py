@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,6 +17,8 @@ from ofdft_norm.data.of_data import join_batches, n_molecules
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.distributed import Ranks
 
+# The index of each sample's molecule in the data set, where the fit knows it.
+MOLECULE_KEY = "molecule_key"
 MOLECULES_PER_BATCH = 32
 SAMPLES_PER_BATCH = 128
 
@@ -30,6 +33,7 @@ class BatchSource:
         n_samples: Number of samples of this rank, where known.
         whole_molecules: Whether each batch holds whole molecules.
         sharded: Whether the ranks' shares are disjoint, so that their states are to be merged.
+        repeatable: Whether a second pass gives the samples again.
     """
 
     batches: Callable[[], Iterator[Data]]
@@ -37,14 +41,15 @@ class BatchSource:
     n_samples: int | None
     whole_molecules: bool
     sharded: bool
+    repeatable: bool = True
 
 
 def batch_source(dataset: Any, ranks: Ranks, n_batches: int | None = None) -> BatchSource:
     """Chooses how to read a data set or loader.
 
     Args:
-        dataset: An `OFDataset` (anything with `molecule_batch` and `n_molecules`), a data set of samples, or an
-            iterable of batches.
+        dataset: An `OFDataset` (anything with `molecule_batch`, `n_molecules` and `sample_offsets`), a data set of
+            samples, or an iterable of batches.
         ranks: This process among its peers.
         n_batches: Use only the first batches.
 
@@ -55,7 +60,22 @@ def batch_source(dataset: Any, ranks: Ranks, n_batches: int | None = None) -> Ba
         return _molecule_source(dataset, ranks, n_batches)
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         return _sample_source(dataset, ranks, n_batches)
-    return BatchSource(lambda: islice(iter(dataset), n_batches), None, None, False, False)
+    return BatchSource(
+        lambda: islice(iter(dataset), n_batches),
+        n_rounds=None,
+        n_samples=_n_samples(dataset, n_batches),
+        whole_molecules=False,
+        sharded=False,
+        repeatable=not hasattr(dataset, "__next__"),
+    )
+
+
+def _n_samples(loader: Any, n_batches: int | None) -> int | None:
+    """Returns how many samples a loader of samples will give, where it tells."""
+    try:
+        return len(loader.dataset) if n_batches is None else None
+    except (AttributeError, TypeError):
+        return None
 
 
 def _refuse_empty(n: int) -> None:
@@ -71,7 +91,12 @@ def _molecule_source(dataset: Any, ranks: Ranks, n_batches: int | None) -> Batch
     def batches() -> Iterator[Data]:
         for start in range(0, len(shard), MOLECULES_PER_BATCH):
             molecules = shard[start : start + MOLECULES_PER_BATCH]
-            yield join_batches([dataset.molecule_batch(m) for m in molecules])
+            batches = [dataset.molecule_batch(m) for m in molecules]
+            joined = join_batches(batches)
+            # tells molecules apart even where two files hold the same geometry
+            n_samples = torch.tensor([n_molecules(batch) for batch in batches])
+            joined[MOLECULE_KEY] = torch.tensor(list(molecules)).repeat_interleave(n_samples)
+            yield joined
 
     offsets = dataset.sample_offsets
     n_samples = sum(int(offsets[m + 1] - offsets[m]) for m in shard)
@@ -97,26 +122,41 @@ def for_each_batch(source: BatchSource, ranks: Ranks, action: Callable[[Data], N
     """Runs an action on every batch; if it fails on one rank, all ranks stop within one batch.
 
     Returns:
-        The number of samples this rank has seen.
+        The number of batches this rank has seen.
     """
-    batches = iter(source.batches())
-    n_samples, rounds = 0, 0
-    while source.n_rounds is None or rounds < source.n_rounds:
-        rounds += 1
-        error: Exception | None = None
-        batch = None
-        try:
-            batch = next(batches, None)
-            if batch is not None:
-                with torch.no_grad():
+    n_seen, rounds = 0, 0
+    with torch.no_grad(), _single_threaded():
+        batches = iter(source.batches())
+        while source.n_rounds is None or rounds < source.n_rounds:
+            rounds += 1
+            error: Exception | None = None
+            batch = None
+            try:
+                batch = next(batches, None)
+                if batch is not None:
                     action(batch)
-                n_samples += n_molecules(batch)
-        except Exception as caught:
-            error = caught
-        if source.sharded:
-            ranks.raise_together(error)
-        elif error is not None:
-            raise error
-        if batch is None and not source.sharded:
-            break
-    return n_samples
+                    n_seen += 1
+            except Exception as caught:
+                error = caught
+            if source.sharded:
+                ranks.raise_together(error)
+            elif error is not None:
+                raise error
+            if batch is None and not source.sharded:
+                break
+    return n_seen
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Makes torch use one thread.
+
+    Batches are small: threads that meet in every operation gain little, and lose tenfold where other work keeps the
+    cores busy. And sums come out the same whatever the number of threads.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.file_states import file_states
 from ofdft_norm.data.of_dataset import OFDataset
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.distributed import current_ranks
+
+Looked = TypeVar("Looked")
 
 
 def default_cache_dir() -> Path:
@@ -26,41 +30,6 @@ def default_cache_dir() -> Path:
     if given:
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ofdft_norm" / "statistics"
-
-
-def file_states(paths: Sequence[Path], contents: bool = False) -> list[tuple[str, Any, Any]]:
-    """Returns name, size and modification time of label files, or a digest of their contents.
-
-    Each folder is listed once: 1e5 files take a fraction of a second on a local disk. A ``.zarr`` directory counts
-    with all files below it.
-
-    Args:
-        paths: The files.
-        contents: Read and hash the files, instead of trusting size and modification time.
-
-    Raises:
-        StatisticsError: If a file does not exist.
-    """
-    listed: dict[str, dict[str, os.DirEntry[str]]] = {}
-    states: list[tuple[str, Any, Any]] = []
-    for path in paths:
-        folder, name = os.path.split(os.path.abspath(path))
-        if folder not in listed:
-            listed[folder] = {entry.name: entry for entry in os.scandir(folder)} if os.path.isdir(folder) else {}
-        entry = listed[folder].get(name)
-        if entry is None:
-            raise StatisticsError(f"{path}: no such label file (config: data.source)")
-        files = [entry] if not entry.is_dir() else sorted(Path(entry.path).rglob("*"))
-        for file in files:
-            if isinstance(file, Path) and file.is_dir():
-                continue
-            if contents:
-                digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-                states.append((os.fspath(file), digest, None))
-            else:
-                status = file.stat()
-                states.append((os.fspath(file), status.st_size, status.st_mtime_ns))
-    return states
 
 
 def dataset_fingerprint(
@@ -82,18 +51,27 @@ def dataset_fingerprint(
         return None
     try:
         transform = hashlib.sha256(pickle.dumps(dataset.transform)).hexdigest()
-    except Exception:
+    except Exception:  # pickling runs the transform's own code
         return None
     described = {
         "files": file_states(dataset.paths, contents),
         "samples": [iterations.tolist() for iterations in dataset.scf_iterations_per_path],
         "energy_key": dataset.energy_key,
         "gradient_key": dataset.gradient_key,
-        "transform": [repr(dataset.transform), transform],
+        "transform": [repr(dataset.transform), transform, _source_code(dataset.transform)],
         "basis": basis_info.to_dict(),
         "settings": settings,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _source_code(transform: Any) -> list[str]:
+    """Returns the source of a transform's class, and of those it is composed of, as far as it can be found."""
+    found = [text for part in getattr(transform, "transforms", []) for text in _source_code(part)]
+    try:
+        return [*found, inspect.getsource(transform if inspect.isfunction(transform) else type(transform))]
+    except (OSError, TypeError):
+        return found
 
 
 def load_or_fit(
@@ -105,7 +83,7 @@ def load_or_fit(
     folder; if it found nothing, all ranks fit together and rank 0 writes.
 
     Args:
-        fingerprint: Of the data set; None: fit, and write nothing.
+        fingerprint: Of the data set, the same on all ranks; None: fit, and write nothing.
         folder: The cache; by default `default_cache_dir()`.
         fit: Makes the statistics, in memory.
 
@@ -114,8 +92,8 @@ def load_or_fit(
     """
     if fingerprint is None:
         return fit(), False
-    path = (default_cache_dir() if folder is None else Path(folder)) / f"{fingerprint[:32]}.zarr"
-    found = _agreed(lambda: _cached(path, fingerprint))
+    path = (default_cache_dir() if folder is None else folder) / f"{fingerprint[:32]}.zarr"
+    found = from_first_rank(lambda: _cached(path, fingerprint))
     if found is not None:
         return found, True
     statistics = fit()
@@ -137,7 +115,7 @@ def _remember(statistics: DatasetStatistics, path: Path) -> None:
 
 
 def _cached(path: Path, fingerprint: str) -> DatasetStatistics | None:
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib's raises where the folder may not be read
         return None
     try:
         statistics = DatasetStatistics(path)
@@ -148,7 +126,8 @@ def _cached(path: Path, fingerprint: str) -> DatasetStatistics | None:
     return statistics if statistics.attributes.get("fingerprint") == fingerprint else None
 
 
-def _agreed(look: Callable[[], DatasetStatistics | None]) -> DatasetStatistics | None:
+def from_first_rank(look: Callable[[], Looked]) -> Looked:
+    """Returns what rank 0 finds, on every rank; its error is everybody's."""
     ranks = current_ranks()
     if ranks.group is None:
         return look()

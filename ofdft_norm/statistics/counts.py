@@ -22,6 +22,16 @@ class SampleCounts(Metric):
         basis_info: The basis.
         weighers: K sample weighers.
         **kwargs: Passed to `torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> from ofdft_norm import BasisInfo, ConstantSampleWeigher, OFData
+        >>> basis_info = BasisInfo([1, 8], ["1x0e", "1x0e"])
+        >>> water = OFData.construct_new(basis_info, torch.zeros(3, 3), [8, 1, 1], torch.zeros(3))
+        >>> counts = SampleCounts(basis_info, [ConstantSampleWeigher()])
+        >>> counts.update(water)
+        >>> counts.compute()["constant"]["n_atoms"].tolist()
+        [2, 1]
     """
 
     full_state_update = False
@@ -41,9 +51,11 @@ class SampleCounts(Metric):
         if weights is None:
             weights = sample_weights(self.weighers, batch)
         positive = weights > 0
-        self.n_samples = self.n_samples + positive.sum(1).to(self.n_samples.device)
-        atoms = positive.to(torch.float64) @ composition(batch.cpu(), self.basis_info)
-        self.n_atoms = self.n_atoms + atoms.to(self.n_atoms)
+        self.n_samples = self.n_samples + positive.sum(1).to(self.n_samples)
+        if batch.atom_ind.device.type != "cpu":
+            batch = batch.cpu()
+        n_atoms = positive.to(torch.float64) @ composition(batch, self.basis_info)
+        self.n_atoms = self.n_atoms + n_atoms.to(self.n_atoms)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
         """Returns, per weigher key, `n_samples` () and `n_atoms` (n_types,)."""

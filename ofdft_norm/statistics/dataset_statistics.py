@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import StatisticsError
+from ofdft_norm.statistics.distributed import current_ranks
+from ofdft_norm.statistics.fit import fit_statistics
 from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher
+from ofdft_norm.statistics.zarr_store import put_array, write_arrays
 
 Array = npt.NDArray[Any]
 
@@ -33,7 +35,7 @@ class DatasetStatistics:
             creates it. None: kept in memory alone.
 
     Raises:
-        StatisticsError: If the directory is no zarr group, or truncated.
+        StatisticsError: If the directory is no zarr group, or truncated, or holds numbers that are not finite.
 
     Example:
         >>> import numpy as np
@@ -66,6 +68,12 @@ class DatasetStatistics:
                 f"{path} holds no dataset statistics: expected a zarr v2 directory with arrays such as "
                 "'has_energy_label/coeffs/mean' (config: data.statistics.path)"
             )
+        damaged = [k for k, a in self._arrays.items() if a.dtype.kind not in "iuf" or not np.isfinite(a).all()]
+        if damaged:
+            raise StatisticsError(
+                f"{path}: {damaged} hold no finite numbers: the statistics are truncated; delete them and fit again, "
+                "or give other ones (config: data.statistics.path)"
+            )
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> DatasetStatistics:
@@ -74,6 +82,10 @@ class DatasetStatistics:
         statistics._arrays = {key: np.asarray(value) for key, value in arrays.items()}
         statistics.attributes = dict(attributes or {})
         return statistics
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Returns copies of all arrays by key, as they are stored: what `from_arrays` takes."""
+        return {key: np.array(array) for key, array in self._arrays.items()}
 
     @classmethod
     def from_dataset(
@@ -91,6 +103,10 @@ class DatasetStatistics:
         attributes: Mapping[str, Any] | None = None,
     ) -> DatasetStatistics:
         """Fits statistics in one pass over a data set, and writes them.
+
+        Samples of weight 0 change nothing; energies and gradients of samples without label are never used. A molecule
+        counts once in the energy references, however many samples it has. A loader may scatter the samples of a
+        molecule: the fit then keeps sums for every molecule, n_basis numbers for each weigher.
 
         Args:
             path: Where to write; must not exist. None: memory only. Under torch.distributed only rank 0 writes.
@@ -114,8 +130,6 @@ class DatasetStatistics:
             StatisticsError: If the data set is empty, a weigher gives no sample weight, or atoms are too few.
             LabelFileError: If a label is malformed; under torch.distributed, on every rank.
         """
-        from ofdft_norm.statistics.fit import fit_statistics
-
         arrays, fit_attributes = fit_statistics(
             dataset,
             basis_info,
@@ -129,12 +143,20 @@ class DatasetStatistics:
         )
         statistics = cls.from_arrays(arrays, {**fit_attributes, **(attributes or {})})
         if path is not None:
-            from ofdft_norm.statistics.distributed import current_ranks
-
-            if current_ranks().rank == 0:
-                statistics.save_to(path)
-            statistics.path = Path(path)
+            statistics._save_once(Path(path))
         return statistics
+
+    def _save_once(self, path: Path) -> None:
+        """Writes from rank 0; if that fails, every rank stops."""
+        ranks = current_ranks()
+        error: Exception | None = None
+        try:
+            if ranks.rank == 0:
+                self.save_to(path)
+        except Exception as caught:
+            error = caught
+        ranks.raise_together(error)
+        self.path = path
 
     def keys_recursive(self) -> list[str]:
         """Returns all keys, sorted."""
@@ -162,17 +184,17 @@ class DatasetStatistics:
         """
         key = f"{weigher_key}/{statistic_key}"
         folder, _, name = key.rpartition("/")
-        foreign = folder.split("/")[-1] in ("energy_minus_atom_ref", "energy_minus_scalar_atom_ref") and (
+        foreign = "/energy_minus_" in f"/{folder}" and (
             f"{folder}/rms" not in self._arrays and f"{folder}/std" in self._arrays
         )
         if foreign and name == "rms":
-            return self._arrays[f"{folder}/std"]
+            return self._arrays[f"{folder}/std"].copy()
         if foreign and name == "std":
             mean_square = np.square(self._arrays[f"{folder}/std"])
             return np.asarray(np.sqrt(np.maximum(mean_square - np.square(self._arrays[f"{folder}/mean"]), 0)))
         if key not in self._arrays:
             raise StatisticsError(self._missing_key_message(weigher_key, statistic_key))
-        return self._arrays[key]
+        return self._arrays[key].copy()
 
     def _missing_key_message(self, weigher_key: str, statistic_key: str) -> str:
         where = f"{self.path or 'these statistics'}"
@@ -207,10 +229,9 @@ class DatasetStatistics:
                     f"{self.path or 'statistics'}: {key!r} is already stored with other values; pass overwrite=True "
                     "to replace it"
                 )
-        self._arrays[key] = array
         if self.path is not None:
-            root = zarr.open_group(str(self.path), mode="a", zarr_format=2)
-            _write_array(root, key, array)
+            put_array(self.path, key, array)
+        self._arrays[key] = array
 
     def save_to(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes all statistics to a new zarr v2 directory: whole, or not at all.
@@ -224,13 +245,9 @@ class DatasetStatistics:
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        aside = path.parent / f".{path.name}.{uuid.uuid4().hex}"
         try:
-            aside.chmod(0o777 & ~_umask())
-            root = zarr.open_group(str(aside), mode="w", zarr_format=2)
-            for key, array in self._arrays.items():
-                _write_array(root, key, array)
-            (aside / ".zattrs").write_text(json.dumps(self.attributes, indent=1))
+            write_arrays(aside, self._arrays, self.attributes)
             self._put_in_place(aside, path, overwrite)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -277,19 +294,3 @@ class DatasetStatistics:
                     lines.append("  " * (depth + 1) + part + shape)
             shown = parts
         return "\n".join(lines)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _write_array(root: zarr.Group, key: str, array: Array) -> None:
-    parent, _, name = key.rpartition("/")
-    group = root.require_group(parent) if parent else root
-    # one chunk, uncompressed: these are small, and every zarr implementation reads them
-    target = group.create_array(
-        name, shape=array.shape, dtype=array.dtype, chunks=array.shape or (), compressors=None, overwrite=True
-    )
-    target[...] = array

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -60,15 +62,30 @@ class Ranks:
         kinds = {k.__name__: k for k in OFDFTNormError.__subclasses__()}
         raise kinds.get(kind, StatisticsError)(f"{text} (met by rank {rank})")
 
+    def take_from_first(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Overwrites named arrays in place by rank 0's, so that all ranks hold the same bits.
+
+        Ranks that merge the same states on processors of one kind have them already; a cluster of several kinds has
+        several kinds of rounding.
+        """
+        if self.group is None:
+            return
+        joined = torch.from_numpy(np.concatenate([np.asarray(a, dtype=np.float64).ravel() for a in arrays.values()]))
+        dist.broadcast(joined, src=0, group=self.group)
+        parts = joined.numpy()
+        for array in arrays.values():
+            array[...] = parts[: array.size].reshape(array.shape)
+            parts = parts[array.size :]
+
 
 def current_ranks() -> Ranks:
     """Returns this process's place in the default process group, or that of a single process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
-    return Ranks(dist.get_rank(), dist.get_world_size(), _cpu_group(id(dist.group.WORLD)))
+    return Ranks(dist.get_rank(), dist.get_world_size(), _cpu_group(dist.group.WORLD))
 
 
-@cache
-def _cpu_group(world_id: int) -> Any:
-    """Returns the default group if it takes CPU tensors, else a gloo group beside it (made once)."""
-    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+@lru_cache(maxsize=1)
+def _cpu_group(world: Any) -> Any:
+    """Returns the default group if it takes CPU tensors, else a gloo group beside it, made once for each default."""
+    return world if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import datetime
-import warnings
+import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch_geometric.data import Data
-from torchmetrics import Metric
 from tqdm import tqdm
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import n_molecules
 from ofdft_norm.errors import StatisticsError
-from ofdft_norm.statistics.batches import BatchSource, batch_source, for_each_batch
+from ofdft_norm.statistics.batches import MOLECULE_KEY, BatchSource, batch_source, for_each_batch
 from ofdft_norm.statistics.counts import SampleCounts
 from ofdft_norm.statistics.distributed import Ranks, current_ranks
-from ofdft_norm.statistics.element_blocks import sample_kinds
+from ofdft_norm.statistics.element_blocks import batch_blocks
 from ofdft_norm.statistics.energy_fit import EnergyFit
+from ofdft_norm.statistics.molecule_keys import ConsecutiveMolecules, MoleculesScattered, molecule_keys
 from ofdft_norm.statistics.moments import FieldMoments, has_label
+from ofdft_norm.statistics.named_arrays import Arrays, check_counts, energy_arrays, largest_gradients, moment_arrays
 from ofdft_norm.statistics.residual_errors import ResidualErrors
 from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
 
 # Raised whenever a change of code changes fitted numbers: part of the fingerprint of cached statistics.
-STATISTICS_VERSION = 1
-
-Arrays = dict[str, npt.NDArray[Any]]
+STATISTICS_VERSION = 2
 
 
 class StatisticsAccumulator:
@@ -38,9 +35,10 @@ class StatisticsAccumulator:
 
     Args:
         basis_info: The basis.
-        reference_weighers: Weighers for coefficients, gradients and atomic references.
+        reference_weighers: Weighers for coefficients, gradients and energy references.
         initial_guess_weighers: Weighers for `initial_guess_delta`.
-        metric_kwargs: Passed to every `torchmetrics.Metric` (process group, whether to sync).
+        consecutive: Whether the samples of each molecule follow one another, see `EnergyFit`.
+        **metric_kwargs: Passed to every `torchmetrics.Metric` (process group, whether to sync).
     """
 
     def __init__(
@@ -48,31 +46,68 @@ class StatisticsAccumulator:
         basis_info: BasisInfo,
         reference_weighers: Sequence[SampleWeigher],
         initial_guess_weighers: Sequence[SampleWeigher],
+        consecutive: bool = False,
         **metric_kwargs: Any,
     ) -> None:
         self.basis_info = basis_info
         self.reference_weighers = list(reference_weighers)
         self.initial_guess_weighers = list(initial_guess_weighers)
+        self.consecutive = consecutive
         self.coeffs = FieldMoments(basis_info, "coeffs", reference_weighers, **metric_kwargs)
         self.gradient = FieldMoments(basis_info, "gradient_label", reference_weighers, **metric_kwargs)
         self.delta = FieldMoments(basis_info, "initial_guess_delta", initial_guess_weighers, **metric_kwargs)
-        self.energy = EnergyFit(basis_info, reference_weighers, **metric_kwargs)
-        self.counts = SampleCounts(basis_info, reference_weighers, **metric_kwargs)
+        self.energy = EnergyFit(basis_info, reference_weighers, consecutive, **metric_kwargs)
+        self.counts = SampleCounts(basis_info, [*reference_weighers, *initial_guess_weighers], **metric_kwargs)
+        self._consecutive_molecules = ConsecutiveMolecules()
 
-    def update(self, batch: Data, whole_molecules: bool) -> None:
-        """Takes in a batch; see `EnergyFit.update` for `whole_molecules`."""
-        n_reference = len(self.reference_weighers)
+    def update(self, batch: Data) -> None:
+        """Takes in a batch.
+
+        Raises:
+            MoleculesScattered: If samples of a molecule were expected to follow one another and do not.
+        """
+        keys = batch.get(MOLECULE_KEY)
+        if keys is None:
+            keys = molecule_keys(batch)
+            if self.consecutive:
+                self._consecutive_molecules.check(keys)
+        n = len(self.reference_weighers)
         weights = sample_weights([*self.reference_weighers, *self.initial_guess_weighers], batch)
-        reference, initial_guess = weights[:n_reference], weights[n_reference:]
-        labelled = reference * has_label(batch)
-        kinds = sample_kinds(batch, self.basis_info, torch.cat([reference, labelled, initial_guess]))
-        rows = [slice(0, n_reference), slice(n_reference, 2 * n_reference), slice(2 * n_reference, None)]
-        self.coeffs.update(batch, kinds=kinds, rows=rows[0])
-        self.gradient.update(batch, kinds=kinds, rows=rows[1])
+        labelled = weights[:n] * has_label(batch)
+        blocks = batch_blocks(batch, self.basis_info, torch.cat([weights, labelled]))
+        self.coeffs.update(batch, blocks=blocks, rows=slice(0, n))
+        self.gradient.update(batch, blocks=blocks, rows=slice(len(weights), None))
         if self.initial_guess_weighers:
-            self.delta.update(batch, kinds=kinds, rows=rows[2])
-        self.counts.update(batch, weights=reference)
-        self.energy.update(batch, whole_molecules=whole_molecules, kinds=kinds, weights=labelled)
+            self.delta.update(batch, blocks=blocks, rows=slice(n, len(weights)))
+        self.counts.update(batch, weights=weights)
+        self.energy.update(batch, blocks=blocks, weights=labelled, keys=keys)
+
+    def arrays(self, with_bias: bool, min_atoms_per_type: int) -> Arrays:
+        """Merges over ranks, checks what was seen, and returns the statistics by key.
+
+        Raises:
+            StatisticsError: If a weigher gave no sample weight, or an element has too few atoms.
+        """
+        coeffs, gradients = self.coeffs.compute(), self.gradient.compute()
+        energies, counts = self.energy.compute(), self.counts.compute()
+        arrays: Arrays = {}
+        for weigher in self.reference_weighers:
+            key = weigher.summary_string()
+            check_counts(key, self.basis_info, **counts[key], gradient=gradients[key], min_atoms=min_atoms_per_type)
+            for field, moments in (("coeffs", coeffs[key]), ("gradient_label", gradients[key])):
+                names = ("mean", "std", "abs_max", "minimum", "maximum")
+                arrays.update(moment_arrays(f"{key}/{field}", moments, names))
+            arrays.update(largest_gradients(key, gradients[key], self.basis_info))
+            gbar = gradients[key]["mean"].reshape(-1)
+            arrays.update(energy_arrays(key, energies[key], gbar, self.basis_info, with_bias))
+        if self.initial_guess_weighers:
+            for key, moments in self.delta.compute().items():
+                check_counts(key, self.basis_info, **counts[key], gradient=None, min_atoms=0)
+                arrays.update(moment_arrays(f"{key}/initial_guess_delta", moments, ("mean", "std", "abs_max")))
+        for key, count in counts.items():
+            arrays[f"{key}/n_samples"] = count["n_samples"].numpy()
+            arrays[f"{key}/n_atoms"] = count["n_atoms"].reshape(-1).numpy()
+        return arrays
 
 
 def fit_statistics(
@@ -90,132 +125,86 @@ def fit_statistics(
     """Fits all statistics; see `DatasetStatistics.from_dataset`.
 
     Returns:
-        Arrays by key, and attributes that say what was fitted, when, and with which version.
+        Arrays by key, the same bits on every rank, and attributes that say what was fitted, when, and with which
+        version.
     """
     ranks = current_ranks()
     source = batch_source(dataset, ranks, n_batches)
     metric_kwargs = {"process_group": ranks.group, "sync_on_compute": source.sharded}
-    accumulator = StatisticsAccumulator(basis_info, reference_weighers, initial_guess_weighers, **metric_kwargs)
-    _pass(source, ranks, lambda batch: accumulator.update(batch, source.whole_molecules), "fitting", progress)
-    arrays = _finish(accumulator, with_bias, min_atoms_per_type)
+
+    def first_pass(consecutive: bool) -> StatisticsAccumulator:
+        accumulator = StatisticsAccumulator(
+            basis_info, reference_weighers, initial_guess_weighers, consecutive, **metric_kwargs
+        )
+        _pass(source, ranks, accumulator.update, "fitting", progress)
+        return accumulator
+
+    try:
+        # whoever reads in order needs no sums per molecule; a shuffling loader shows within its first batches
+        accumulator = first_pass(source.whole_molecules or (source.repeatable and not source.sharded))
+    except MoleculesScattered:
+        accumulator = first_pass(False)
+    arrays = accumulator.arrays(with_bias, min_atoms_per_type)
     if residuals:
         errors = ResidualErrors(basis_info, reference_weighers, arrays, **metric_kwargs)
         _pass(source, ranks, errors.update, "residuals", progress)
         arrays.update(errors.arrays())
+    if source.sharded:
+        ranks.take_from_first(arrays)
     attributes = {
         "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "created_by": f"ofdft_norm {_version()}",
         "statistics_version": STATISTICS_VERSION,
+        "fitted_on": _description(dataset),
         "basis_info": basis_info.to_dict(),
         "weighers": [w.summary_string() for w in reference_weighers],
         "initial_guess_weighers": [w.summary_string() for w in initial_guess_weighers],
         "with_bias": with_bias,
+        "n_batches": n_batches,
         "residuals": residuals,
     }
     return arrays, attributes
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
         return version("ofdft-norm")
     except PackageNotFoundError:
         return "(not installed)"
 
 
+def _description(dataset: Any) -> dict[str, Any]:
+    """Says in plain types what was fitted."""
+    described: dict[str, Any] = {"type": type(dataset).__name__}
+    for name in ("energy_key", "gradient_key", "n_molecules"):
+        value = getattr(dataset, name, None)
+        if isinstance(value, str | int):
+            described[name] = value
+    paths = getattr(dataset, "paths", None)
+    if paths:
+        described["folders"] = sorted({str(path.absolute().parent) for path in paths})
+        described["transform"] = repr(getattr(dataset, "transform", None))
+    return described
+
+
 def _pass(source: BatchSource, ranks: Ranks, action: Callable[[Data], None], what: str, progress: bool) -> None:
-    """Makes one pass over the data; rank 0 shows samples per second, molecules and time left."""
+    """Makes one pass over the data; rank 0 shows samples and molecules per second and the time left."""
     shown = progress and ranks.rank == 0
+    begin, n_seen = time.perf_counter(), 0
     with tqdm(total=source.n_samples, desc=f"statistics: {what}", unit=" samples", disable=not shown) as bar:
 
         def step(batch: Data) -> None:
+            nonlocal n_seen
             action(batch)
-            bar.update(n_molecules(batch))
+            if shown:
+                if source.whole_molecules:
+                    n_seen += len(torch.unique_consecutive(batch[MOLECULE_KEY]))
+                    rate = n_seen / (time.perf_counter() - begin)
+                    bar.set_postfix_str(f"{rate:.0f} molecules/s", refresh=False)
+                bar.update(n_molecules(batch))
 
         if for_each_batch(source, ranks, step) == 0 and ranks.world_size == 1:
             raise StatisticsError(
                 "the training split gave no sample: it is empty, or its loader was used up by an earlier pass "
                 "(config: data.split)"
             )
-
-
-def _finish(accumulator: StatisticsAccumulator, with_bias: bool, min_atoms_per_type: int) -> Arrays:
-    """Turns the merged accumulators into named arrays."""
-    basis_info = accumulator.basis_info
-    coeffs, gradients = accumulator.coeffs.compute(), accumulator.gradient.compute()
-    energies, counts = accumulator.energy.compute(), accumulator.counts.compute()
-    arrays: Arrays = {}
-    for weigher in accumulator.reference_weighers:
-        key = weigher.summary_string()
-        _check_counts(key, basis_info, counts[key], gradients[key]["weight"], min_atoms_per_type)
-        for field, moments in (("coeffs", coeffs[key]), ("gradient_label", gradients[key])):
-            for name in ("mean", "std", "abs_max", "minimum", "maximum"):
-                arrays[f"{key}/{field}/{name}"] = moments[name].reshape(-1).numpy()
-        gradient = {name: value.reshape(-1) for name, value in gradients[key].items()}
-        gbar = gradient["mean"]
-        scalar = torch.as_tensor(basis_info.l_per_basis_func == 0)
-        largest = torch.maximum(gradient["maximum"] - gbar, gbar - gradient["minimum"])
-        arrays[f"{key}/gradient_max_after_atom_ref"] = largest.numpy()
-        arrays[f"{key}/gradient_max_after_scalar_atom_ref"] = torch.where(scalar, largest, gradient["abs_max"]).numpy()
-        for name, slope in (("atom_ref", gbar), ("scalar_atom_ref", torch.where(scalar, gbar, 0.0))):
-            arrays.update(_reference_arrays(f"{key}/", name, energies[key].reference(slope, with_bias)))
-        before = energies[key].variance.residual(
-            energies[key].residuals, torch.zeros_like(gbar), torch.zeros(basis_info.n_types + 1, dtype=torch.float64)
-        )
-        arrays[f"{key}/energy/mean"], arrays[f"{key}/energy/std"] = np.array(before[0]), np.array(before[1])
-        for name, value in (("n_samples", counts[key]["n_samples"]), ("n_atoms", counts[key]["n_atoms"].reshape(-1))):
-            arrays[f"{key}/{name}"] = value.numpy()
-        arrays[f"{key}/n_molecules"] = np.array(energies[key].n_molecules)
-    deltas = accumulator.delta.compute() if accumulator.initial_guess_weighers else {}
-    for key, moments in deltas.items():
-        if not (moments["weight"] > 0).any():
-            raise StatisticsError(_no_weight_message(key, "sample"))
-        for name in ("mean", "std", "abs_max"):
-            arrays[f"{key}/initial_guess_delta/{name}"] = moments[name].reshape(-1).numpy()
-    return arrays
-
-
-def _reference_arrays(prefix: str, name: str, reference: Any) -> Arrays:
-    return {
-        f"{prefix}{name}_atom_type_bias": reference.t_z.numpy(),
-        f"{prefix}{name}_global_bias": np.array(reference.t_global),
-        f"{prefix}{name}_rank": np.array(reference.solution.rank),
-        f"{prefix}{name}_condition_number": np.array(reference.solution.condition_number),
-        f"{prefix}energy_minus_{name}/mean": np.array(reference.mean),
-        f"{prefix}energy_minus_{name}/std": np.array(reference.std),
-        f"{prefix}energy_minus_{name}/rms": np.array(np.hypot(reference.mean, reference.std)),
-    }
-
-
-def _no_weight_message(key: str, what: str) -> str:
-    return (
-        f"the weigher {key!r} gives no {what} of the training split a positive weight: choose another weigher "
-        "(config: data.statistics.weighers, data.statistics.initial_guess_weighers) or check the split"
-    )
-
-
-def _check_counts(
-    key: str, basis_info: BasisInfo, counts: dict[str, Tensor], gradient_weight: Tensor, min_atoms_per_type: int
-) -> None:
-    if int(counts["n_samples"]) == 0:
-        raise StatisticsError(_no_weight_message(key, "sample"))
-    if not (gradient_weight > 0).any():
-        raise StatisticsError(_no_weight_message(key, "sample with energy and gradient labels"))
-    n_atoms = counts["n_atoms"].reshape(-1).tolist()
-    few = {
-        int(z): int(n) for z, n in zip(basis_info.atomic_numbers, n_atoms, strict=True) if 0 < n < min_atoms_per_type
-    }
-    if few:
-        raise StatisticsError(
-            f"the weigher {key!r} saw too few atoms of some elements (atomic number: atoms): {few}; expected at least "
-            f"{min_atoms_per_type} of each: add such molecules to the training split or lower "
-            "data.statistics.min_atoms_per_type"
-        )
-    absent = [int(z) for z, n in zip(basis_info.atomic_numbers, n_atoms, strict=True) if n == 0]
-    if absent:
-        warnings.warn(
-            f"the basis has the elements {absent}, of which the weigher {key!r} saw no atom: their entries are neutral "
-            "(mean 0, lambda 1), and normalising such an atom is an error unless unseen_elements='identity'",
-            stacklevel=2,
-        )

@@ -24,14 +24,16 @@ def merge_r_factors(states: Tensor, n_regressors: int) -> Tensor:
         n_regressors: Number of columns of A.
 
     Returns:
-        (n_regressors, n_regressors + n_targets): [R | Q^T Y].
+        (n_regressors, n_regressors + n_targets): [R | Q^T Y], the diagonal of R not negative.
     """
     rows = states.reshape(-1, states.shape[-1])
     missing = n_regressors - rows.shape[0]
     if missing > 0:
         rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
     q, r = torch.linalg.qr(rows[:, :n_regressors])
-    return torch.cat([r, q.T @ rows[:, n_regressors:]], dim=1)
+    # the signs of rows are free: a diagonal >= 0 makes the state the same however the rows came
+    sign = torch.where(r.diagonal() < 0, -1.0, 1.0).to(r)[:, None]
+    return torch.cat([sign * r, sign * (q.T @ rows[:, n_regressors:])], dim=1)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,18 @@ from torchmetrics import Metric
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import BatchError
-from ofdft_norm.statistics.element_blocks import SampleKind, sample_kinds
+from ofdft_norm.statistics.element_blocks import BatchBlocks, batch_blocks
+from ofdft_norm.statistics.finite import refuse_non_finite
 from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
 
 WEIGHT, MEAN, M2, MINIMUM, MAXIMUM = range(5)
+
+# States of batches are merged when this many have come: a merge costs as much as a batch has to offer.
+_STATES_PER_MERGE = 32
+
+# Rows are reduced in bundles of this many first: one long vector is several times faster than many short ones.
+_ROWS_PER_BUNDLE = 32
+_FEWEST_BUNDLES = 6
 
 
 def empty_moments(n_weighers: int, n_basis: int) -> Tensor:
@@ -31,7 +39,7 @@ def empty_moments(n_weighers: int, n_basis: int) -> Tensor:
 
 
 def merge_moments(states: Tensor) -> Tensor:
-    """Merges a stack of states, first to last.
+    """Merges a stack of states.
 
     Args:
         states: (n, 5, K, n_basis).
@@ -39,55 +47,72 @@ def merge_moments(states: Tensor) -> Tensor:
     Returns:
         (5, K, n_basis), the state of all their samples together.
     """
-    merged = states[0]
-    for other in states[1:]:
-        merged = _merge_two(merged, other)
+    weight, mean = states[:, WEIGHT], states[:, MEAN]
+    merged = torch.empty_like(states[0])
+    total = torch.sum(weight, 0, out=merged[WEIGHT])
+    share = weight / total.clamp_min(torch.finfo(torch.float64).tiny)
+    # means are averaged relative to one of them: equal ones stay what they are, to the last bit
+    first = mean.gather(0, (weight > 0).to(torch.uint8).argmax(0, keepdim=True))
+    torch.sum(share * (mean - first), 0, out=merged[MEAN]).add_(first[0])
+    deviation = mean - merged[MEAN]
+    torch.sum(states[:, M2] + weight * deviation.square_(), 0, out=merged[M2])
+    torch.amin(states[:, MINIMUM], 0, out=merged[MINIMUM])
+    torch.amax(states[:, MAXIMUM], 0, out=merged[MAXIMUM])
     return merged
 
 
-def _merge_two(a: Tensor, b: Tensor) -> Tensor:
-    total = a[WEIGHT] + b[WEIGHT]
-    share = b[WEIGHT] / total.clamp_min(torch.finfo(torch.float64).tiny)
-    delta = b[MEAN] - a[MEAN]
-    merged = torch.empty_like(a)
-    merged[WEIGHT] = total
-    # a convex combination: exactly b's mean where a is empty, exactly a's where b is
-    merged[MEAN] = torch.where(share < 1, a[MEAN] + delta * share, b[MEAN])
-    merged[M2] = a[M2] + b[M2] + delta.square() * (a[WEIGHT] * share)
-    torch.minimum(a[MINIMUM], b[MINIMUM], out=merged[MINIMUM])
-    torch.maximum(a[MAXIMUM], b[MAXIMUM], out=merged[MAXIMUM])
-    return merged
-
-
-def moments_of_kind(values: Tensor, kind: SampleKind, weights: Tensor, n_basis: int) -> Tensor:
-    """Takes the moments of one kind of samples and counts them with every weigher's weight.
+def moments_of_kinds(values: Tensor, blocks: BatchBlocks, used: Sequence[bool], n_basis: int) -> Tensor:
+    """Takes the moments of each kind of samples, every atom counting once.
 
     Args:
-        values: (N,) flat field of the batch.
-        kind: Samples of equal weights.
-        weights: (K,) their weights.
+        values: (N,) flat float64 field of the batch.
+        blocks: The batch's blocks.
+        used: Which kinds are wanted.
         n_basis: Number of functions over all elements.
 
     Returns:
-        (5, K, n_basis) state; a weigher of weight 0 sees nothing, not even a maximum.
+        (n_kinds, 5, n_basis); kinds that are not wanted are empty.
     """
-    one = empty_moments(1, n_basis)[:, 0]
-    for block in kind.blocks:
-        x = values.take(block.entries)
-        columns = block.columns
-        one[WEIGHT, columns] = x.shape[0]
-        torch.mean(x, 0, out=one[MEAN, columns])
-        torch.amin(x, 0, out=one[MINIMUM, columns])
-        torch.amax(x, 0, out=one[MAXIMUM, columns])
-        x -= one[MEAN, columns]
-        torch.sum(x.square_(), 0, out=one[M2, columns])
-    state = one[:, None].repeat(1, len(weights), 1)
-    state[WEIGHT] *= weights[:, None]
-    state[M2] *= weights[:, None]
-    unseen = weights == 0
-    if unseen.any():
-        state[:, unseen] = empty_moments(1, n_basis)
-    return state
+    states = empty_moments(len(used), n_basis)
+    for block in blocks.elements:
+        rows = block.gather(values).split(block.atoms_of_kind)
+        columns = states[:, :, block.columns].unbind(1)
+        for state, x, wanted in zip(columns, rows, used, strict=True):
+            if wanted and len(x):
+                weight, mean, m2, minimum, maximum = state.unbind(0)
+                weight.fill_(len(x))
+                torch.mean(x, 0, out=mean)
+                _over_rows(x, torch.amin, minimum)
+                _over_rows(x, torch.amax, maximum)
+                torch.sum(x.sub_(mean).square_(), 0, out=m2)
+    return states.transpose(0, 1)
+
+
+def _over_rows(x: Tensor, reduce: Any, out: Tensor) -> None:
+    """Minimum or maximum over the rows of (n, dim)."""
+    n_bundles = len(x) // _ROWS_PER_BUNDLE
+    if n_bundles < _FEWEST_BUNDLES:
+        reduce(x, 0, out=out)
+        return
+    whole = n_bundles * _ROWS_PER_BUNDLE
+    best = reduce(x[:whole].view(n_bundles, -1), 0).view(_ROWS_PER_BUNDLE, -1)
+    reduce(best if whole == len(x) else torch.cat([best, x[whole:]]), 0, out=out)
+
+
+def count_with_weights(states: Tensor, weights: Tensor) -> Tensor:
+    """Counts moments of samples of weight 1 with every weigher's weight.
+
+    Args:
+        states: (n, 5, n_basis).
+        weights: (n, K).
+
+    Returns:
+        (n, 5, K, n_basis); a weigher of weight 0 sees nothing, not even a maximum.
+    """
+    counted = states[:, :, None].repeat(1, 1, weights.shape[1], 1)
+    counted[:, [WEIGHT, M2]] *= weights[:, None, :, None]
+    unseen = (weights == 0)[:, None, :, None]
+    return torch.where(unseen, empty_moments(1, states.shape[-1]), counted) if unseen.any() else counted
 
 
 class FieldMoments(Metric):
@@ -118,6 +143,8 @@ class FieldMoments(Metric):
 
     full_state_update = False
     moments: Tensor
+    waiting: list[Tensor]
+    waiting_weights: list[Tensor]
 
     def __init__(self, basis_info: BasisInfo, field: str, weighers: Sequence[SampleWeigher], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -126,35 +153,62 @@ class FieldMoments(Metric):
         self.weighers = list(weighers)
         state = empty_moments(len(self.weighers), basis_info.n_basis)
         self.add_state("moments", state, dist_reduce_fx=merge_moments)
+        self.add_state("waiting", [], dist_reduce_fx="cat")
+        self.add_state("waiting_weights", [], dist_reduce_fx="cat")
 
     def weights(self, batch: Data) -> Tensor:
         """Returns the (K, S) weights with which this field of the batch's samples counts."""
         weights = sample_weights(self.weighers, batch)
         return weights * has_label(batch) if self.field == "gradient_label" else weights
 
-    def update(self, batch: Data, kinds: Sequence[SampleKind] | None = None, rows: slice = slice(None)) -> None:
+    def update(self, batch: Data, blocks: BatchBlocks | None = None, rows: slice = slice(None)) -> None:
         """Takes in a batch of samples (or one sample), on any device.
 
         Args:
             batch: The samples.
-            kinds: Their element blocks, where they are already known.
-            rows: Which of the kinds' weights are this accumulator's.
+            blocks: Their element blocks, where they are already known.
+            rows: Which of the blocks' weights are this accumulator's.
+
+        Raises:
+            StatisticsError: If a number of a sample of positive weight is not finite.
+            BatchError: If the samples lack a field.
         """
-        batch = batch.cpu() if self.moments.device.type != "cpu" else batch
-        values = field_values(batch, self.field).to(torch.float64)
-        if kinds is None:
-            kinds = sample_kinds(batch, self.basis_info, self.weights(batch))
-        for kind in kinds:
-            weights = kind.weights[rows]
-            if weights.any():
-                state = moments_of_kind(values, kind, weights, self.basis_info.n_basis)
-                self.moments = _merge_two(self.moments, state.to(self.moments.device))
+        if batch.coeffs.device.type != "cpu":
+            batch = batch.cpu()
+        if blocks is None:
+            blocks = batch_blocks(batch, self.basis_info, self.weights(batch))
+        weights = blocks.weights[rows]
+        used = weights.any(0).tolist()
+        if not any(used):
+            return
+        values = field_values(batch, self.field).detach().to(torch.float64)
+        states = moments_of_kinds(values, blocks, used, self.basis_info.n_basis)
+        if not torch.isfinite(states[:, M2].sum()):
+            refuse_non_finite(batch, self.field, values, self.weights(batch))
+        kinds = slice(None) if all(used) else torch.tensor(used)
+        self.waiting.append(states[kinds].to(self.device))
+        self.waiting_weights.append(weights.T[kinds].to(self.device))
+        if sum(map(len, self.waiting)) >= _STATES_PER_MERGE:
+            self._merge_waiting()
+
+    def _merge_waiting(self) -> None:
+        if isinstance(self.waiting, list) and self.waiting:
+            counted = count_with_weights(torch.cat(self.waiting).cpu(), torch.cat(self.waiting_weights).cpu())
+            self.moments = merge_moments(torch.cat([self.moments.cpu()[None], counted])).to(self.device)
+            self.waiting, self.waiting_weights = [], []
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Merges waiting batches, then lets torchmetrics gather the states of all ranks."""
+        self._merge_waiting()
+        super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
         """Returns, per weigher key, `mean`, `std`, `abs_max`, `minimum`, `maximum`, `weight`: (n_basis,) float64.
 
-        Dimensions that no atom of positive weight has are neutral: 0 throughout.
+        Dimensions that no atom of positive weight has are neutral: 0 throughout. (A basis of one single function
+        gives scalars: torchmetrics squeezes them.)
         """
+        self._merge_waiting()
         return {w.summary_string(): finish_moments(self.moments[:, k]) for k, w in enumerate(self.weighers)}
 
 

@@ -1,9 +1,33 @@
-"""The energy of the atomic reference: one formula for the fit and for the module that applies it."""
+"""The reference energies: their names, and one formula for the fit and for the modules that apply them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ofdft_norm.data.basis_info import BasisInfo
+
+# Every fit makes them all, for each weigher; statistics carry their names.
+REFERENCES = ("atom_ref", "scalar_atom_ref", "linear_ref")
+
+
+def reference_slope(name: str, gbar: Tensor, basis_info: BasisInfo) -> Tensor:
+    """Returns a reference's (n_basis,) gradient with respect to the coefficients [hartree].
+
+    Args:
+        name: One of `REFERENCES`.
+        gbar: (n_basis,) mean gradient.
+        basis_info: The basis.
+    """
+    if name == "atom_ref":
+        return gbar
+    scalar = torch.as_tensor(basis_info.l_per_basis_func == 0)
+    return torch.where(scalar, gbar, 0.0) if name == "scalar_atom_ref" else torch.zeros_like(gbar)
+
+
+def reference_has_bias(name: str, with_bias: bool) -> bool:
+    """Whether a reference has a constant; one that is linear in the composition alone never has."""
+    return with_bias and name != "linear_ref"
 
 
 def atom_ref_energy(

@@ -13,15 +13,17 @@ from torch_geometric.data import Data
 from torchmetrics import Metric
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.statistics.element_blocks import composition, sample_kinds, sums_per_sample
+from ofdft_norm.statistics.element_blocks import batch_blocks, composition, sums_per_sample
 from ofdft_norm.statistics.moments import has_label
+from ofdft_norm.statistics.reference_energy import REFERENCES, reference_slope
 from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
 
-REFERENCES = ("atom_ref", "scalar_atom_ref")
+# Where the results go: around the mean (no reference), and around each reference.
+FOLDERS = ("energy", *(f"energy_minus_{name}" for name in REFERENCES))
 
 
 class ResidualErrors(Metric):
-    """Largest and mean absolute residual of energies around their mean (no reference) and around two references.
+    """Largest and mean absolute residual of energies around their mean (no reference) and around the references.
 
     Args:
         basis_info: The basis.
@@ -45,58 +47,58 @@ class ResidualErrors(Metric):
         super().__init__(**kwargs)
         self.basis_info = basis_info
         self.weighers = list(weighers)
-        slopes, biases = zip(
-            *(self._reference(arrays, w.summary_string(), name) for w in weighers for name in (None, *REFERENCES)),
-            strict=True,
-        )
-        self._slopes = torch.stack(slopes, dim=1)  # (n_basis, K * 3)
-        self._biases = torch.stack(biases, dim=1)  # (n_types + 1, K * 3)
-        shape = (len(self.weighers), 1 + len(REFERENCES))
+        references = [_references(arrays, w.summary_string(), basis_info) for w in weighers]
+        self._slopes = torch.stack([slope for slopes, _ in references for slope in slopes], dim=1)
+        self._biases = torch.stack([bias for _, biases in references for bias in biases], dim=1)
+        shape = (len(self.weighers), len(FOLDERS))
         self.add_state("largest", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="max")
         self.add_state("absolute", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("weight", torch.zeros(len(self.weighers), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def _reference(self, arrays: Mapping[str, npt.NDArray[Any]], key: str, name: str | None) -> tuple[Tensor, Tensor]:
-        if name is None:
-            bias = np.zeros(self.basis_info.n_types + 1)
-            bias[-1] = arrays[f"{key}/energy/mean"]
-            return torch.zeros(self.basis_info.n_basis, dtype=torch.float64), torch.as_tensor(bias)
-        slope = torch.as_tensor(arrays[f"{key}/gradient_label/mean"])
-        if name == "scalar_atom_ref":
-            slope = torch.where(torch.as_tensor(self.basis_info.l_per_basis_func == 0), slope, 0.0)
-        bias = np.append(arrays[f"{key}/{name}_atom_type_bias"], arrays[f"{key}/{name}_global_bias"])
-        return slope, torch.as_tensor(bias)
-
     def update(self, batch: Data) -> None:
-        """Takes in a batch of samples."""
+        """Takes in a batch of samples, on any device."""
+        batch = batch.cpu() if batch.coeffs.device.type != "cpu" else batch
         weights = sample_weights(self.weighers, batch) * has_label(batch)
         used = weights.any(0)
         if not used.any():
             return
-        n_samples = weights.shape[1]
-        sums = torch.zeros(n_samples, self.basis_info.n_basis, dtype=torch.float64)
-        for kind in sample_kinds(batch, self.basis_info, weights):
-            sums += sums_per_sample(kind, batch.coeffs.to(torch.float64), n_samples, self.basis_info.n_basis)
-        counts = composition(batch, self.basis_info)
-        reference = sums @ self._slopes + counts @ self._biases[:-1] + self._biases[-1]
-        energy = batch.energy_label.to(torch.float64).reshape(-1, 1)
+        blocks = batch_blocks(batch, self.basis_info, weights.any(0, keepdim=True).to(torch.float64))
+        sums = torch.zeros(weights.shape[1], self.basis_info.n_basis, dtype=torch.float64)
+        sums_per_sample(blocks, batch.coeffs.detach().to(torch.float64), out=sums)
+        reference = sums @ self._slopes + composition(batch, self.basis_info) @ self._biases[:-1] + self._biases[-1]
+        energy = batch.energy_label.detach().to(torch.float64).reshape(-1, 1)
         residual = (energy - reference)[used].abs().reshape(int(used.sum()), *self.largest.shape)
         weight = weights[:, used].T[:, :, None]
-        self.largest = torch.maximum(self.largest, torch.where(weight > 0, residual, 0.0).amax(0))
-        self.absolute = self.absolute + (residual * weight).sum(0)
-        self.weight = self.weight + weights.sum(1)
+        largest = torch.where(weight > 0, residual, 0.0).amax(0)
+        self.largest = torch.maximum(self.largest, largest.to(self.largest))
+        self.absolute = self.absolute + (residual * weight).sum(0).to(self.absolute)
+        self.weight = self.weight + weights.sum(1).to(self.weight)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `abs_max` and `mae`, both (K, 3): without reference, and with each of `REFERENCES`."""
+        """Returns `abs_max` and `mae`, both (K, 1 + n_references): without reference, and with each."""
         return {"abs_max": self.largest, "mae": self.absolute / self.weight[:, None]}
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Returns the results under the keys of `DatasetStatistics`."""
         results = self.compute()
-        folders = ("energy", *(f"energy_minus_{name}" for name in REFERENCES))
         return {
             f"{weigher.summary_string()}/{folder}/{name}": np.array(float(values[k, column]))
             for name, values in results.items()
             for k, weigher in enumerate(self.weighers)
-            for column, folder in enumerate(folders)
+            for column, folder in enumerate(FOLDERS)
         }
+
+
+def _references(
+    arrays: Mapping[str, npt.NDArray[Any]], key: str, basis_info: BasisInfo
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns (n_basis,) slopes and (n_types + 1,) biases, the constant last, of the mean and of each reference."""
+    gbar = torch.as_tensor(arrays[f"{key}/gradient_label/mean"])
+    mean = np.zeros(basis_info.n_types + 1)
+    mean[-1] = arrays[f"{key}/energy/mean"]
+    slopes, biases = [torch.zeros_like(gbar)], [torch.as_tensor(mean)]
+    for name in REFERENCES:
+        constant = arrays.get(f"{key}/{name}_global_bias", np.array(0.0))
+        slopes.append(reference_slope(name, gbar, basis_info))
+        biases.append(torch.as_tensor(np.append(arrays[f"{key}/{name}_atom_type_bias"], constant)))
+    return slopes, biases

@@ -1,115 +1,162 @@
-"""Streaming variance of an energy around a linear reference that is known only at the end.
+"""Streaming mean and variance of an energy around a linear reference that is known only at the end.
 
-The residual r = E - gbar.P - t.n of a sample (P: coefficients added up per dimension, n: composition) is linear in
-x = (E, n, P), so its mean and variance follow from the mean and the co-moments of x. E is first reduced by a
-composition reference t0 fitted to the first rows: the co-moments are then of the size of the residual, not of the
-energy, and 1e-6 hartree on top of 1e5 survive. States of different t0 merge after a change of basis.
+The residual of a sample is r = E - b.P - t.(1, n), with P its coefficients added up per dimension and n its
+composition. What depends on (1, n) is kept as an R factor, the rest as co-moments. For rows A = (1, n) and
+Y = (E, E - s.P, E - s_0.P, P) the state holds
 
-State: (1 + 1 + d + d*d + n_types + 1,) flat: weight, mean (d), co-moments (d, d), t0 (n_types + 1), with
-d = 1 + n_types + n_basis.
+    R and Q^T Y of A = Q R,   and   C = (Y - Q Q^T Y)^T (Y - Q Q^T Y).
+
+Sums of squares of any r follow from it: |Q^T Y c - R t|^2 + c^T C c. Two states merge by a QR of their stacked R; what
+that rotates out of the top rows goes to C. It is Chan's update, with the mean replaced by a fit to the composition:
+E enters C as what composition does not explain, so 1e-6 hartree on top of 1e5 survive.
+
+s is an early guess of the slope b, s_0 the same for l = 0 only. Columns reduced by them keep b.P, which may be 1e6
+times larger than the residual, from cancelling in C, too; any s gives the same result but for rounding.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ofdft_norm.statistics.least_squares import merge_r_factors, solve_r_factor
+N_BASES = 3  # E, E - s.P, E - s_0.P
+
+# The co-moments are symmetric: their upper triangle is made from strips of this many rows.
+_STRIP = 128
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Views of one state: R (p, p), Q^T Y (p, d), C (d, d), s (n_basis,)."""
+
+    r: Tensor
+    y: Tensor
+    comoments: Tensor
+    slope: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.r, self.y, self.comoments, self.slope
+
+    @property
+    def empty(self) -> bool:
+        return float(self.r[0, 0]) == 0
 
 
 class ResidualVariance:
-    """Functional core for states of one size; holds no data.
+    """Functional core; holds no data.
+
+    A state is one (p + d + 1, p + d) float64 tensor with p = 1 + n_types and d = 3 + n_basis.
 
     Args:
         n_types: Number of elements.
-        n_basis: Number of functions over all elements.
+        is_scalar: (n_basis,) bool: where l = 0.
     """
 
-    def __init__(self, n_types: int, n_basis: int) -> None:
-        self.n_types = n_types
-        self.n_columns = 1 + n_types + n_basis
-        self.size = 1 + self.n_columns + self.n_columns**2 + n_types + 1
+    def __init__(self, n_types: int, is_scalar: Tensor) -> None:
+        self.p = 1 + n_types
+        self.is_scalar = is_scalar
+        self.n_basis = len(is_scalar)
+        self.d = N_BASES + self.n_basis
+        self.shape = (self.p + self.d + 1, self.p + self.d)
 
-    def empty(self) -> Tensor:
-        """Returns the state of no sample."""
-        return torch.zeros(self.size, dtype=torch.float64)
+    def _parts(self, state: Tensor) -> _Parts:
+        p = self.p
+        top = state[:p]
+        return _Parts(top[:, :p], top[:, p:], state[p:-1, p:], state[-1, p + N_BASES :])
 
-    def _pack(self, weight: Tensor, mean: Tensor, comoments: Tensor, offset: Tensor) -> Tensor:
-        return torch.cat([weight.reshape(1), mean, comoments.reshape(-1), offset])
+    def _bases(self, slope: Tensor) -> Tensor:
+        """Returns the (3, n_basis) slopes by which the first three columns of Y are reduced."""
+        return torch.stack([torch.zeros_like(slope), slope, torch.where(self.is_scalar, slope, 0.0)])
 
-    def _unpack(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        d = self.n_columns
-        return state[0], state[1 : 1 + d], state[1 + d : 1 + d + d * d].reshape(d, d), state[1 + d + d * d :]
-
-    def offset_of(self, counts: Tensor, energy: Tensor) -> Tensor:
-        """Returns the (n_types + 1,) composition reference of some rows (the constant last)."""
-        rows = torch.cat([counts, torch.ones_like(energy[:, None]), energy[:, None]], dim=1)
-        factor = merge_r_factors(rows, self.n_types + 1)
-        return solve_r_factor(factor[:, :-1], factor[:, -1:]).x[:, 0]
-
-    def of_rows(self, energy: Tensor, counts: Tensor, sums: Tensor, offset: Tensor) -> Tensor:
-        """Returns the state of rows of weight 1.
+    def of_rows(self, counts: Tensor, energy: Tensor, sums: Tensor, slope: Tensor) -> Tensor:
+        """Returns the state of S rows of weight 1.
 
         Args:
-            energy: (S,) [hartree].
             counts: (S, n_types).
+            energy: (S,) [hartree].
             sums: (S, n_basis) coefficients added up over the atoms.
-            offset: (n_types + 1,) composition reference.
+            slope: (n_basis,) guess of the reference's gradient.
         """
-        reduced = energy - counts @ offset[:-1] - offset[-1]
-        x = torch.cat([reduced[:, None], counts, sums], dim=1)
-        mean = x.mean(0)
-        x -= mean
-        return self._pack(x.new_tensor(len(x)), mean, x.T @ x, offset)
+        state = energy.new_zeros(self.shape)
+        parts = self._parts(state)
+        a = torch.cat([torch.ones_like(energy[:, None]), counts], dim=1)
+        if len(a) < self.p:
+            missing = self.p - len(a)
+            a, counts, sums = (torch.cat([x, x.new_zeros(missing, x.shape[1])]) for x in (a, counts, sums))
+            energy = torch.cat([energy, energy.new_zeros(missing)])
+        y = torch.empty(len(a), self.d, dtype=torch.float64)
+        torch.sub(energy[:, None], sums @ self._bases(slope).T, out=y[:, :N_BASES])
+        y[:, N_BASES:] = sums
+        q, parts.r[:] = torch.linalg.qr(a)
+        torch.mm(q.T, y, out=parts.y)
+        y.addmm_(q, parts.y, alpha=-1)
+        # energies are large: a second projection takes out what rounding left of them
+        again = q.T @ y[:, :N_BASES]
+        y[:, :N_BASES] -= q @ again
+        parts.y[:, :N_BASES] += again
+        for i in range(0, self.d, _STRIP):
+            strip = y[:, i : i + _STRIP].T @ y[:, i:]
+            parts.comoments[i : i + _STRIP, i:] = strip
+            parts.comoments[i:, i : i + _STRIP] = strip.T
+        parts.slope[:] = slope
+        return state
 
-    def _rebased(self, state: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Changes E - t0_old.(n, 1) into E - t0_new.(n, 1)."""
-        total, mean, comoments, old = self._unpack(state)
-        change = old - offset
-        if not change.any():
-            return total, mean, comoments
-        transform = torch.eye(self.n_columns, dtype=torch.float64)
-        transform[0, 1 : 1 + self.n_types] = change[:-1]
-        mean = transform @ mean
-        mean[0] += change[-1]
-        return total, mean, transform @ comoments @ transform.T
+    def add(self, state: Tensor, other: Tensor, weight: float = 1.0) -> None:
+        """Merges `other`, counted with `weight`, into `state`, in place."""
+        a, b = self._parts(state), self._parts(other)
+        if b.empty or weight == 0:
+            return
+        if a.empty:
+            state[: self.p] = other[: self.p] * weight**0.5
+            state[self.p : -1] = other[self.p : -1] * weight
+            state[-1] = other[-1]
+            return
+        slope = torch.where(a.slope != 0, a.slope, b.slope)  # 0: these functions had not come when it was guessed
+        if not torch.equal(slope, a.slope):
+            rebased = self._rebased(a, slope)
+            for old, new in zip(a.tensors(), rebased.tensors(), strict=True):
+                old.copy_(new)
+        b = self._rebased(b, slope)
+        q, r = torch.linalg.qr(torch.cat([a.r, b.r * weight**0.5]), mode="complete")
+        rotated = q.T @ torch.cat([a.y, b.y * weight**0.5])
+        a.r.copy_(r[: self.p])
+        a.y.copy_(rotated[: self.p])
+        left_over = rotated[self.p :]
+        a.comoments.add_(b.comoments, alpha=weight).addmm_(left_over.T, left_over)
 
-    def offset(self, state: Tensor) -> Tensor:
-        """Returns the (n_types + 1,) composition reference that a state's energies are reduced by."""
-        return self._unpack(state)[3]
-
-    def add(self, state: Tensor, other: Tensor, weight: float) -> None:
-        """Merges `other`, reduced by the same composition reference and counted with `weight`, into `state`."""
-        total_a, mean_a, comoments_a, offset_a = self._unpack(state)
-        total_b, mean_b, comoments_b, offset_b = self._unpack(other)
-        total = total_a + weight * total_b
-        delta = mean_b - mean_a
-        share = weight * total_b / total
-        comoments_a.add_(comoments_b, alpha=weight).addr_(delta, delta * (total_a * share))
-        mean_a.add_(delta * share)
-        offset_a.copy_(offset_b)
-        total_a.copy_(total)
+    def _rebased(self, parts: _Parts, slope: Tensor) -> _Parts:
+        """Changes the slope by which the energy columns are reduced."""
+        if torch.equal(parts.slope, slope):
+            return parts
+        change = torch.eye(self.d, dtype=torch.float64)
+        change[N_BASES:, :N_BASES] = (self._bases(parts.slope) - self._bases(slope)).T
+        return _Parts(parts.r, parts.y @ change, change.T @ parts.comoments @ change, slope)
 
     def merge(self, states: Tensor) -> Tensor:
-        """Merges (n, size) states by Chan's update of means and co-moments."""
-        filled = [state for state in states if state[0] > 0]
-        if not filled:
-            return self.empty()
-        merged = filled[0].clone()
-        for other in filled[1:]:
-            offset = self.offset(merged)
-            self.add(merged, self._pack(*self._rebased(other, offset), offset), 1.0)
+        """Merges (n, ...) states, first to last."""
+        merged = states[0].clone()
+        for other in states[1:]:
+            self.add(merged, other)
         return merged
 
-    def residual(self, state: Tensor, gbar: Tensor, t: Tensor) -> tuple[float, float]:
-        """Returns mean and population standard deviation of E - gbar.P - t.(n, 1) [hartree].
+    def residual(self, state: Tensor, slope: Tensor, t: Tensor, t_global: float) -> tuple[float, float]:
+        """Returns mean and population standard deviation of E - slope.P - t.n - t_global [hartree].
 
         Args:
-            state: (size,).
-            gbar: (n_basis,) gradient of the reference.
-            t: (n_types + 1,) energies of the elements and the constant.
+            state: Of at least one row.
+            slope: (n_basis,) gradient of the reference.
+            t: (n_types,) energies of the elements.
+            t_global: The constant.
         """
-        total, mean, comoments = self._rebased(state, t)
-        direction = torch.cat([torch.ones(1, dtype=torch.float64), torch.zeros(self.n_types).double(), -gbar])
-        variance = float(direction @ comoments @ direction) / float(total)
-        return float(direction @ mean), max(variance, 0.0) ** 0.5
+        parts = self._parts(state)
+        rest = slope - self._bases(parts.slope)
+        base = int(rest.square().sum(1).argmin())  # the column that leaves least to subtract
+        direction = torch.zeros(self.d, dtype=torch.float64)
+        direction[base] = 1.0
+        direction[N_BASES:] = -rest[base]
+        top = parts.y @ direction - parts.r @ torch.cat([t.new_tensor([t_global]), t])
+        weight = float(parts.r[0, 0]) ** 2
+        square = float(top[1:].square().sum() + direction @ parts.comoments @ direction)
+        return float(top[0] / parts.r[0, 0]), (max(square, 0.0) / weight) ** 0.5

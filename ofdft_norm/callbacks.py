@@ -1,0 +1,121 @@
+"""What a run shows of its normalisation."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ofdft_norm.datamodule import OFDFTDataModule
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.plotting import plot_gradient_ranges
+from ofdft_norm.statistics.summary import summary_table
+
+log = logging.getLogger(__name__)
+
+MILLI = 1e3  # mHa per hartree
+_RESIDUALS = ("mean", "std", "mae", "abs_max")
+
+
+class LogNormalization(Callback):
+    """Logs, once at the start of training, what the normaliser was fitted on and what it leaves of the labels.
+
+    Every logger gets the scalars of `normalization_scalars`; TensorBoard and loggers with a `log_image` method (such as
+    W&B's) also get the plot of gradient ranges, TensorBoard the text summary.
+
+    Args:
+        plots: Whether to draw.
+    """
+
+    def __init__(self, plots: bool = True) -> None:
+        self.plots = plots
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs scalars, summary and plot, on rank 0, unless the run resumes from a checkpoint.
+
+        Raises:
+            ConfigError: If the data module is no `OFDFTDataModule`.
+        """
+        datamodule = getattr(trainer, "datamodule", None)
+        if not isinstance(datamodule, OFDFTDataModule):
+            raise ConfigError(
+                f"LogNormalization needs an OFDFTDataModule, but trainer.datamodule is {type(datamodule).__name__} "
+                "(config: data, callbacks.log_normalization)"
+            )
+        if trainer.ckpt_path is not None:
+            return  # a resumed run fits nothing; the run that it resumes has logged this
+        # on every rank: where nothing was fitted yet, all of them fit together now
+        normalizer, statistics = datamodule.normalizer, datamodule.statistics
+        if not trainer.is_global_zero:
+            return
+        key = datamodule.statistics_config.weigher_key
+        scalars, basis_info = normalization_scalars(datamodule), datamodule.basis_info
+        summary = figure = None
+        if basis_info is not None:  # data without density coefficients have neither
+            summary = summary_table(statistics, basis_info, normalizer.rescaling)
+            figure = plot_gradient_ranges(statistics, normalizer, basis_info, key) if self.plots else None
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=trainer.global_step)
+            if summary is not None and isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("normalization/summary", f"<pre>{summary}</pre>", trainer.global_step)
+            if figure is not None:
+                log_figure(logger, "normalization/gradient_ranges", figure, trainer.global_step)
+
+
+def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
+    """Returns what the reference leaves of the energies [mHa], and how many dimensions each branch of lambda decides.
+
+    Args:
+        datamodule: With statistics and normaliser.
+
+    Returns:
+        Scalars by name; residuals only where the statistics have them.
+    """
+    key, statistics = datamodule.statistics_config.weigher_key, datamodule.statistics
+    scalars: dict[str, float] = {"normalization/energy_scale_mHa": MILLI * float(datamodule.normalizer.energy_scale)}
+    for name in ("n_samples", "n_molecules"):
+        if f"{key}/{name}" in statistics:
+            scalars[f"normalization/{name}"] = float(statistics.load_statistic(key, name))
+    reference = datamodule.settings.reference
+    if reference is not None:
+        prefix = f"energy_minus_{reference.statistics_name}"
+        for name in _RESIDUALS:
+            if f"{key}/{prefix}/{name}" in statistics:
+                value = float(statistics.load_statistic(key, f"{prefix}/{name}"))
+                scalars[f"normalization/reference_residual_{name}_mHa"] = MILLI * value
+    rescaling = datamodule.normalizer.rescaling
+    if rescaling is not None:
+        scalars.update({f"normalization/dimensions_by_{k}": float(v) for k, v in rescaling.branches().items()})
+    return scalars
+
+
+def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
+    """Gives a figure to a logger that takes images; others, such as the CSV logger, are passed over.
+
+    Args:
+        logger: Any Lightning logger.
+        name: Name of the image.
+        figure: Drawn on a `FigureCanvasAgg`.
+        step: Global step.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, _pixels(figure), step, dataformats="HWC")
+        return
+    log_image: Any = getattr(logger, "log_image", None)
+    if callable(log_image):
+        log_image(key=name, images=[_pixels(figure)], step=step)
+    else:
+        log.debug("%s takes no images: %s is not logged there", type(logger).__name__, name)
+
+
+def _pixels(figure: Figure) -> npt.NDArray[np.uint8]:
+    """Returns the (height, width, 3) pixels of a figure."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()

@@ -1,0 +1,137 @@
+"""What a data module writes into a checkpoint, as plain containers and tensors: loadable with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ofdft_norm.config_checks import CheckedConfig
+from ofdft_norm.data.transforms import ProjectGradient
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.sample_weighers import SampleWeigher
+
+# Objects of these kinds, as far as this package defines them, are rebuilt from a checkpoint. Nothing else is: a
+# checkpoint must not be able to call what it names.
+_REBUILT = (CheckedConfig, SampleWeigher, ProjectGradient)
+
+
+class NotPlainError(Exception):
+    """An object cannot be written as plain data."""
+
+
+def to_plain(value: Any) -> Any:
+    """Writes a value of the configuration as plain data.
+
+    Raises:
+        NotPlainError: If it is an object that this package does not define.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {"mapping": [[to_plain(k), to_plain(v)] for k, v in value.items()]}
+    if isinstance(value, Sequence):
+        plain = [to_plain(v) for v in value]
+        return tuple(plain) if isinstance(value, tuple) else plain
+    kind = type(value)
+    if not isinstance(value, _REBUILT) or not kind.__module__.startswith("ofdft_norm."):
+        raise NotPlainError(f"{kind.__module__}.{kind.__qualname__}")
+    if isinstance(value, CheckedConfig):
+        fields = [f.name for f in dataclasses.fields(value) if f.init]  # type: ignore[arg-type]
+        content = {name: getattr(value, name) for name in fields}
+    else:
+        content = vars(value)
+    return {"module": kind.__module__, "class": kind.__qualname__, "content": to_plain(content)}
+
+
+def from_plain(plain: Any) -> Any:
+    """Reads what `to_plain` wrote.
+
+    Raises:
+        ConfigError: If it names a class that this package does not have, or one that is not to be rebuilt.
+    """
+    if isinstance(plain, list | tuple):
+        return type(plain)(from_plain(v) for v in plain)
+    if not isinstance(plain, dict):
+        return plain
+    if "mapping" in plain:
+        return {from_plain(k): from_plain(v) for k, v in plain["mapping"]}
+    kind, content = _class_of(plain), from_plain(plain["content"])
+    if issubclass(kind, CheckedConfig):
+        return kind(**content)
+    rebuilt = object.__new__(kind)
+    vars(rebuilt).update(content)
+    return rebuilt
+
+
+def _class_of(plain: Mapping[str, Any]) -> type[Any]:
+    module, name = plain["module"], plain["class"]
+    found = None
+    if module.startswith("ofdft_norm."):
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            found = None
+    if not isinstance(found, type) or not issubclass(found, _REBUILT):
+        raise ConfigError(f"the checkpoint's configuration names {module}.{name}, which is no part of this ofdft_norm")
+    return found
+
+
+def arguments_to_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a data module's arguments; those that are not plain data are named instead."""
+    saved: dict[str, Any] = {}
+    not_saved = []
+    for name, value in arguments.items():
+        try:
+            saved[name] = to_plain(value)
+        except NotPlainError:
+            not_saved.append(name)
+    return {"saved": saved, "not_saved": not_saved}
+
+
+def arguments_from_plain(plain: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads a data module's arguments; those given take precedence.
+
+    Raises:
+        ConfigError: If an argument could not be saved and is not given.
+    """
+    missing = sorted(set(plain["not_saved"]) - set(given))
+    if missing:
+        raise ConfigError(
+            f"the checkpoint's data module was made with the arguments {missing}, which hold objects of other packages "
+            "and are not saved: pass them to load_from_checkpoint"
+        )
+    return {**{k: from_plain(v) for k, v in plain["saved"].items() if k not in given}, **given}
+
+
+def statistics_to_state(statistics: DatasetStatistics) -> dict[str, Any]:
+    """Writes statistics as tensors, and their attributes as JSON."""
+    arrays = {key: torch.from_numpy(array) for key, array in statistics.to_arrays().items()}
+    return {"arrays": arrays, "attributes": json.dumps(statistics.attributes)}
+
+
+def statistics_from_state(state: Mapping[str, Any]) -> DatasetStatistics:
+    """Reads what `statistics_to_state` wrote."""
+    arrays = {key: tensor.numpy() for key, tensor in state["arrays"].items()}
+    return DatasetStatistics.from_arrays(arrays, json.loads(state["attributes"]))
+
+
+def files_to_state(files: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Writes the label files of each part, compressed: a few bytes for each."""
+    here = os.getcwd()
+    joined = {part: "\n".join(os.path.join(here, path) for path in paths).encode() for part, paths in files.items()}
+    return {part: torch.frombuffer(bytearray(zlib.compress(t)), dtype=torch.uint8) for part, t in joined.items()}
+
+
+def files_from_state(state: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Reads what `files_to_state` wrote."""
+    return {part: zlib.decompress(t.numpy().tobytes()).decode().split("\n") for part, t in state.items()}

@@ -1,0 +1,261 @@
+"""The schema of the data module's configuration: where samples come from, and how they are split."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ofdft_norm.config_checks import CheckedConfig, NonNegativeInt, Share
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.embedded_data import EMBEDDED_DATA
+from ofdft_norm.data.file_states import scf_iteration_counts
+from ofdft_norm.data.lazy_parts import LazyParts
+from ofdft_norm.data.of_dataset import OFDataset, Transform
+from ofdft_norm.data.split import check_files_exist, check_split, random_split
+from ofdft_norm.data.split_files import read_split_file
+from ofdft_norm.data.transformed_dataset import CopyThen, TransformedDataset
+from ofdft_norm.data.wrapped_data import dataset_of, parts_of, refuse_normalized
+from ofdft_norm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Split(CheckedConfig):
+    """Which molecules train, validate and test. Molecules are never divided, and SCF iterations stay together.
+
+    Attributes:
+        train: Share of the molecules to train on, 0 ... 1.
+        val: Share to validate on.
+        test: Share to test on.
+        seed: Seed of the random split.
+        file: A YAML, JSON or npz file with lists of label files for `train`, `val`, `test`; then the shares and the
+            seed are not used.
+    """
+
+    train: Share = 0.8
+    val: Share = 0.1
+    test: Share = 0.1
+    seed: NonNegativeInt = 0
+    file: str | None = None
+    config_key = "data.split"
+
+
+@dataclass(frozen=True)
+class LabelFiles(CheckedConfig):
+    """Label files in STRUCTURES25's layout, one molecule each.
+
+    Attributes:
+        paths: Folders (all ``*.zarr`` and ``*.zarr.zip`` in them), glob patterns, or files.
+        basis_info: JSON file with `atomic_numbers` and `irreps_per_atom`.
+        energy_key: Which energy below ``of_labels/energies`` is learned.
+        gradient_key: Its gradient below ``of_labels/spatial``.
+        limit_scf_iterations: SCF iterations to use: s >= 0 those from s on, s < 0 the last -s, a list those in it
+            (negative ones from the end); None: all.
+        keep_initial_guess: Whether iteration 0, which has no label, is part of the data set: added to the above, or
+            left out of it.
+        exclude: Names of label files to leave out.
+        keep_in_memory: Keep each normalised sample after it was first read.
+    """
+
+    paths: str | Sequence[str]
+    basis_info: str
+    energy_key: str = "e_kin"
+    gradient_key: str = "grad_kin"
+    limit_scf_iterations: int | Sequence[int] | None = None
+    keep_initial_guess: bool = True
+    exclude: Sequence[str] = ()
+    keep_in_memory: bool = False
+    config_key = "data.source"
+
+    def prepare_data(self) -> None:
+        """Label files are there already."""
+
+    def basis(self) -> BasisInfo:
+        """Reads the basis."""
+        return BasisInfo.from_json(self.basis_info)
+
+    def label_files(self) -> list[Path]:
+        """Lists the label files, sorted; see `paths` and `exclude`.
+
+        Raises:
+            ConfigError: If a pattern matches nothing, or an excluded file is not there.
+        """
+        found: set[Path] = set()
+        for pattern in [self.paths] if isinstance(self.paths, str) else list(self.paths):
+            matches = [Path(match) for match in glob.glob(str(Path(pattern).expanduser()))]
+            files = [file for match in matches for file in _label_files_at(match)]
+            if not files:
+                raise ConfigError(f"{pattern}: no label file (*.zarr, *.zarr.zip) there (config: data.source.paths)")
+            found.update(files)
+        excluded = set(self.exclude)
+        unknown = excluded - {path.name for path in found}
+        if unknown:
+            raise ConfigError(
+                f"exclude names {sorted(unknown)}, which are not among the label files (config: data.source.exclude)"
+            )
+        return sorted((path for path in found if path.name not in excluded), key=lambda path: path.parts)
+
+    def split_identity(self, split: Split) -> str:
+        """Returns what the split follows from; a checkpoint's split holds for a data module with the same."""
+        paths = [self.paths] if isinstance(self.paths, str) else list(self.paths)
+        written = None if split.file is None or not Path(split.file).is_file() else Path(split.file).read_bytes()
+        digest = hashlib.sha256(written or b"").hexdigest()
+        return repr(([os.path.abspath(p) for p in paths], sorted(self.exclude), split, digest))
+
+    def split_files(self, split: Split) -> tuple[dict[str, list[Path]], dict[Path, int]]:
+        """Returns the label files of each part, and the number of SCF iterations of those where the split says it."""
+        if split.file is None:
+            shares = {"train": split.train, "val": split.val, "test": split.test}
+            return random_split(self.label_files(), shares, split.seed, str(self.paths)), {}
+        known = {path.name: path for path in self.label_files()}
+        parts, iterations = read_split_file(Path(split.file))
+        located = {part: [known.get(name, Path(name)) for name in names] for part, names in parts.items()}
+        check_split(located, split.file)
+        return located, {known[name]: n for name, n in iterations.items() if name in known}
+
+    def datasets(
+        self,
+        split: Split,
+        transform: Transform | None,
+        index_dir: Path | None = None,
+        files: Mapping[str, Sequence[str]] | None = None,
+    ) -> LazyParts:
+        """Returns the parts of the split; a part's label files are opened when its data set is asked for.
+
+        Args:
+            split: Which molecules belong to which part.
+            transform: Applied to each sample.
+            index_dir: Folder that remembers the number of SCF iterations of many files; None: they are opened.
+            files: The label files of each part, where a checkpoint says them; then `split` is not used.
+
+        Raises:
+            SplitError: If the split does not fit the label files.
+        """
+        parts, iterations = self.split_files(split) if files is None else (_as_paths(files), {})
+
+        def build(part: str, paths: list[Path]) -> OFDataset:
+            check_files_exist(part, paths, split.file or str(self.paths))
+            counts = [iterations[p] for p in paths] if all(p in iterations for p in paths) else None
+            return self._dataset(paths, transform, counts or scf_iteration_counts(paths, index_dir))
+
+        return LazyParts(parts, build)
+
+    def everything(self, transform: Transform | None, index_dir: Path | None = None) -> OFDataset:
+        """Returns the data set of all label files, without a split."""
+        paths = self.label_files()
+        return self._dataset(paths, transform, scf_iteration_counts(paths, index_dir))
+
+    def _dataset(self, paths: list[Path], transform: Transform | None, counts: Sequence[int]) -> OFDataset:
+        return OFDataset(
+            paths,
+            self.basis(),
+            self.energy_key,
+            self.gradient_key,
+            transform,
+            self.limit_scf_iterations,
+            self.keep_initial_guess,
+            counts,
+        )
+
+
+def _as_paths(files: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
+    return {part: [Path(file) for file in names] for part, names in files.items()}
+
+
+def _label_files_at(path: Path) -> list[Path]:
+    if path.name.endswith((".zarr", ".zarr.zip")):
+        return [path]
+    return [p for p in path.iterdir() if p.name.endswith((".zarr", ".zarr.zip"))] if path.is_dir() else []
+
+
+@dataclass(frozen=True)
+class EmbeddedLabels(LabelFiles):
+    """The labels that come with the package: small molecules of H, C, N, O, F; see `ofdft_norm.data.embedded_data`."""
+
+    paths: str | Sequence[str] = str(EMBEDDED_DATA / "labels")
+    basis_info: str = str(EMBEDDED_DATA / "basis_info.json")
+    keep_in_memory: bool = True
+
+
+@dataclass(frozen=True)
+class WrappedData(CheckedConfig):
+    """Data sets of somebody else, normalised as they are: a LightningDataModule's, or PyG data sets.
+
+    Samples with density coefficients need `basis_info`; samples with energies (and forces) alone take linear references
+    and an energy scale.
+
+    Attributes:
+        datamodule: A LightningDataModule; None: `train`, `val` and `test` are given.
+        train: Data set to train on.
+        val: Data set to validate on.
+        test: Data set to test on.
+        basis_info: JSON file with the density basis, or a `BasisInfo`; None: the samples have no coefficients.
+        energy_field: Field of the samples that holds the energy.
+        forces_field: Field that holds forces, (n_atom, 3); None: there are none.
+        atomic_numbers_field: Field that holds atomic numbers; where it is missing, PyG's ``z`` is used.
+        keep_in_memory: Keep each normalised sample after it was first read.
+    """
+
+    datamodule: Any = None
+    train: Any = None
+    val: Any = None
+    test: Any = None
+    basis_info: str | BasisInfo | None = None
+    energy_field: str = "energy_label"
+    forces_field: str | None = None
+    atomic_numbers_field: str = "atomic_numbers"
+    keep_in_memory: bool = False
+    config_key = "data.source"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.datamodule is None) == (self.train is None):
+            raise ConfigError("data.source needs either a datamodule or a train data set")
+
+    def basis(self) -> BasisInfo | None:
+        """Returns the basis; None for samples without coefficients."""
+        if self.basis_info is None or isinstance(self.basis_info, BasisInfo):
+            return self.basis_info
+        return BasisInfo.from_json(self.basis_info)
+
+    def prepare_data(self) -> None:
+        """Lets the wrapped data module download what it needs."""
+        if self.datamodule is not None:
+            self.datamodule.prepare_data()
+
+    def split_identity(self, split: Split) -> None:
+        """Wrapped data come split."""
+
+    def datasets(
+        self,
+        split: Split,
+        transform: Transform | None,
+        index_dir: Path | None = None,
+        files: Mapping[str, Sequence[str]] | None = None,
+    ) -> LazyParts:
+        """Returns the parts as they come; `split`, `index_dir` and `files` are not used.
+
+        Pre-transforms are applied to samples with density coefficients.
+        """
+        given = {"train": self.train, "val": self.val, "test": self.test}
+
+        def build(part: str, found: Any) -> Any:
+            dataset = found if self.datamodule is None else dataset_of(self.datamodule, part)
+            refuse_normalized(dataset, part)
+            if transform is None or self.basis_info is None:
+                return dataset
+            return TransformedDataset(dataset, CopyThen(transform))
+
+        return LazyParts(given if self.datamodule is None else dict.fromkeys(parts_of(self.datamodule), True), build)
+
+    def everything(self, transform: Transform | None, index_dir: Path | None = None) -> Any:
+        """Wrapped data are read part by part.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError("data.predict_on = 'all': wrapped data have train, val, test and predict parts; name one")

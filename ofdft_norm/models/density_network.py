@@ -1,0 +1,226 @@
+"""A small density functional: energy of each molecule from rescaled density coefficients and positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.data import Data
+
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.models.geometry import directions, pairs_within_molecules, radial_basis
+
+# sqrt(x + NORM_OFFSET): a norm that is smooth where a shell is empty
+NORM_OFFSET = 1e-2
+
+
+class DensityNetwork(nn.Module):
+    """Energy as a sum over atoms, from each atom's own coefficients and its neighbours.
+
+    Coefficients of an element's atoms form a dense (atoms, dim_Z) block. A quadratic form of it is one part of the
+    energy. For the other, scalars (l = 0) enter as they are; shells of higher l are mixed to `rank` channels and enter
+    through rotation-friendly scalars: their norms, and (l <= 2) their products with the neighbours' directions. Rounds
+    of messages over distances follow, then a readout for each element.
+
+    The energy does not change under translations and permutations of atoms. It is exactly rotation invariant only
+    if reference and rescaling are (``data/reference=scalar_atom_ref data/rescaling=equivariant``).
+
+    Args:
+        basis_info: The density basis; coefficients are ordered m = -l ... l within a shell.
+        width: Features of each atom.
+        rank: Channels that the shells of each l are mixed to.
+        n_layers: Rounds of messages between neighbours.
+        n_radial: Radial basis functions of a distance.
+        cutoff: Distance beyond which atoms do not see each other [bohr].
+        coeff_scale: Coefficients are divided by this before they enter; rescaled ones are of the order of 1 ... 50.
+
+    Raises:
+        ConfigError: If a size is not positive.
+
+    Example:
+        >>> from ofdft_norm import BasisInfo, OFData
+        >>> basis_info = BasisInfo([1], ["2x0e+1x1o"])
+        >>> network = DensityNetwork(basis_info, width=8, rank=2)
+        >>> sample = OFData.construct_new(basis_info, torch.eye(2, 3), [1, 1], torch.ones(10))
+        >>> network(sample, sample.coeffs).shape
+        torch.Size([1])
+    """
+
+    dims: Tensor
+
+    def __init__(
+        self,
+        basis_info: BasisInfo,
+        width: int = 64,
+        rank: int = 16,
+        n_layers: int = 2,
+        n_radial: int = 16,
+        cutoff: float = 12.0,
+        coeff_scale: float = 5.0,
+    ) -> None:
+        super().__init__()
+        sizes = {"width": width, "rank": rank, "n_layers": n_layers + 1, "n_radial": n_radial, "cutoff": cutoff}
+        for name, value in {**sizes, "coeff_scale": coeff_scale}.items():
+            if not value > 0:
+                raise ConfigError(f"{name} = {value}: expected a positive number (config: model.{name})")
+        self.n_radial, self.cutoff, self.coeff_scale = n_radial, cutoff, coeff_scale
+        self.n_types, self.width = basis_info.n_types, width
+        self.register_buffer("dims", torch.as_tensor(basis_info.basis_dim_per_atom), persistent=False)
+        momenta = [basis_info.l_per_basis_func[i].tolist() for i in basis_info.atom_ind_to_basis_function_ind]
+        self.encoders = nn.ModuleList(ElementEncoder(l, basis_info.n_types, width, rank, n_radial) for l in momenta)
+        self.quadratics = nn.ModuleList(ElementQuadratic(l) for l in momenta)
+        self.layers = nn.ModuleList(MessageLayer(width, n_radial) for _ in range(n_layers))
+        self.readouts = nn.ModuleList(_perceptron(width, width, 1) for _ in momenta)
+        for readout in self.readouts:  # training starts at the reference: E' = 0
+            for parameter in list(readout.children())[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, batch: Data, coeffs: Tensor) -> Tensor:
+        """Returns the normalised energies.
+
+        Args:
+            batch: Sample or batch with `pos` [bohr], `atom_ind` and the molecule indices.
+            coeffs: (n_basis,) rescaled coefficients p', which the energy is differentiable in.
+
+        Returns:
+            (n_molecules,) E', in the dtype of `coeffs`.
+        """
+        atom_ind, molecule = batch.atom_ind, molecule_index(batch, "pos")
+        receivers, senders = pairs_within_molecules(molecule)
+        vectors = batch.pos[senders] - batch.pos[receivers]
+        distances = vectors.norm(dim=1)
+        near = distances < self.cutoff
+        receivers, senders, vectors, distances = receivers[near], senders[near], vectors[near], distances[near]
+        radial = radial_basis(distances, self.n_radial, self.cutoff)
+        surroundings = self._surroundings(radial, vectors / distances[:, None], atom_ind, receivers, senders)
+
+        # blocks without atoms are kept: every parameter takes part in every step, as DDP wants it
+        atoms = [(atom_ind == element).nonzero().squeeze(1) for element in range(self.n_types)]
+        starts = self.dims[atom_ind].cumsum(0) - self.dims[atom_ind]
+        features = coeffs.new_zeros(len(atom_ind), self.width)
+        energies = coeffs.new_zeros(n_molecules(batch))
+        for element, (index, encoder) in enumerate(zip(atoms, self.encoders, strict=True)):
+            offsets = torch.arange(int(self.dims[element]), device=coeffs.device)
+            block = coeffs[starts[index, None] + offsets] / self.coeff_scale
+            encoded = encoder(block, [moment[index] for moment in surroundings])
+            features = features.index_add(0, index, encoded.to(features.dtype))
+            energies = energies.index_add(0, molecule[index], self.quadratics[element](block))
+        for layer in self.layers:
+            features = layer(features, radial, receivers, senders)
+        for index, readout in zip(atoms, self.readouts, strict=True):
+            energies = energies.index_add(0, molecule[index], readout(features[index]).squeeze(1))
+        return energies
+
+    def _surroundings(
+        self, radial: Tensor, units: Tensor, atom_ind: Tensor, receivers: Tensor, senders: Tensor
+    ) -> list[Tensor]:
+        """Returns, for l = 1, 2, each atom's moments (atoms, n_types n_radial, 2l+1) of its neighbours' directions."""
+        moments = []
+        channels = self.n_types * self.n_radial
+        slots = receivers * self.n_types + atom_ind[senders]
+        for harmonics in directions(units):
+            products = radial[:, :, None] * harmonics[:, None, :]
+            total = products.new_zeros(len(atom_ind) * self.n_types, *products.shape[1:])
+            total = total.index_add(0, slots, products)
+            moments.append(total.reshape(len(atom_ind), channels, -1))
+        return moments
+
+
+class ElementEncoder(nn.Module):
+    """Turns the coefficients of one element's atoms, and their neighbours' directions, into features.
+
+    Args:
+        momenta: Angular momentum of each of the element's functions, sorted.
+        n_types: Number of elements.
+        width: Features.
+        rank: Channels of each l.
+        n_radial: Radial basis functions of a distance.
+    """
+
+    def __init__(self, momenta: list[int], n_types: int, width: int, rank: int, n_radial: int) -> None:
+        super().__init__()
+        self.n_scalars = momenta.count(0)
+        self.slices: list[tuple[int, int, int]] = []  # (l, first function, shells)
+        n_features = self.n_scalars
+        self.mixing = nn.ParameterDict()
+        self.sensing = nn.ParameterDict()
+        for l in range(1, max(momenta) + 1):
+            n_shells = momenta.count(l) // (2 * l + 1)
+            if n_shells == 0:
+                continue
+            self.slices.append((l, momenta.index(l), n_shells))
+            self.mixing[str(l)] = nn.Parameter(0.1 * torch.randn(rank, n_shells) / math.sqrt(n_shells))
+            n_features += rank
+            if l <= 2:
+                n_channels = n_types * n_radial
+                self.sensing[str(l)] = nn.Parameter(torch.randn(rank, n_channels) / math.sqrt(n_channels))
+                n_features += rank
+        self.project = nn.Linear(n_features, width)
+
+    def forward(self, block: Tensor, surroundings: list[Tensor]) -> Tensor:
+        """Returns (atoms, width) features of (atoms, dim_Z) scaled coefficients; see `DensityNetwork`."""
+        features = [block[:, : self.n_scalars]]
+        for l, first, n_shells in self.slices:
+            shells = block[:, first : first + n_shells * (2 * l + 1)].reshape(-1, n_shells, 2 * l + 1)
+            mixed = torch.einsum("rc,acm->arm", self.mixing[str(l)], shells)
+            features.append((mixed.square().sum(2) + NORM_OFFSET).sqrt() - math.sqrt(NORM_OFFSET))
+            if str(l) in self.sensing:
+                sensed = torch.einsum("rc,acm->arm", self.sensing[str(l)], surroundings[l - 1].to(block.dtype))
+                features.append((mixed * sensed).sum(2))
+        return self.project(torch.cat(features, dim=1))
+
+
+class ElementQuadratic(nn.Module):
+    """Energy quadratic in one element's coefficients: most of how stiff functions, near the nuclei, respond.
+
+    For each l the shells are coupled by one matrix, which all components m share, so that the energy is invariant to
+    rotations where the coefficients are; a diagonal and a linear part for each function stand beside it.
+
+    Args:
+        momenta: Angular momentum of each of the element's functions, sorted.
+    """
+
+    def __init__(self, momenta: list[int]) -> None:
+        super().__init__()
+        self.blocks = [(l, momenta.index(l), momenta.count(l) // (2 * l + 1)) for l in sorted(set(momenta))]
+        self.coupling = nn.ParameterList(torch.zeros(n_shells, n_shells) for _, _, n_shells in self.blocks)
+        self.diagonal = nn.Parameter(torch.zeros(len(momenta)))
+        self.linear = nn.Parameter(torch.zeros(len(momenta)))
+
+    def forward(self, block: Tensor) -> Tensor:
+        """Returns the (atoms,) energies of (atoms, dim_Z) scaled coefficients."""
+        energies = block @ self.linear + 0.5 * block.square() @ self.diagonal
+        for (l, first, n_shells), coupling in zip(self.blocks, self.coupling, strict=True):
+            shells = block[:, first : first + n_shells * (2 * l + 1)].reshape(-1, n_shells, 2 * l + 1)
+            coupled = torch.einsum("acm,cd->adm", shells, coupling)
+            energies = energies + 0.5 * (coupled * shells).sum(dim=(1, 2))
+        return energies
+
+
+class MessageLayer(nn.Module):
+    """Adds to each atom's features what its neighbours send, filtered by distance.
+
+    Args:
+        width: Features of each atom.
+        n_radial: Radial basis functions of a distance.
+    """
+
+    def __init__(self, width: int, n_radial: int) -> None:
+        super().__init__()
+        self.filter = nn.Linear(n_radial, width, bias=False)
+        self.send = nn.Linear(width, width)
+        self.update = _perceptron(2 * width, width, width)
+
+    def forward(self, features: Tensor, radial: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
+        """Returns the updated (atoms, width) features."""
+        messages = self.filter(radial.to(features.dtype)) * F.silu(self.send(features))[senders]
+        received = torch.zeros_like(features).index_add(0, receivers, messages.to(features.dtype))
+        return features + self.update(torch.cat([features, received], dim=1))
+
+
+def _perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))

@@ -1,0 +1,320 @@
+"""What a reference can say of itself: where its values come from, how well they are determined, what they leave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.elements import hill_order, symbol
+from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.least_squares import solve_r_factor
+
+# Combinations of element counts are ratios of small integers; beyond this denominator they are shown as numbers.
+_LARGEST_DENOMINATOR = 200
+_ZERO = 1e-9
+
+
+@dataclass(frozen=True)
+class ElementReference:
+    """One element's reference; what is not known is None.
+
+    Attributes:
+        atomic_number: Atomic number.
+        symbol: Symbol.
+        value: Reference of one atom [the target's unit].
+        standard_error: Of `value`; infinitely uncertain values (see `determined`) have that of the minimum-norm one.
+        n_atoms: Atoms in the samples of the fit.
+        n_molecules: Samples of the fit with this element.
+        determined: Whether the samples determine this value, rather than only its sum with other elements' values.
+    """
+
+    atomic_number: int
+    symbol: str
+    value: float
+    standard_error: float | None = None
+    n_atoms: int | None = None
+    n_molecules: int | None = None
+    determined: bool | None = None
+
+
+@dataclass(frozen=True)
+class WorstMolecule:
+    """A sample that the references fit badly: `residual` is its target less its reference."""
+
+    index: int
+    name: str
+    formula: str
+    target: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How a reference was fitted, in plain types that a checkpoint can carry; what is not known is None.
+
+    Attributes:
+        target: Name of the target.
+        n_samples: Samples of positive weight, or molecules, see `rows`.
+        rank: Rank of their compositions.
+        condition_number: Largest over smallest singular value of the compositions that counts.
+        degrees_of_freedom: n_samples - rank.
+        mae: Mean absolute residual, weighted; None if it was not measured (`log_metrics=False`).
+        rmse: Root mean square residual, weighted.
+        r2: 1 - residual over total sum of squares; NaN where all targets are equal.
+        ridge: Relative ridge of the fit.
+        atomic_numbers: Elements of the fit; the lists below run parallel to it.
+        standard_errors: Standard error of each reference, sqrt(sigma^2 (R^T R)^+_ii), sigma^2 = residual sum of
+            squares over degrees of freedom; NaN without degrees of freedom. A ridge's bias is not part of it.
+        n_atoms: Atoms of each element.
+        n_molecules: Samples with each element.
+        null_space: Orthonormal combinations of references that leave every sample's target as it is.
+        worst: Samples of largest residual, worst first.
+        rows: What counts once in the fit: ``samples``, or ``molecules`` (the mean over each one's samples).
+    """
+
+    target: str | None = None
+    n_samples: int | None = None
+    rank: int | None = None
+    condition_number: float | None = None
+    degrees_of_freedom: int | None = None
+    mae: float | None = None
+    rmse: float | None = None
+    r2: float | None = None
+    ridge: float = 0.0
+    atomic_numbers: list[int] = field(default_factory=list)
+    standard_errors: list[float] | None = None
+    n_atoms: list[int] | None = None
+    n_molecules: list[int] | None = None
+    null_space: list[list[float]] = field(default_factory=list)
+    worst: list[WorstMolecule] = field(default_factory=list)
+    rows: str = "samples"
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns dictionaries, lists, numbers and strings alone."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, content: dict[str, Any]) -> FitReport:
+        """Inverse of `to_plain`; keys of later versions are ignored."""
+        known = {key: value for key, value in content.items() if key in cls.__dataclass_fields__}
+        return cls(**{**known, "worst": [WorstMolecule(**w) for w in known.get("worst", [])]})
+
+
+@dataclass(frozen=True)
+class ReferenceSummary:
+    """A reference and its fit; `str()` is a table.
+
+    Attributes:
+        elements: Every element that has a reference.
+        fit: How they were fitted; None for references that were given.
+        indistinguishable: Combinations of elements that the samples cannot tell apart, in words.
+        unit: Shown in the table's head.
+    """
+
+    elements: list[ElementReference]
+    fit: FitReport | None
+    indistinguishable: list[str]
+    unit: str = ""
+
+    def __str__(self) -> str:
+        unit = f" [{self.unit}]" if self.unit else ""
+        header = ["element", f"reference{unit}", "std. error", "atoms", "molecules", ""]
+        rows = [_element_row(e) for e in self.elements]
+        lines = _table([header, *rows])
+        if self.fit is None:
+            return "\n".join([*lines, "values as given: no fit is known"])
+        return "\n".join([*lines, *_fit_lines(self.fit, unit), *self._rank_lines(), *_worst_lines(self.fit, unit)])
+
+    def _rank_lines(self) -> list[str]:
+        if not self.indistinguishable:
+            return []
+        return [
+            "The samples cannot tell some elements apart; of all references that fit alike, these have minimum norm:",
+            *(f"  {text}" for text in self.indistinguishable),
+        ]
+
+
+def summarize_references(values: Tensor, seen: Tensor, fit: FitReport | None, unit: str = "") -> ReferenceSummary:
+    """Puts values and fit side by side.
+
+    Args:
+        values: (max_num_elements + 1,) references.
+        seen: (max_num_elements + 1,) which elements have one.
+        fit: How they were fitted, if known.
+        unit: The target's unit, for the table's head.
+    """
+    # a module without values "has" all elements with reference 0, which says nothing
+    elements = [z for z in seen.nonzero().squeeze(1).tolist() if z > 0 and (bool(values.any()) or fit is not None)]
+    position = {} if fit is None else {z: i for i, z in enumerate(fit.atomic_numbers)}
+
+    def of(column: list[Any] | None, z: int) -> Any:
+        return column[position[z]] if column is not None and z in position else None
+
+    rows = [
+        ElementReference(
+            atomic_number=z,
+            symbol=symbol(z) if z <= 118 else f"Z={z}",
+            value=float(values[z]),
+            standard_error=None if fit is None else of(fit.standard_errors, z),
+            n_atoms=None if fit is None else of(fit.n_atoms, z),
+            n_molecules=None if fit is None else of(fit.n_molecules, z),
+            determined=None
+            if fit is None or z not in position or len(fit.null_space) + (fit.rank or 0) < len(position)
+            else all(abs(v[position[z]]) < _ZERO for v in fit.null_space),
+        )
+        for z in elements
+    ]
+    texts = [] if fit is None else describe_null_space(torch.tensor(fit.null_space), fit.atomic_numbers)
+    return ReferenceSummary(rows, fit, texts, unit)
+
+
+def report_from_statistics(
+    statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str, ridge: float = 0.0
+) -> FitReport:
+    """Returns what a data set's statistics know of the fit of ``linear_ref``.
+
+    The fit's rows are molecules, each with its mean energy; MAE, RMSE and R2 are over samples, with the references of
+    minimum norm. Statistics of others may lack some or all of it.
+    """
+
+    def known(name: str) -> float | None:
+        found = f"{weigher_key}/{name}" in statistics
+        return float(statistics.load_statistic(weigher_key, name)) if found else None
+
+    seen = statistics.load_statistic(weigher_key, "n_atoms") > 0
+    n_molecules, rank = known("n_molecules"), known("linear_ref_rank")
+    freedom = None if n_molecules is None or rank is None else int(n_molecules - rank)
+    rmse, std = known("energy_minus_linear_ref/rms"), known("energy/std")
+    report = FitReport(
+        target=None,
+        n_samples=None if n_molecules is None else int(n_molecules),
+        rank=None if rank is None else int(rank),
+        condition_number=known("linear_ref_condition_number"),
+        degrees_of_freedom=freedom,
+        mae=known("energy_minus_linear_ref/mae"),
+        rmse=rmse,
+        r2=1 - (rmse / std) ** 2 if rmse is not None and std else None,
+        ridge=ridge,
+        atomic_numbers=[int(z) for z in basis_info.atomic_numbers[seen]],
+        n_atoms=[int(n) for n in statistics.load_statistic(weigher_key, "n_atoms")[seen]],
+        rows="molecules",
+    )
+    if f"{weigher_key}/linear_ref_factor" not in statistics or freedom is None:
+        return report
+    n = len(seen)
+    factor = torch.as_tensor(statistics.load_statistic(weigher_key, "linear_ref_factor"))
+    elements = torch.as_tensor(seen).nonzero().squeeze(1)
+    root, target = factor[elements][:, elements], factor[elements, n:]
+    solution = solve_r_factor(root, target, ridge)
+    residual = float((target - root @ solution.x).square().sum() + factor[n, n].square())
+    variance = residual / freedom if freedom > 0 else math.nan
+    with_element = statistics.load_statistic(weigher_key, "n_molecules_per_element")
+    return replace(
+        report,
+        standard_errors=(solution.covariance.diagonal().clamp(min=0) * variance).sqrt().tolist(),
+        n_molecules=[int(m) for m in with_element[seen]],
+        null_space=solution.null_space.tolist(),
+    )
+
+
+def describe_null_space(null_space: Tensor, atomic_numbers: list[int]) -> list[str]:
+    """Says in words which combinations of elements never vary on their own.
+
+    Args:
+        null_space: (m, k) basis of the combinations c with sum c_Z n_Z = 0 in every molecule.
+        atomic_numbers: The k elements.
+
+    Returns:
+        One sentence for each independent combination.
+
+    Example:
+        >>> describe_null_space(torch.tensor([[-1.0, 4.0]]), [1, 6])
+        ['C and H only ever appear as 1:4']
+    """
+    if null_space.numel() == 0:
+        return []
+    columns = [atomic_numbers.index(z) for z in hill_order(atomic_numbers)]
+    ordered = [atomic_numbers[c] for c in columns]
+    rows = _row_echelon(null_space.to(torch.float64)[:, columns])
+    return [_sentence(_as_integers(row.tolist()), ordered) for row in rows]
+
+
+def _row_echelon(matrix: Tensor) -> Tensor:
+    """Reduces a matrix by Gauss-Jordan elimination with full pivoting: few elements in each row, simple ratios."""
+    rows = matrix.clone()
+    free = torch.ones(rows.shape[1], dtype=torch.bool)
+    for i in range(len(rows)):
+        candidates = torch.where(free, rows[i:].abs(), -1.0)
+        r, c = divmod(int(candidates.argmax()), rows.shape[1])
+        rows[[i, i + r]] = rows[[i + r, i]]
+        rows[i] /= rows[i, c].clone()
+        others = torch.arange(len(rows)) != i
+        rows[others] -= rows[others, c : c + 1] * rows[i]
+        free[c] = False
+    return torch.where(rows.abs() < _ZERO, 0.0, rows)
+
+
+def _as_integers(row: list[float]) -> list[int] | list[float]:
+    ratios = [Fraction(x).limit_denominator(_LARGEST_DENOMINATOR) for x in row]
+    if any(abs(float(ratio) - x) > 1e-7 for ratio, x in zip(ratios, row, strict=True)):
+        return row
+    scale = math.lcm(*(ratio.denominator for ratio in ratios))
+    integers = [int(ratio * scale) for ratio in ratios]
+    divisor = math.gcd(*integers) or 1
+    return [i // divisor for i in integers]
+
+
+def _sentence(combination: list[int] | list[float], numbers: list[int]) -> str:
+    terms = [(c, symbol(z)) for c, z in zip(combination, numbers, strict=True) if c != 0]
+    if len(terms) == 2 and terms[0][0] * terms[1][0] < 0:
+        (a, first), (b, second) = terms
+        return f"{first} and {second} only ever appear as {abs(b):g}:{abs(a):g}"
+    left = [(c, s) for c, s in terms if c > 0]
+    right = [(-c, s) for c, s in terms if c < 0]
+    if len(right) == 1 < len(left):
+        left, right = right, left
+
+    def side(parts: list[tuple[float, str]]) -> str:
+        return " + ".join(f"n({s})" if c == 1 else f"{c:.6g} n({s})" for c, s in parts) or "0"
+
+    return f"{side(left)} = {side(right)} in every molecule"
+
+
+def _number(value: float | None, digits: str = ".3g") -> str:
+    return "-" if value is None or math.isnan(value) else format(value, digits)
+
+
+def _element_row(e: ElementReference) -> list[str]:
+    counts = ["-" if n is None else str(n) for n in (e.n_atoms, e.n_molecules)]
+    note = "not determined alone" if e.determined is False else ""
+    return [e.symbol, f"{e.value:.6f}", _number(e.standard_error, ".2g"), *counts, note]
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
+    return ["  ".join(row).rstrip() for row in cells]
+
+
+def _fit_lines(fit: FitReport, unit: str) -> list[str]:
+    about = "" if fit.target is None else f" of {fit.target!r}"
+    ridge = f", ridge {fit.ridge:g}" if fit.ridge else ""
+    freedom = "" if fit.degrees_of_freedom is None else f", {fit.degrees_of_freedom} degrees of freedom"
+    return [
+        f"fit{about} on {fit.n_samples} {fit.rows}: rank {'-' if fit.rank is None else fit.rank} of "
+        f"{len(fit.atomic_numbers)}, condition number {_number(fit.condition_number)}{freedom}{ridge}",
+        f"residuals{unit}: MAE {_number(fit.mae)}, RMSE {_number(fit.rmse)}, R2 {_number(fit.r2, '.6f')}",
+    ]
+
+
+def _worst_lines(fit: FitReport, unit: str) -> list[str]:
+    if not fit.worst:
+        return []
+    rows = [[w.name, w.formula, str(w.index), f"{w.target:.6f}", f"{w.residual:+.3g}"] for w in fit.worst]
+    return _table([["worst molecules", "formula", "sample", f"target{unit}", "residual"], *rows])

@@ -1,0 +1,80 @@
+"""Transforms that put a normaliser on a data set, or on a loader's batches."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from ofdft_norm.normalization.normalizer import Normalizer
+
+DataT = TypeVar("DataT", bound=Data)
+
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Mixed precision keeps weights and batches in float32
+_DTYPE_OF_PRECISION = {"64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
+
+
+def batch_dtype(name: str, trainer: Any) -> torch.dtype:
+    """Returns the dtype of batches.
+
+    Args:
+        name: ``float64``, ``float32``, ``bfloat16``, ``float16``, or ``auto``: that of the trainer's weights.
+        trainer: A Lightning Trainer, or None: float32.
+    """
+    if name == "auto":
+        name = _DTYPE_OF_PRECISION.get(str(getattr(trainer, "precision", None)), "float32")
+    return _DTYPES[name]
+
+
+class NormalizeTransform(nn.Module):
+    """Applies a normaliser to a sample or batch, then casts it to the training dtype.
+
+    Args:
+        normalizer: The normaliser.
+        dtype: Dtype of coefficients, positions, integrals and normalised labels; `energy_reference` stays float64.
+        check_elements: Whether elements are checked here; on a GPU that would wait for the device at every batch.
+    """
+
+    def __init__(self, normalizer: Normalizer, dtype: torch.dtype = torch.float32, check_elements: bool = True) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+        self.dtype = dtype
+        self.check_elements = check_elements
+
+    def forward(self, sample: DataT) -> DataT:
+        """Returns the normalised sample or batch; the argument stays as it is."""
+        with torch.no_grad():
+            return cast_floats(self.normalizer.normalize(sample, check_elements=self.check_elements), self.dtype)
+
+
+class CheckElements(nn.Module):
+    """Refuses samples with elements that the normaliser does not know, and changes nothing.
+
+    Args:
+        normalizer: The normaliser.
+    """
+
+    def __init__(self, normalizer: Normalizer) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+
+    def forward(self, sample: DataT) -> DataT:
+        """Returns the sample as it is."""
+        self.normalizer.check_elements(sample)
+        return sample
+
+
+def cast_floats(sample: DataT, dtype: torch.dtype) -> DataT:
+    """Casts a sample's floating-point fields to `dtype`, in place, all but `energy_reference`."""
+    for field, value in sample.items():
+        if field != "energy_reference" and isinstance(value, Tensor) and value.is_floating_point():
+            sample[field] = value.to(dtype)
+    return sample

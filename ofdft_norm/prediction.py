@@ -1,0 +1,216 @@
+"""Predictions of a checkpoint for samples, in hartree, as a table and as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from hydra.utils import get_class, instantiate
+from lightning import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+
+from ofdft_norm.data.elements import symbol
+from ofdft_norm.datamodule import OFDFTDataModule
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.normalization.normalizer_state import package_version
+
+ANGSTROM_PER_BOHR = 0.529177210903  # CODATA 2018
+UNITS = {
+    "energy": "hartree",
+    "energy_label": "hartree",
+    "gradient": "hartree, derivative with respect to the density coefficients as they are in the labels",
+    "pos": "bohr",
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model predicts for one sample.
+
+    Attributes:
+        mol_id: Name of the molecule.
+        scf_iteration: Index of the density along its SCF path; -1 where it is not known.
+        atomic_numbers: (n_atom,).
+        pos: (n_atom, 3) [bohr].
+        energy: [hartree].
+        energy_label: [hartree]; NaN where the sample has none.
+        gradient: (n_basis,) [hartree]; empty where the model predicts none.
+    """
+
+    mol_id: str
+    scf_iteration: int
+    atomic_numbers: npt.NDArray[np.int64]
+    pos: npt.NDArray[np.float64]
+    energy: float
+    energy_label: float
+    gradient: npt.NDArray[np.float64]
+
+
+class PredictionCollector(Callback):
+    """Collects the results of `predict_step`, with the samples that they belong to.
+
+    `predict_step` is to return a dict with `energy`, (n_molecules,), and optionally `gradient`, (n_basis,), both in
+    hartree.
+    """
+
+    def __init__(self) -> None:
+        self.predictions: list[Prediction] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes a batch's predictions.
+
+        Raises:
+            ConfigError: If `predict_step` returned something else.
+        """
+        if not isinstance(outputs, dict) or "energy" not in outputs:
+            raise ConfigError(
+                f"{type(pl_module).__name__}.predict_step returned a {type(outputs).__name__}; expected a dict with "
+                "'energy' and optionally 'gradient' [hartree] (config: model._target_)"
+            )
+        self.predictions += split_batch(outputs, batch, _labels(pl_module, batch))
+
+
+def _labels(module: Any, batch: Any) -> torch.Tensor:
+    """Returns the samples' energies [hartree], NaN where they have none."""
+    labels = torch.full_like(batch.energy_reference, torch.nan)
+    energy = batch.get("energy_label")
+    if energy is None:
+        return labels
+    return torch.where(batch.has_energy_label, module.normalizer.denormalize_energy(energy, batch), labels)
+
+
+def split_batch(outputs: dict[str, torch.Tensor], batch: Any, labels: torch.Tensor) -> Iterator[Prediction]:
+    """Yields the prediction of each sample of a batch."""
+    n = len(labels)
+    names = batch.get("mol_id") or [""] * n
+    iterations = batch.get("scf_iteration")
+    atoms = [int(i) for i in batch.ptr]
+    gradient, functions = outputs.get("gradient"), [0] * (n + 1)
+    if gradient is not None:
+        functions = [int(i) for i in batch.coeffs_ptr]
+    for i in range(n):
+        own = slice(atoms[i], atoms[i + 1])
+        part = torch.empty(0) if gradient is None else gradient[functions[i] : functions[i + 1]]
+        yield Prediction(
+            names[i],
+            -1 if iterations is None else int(iterations[i]),
+            batch.atomic_numbers[own].cpu().numpy(),
+            batch.pos[own].double().cpu().numpy(),
+            float(outputs["energy"][i]),
+            float(labels[i]),
+            part.double().cpu().numpy(),
+        )
+
+
+def predict(cfg: DictConfig) -> list[Prediction]:
+    """Predicts for all samples of a source, writes the file and prints the first of them.
+
+    Args:
+        cfg: With `ckpt_path`, `model._target_`, `data`, `output`, `head`, `accelerator`; see ``configs/predict.yaml``.
+
+    Returns:
+        The predictions, in the source's order.
+
+    Raises:
+        ConfigError: If the checkpoint is missing, or `output` is neither .npz nor .xyz.
+    """
+    checkpoint, output = Path(cfg.ckpt_path), Path(cfg.output)
+    if not checkpoint.is_file():
+        raise ConfigError(f"{checkpoint}: no such checkpoint (config: ckpt_path)")
+    writer = _writer(output)
+    model_class: Any = get_class(cfg.model._target_)
+    model = model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    datamodule: OFDFTDataModule = instantiate(cfg.data, checkpoint_path=str(checkpoint))
+    collector = PredictionCollector()
+    trainer = Trainer(
+        accelerator=cfg.accelerator,
+        devices=1,
+        callbacks=[collector],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        inference_mode=False,  # models differentiate their energy
+    )
+    trainer.predict(model, datamodule=datamodule, return_predictions=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=output.parent, suffix=output.suffix, delete=False) as file:
+        writer(file, collector.predictions, str(checkpoint))
+    os.replace(file.name, output)
+    print(table(collector.predictions, cfg.head))
+    print(f"{len(collector.predictions)} predictions: {output}")
+    return collector.predictions
+
+
+def table(predictions: list[Prediction], head: int) -> str:
+    """Returns the first predictions as a text table: energies in hartree, errors in mHa."""
+    width = max([len(p.mol_id) for p in predictions[:head]] + [8])
+    lines = [f"{'molecule':{width}}  SCF  {'energy [hartree]':>18}  {'label [hartree]':>18}  {'error [mHa]':>12}"]
+    for p in predictions[:head]:
+        error = 1e3 * (p.energy - p.energy_label)
+        scf = "" if p.scf_iteration < 0 else str(p.scf_iteration)
+        label = ["", ""] if np.isnan(error) else [f"{p.energy_label:.6f}", f"{error:.3f}"]
+        lines.append(f"{p.mol_id:{width}}  {scf:>3}  {p.energy:18.6f}  {label[0]:>18}  {label[1]:>12}")
+    return "\n".join(lines)
+
+
+def _writer(output: Path) -> Any:
+    writers = {".npz": write_npz, ".xyz": write_xyz}
+    if output.suffix not in writers:
+        raise ConfigError(f"output = {str(output)!r}: expected a file name that ends in .npz or .xyz")
+    return writers[output.suffix]
+
+
+def write_npz(file: IO[bytes], predictions: list[Prediction], checkpoint: str) -> None:
+    """Writes arrays, those of different samples one after the other; `units` says in JSON what they are in."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "mol_id": np.array([p.mol_id for p in predictions], dtype=np.str_),
+        "scf_iteration": np.array([p.scf_iteration for p in predictions]),
+        "energy": np.array([p.energy for p in predictions]),
+        "energy_label": np.array([p.energy_label for p in predictions]),
+        "n_atoms": np.array([len(p.atomic_numbers) for p in predictions]),
+        "n_basis": np.array([len(p.gradient) for p in predictions]),
+        "atomic_numbers": np.concatenate([p.atomic_numbers for p in predictions]),
+        "pos": np.concatenate([p.pos for p in predictions]),
+        "gradient": np.concatenate([p.gradient for p in predictions]),
+        "units": np.array(json.dumps(UNITS)),
+        "checkpoint": np.array(checkpoint),
+        "package_version": np.array(package_version()),
+    }
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def write_xyz(file: IO[bytes], predictions: list[Prediction], checkpoint: str) -> None:
+    """Writes extended XYZ: positions in angstrom, energies in hartree, as each comment line says."""
+    for p in predictions:
+        values = {
+            "Properties": "species:S:1:pos:R:3",
+            "mol_id": json.dumps(p.mol_id),
+            "scf_iteration": p.scf_iteration,
+            "energy": repr(p.energy),
+            "energy_label": repr(p.energy_label),
+            "energy_unit": "hartree",
+            "pos_unit": "angstrom",
+            "pbc": '"F F F"',
+        }
+        if np.isnan(p.energy_label):
+            del values["energy_label"]
+        lines = [str(len(p.atomic_numbers)), " ".join(f"{name}={value}" for name, value in values.items())]
+        for number, position in zip(p.atomic_numbers, p.pos * ANGSTROM_PER_BOHR, strict=True):
+            lines.append(f"{symbol(int(number)):2} " + " ".join(f"{x:15.8f}" for x in position))
+        file.write(("\n".join(lines) + "\n").encode())

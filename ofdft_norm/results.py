@@ -1,0 +1,214 @@
+"""What a trained model is worth: its errors beside those of two baselines, as a table."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ofdft_norm.datamodule import OFDFTDataModule
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.models.label_errors import LabelErrors
+from ofdft_norm.normalization.element_references import LinearReferences
+from ofdft_norm.normalization.normalizer import Normalizer
+
+Prediction = tuple[Tensor, Tensor]
+# takes a normalised batch, returns energies (n_molecules,) and gradients (n_basis,) of original coefficients [hartree]
+Predictor = Callable[[Data], Prediction]
+
+CONSTANT_PER_ELEMENT = "constant per element"
+REFERENCE_ONLY = "reference only"
+MODEL = "model"
+
+_HEADINGS = {
+    "energy_mae_mHa": "E MAE",
+    "energy_rmse_mHa": "E RMSE",
+    "energy_mae_per_electron_mHa": "E MAE / electron",
+    "gradient_mae_mHa": "gradient MAE",
+    "gradient_norm_mHa": "gradient norm",
+}
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """Errors of one predictor on one split.
+
+    Attributes:
+        split: ``val`` or ``test``.
+        predictor: Which predictor.
+        n_samples: Labelled samples.
+        errors: By the names of `LabelErrors`, in mHa and mHa per electron.
+    """
+
+    split: str
+    predictor: str
+    n_samples: int
+    errors: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SplitEnergies:
+    """Energies of a split's labelled samples, as predicted and as labelled.
+
+    Attributes:
+        predicted: (n,) float64 [hartree].
+        true: (n,) float64 [hartree].
+        reference: (n,) float64 [hartree], the normaliser's reference energies.
+    """
+
+    predicted: Tensor
+    true: Tensor
+    reference: Tensor
+
+
+def constant_per_element(references: LinearReferences) -> Predictor:
+    """Predicts a sum of one energy for each element, which has no gradient.
+
+    Args:
+        references: Fitted on the training split.
+    """
+
+    def predict(batch: Data) -> Prediction:
+        return references.energy(batch), torch.zeros_like(batch.coeffs, dtype=torch.float64)
+
+    return predict
+
+
+def reference_only(normalizer: Normalizer) -> Predictor:
+    """Predicts what the normaliser's reference says: E' = 0 and g' = 0."""
+
+    def predict(batch: Data) -> Prediction:
+        energy = normalizer.denormalize_energy(torch.zeros_like(batch.energy_reference), batch)
+        return energy, normalizer.denormalize_gradient(torch.zeros_like(batch.coeffs), batch)
+
+    return predict
+
+
+def evaluate(
+    predictors: dict[str, Predictor], batches: Iterable[Data], normalizer: Normalizer, split: str
+) -> list[ResultRow]:
+    """Measures predictors on the labelled samples of a split, in one pass, in this process.
+
+    Args:
+        predictors: By name.
+        batches: The split's normalised batches, each sample once.
+        normalizer: Their normaliser.
+        split: Name of the split.
+
+    Returns:
+        A row for each predictor.
+    """
+    # results are measured by one process: under DDP, samplers repeat samples to even out the ranks
+    metrics = {name: LabelErrors(sync_on_compute=False) for name in predictors}
+    for batch in batches:
+        for name, predict in predictors.items():
+            metrics[name].update(normalizer, batch, *predict(batch))
+    return [
+        ResultRow(split, name, int(metric.n_samples), {k: float(v) for k, v in metric.compute().items()})
+        for name, metric in metrics.items()
+    ]
+
+
+def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> SplitEnergies:
+    """Collects predicted, true and reference energies of all labelled samples [hartree]."""
+    parts: list[Tensor] = []
+    for batch in batches:
+        labelled = batch.has_energy_label.reshape(-1)
+        energy = predict(batch)[0].detach()
+        true = normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)
+        columns = [energy, true, batch.energy_reference]
+        parts.append(torch.stack(columns)[:, labelled].cpu())
+    predicted, true, reference = torch.cat(parts, dim=1) if parts else torch.zeros(3, 0, dtype=torch.float64)
+    return SplitEnergies(predicted, true, reference)
+
+
+def split_batches(datamodule: OFDFTDataModule, split: str, device: torch.device | str = "cpu") -> Iterable[Data]:
+    """Yields the normalised batches of ``val`` or ``test``, on the given device."""
+    loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
+    # outside of a trainer, which calls this hook itself
+    return (datamodule.on_after_batch_transfer(batch.to(device), 0) for batch in loader)
+
+
+def results_table(
+    model: Predictor,
+    datamodule: OFDFTDataModule,
+    splits: Sequence[str] = ("val", "test"),
+    device: torch.device | str = "cpu",
+) -> list[ResultRow]:
+    """Measures a model and both baselines on held-out splits.
+
+    Args:
+        model: The trained model.
+        datamodule: Its data; the constant for each element comes from the statistics of its training split.
+        splits: Which splits.
+        device: Where the model is.
+
+    Returns:
+        Three rows for each split.
+
+    Raises:
+        ConfigError: If the data have no density basis.
+        StatisticsError: If the statistics have no linear references.
+    """
+    basis_info = datamodule.basis_info
+    if basis_info is None:
+        raise ConfigError(
+            "a results table needs density coefficients, but the data have no basis (config: data.source)"
+        )
+    # a copy: the data module's own stays on the CPU, where its workers use it
+    normalizer = copy.deepcopy(datamodule.normalizer).to(device)
+    references = LinearReferences.from_dataset_statistics(
+        datamodule.statistics,
+        basis_info,
+        datamodule.statistics_config.weigher_key,
+        unseen_elements="zero" if datamodule.settings.unseen_elements == "identity" else "error",
+    ).to(device)
+    predictors: dict[str, Predictor] = {
+        CONSTANT_PER_ELEMENT: constant_per_element(references),
+        REFERENCE_ONLY: reference_only(normalizer),
+        MODEL: model,
+    }
+    rows = []
+    for split in splits:
+        rows += evaluate(predictors, split_batches(datamodule, split, device), normalizer, split)
+    return rows
+
+
+def format_table(rows: Sequence[ResultRow]) -> str:
+    """Returns the rows as a text table; energies in mHa, and per electron in mHa."""
+    header = ["split", "predictor", "samples", *(f"{heading} [mHa]" for heading in _HEADINGS.values())]
+    cells = [
+        [row.split, row.predictor, str(row.n_samples), *(f"{row.errors[name]:.3f}" for name in _HEADINGS)]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [header, *cells]
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
+    """Writes the rows as CSV, at full precision: whole, or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, newline="", suffix=".csv", delete=False) as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "predictor", "n_samples", *LabelErrors.NAMES])
+        for row in rows:
+            writer.writerow(
+                [row.split, row.predictor, row.n_samples, *(repr(row.errors[n]) for n in LabelErrors.NAMES)]
+            )
+    os.replace(file.name, path)

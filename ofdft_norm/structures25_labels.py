@@ -1,0 +1,111 @@
+"""STRUCTURES25's data folders as a source of labels."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ofdft_norm.config import LabelFiles, Split
+from ofdft_norm.config_checks import AtomicNumber
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.split_files import read_split_entries
+from ofdft_norm.data.structures25 import locate_split, read_dataset_info
+from ofdft_norm.errors import BasisError
+from ofdft_norm.labelling.density_basis import build_density_basis
+from ofdft_norm.labelling.pyscf_import import pyscf_module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structures25Labels(LabelFiles):
+    """Label files as STRUCTURES25 lays them out: ``<root>/<dataset>/<labels>/*.zarr.zip``.
+
+    Attributes:
+        root: Folder of the data sets (STRUCTURES25's ``$DFT_DATA``).
+        dataset: Name of the data set, or several that share one basis.
+        labels: Name of the folder of label files in each data set.
+        basis_info: A JSON file with `atomic_numbers` and `irreps_per_atom`, or a `dataset_info.yaml`, from which PySCF
+            makes the basis; ``auto``: `basis_info.json` in the first data set's folder, else its `dataset_info.yaml`.
+        atomic_numbers: The elements of a basis made from `dataset_info.yaml`.
+        paths: The folders of label files; follows from `root`, `dataset` and `labels`.
+    """
+
+    root: str
+    dataset: str | Sequence[str]
+    labels: str = "labels"
+    basis_info: str = "auto"
+    atomic_numbers: Sequence[AtomicNumber] = (1, 6, 7, 8, 9)
+    paths: str | Sequence[str] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "paths", [glob.escape(str(folder)) for folder in self.folders.values()])
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folder of label files of each data set."""
+        names = [self.dataset] if isinstance(self.dataset, str) else list(self.dataset)
+        return {name: Path(self.root).expanduser() / name / self.labels for name in names}
+
+    def basis(self) -> BasisInfo:
+        """Reads the basis, or makes it with PySCF; see `basis_info`.
+
+        Raises:
+            BasisError: If there is neither file, or it cannot be read.
+            ImportError: If PySCF is needed and not installed.
+        """
+        path = Path(self.basis_info).expanduser() if self.basis_info != "auto" else self._find_basis()
+        if path.suffix not in (".yaml", ".yml"):
+            return BasisInfo.from_json(path)
+        info = read_dataset_info(path)
+        return even_tempered_basis(list(self.atomic_numbers), info.orbital_basis, info.beta)
+
+    def _find_basis(self) -> Path:
+        folder = next(iter(self.folders.values())).parent
+        for name in ("basis_info.json", "dataset_info.yaml"):
+            if (folder / name).is_file():
+                return folder / name
+        raise BasisError(
+            f"{folder}: has neither basis_info.json nor dataset_info.yaml; give a file with the density basis "
+            "(config: data.source.basis_info)"
+        )
+
+    def split_files(self, split: Split) -> tuple[dict[str, list[Path]], dict[Path, int]]:
+        """Returns the label files of each part, and the number of SCF iterations of those where the split says it.
+
+        Raises:
+            SplitError: If a label file is missing or listed twice, or belongs to another data set.
+        """
+        if split.file is None:
+            return super().split_files(split)
+        return locate_split(read_split_entries(Path(split.file)), self.folders, split.file, self.exclude)
+
+
+def even_tempered_basis(atomic_numbers: Sequence[int], orbital_basis: str, beta: float) -> BasisInfo:
+    """Makes the even-tempered density basis that belongs to an orbital basis, with PySCF's `aug_etb`.
+
+    Args:
+        atomic_numbers: The elements.
+        orbital_basis: Name of the orbital basis, e.g. ``"6-31G(2df,p)"``.
+        beta: Ratio of neighbouring exponents.
+
+    Returns:
+        The basis.
+
+    Raises:
+        BasisError: If PySCF lacks the orbital basis for one of the elements.
+        ImportError: If PySCF is not installed.
+    """
+    gto = pyscf_module("gto")
+    # one atom of each element, far apart: the basis depends on each element alone
+    atoms = [(int(number), (0.0, 0.0, 10.0 * i)) for i, number in enumerate(atomic_numbers)]
+    try:
+        mol = gto.M(atom=atoms, basis=orbital_basis, spin=None, verbose=0)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise BasisError(
+            f"PySCF has no orbital basis {orbital_basis!r} for the elements {list(atomic_numbers)}: {error} "
+            "(config: data.source.atomic_numbers, data.source.basis_info)"
+        ) from error
+    irreps = build_density_basis(mol, beta).irreps_per_atom
+    return BasisInfo(sorted(irreps), [irreps[number] for number in sorted(irreps)])

@@ -1,0 +1,117 @@
+"""A training run, from a Hydra configuration to a folder with checkpoint, metrics, results table and plots."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ofdft_norm.config_checks import NonNegativeInt, PositiveInt, check_value
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.datamodule import OFDFTDataModule
+from ofdft_norm.models.density_module import DensityModule
+from ofdft_norm.plotting import plot_energies, plot_gradient_ranges, save_figure
+from ofdft_norm.results import MODEL, format_table, predicted_energies, results_table, split_batches, write_csv
+from ofdft_norm.run_record import RunRecord
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("val", "test")
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Trains, tests with the best checkpoint, and writes the run folder.
+
+    Args:
+        cfg: With `data`, `model`, `trainer`, `logger`, `callbacks`, `seed`, `threads`, `ckpt_path`, `output_dir`; see
+            ``configs/train.yaml``.
+
+    Returns:
+        The last metrics of training and validation, the test metrics, and the best checkpoint's errors as
+        ``results/<split>/<error>``.
+    """
+    output_dir = Path(cfg.output_dir)
+    check_value(cfg.seed, NonNegativeInt, "seed")
+    seed_everything(cfg.seed, workers=True)
+    if cfg.get("threads") is not None:
+        check_value(cfg.threads, PositiveInt, "threads")
+        torch.set_num_threads(cfg.threads)
+    datamodule: OFDFTDataModule = instantiate(cfg.data)
+    model: DensityModule = instantiate(cfg.model)
+    config = _without_hydra(cfg)
+    record = RunRecord(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)), output_dir)
+    trainer: Trainer = instantiate(
+        cfg.trainer,
+        default_root_dir=str(output_dir),
+        callbacks=[record, *_instantiate_group(cfg.get("callbacks"), "dirpath", output_dir / "checkpoints")],
+        logger=_instantiate_group(cfg.get("logger"), "save_dir", output_dir),
+    )
+    if trainer.is_global_zero:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.get("ckpt_path"))
+    metrics = _floats(trainer.callback_metrics)
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    trainer.test(model, datamodule=datamodule, ckpt_path=best)
+    metrics.update(_floats(trainer.callback_metrics))
+    _ = datamodule.statistics  # on every rank: a resumed run may fit them only now, and all ranks fit together
+    if trainer.is_global_zero:
+        if best is not None:
+            # under ddp_spawn the weights were loaded in other processes
+            model = type(model).load_from_checkpoint(best)
+        metrics.update(write_results(model, datamodule, output_dir))
+    return metrics
+
+
+def write_results(model: DensityModule, datamodule: OFDFTDataModule, output_dir: Path) -> dict[str, float]:
+    """Writes ``results.csv``, ``results.txt``, ``gradient_ranges.png`` and ``energies.png``, and shows the table.
+
+    Args:
+        model: The trained model; any module whose `predict` gives energies and gradients in hartree.
+        datamodule: Its data.
+        output_dir: The run folder.
+
+    Returns:
+        The model's errors as ``results/<split>/<error>``.
+    """
+    predict = model.cpu().eval().predict
+    rows = results_table(predict, datamodule, SPLITS)
+    table = format_table(rows)
+    log.info("results of the best checkpoint:\n%s", table)
+    (output_dir / "results.txt").write_text(table + "\n")
+    write_csv(rows, output_dir / "results.csv")
+
+    normalizer, key = datamodule.normalizer, datamodule.statistics_config.weigher_key
+    basis_info = cast(BasisInfo, datamodule.basis_info)  # results_table has refused data without one
+    figure = plot_gradient_ranges(datamodule.statistics, normalizer, basis_info, key)
+    save_figure(figure, output_dir / "gradient_ranges.png")
+    energies = {s: predicted_energies(predict, split_batches(datamodule, s), normalizer) for s in SPLITS}
+    save_figure(plot_energies(energies), output_dir / "energies.png")
+    return {f"results/{r.split}/{k}": v for r in rows if r.predictor == MODEL for k, v in r.errors.items()}
+
+
+def _instantiate_group(group: DictConfig | None, folder_key: str, folder: Path) -> list[Any]:
+    """Instantiates every entry of a group; where an entry leaves `folder_key` null, it gets the run's folder."""
+    entries = [] if group is None else [entry for entry in group.values() if entry is not None]
+    return [
+        instantiate(entry, **{folder_key: str(folder)})
+        if folder_key in entry and entry[folder_key] is None
+        else instantiate(entry)
+        for entry in entries
+    ]
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    copied = cfg.copy()
+    with open_dict(copied):
+        copied.pop("hydra", None)
+    return copied
+
+
+def _floats(metrics: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}

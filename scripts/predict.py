@@ -1,0 +1,23 @@
+"""Predicts with a checkpoint: ``python scripts/predict.py ckpt_path=run.ckpt data/source=label_files ...``.
+
+See ``configs/predict.yaml``.
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from ofdft_norm.config_errors import readable_errors
+from ofdft_norm.prediction import predict
+
+
+@readable_errors
+@hydra.main(version_base="1.3", config_path="../configs", config_name="predict")
+def main(cfg: DictConfig) -> None:
+    """Runs one prediction."""
+    predict(cfg)
+
+
+if __name__ == "__main__":
+    main()

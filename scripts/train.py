@@ -1,0 +1,20 @@
+"""Trains the worked example: ``python scripts/train.py data=ofdft_norm``; see ``configs/train.yaml``."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from ofdft_norm.config_errors import readable_errors
+from ofdft_norm.training import train
+
+
+@readable_errors
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Runs one training."""
+    train(cfg)
+
+
+if __name__ == "__main__":
+    main()

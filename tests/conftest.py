@@ -1,0 +1,240 @@
+"""Builders of random bases, samples and label files, shared by all tests.
+
+Label files are written with the zarr library alone, so that readers are tested against another implementation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch_geometric.data import Batch
+
+from ofdft_norm import BasisInfo, OFData
+
+# scripts that tests run as processes of their own
+collect_ignore_glob = ["**/_*.py"]
+
+settings.register_profile("ofdft_norm", deadline=None, derandomize=True, max_examples=25, database=None)
+settings.load_profile("ofdft_norm")
+
+WATER_BASIS = BasisInfo([1, 6, 8], ["2x0e+1x1o", "3x0e+2x1o+1x2e", "2x0e+1x1o+1x2e"])
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+def _basis_size(basis_info: BasisInfo, atomic_numbers: Sequence[int]) -> int:
+    elements = basis_info.atomic_numbers.tolist()
+    return sum(int(basis_info.basis_dim_per_atom[elements.index(z)]) for z in atomic_numbers)
+
+
+def random_sample(
+    basis_info: BasisInfo,
+    rng: np.random.Generator,
+    atomic_numbers: Sequence[int] | None = None,
+    mol_id: str = "molecule",
+    scf_iteration: int = 1,
+    has_energy_label: bool = True,
+    **fields: Any,
+) -> OFData:
+    """Builds a sample with random values of every field; `fields` replace them."""
+    drawn = rng.choice(basis_info.atomic_numbers, rng.integers(1, 5)).tolist()
+    numbers = drawn if atomic_numbers is None else list(atomic_numbers)
+    n = _basis_size(basis_info, numbers)
+    values = {
+        "coeffs": rng.normal(size=n) * 3 + 1,
+        "ground_state_coeffs": rng.normal(size=n),
+        "gradient_label": rng.normal(size=n) * 0.3 - 0.1,
+        "energy_label": np.array([rng.normal() * 50 - 100]),
+        "dual_basis_integrals": rng.uniform(0.1, 2, size=n),
+    }
+    return OFData.construct_new(
+        basis_info,
+        rng.normal(size=(len(numbers), 3)),
+        numbers,
+        **{**values, **fields},
+        has_energy_label=has_energy_label,
+        mol_id=mol_id,
+        scf_iteration=scf_iteration,
+    )
+
+
+def collate(samples: Sequence[OFData]) -> Any:
+    """Collates samples as PyG's DataLoader does with ``follow_batch=["coeffs"]``."""
+    return Batch.from_data_list(list(samples), follow_batch=["coeffs"])
+
+
+@st.composite
+def bases(draw: st.DrawFn) -> BasisInfo:
+    """Bases of one to three elements, with l up to 3."""
+    elements = draw(st.lists(st.integers(1, 118), min_size=1, max_size=3, unique=True))
+    irreps = []
+    for _ in elements:
+        shells = [f"{draw(st.integers(1, 3))}x0e"]
+        shells += [f"{n}x{l}{'eo'[l % 2]}" for l in (1, 2, 3) if (n := draw(st.integers(0, 2)))]
+        irreps.append("+".join(shells))
+    return BasisInfo(elements, irreps)
+
+
+@st.composite
+def sample_lists(draw: st.DrawFn, max_samples: int = 4) -> tuple[BasisInfo, list[OFData], np.random.Generator]:
+    """A random basis, a few samples of random molecules in it, and a random generator for more."""
+    basis_info = draw(bases())
+    elements = st.sampled_from(basis_info.atomic_numbers.tolist())
+    molecules = draw(st.lists(st.lists(elements, min_size=1, max_size=4), min_size=1, max_size=max_samples))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    samples = [
+        random_sample(basis_info, rng, numbers, f"molecule_{i}", scf_iteration=int(rng.integers(0, 4)))
+        for i, numbers in enumerate(molecules)
+    ]
+    return basis_info, samples, rng
+
+
+# --- label files ------------------------------------------------------------------------------------------------------
+
+
+def label_arrays(
+    basis_info: BasisInfo,
+    rng: np.random.Generator,
+    atomic_numbers: Sequence[int] = (8, 1, 1),
+    n_scf: int = 4,
+    mol_id: str = "water",
+) -> dict[str, np.ndarray]:
+    """Random content of a label file in STRUCTURES25's layout; the initial guess has no label and zeros instead."""
+    n_basis = _basis_size(basis_info, atomic_numbers)
+    labelled = np.arange(n_scf) > 0
+    gradient = {name: rng.normal(size=(n_scf, n_basis)) * labelled[:, None] for name in ("grad_kin", "grad_tot")}
+    energies = {name: (rng.normal(size=n_scf) - 70) * labelled for name in ("e_kin", "e_tot")}
+    integrals = np.broadcast_to(rng.uniform(0.1, 2, size=n_basis), (n_scf, n_basis)).copy()
+    return {
+        "geometry/mol_id": np.array(mol_id),
+        "geometry/atom_pos": rng.normal(size=(len(atomic_numbers), 3)),
+        "geometry/atomic_numbers": np.array(atomic_numbers, dtype=np.uint8),
+        "of_labels/basis": np.array("even_tempered_2.5"),
+        "of_labels/n_scf_steps": np.array(n_scf),
+        "of_labels/spatial/coeffs": rng.normal(size=(n_scf, n_basis)),
+        "of_labels/spatial/dual_basis_integrals": integrals,
+        **{f"of_labels/spatial/{name}": values for name, values in gradient.items()},
+        **{f"of_labels/energies/{name}": values for name, values in energies.items()},
+        "ks_labels/basis": np.array("6-31G(2df,p)"),
+        "ks_labels/energies/e_kin": rng.normal(size=n_scf),
+        "ks_labels/energies/has_energy_label": labelled,
+    }
+
+
+def write_zarr(
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    chunk_rows: int | None = 1,
+    compressor: Any = None,
+    zarr_format: Any = 2,
+) -> Path:
+    """Writes named arrays with the zarr library, to a directory or, for names ending in .zip, a zip file."""
+    store = zarr.storage.ZipStore(path, mode="w") if path.suffix == ".zip" else zarr.storage.LocalStore(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fixed-length strings have no settled zarr v3 form
+        root = zarr.open_group(store, mode="w", zarr_format=zarr_format)
+        for name, values in arrays.items():
+            rows = len(values) if values.ndim == 2 and chunk_rows is not None else 0
+            array = root.create_array(
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                chunks=(min(chunk_rows or 1, rows), *values.shape[1:]) if rows else values.shape,
+                compressors=compressor,
+            )
+            array[...] = values
+    store.close()
+    return path
+
+
+class LabelFolder:
+    """Writes label files into a temporary folder, and makes data sets of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.basis_info = WATER_BASIS
+        self.rng = np.random.default_rng(0)
+        self.written: dict[Path, dict[str, np.ndarray]] = {}
+
+    def write(
+        self,
+        name: str = "water.zarr.zip",
+        atomic_numbers: Sequence[int] = (8, 1, 1),
+        n_scf: int = 4,
+        change: Callable[[dict[str, np.ndarray]], Any] | None = None,
+        **options: Any,
+    ) -> Path:
+        """Writes one file; `change` alters its arrays first."""
+        arrays = label_arrays(self.basis_info, self.rng, atomic_numbers, n_scf, mol_id=name.split(".")[0])
+        if change is not None:
+            change(arrays)
+        self.written[self.folder / name] = arrays
+        return write_zarr(self.folder / name, arrays, **options)
+
+    def write_several(self) -> list[Path]:
+        """Writes water, methane and formaldehyde, with 4, 3 and 5 SCF iterations."""
+        return [
+            self.write("water.zarr.zip", (8, 1, 1), 4),
+            self.write("methane.zarr", (6, 1, 1, 1, 1), 3),
+            self.write("formaldehyde.zarr.zip", (6, 8, 1, 1), 5),
+        ]
+
+
+# --- fixtures: session-wide, so that hypothesis may use them ----------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def basis_info() -> BasisInfo:
+    """A small basis of H, C and O with l up to 2."""
+    return WATER_BASIS
+
+
+@pytest.fixture(scope="session")
+def make_sample() -> Callable[..., OFData]:
+    """`random_sample(basis_info, rng, atomic_numbers=None, mol_id=..., **fields)`."""
+    return random_sample
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[[Sequence[OFData]], Any]:
+    """`collate(samples)`."""
+    return collate
+
+
+@pytest.fixture(scope="session")
+def some_bases() -> st.SearchStrategy[BasisInfo]:
+    """Strategy of random bases."""
+    return bases()
+
+
+@pytest.fixture(scope="session")
+def some_samples() -> st.SearchStrategy[tuple[BasisInfo, list[OFData], np.random.Generator]]:
+    """Strategy of (basis, samples in it, random generator)."""
+    return sample_lists()
+
+
+@pytest.fixture(scope="session")
+def write_arrays() -> Callable[..., Path]:
+    """`write_zarr(path, arrays, chunk_rows=1, compressor=None, zarr_format=2)`."""
+    return write_zarr
+
+
+@pytest.fixture(scope="session")
+def make_label_arrays() -> Callable[..., dict[str, np.ndarray]]:
+    """`label_arrays(basis_info, rng, atomic_numbers, n_scf, mol_id)`."""
+    return label_arrays
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> LabelFolder:
+    """A temporary folder for label files."""
+    return LabelFolder(tmp_path)

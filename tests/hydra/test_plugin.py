@@ -1,0 +1,232 @@
+"""A foreign application finds the package's config groups, whichever way the package was installed."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ofdft_norm import DatasetStatistics
+
+ROOT = Path(__file__).parents[2]
+Process = subprocess.CompletedProcess[str]
+
+TRAIN = """\
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    datamodule = hydra.utils.instantiate(cfg.data)
+    datamodule.setup("fit")
+    print("batch of", next(iter(datamodule.train_dataloader())).num_graphs, datamodule.normalizer.reference)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def run(*command: str | Path, cwd: Path, check: bool = True, **environment: str) -> Process:
+    """Runs a command, without the variables that would change what is tested."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HYDRA_FULL_ERROR", "COMP_LINE")}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**inherited, "PYTHONWARNINGS": "ignore", **environment},
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def new_environment(folder: Path) -> Path:
+    """Makes an environment that sees the present one's packages, but none of its editable installs."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).stdout.strip()
+    # a .pth file adds a folder, but the .pth files in that folder are not processed
+    Path(packages, "host.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def pip_install(python: Path, *what: str | Path) -> None:
+    """Installs without network and without dependencies."""
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    run(*pip, "--no-deps", "--no-index", "--no-build-isolation", *what, cwd=python.parent)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel that was built from an sdist that was built from the checkout."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment in which the wheel is installed; its path has a space."""
+    executable = new_environment(tmp_path_factory.mktemp("an environment") / "env")
+    pip_install(executable, wheel)
+    return executable
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("statistics")
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A foreign application: a main function that instantiates, and a `data` group of its own."""
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "conf" / "train.yaml").write_text("defaults:\n  - _self_\n  - data: mnist\n")
+    (tmp_path / "conf" / "data" / "mnist.yaml").write_text("_target_: mnist.DataModule\n")
+    return tmp_path
+
+
+@pytest.fixture
+def train(app: Path, python: Path, cache: Path) -> Callable[..., Process]:
+    """Runs the foreign application where the wheel is installed."""
+
+    def call(*arguments: str, check: bool = True, **environment: str) -> Process:
+        return run(python, "train.py", *arguments, cwd=app, check=check, OFDFT_NORM_CACHE=str(cache), **environment)
+
+    return call
+
+
+def search_path(output: str) -> list[tuple[str, ...]]:
+    rows = [line.strip("| \n").split("|") for line in output.splitlines() if line.startswith("|")]
+    return [tuple(cell.strip() for cell in row) for row in rows[1:]]
+
+
+def test_wheel_holds_the_plugin_once_and_all_config_files(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [name for name in names if "hydra_plugins" in name] == ["hydra_plugins/ofdft_norm_searchpath.py"]
+    shipped = {name.removeprefix("ofdft_norm/configs/") for name in names if name.startswith("ofdft_norm/configs/")}
+    assert shipped == {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"hydra_plugins", "ofdft_norm"}
+
+
+def test_wheel_adds_its_folder_after_the_applications_own(train: Callable[..., Process], python: Path) -> None:
+    rows = search_path(train("--info", "searchpath").stdout)
+    assert [provider for provider, _ in rows] == ["hydra", "main", "ofdft_norm", "schema"]
+    folder = Path(dict(rows)["ofdft_norm"].removeprefix("file://"))
+    assert folder.is_relative_to(python.parents[1])
+    assert (folder / "data" / "ofdft_norm.yaml").is_file()
+
+
+def test_editable_install_uses_the_checkouts_configs(app: Path, tmp_path: Path) -> None:
+    executable = new_environment(tmp_path / "env")
+    pip_install(executable, "--editable", ROOT)
+    rows = dict(search_path(run(executable, "train.py", "--info", "searchpath", cwd=app).stdout))
+    assert rows["ofdft_norm"] == f"file://{ROOT / 'configs'}"
+
+
+def test_composing_imports_neither_the_package_nor_torch(
+    train: Callable[..., Process], python: Path, app: Path
+) -> None:
+    done = run(python, "-X", "importtime", "train.py", "--cfg", "job", "data=ofdft_norm", cwd=app)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "hydra.main" in imported
+    assert not imported & {"ofdft_norm", "torch", "lightning", "numpy"}
+    assert yaml.safe_load(done.stdout)["data"]["_target_"] == "ofdft_norm.OFDFTDataModule"
+
+
+def test_the_applications_own_files_win(train: Callable[..., Process], app: Path) -> None:
+    split = app / "conf" / "data" / "split"
+    split.mkdir()
+    (split / "random.yaml").write_text("_target_: ofdft_norm.config.Split\ntrain: 0.5\n")
+    composed = yaml.safe_load(train("--cfg", "job", "data=ofdft_norm").stdout)
+    assert composed["data"]["split"] == {"_target_": "ofdft_norm.config.Split", "train": 0.5}
+    assert yaml.safe_load(train("--cfg", "job").stdout) == {"data": {"_target_": "mnist.DataModule"}}
+
+
+def test_shell_completion_offers_both_sides_options(train: Callable[..., Process]) -> None:
+    def complete(words: str) -> list[str]:
+        line = f"python train.py {words}"
+        return train("--shell-completion", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split()
+
+    assert complete("data=") == ["data=mnist", "data=ofdft_norm"]
+    assert {"data/reference=atom_ref", "data/reference=linear", "data/reference=none"} <= set(
+        complete("data=ofdft_norm data/reference=")
+    )
+
+
+def test_hydra_1_4_finds_the_same_class_by_its_entry_point(python: Path, app: Path) -> None:
+    code = """
+from importlib.metadata import entry_points
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+scanned = Plugins.instance().discover(SearchPathPlugin)
+(point,) = entry_points(group="hydra.plugins", name="ofdft_norm")
+assert point.load() in scanned, (point, scanned)
+"""
+    run(python, "-c", code, cwd=app)
+
+
+def test_plugin_of_a_removed_package_leaves_applications_alone(tmp_path: Path, app: Path) -> None:
+    shutil.copytree(ROOT / "ofdft_norm" / "_hydra" / "hydra_plugins", app / "hydra_plugins")
+    executable = new_environment(tmp_path / "env")
+    rows = search_path(run(executable, "train.py", "--info", "searchpath", cwd=app).stdout)
+    assert [provider for provider, _ in rows] == ["hydra", "main", "schema"]
+
+
+def test_application_trains_and_sweeps_at_the_same_time(
+    train: Callable[..., Process], app: Path, cache: Path, small_data: tuple[str, ...]
+) -> None:
+    overrides = ("data=ofdft_norm", *small_data)
+    with ThreadPoolExecutor(2) as pool:
+        single = pool.submit(train, *overrides)
+        swept = pool.submit(train, "-m", *overrides, "data/reference=atom_ref,none").result()
+        trained = single.result()
+    assert "batch of 4 AtomRef" in trained.stdout
+    assert "batch of 4 AtomRef" in swept.stdout
+    assert "batch of 4 None" in swept.stdout
+    assert {path.name for path in next(app.glob("multirun/*/*")).iterdir()} >= {"0", "1"}
+    (statistics,) = cache.glob("*.zarr")  # both fitted or one waited: one folder, and nothing half-written
+    assert DatasetStatistics(statistics).keys_recursive()
+    assert not [path for path in cache.iterdir() if path.name.startswith((".", "tmp"))]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.rescaling.s_gard=1", "Key 's_gard' is not in struct"),
+        ("data/reference=atomref", "Could not find 'data/reference/atomref'"),
+        ("data.rescaling.s_grad=-1", "data.rescaling.s_grad = -1: expected a number > 0"),
+    ],
+)
+def test_wrong_settings_are_readable_in_the_application_too(
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    expected: str,
+) -> None:
+    script = str(app / "train.py")
+    quiet = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
+    monkeypatch.chdir(app)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr("sys.argv", [script, *quiet, "data=ofdft_norm", override])
+    with pytest.raises(SystemExit) as stopped:  # in this process, whose installed package Hydra finds as well
+        runpy.run_path(script, run_name="__main__")
+    assert stopped.value.code == 1
+    printed = capsys.readouterr().err
+    assert expected in printed
+    assert "Traceback" not in printed

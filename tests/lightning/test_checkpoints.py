@@ -1,0 +1,263 @@
+"""Checkpoints hold the normaliser; it is never refitted, and needs no training data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ofdft_norm import DimensionWiseRescaling, LinearReferences, Normalizer, OFDFTDataModule
+from ofdft_norm.config import (
+    AtomicReference,
+    LinearReference,
+    Rescaling,
+    Split,
+    Statistics,
+)
+from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
+from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
+from ofdft_norm.statistics import fit as statistics_fit
+
+
+def same(a: Normalizer, b: Normalizer) -> bool:
+    return describe_difference(normalizer_to_state(a), normalizer_to_state(b)) == ""
+
+
+@pytest.fixture
+def no_fitting(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and every fit from then on fails the test."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("fitted again")
+
+    return lambda: monkeypatch.setattr(statistics_fit, "fit_statistics", refuse)
+
+
+def test_everything_that_takes_a_checkpoint_uses_its_normalizer_without_training_data(
+    setting: Any, tmp_path: Path, no_fitting: Callable[[], None]
+) -> None:
+    path = tmp_path / "run.ckpt"
+    model, datamodule = setting.fit(path)
+    normalizer = copy.deepcopy(datamodule.normalizer)
+    [before] = setting.trainer().test(model, datamodule=datamodule, verbose=False)
+    test_files = list(datamodule.datasets["test"].dataset.paths)
+
+    shutil.rmtree(tmp_path / "cache")
+    for file in datamodule.datasets["train"].dataset.paths:
+        file.unlink()
+    no_fitting()
+
+    for call in ("test", "validate", "predict"):
+        fresh, trainer = setting.datamodule(), setting.trainer()
+        options = {} if call == "predict" else {"verbose": False}
+        result = getattr(trainer, call)(
+            type(model)(), datamodule=fresh, ckpt_path=str(path), weights_only=True, **options
+        )
+        assert same(fresh.normalizer, normalizer)
+        assert same(trainer.lightning_module.normalizer, normalizer)
+        assert fresh.fingerprint == datamodule.fingerprint
+        assert fresh.statistics.equals(datamodule.statistics)
+        if call == "test":
+            assert result == [before]
+            assert fresh.datasets["test"].dataset.paths == test_files
+
+    loaded = OFDFTDataModule.load_from_checkpoint(path)
+    assert same(loaded.normalizer, normalizer)
+    assert loaded.source == datamodule.source
+    assert loaded.batch_size == datamodule.batch_size
+    assert setting.trainer().test(type(model).load_from_checkpoint(path), datamodule=loaded, verbose=False) == [before]
+    # the model brings its normaliser along, to a data module that knows no checkpoint
+    rest = setting.datamodule(split=Split(train=0, val=1, test=0))
+    assert setting.trainer().validate(type(model).load_from_checkpoint(path), datamodule=rest, verbose=False)
+    assert same(rest.normalizer, normalizer)
+    with pytest.raises(SplitError, match="4 label files of the train split do not exist"):
+        loaded.train_dataloader()
+
+
+def test_a_model_denormalises_in_a_process_that_has_no_data(setting: Any, tmp_path: Path, make_setting: Any) -> None:
+    path = tmp_path / "run.ckpt"
+    _, datamodule = setting.fit(path)
+    batch = next(iter(datamodule.test_dataloader()))
+    expected = datamodule.normalizer.denormalize_energy(batch.energy_label.double(), batch)
+    fields = {name: batch[name] for name in ("energy_label", "energy_reference", "normalized")}
+    torch.save(fields, tmp_path / "batch.pt")
+    shutil.rmtree(setting.labels)
+    code = f"""
+        import sys, torch
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from conftest import TinyModel
+        from torch_geometric.data import Data
+        model = TinyModel.load_from_checkpoint({str(path)!r}, weights_only=True)
+        fields = torch.load({str(tmp_path / "batch.pt")!r}, weights_only=True)
+        batch = Data(**fields)
+        energy = model.normalizer.denormalize_energy(batch.energy_label.double(), batch)
+        torch.save(energy, {str(tmp_path / "out.pt")!r})
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300)
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt", weights_only=True), expected, rtol=0, atol=0)
+
+
+def test_a_checkpoint_is_plain_data_and_says_where_it_came_from(setting: Any, tmp_path: Path) -> None:
+    from ofdft_norm.normalization.normalizer_state import package_version
+
+    path = tmp_path / "run.ckpt"
+    _, datamodule = setting.fit(path)
+    checkpoint = torch.load(path, weights_only=True)
+    state = checkpoint["OFDFTDataModule"]
+    assert state["package_version"] == state["normalizer"]["package_version"] == package_version()
+    assert state["fingerprint"] == datamodule.fingerprint
+    assert state["normalizer"]["reference"]["kind"] == "AtomRef"
+    assert state["normalizer"]["rescaling"]["kind"] == "DimensionWiseRescaling"
+    assert state["normalizer"]["rescaling"]["settings"]["s_grad"] == 0.05
+    values = state["normalizer"]["rescaling"]["values"]
+    assert torch.equal(values["coeff_biases"], datamodule.normalizer.rescaling.coeff_biases)
+    assert path.stat().st_size < 2**19
+
+
+SETTINGS = {
+    "linear": {"reference": LinearReference(), "rescaling": Rescaling(equivariant=True), "energy_scale": "std"},
+    "given": {"reference": LinearReference(values={"H": -0.5, "C": -38, "N": -54, "O": -75}), "rescaling": None},
+    "scalar": {"reference": AtomicReference(scalar_only=True), "rescaling": Rescaling(s_coeff=20, s_grad=0.2)},
+    "none": {"reference": None, "rescaling": None, "energy_scale": 2.0, "unseen_elements": "identity"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_kind_of_normalizer_survives_a_checkpoint_to_the_last_bit(
+    setting: Any, tmp_path: Path, tiny_model: Any, name: str
+) -> None:
+    path = tmp_path / "run.ckpt"
+    setting.fit(path, setting.datamodule(**SETTINGS[name]), limit_train_batches=1, limit_val_batches=0)
+    loaded = OFDFTDataModule.load_from_checkpoint(path)
+    fitted = setting.datamodule(**SETTINGS[name])
+    fitted.setup("fit")
+    assert same(loaded.normalizer, fitted.normalizer)
+    assert same(tiny_model.load_from_checkpoint(path).normalizer, fitted.normalizer)
+    assert loaded.settings == fitted.settings
+    a, b = next(iter(loaded.test_dataloader())), next(iter(fitted.test_dataloader()))
+    for field in a.keys():
+        assert torch.equal(a[field], b[field]) if isinstance(a[field], Tensor) else a[field] == b[field]
+
+
+def test_the_checkpoint_wins_and_a_warning_says_how_it_differs(setting: Any, tmp_path: Path, tiny_model: Any) -> None:
+    path = tmp_path / "run.ckpt"
+    _, trained = setting.fit(path)
+    other = setting.datamodule(split=Split(train=0.66, val=0.17, test=0.17, seed=1), energy_scale=3.0)
+    other.setup("fit")
+    assert not same(other.normalizer, trained.normalizer)
+    with pytest.warns(UserWarning, match=r"checkpoint's normaliser differs.*rescaling\.coeff_biases.*energy_scale"):
+        setting.trainer().test(tiny_model(), datamodule=other, ckpt_path=str(path), verbose=False)
+    assert same(other.normalizer, trained.normalizer)
+
+    another = setting.datamodule(energy_scale=3.0)
+    another.setup("fit")
+    model = tiny_model.load_from_checkpoint(path)
+    with pytest.warns(UserWarning, match=r"model's normaliser differs.*energy_scale: differs by up to 2"):
+        setting.trainer().test(model, datamodule=another, verbose=False)
+    assert same(another.normalizer, trained.normalizer)
+
+
+def test_files_that_come_later_do_not_change_a_remembered_split(setting: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    _, datamodule = setting.fit(path)
+    before = {part: [p.name for p in dataset.dataset.paths] for part, dataset in datamodule.datasets.items()}
+    for i, file in enumerate(sorted(setting.labels.iterdir())):
+        shutil.copy(file, setting.labels / f"{i}_{file.name}")
+
+    def parts(datamodule: OFDFTDataModule) -> dict[str, list[str]]:
+        return {part: [p.name for p in dataset.dataset.paths] for part, dataset in datamodule.datasets.items()}
+
+    assert parts(OFDFTDataModule.load_from_checkpoint(path)) == before
+    assert parts(setting.datamodule()) != before
+    # other settings, other split: the checkpoint's says nothing about it
+    split = Split(train=0.25, val=0.25, test=0.5, seed=0)
+    assert sum(map(len, parts(OFDFTDataModule.load_from_checkpoint(path, split=split)).values())) == 12
+
+
+def test_labels_in_another_basis_than_the_checkpoints_are_refused(setting: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    setting.fit(path)
+    basis = json.loads(Path(setting.basis_info).read_text())
+    basis["irreps_per_atom"][0] = "2x0e"
+    (tmp_path / "basis.json").write_text(json.dumps(basis))
+    setting.basis_info = str(tmp_path / "basis.json")
+    other = OFDFTDataModule.load_from_checkpoint(path, source=setting.source())
+    with pytest.raises(ConfigError, match=r"checkpoint's normaliser belongs to the basis .* but the labels have"):
+        other.test_dataloader()
+
+
+def test_arguments_that_are_no_plain_data_are_asked_for(setting: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    setting.fit(path, setting.datamodule(pre_transforms=[lambda sample: sample]))
+    with pytest.raises(ConfigError, match=r"arguments \['pre_transforms'\].*pass them to load_from_checkpoint"):
+        OFDFTDataModule.load_from_checkpoint(path)
+    loaded = OFDFTDataModule.load_from_checkpoint(path, pre_transforms=[])
+    assert len(list(loaded.test_dataloader())) > 0
+
+
+def test_checkpoints_of_others_and_of_the_future_are_refused(setting: Any, tmp_path: Path, tiny_model: Any) -> None:
+    path = tmp_path / "run.ckpt"
+    setting.fit(path)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["OFDFTDataModule"]["normalizer"]["state_version"] = 99
+    torch.save(checkpoint, path)
+    with pytest.raises(NormalizationError, match=r"state version 99.*upgrade ofdft-norm"):
+        OFDFTDataModule.load_from_checkpoint(path)
+    del checkpoint["OFDFTDataModule"]
+    torch.save(checkpoint, path)
+    with pytest.raises(ConfigError, match="has no state of OFDFTDataModule"):
+        OFDFTDataModule.load_from_checkpoint(path)
+
+
+def test_a_checkpoint_cannot_name_classes_of_others(setting: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    setting.fit(path)
+    checkpoint = torch.load(path, weights_only=True)
+    saved = checkpoint["OFDFTDataModule"]["arguments"]["saved"]
+    for module, name in (("subprocess", "Popen"), ("ofdft_norm.config", "Any"), ("ofdft_norm.nowhere", "Split")):
+        saved["split"].update({"module": module, "class": name})
+        torch.save(checkpoint, path)
+        with pytest.raises(ConfigError, match=rf"names {module}\.{name}"):
+            OFDFTDataModule.load_from_checkpoint(path)
+
+
+def test_a_model_without_any_normalizer_says_what_to_do(tiny_model: Any) -> None:
+    model = tiny_model()
+    with pytest.raises(NormalizationError, match="load a checkpoint, train it with an OFDFTDataModule, or set"):
+        _ = model.normalizer
+    model.normalizer = Normalizer(
+        LinearReferences(torch.arange(119.0)),
+        DimensionWiseRescaling(np.ones(3), np.full(3, 2.0), np.full(3, 0.1)),
+    )
+    other = tiny_model()
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert same(other.normalizer, model.normalizer)
+    assert other.to(torch.bfloat16).normalizer.energy_scale.dtype == torch.float64
+    assert same(copy.deepcopy(model).normalizer, model.normalizer)
+
+
+def test_given_statistics_need_no_training_files(setting: Any, tmp_path: Path) -> None:
+    first = setting.datamodule()
+    first.setup("fit")
+    first.statistics.save_to(tmp_path / "given.zarr")
+    for file in first.datasets["train"].dataset.paths:
+        file.unlink()
+    names = [path.name for path in first.datasets["val"].dataset.paths]
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["gone.zarr.zip"], "val": names}))
+    second = setting.datamodule(
+        statistics=Statistics(path=str(tmp_path / "given.zarr")), split=Split(file=str(tmp_path / "split.json"))
+    )
+    second.setup("validate")
+    assert len(list(second.val_dataloader())) > 0
+    assert same(first.normalizer, second.normalizer)

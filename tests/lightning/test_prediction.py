@@ -1,0 +1,187 @@
+"""Predictions of a checkpoint for label files and for geometries with coefficients."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from ofdft_norm import BasisInfo
+from ofdft_norm.config_errors import config_dir
+from ofdft_norm.data.elements import symbol
+from ofdft_norm.errors import ConfigError, LabelFileError, SplitError
+from ofdft_norm.models import DensityModule
+from ofdft_norm.prediction import predict
+from ofdft_norm.sample_file import SampleFileDataset
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("predict", overrides=["accelerator=cpu", *overrides])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, make_setting: Any) -> Any:
+    """A folder with a checkpoint of the package's model, whose training files are gone."""
+    setting = make_setting(tmp_path_factory.mktemp("trained"))
+    datamodule, model = setting.datamodule(), DensityModule(width=8, rank=2, n_layers=1, n_radial=4)
+    trainer = setting.trainer(max_epochs=1, inference_mode=False)
+    trainer.fit(model, datamodule=datamodule)
+    trainer.save_checkpoint(setting.folder / "run.ckpt")
+    setting.raw = [datamodule.parts["all"][i] for i in range(len(datamodule.parts["all"]))]
+    setting.model, setting.normalizer = model.eval(), datamodule.normalizer
+    return setting
+
+
+def expected(setting: Any) -> tuple[list[float], list[np.ndarray]]:
+    """Energies and gradients of all samples, one at a time, without data module or trainer."""
+    from torch_geometric.data import Batch
+
+    from ofdft_norm.normalization.transforms import NormalizeTransform
+
+    energies, gradients = [], []
+    for sample in setting.raw:
+        batch = Batch.from_data_list([NormalizeTransform(setting.normalizer)(sample)], follow_batch=["coeffs"])
+        energy, gradient = setting.model(batch)
+        energies.append(float(setting.normalizer.denormalize_energy(energy.detach(), batch)))
+        gradients.append(setting.normalizer.denormalize_gradient(gradient.detach(), batch).numpy())
+    return energies, gradients
+
+
+def test_label_files_are_predicted_without_training_data(
+    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = shutil.copytree(trained.labels, tmp_path / "elsewhere")
+    output = tmp_path / "out" / "predictions.npz"
+    options = ["data/source=label_files", f"data.source.paths={labels}", f"data.source.basis_info={trained.basis_info}"]
+    predictions = predict(composed(f"ckpt_path={trained.folder / 'run.ckpt'}", f"output={output}", "head=3", *options))
+    energies, gradients = expected(trained)
+    with np.load(output, allow_pickle=False) as file:
+        found = {name: file[name] for name in file.files}
+    assert len(predictions) == len(trained.raw) == len(found["energy"])
+    np.testing.assert_allclose(found["energy"], energies, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found["gradient"], np.concatenate(gradients), rtol=0, atol=1e-4)
+    assert found["mol_id"].tolist() == [sample.mol_id for sample in trained.raw]
+    assert found["scf_iteration"].tolist() == [int(sample.scf_iteration) for sample in trained.raw]
+    assert found["n_basis"].tolist() == [len(sample.coeffs) for sample in trained.raw]
+    labelled = np.array([bool(sample.has_energy_label) for sample in trained.raw])
+    assert np.isnan(found["energy_label"][~labelled]).all()
+    raw_labels = np.array([float(sample.energy_label) for sample in trained.raw])
+    np.testing.assert_allclose(found["energy_label"][labelled], raw_labels[labelled], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found["pos"], np.concatenate([s.pos.numpy() for s in trained.raw]), atol=1e-6)
+    units = json.loads(str(found["units"]))
+    assert units["energy"] == "hartree"
+    assert units["gradient"].startswith("hartree")
+    printed = capsys.readouterr().out
+    assert "energy [hartree]" in printed
+    assert printed.count("\n" + trained.raw[0].mol_id) == 3
+    assert f"{len(energies)} predictions: {output}" in printed
+    assert [p.name for p in output.parent.iterdir()] == [output.name]
+
+
+def write_samples(setting: Any, path: Path, **changes: Any) -> Path:
+    arrays = {
+        "n_atoms": np.array([len(s.atomic_numbers) for s in setting.raw]),
+        "pos": np.concatenate([s.pos.numpy() for s in setting.raw]),
+        "atomic_numbers": np.concatenate([s.atomic_numbers.numpy() for s in setting.raw]),
+        "coeffs": np.concatenate([s.coeffs.numpy() for s in setting.raw]),
+        "dual_basis_integrals": np.concatenate([s.dual_basis_integrals.numpy() for s in setting.raw]),
+        "mol_id": np.array([f"{s.mol_id}/{int(s.scf_iteration)}" for s in setting.raw]),
+    }
+    arrays = {name: value for name, value in {**arrays, **changes}.items() if value is not None}
+    np.savez(path, **arrays)
+    return path
+
+
+def test_geometries_with_coefficients_give_what_label_files_give(trained: Any, tmp_path: Path) -> None:
+    energies, _ = expected(trained)
+    output = tmp_path / "predictions.xyz"
+    for changes in ({}, {"dual_basis_integrals": None, "mol_id": None}):
+        path = write_samples(trained, tmp_path / "samples.npz", **changes)
+        options = [f"data.source.path={path}", f"data.source.basis_info={trained.basis_info}"]
+        checkpoint = f"ckpt_path={trained.folder / 'run.ckpt'}"
+        predictions = predict(composed(checkpoint, f"output={output}", "data/source=samples", *options))
+        np.testing.assert_allclose([p.energy for p in predictions], energies, rtol=0, atol=1e-4)
+        assert all(np.isnan(p.energy_label) for p in predictions)
+        assert predictions[3].mol_id == ("3" if changes else f"{trained.raw[3].mol_id}/3")
+
+    lines = output.read_text().splitlines()
+    first = trained.raw[0]
+    n = len(first.atomic_numbers)
+    assert lines[0] == str(n)
+    assert "energy_unit=hartree" in lines[1]
+    assert "pos_unit=angstrom" in lines[1]
+    assert float(lines[1].split("energy=")[1].split()[0]) == predictions[0].energy
+    assert [line.split()[0] for line in lines[2 : 2 + n]] == [symbol(int(z)) for z in first.atomic_numbers]
+    angstrom = np.array([[float(x) for x in line.split()[1:]] for line in lines[2 : 2 + n]])
+    np.testing.assert_allclose(angstrom, first.pos.numpy() * 0.529177210903, atol=1e-6)
+    assert len(lines) == sum(len(s.atomic_numbers) + 2 for s in trained.raw)
+
+
+def test_sample_files_that_do_not_fit_are_refused(trained: Any, tmp_path: Path) -> None:
+    basis_info = BasisInfo.from_json(trained.basis_info)
+    path = tmp_path / "samples.npz"
+    cases = {
+        "lacks the arrays": {"coeffs": None},
+        "array 'coeffs' has shape": {"coeffs": np.zeros(7)},
+        "array 'pos' has shape": {"pos": np.zeros((3, 3))},
+        "array 'mol_id' has shape": {"mol_id": np.array(["a"])},
+        "array 'dual_basis_integrals' has shape": {"dual_basis_integrals": np.zeros(2)},
+        "one positive integer for each sample": {"n_atoms": np.array([0.5])},
+    }
+    for message, changes in cases.items():
+        with pytest.raises(LabelFileError, match=message):
+            SampleFileDataset(str(write_samples(trained, path, **changes)), basis_info)
+    coeffs = np.concatenate([s.coeffs.numpy() for s in trained.raw])
+    coeffs[5] = np.nan
+    with pytest.raises(LabelFileError, match="'coeffs' holds NaN"):
+        SampleFileDataset(str(write_samples(trained, path, coeffs=coeffs)), basis_info)
+    path.write_bytes(b"PK nothing")
+    with pytest.raises(LabelFileError, match="cannot be read as an npz file"):
+        SampleFileDataset(str(path), basis_info)
+    write_samples(trained, path)
+    dataset = SampleFileDataset(str(path), basis_info)
+    assert torch.equal(dataset[-1].coeffs, trained.raw[-1].coeffs)
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+def test_wrong_settings_of_a_prediction_are_named(trained: Any, tmp_path: Path) -> None:
+    from ofdft_norm.sample_file import SampleFile
+
+    checkpoint = trained.folder / "run.ckpt"
+    with pytest.raises(ConfigError, match=r"no such checkpoint \(config: ckpt_path\)"):
+        predict(composed(f"ckpt_path={tmp_path / 'none.ckpt'}"))
+    with pytest.raises(ConfigError, match=r"ends in \.npz or \.xyz"):
+        predict(composed(f"ckpt_path={checkpoint}", "output=predictions.csv"))
+    path = write_samples(trained, tmp_path / "samples.npz")
+    to_train = trained.datamodule(source=SampleFile(str(path), trained.basis_info))
+    with pytest.raises(SplitError, match=r"no 'train' part; they have \[\]"):
+        to_train.setup("fit")
+
+
+def test_models_of_others_are_loaded_by_their_class_name(
+    setting: Any, tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.ckpt"
+    _, datamodule = setting.fit(path)
+    monkeypatch.setitem(sys.modules, "somebodys_models", sys.modules[tiny_model.__module__])
+    options = [
+        "model._target_=somebodys_models.TinyModel",
+        "data/source=label_files",
+        f"data.source.paths={setting.labels}",
+        f"data.source.basis_info={setting.basis_info}",
+        "data.predict_on=test",
+        f"output={tmp_path / 'predictions.npz'}",
+    ]
+    predictions = predict(composed(f"ckpt_path={path}", *options))
+    assert len(predictions) == len(datamodule.datasets["test"])
+    assert all(p.gradient.size == 0 for p in predictions)

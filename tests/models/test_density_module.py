@@ -1,0 +1,127 @@
+"""The Lightning module: loss, masking, checkpoints, modes without gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.loader import DataLoader
+
+from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, Normalizer
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.models import DensityModule
+
+BASIS = BasisInfo([1, 8], ["2x0e+1x1o", "3x0e+1x1o"])
+SMALL = {"width": 8, "rank": 2, "n_radial": 4}
+
+
+@pytest.fixture
+def module():
+    rng, n = np.random.default_rng(0), BASIS.n_basis
+    torch.manual_seed(0)
+    model = DensityModule(**SMALL, energy_weight=1.5, gradient_weight=0.7)
+    model.build(BASIS)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.normalizer = Normalizer(
+        AtomRef(rng.normal(size=2), 0.3, rng.normal(size=n)),
+        DimensionWiseRescaling(rng.normal(size=n), rng.uniform(0.5, 2, n), rng.uniform(0.01, 3, n)),
+        2.0,
+    )
+    return model.double()
+
+
+@pytest.fixture
+def samples(make_sample):
+    rng = np.random.default_rng(1)
+    return [make_sample(BASIS, rng, numbers) for numbers in ([8, 1, 1], [1, 1], [8], [8, 8])]
+
+
+def test_prediction_is_the_derivative_of_the_denormalised_energy(module, samples):
+    """Autograd through normalisation, network and denormalisation gives the denormalised gradient."""
+    raw = copy.copy(samples[0])
+    raw.coeffs = raw.coeffs.clone().requires_grad_()
+    normalizer = module.normalizer
+    scaled = normalizer.rescaling.scale_coeffs(raw.coeffs, raw)
+    energy = 2.0 * module.network(raw, scaled).sum() + normalizer.reference.sample_forward(raw).sum()
+    (expected,) = torch.autograd.grad(energy, raw.coeffs)
+    got_energy, got = module.predict(normalizer.normalize(samples[0]))
+    assert got_energy.item() == pytest.approx(energy.item(), rel=1e-10)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
+
+
+def naive_loss(module, samples):
+    """Loss of labelled samples, one by one."""
+    terms = []
+    for sample in samples:
+        if not sample.has_energy_label.item():
+            continue
+        energy, gradient = (x.detach().numpy() for x in module.predict(module.normalizer.normalize(sample)))
+        w = sample.dual_basis_integrals.numpy()
+        difference = gradient - sample.gradient_label.numpy()
+        difference = difference - w * (w @ difference) / (w @ w)
+        error = abs(energy[0] - sample.energy_label.item()) / np.sqrt(len(sample.pos))
+        terms.append((1.5 * error + 0.7 * np.linalg.norm(difference)) / 2.0)  # in units of the energy scale
+    return np.mean(terms)
+
+
+def test_loss_is_the_mean_over_labelled_samples(module, samples, make_batch):
+    samples[1].has_energy_label = torch.tensor([False])
+    batch = module.normalizer.normalize(make_batch(samples))
+    assert module.loss(batch, *module(batch))["loss"].item() == pytest.approx(naive_loss(module, samples), rel=1e-8)
+
+
+def test_samples_without_label_leave_no_trace_in_loss_and_parameters(module, samples, make_batch):
+    batch = module.normalizer.normalize(make_batch([samples[0], samples[2], samples[3]]))
+    module.loss(batch, *module(batch))["loss"].backward()
+    expected = [parameter.grad.clone() for parameter in module.parameters()]
+    module.zero_grad()
+
+    unlabelled = copy.copy(samples[1])
+    unlabelled.has_energy_label = torch.tensor([False])
+    unlabelled.energy_label = torch.full((1,), float("nan"), dtype=torch.float64)
+    unlabelled.gradient_label = torch.full_like(unlabelled.gradient_label, float("nan"))
+    batch = module.normalizer.normalize(make_batch([samples[0], unlabelled, samples[2], samples[3]]))
+    module.loss(batch, *module(batch))["loss"].backward()
+    for parameter, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_a_batch_without_any_label_has_zero_loss_and_zero_gradients(module, samples, make_batch):
+    for sample in samples:
+        sample.has_energy_label = torch.tensor([False])
+    batch = module.normalizer.normalize(make_batch(samples))
+    loss = module.loss(batch, *module(batch))["loss"]
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not parameter.grad.any() for parameter in module.parameters())
+
+
+def test_predictions_are_the_same_without_gradients_and_in_inference_mode(module, samples):
+    module.eval()
+    normalized = [module.normalizer.normalize(sample) for sample in samples]
+    expected = [module.predict(batch) for batch in DataLoader(normalized, 2, follow_batch=["coeffs"])]
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            got = [module.predict(batch) for batch in DataLoader(normalized, 2, follow_batch=["coeffs"])]
+        for pair, reference in zip(got, expected, strict=True):
+            torch.testing.assert_close(pair, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_that_is_not_built_says_so(samples):
+    with pytest.raises(ConfigError, match=r"model\.build"):
+        DensityModule(**SMALL)(samples[0])
+
+
+def test_a_model_is_not_built_for_another_basis(module):
+    module.build(BASIS)
+    with pytest.raises(ConfigError, match=r"data\.source\.basis_info"):
+        module.build(BasisInfo([1], ["2x0e"]))
+
+
+@pytest.mark.parametrize("name", ["energy_weight", "gradient_weight", "weight_decay"])
+def test_negative_weights_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"model\.{name} = -1"):
+        DensityModule(**{name: -1})

@@ -1,0 +1,154 @@
+"""The network: symmetries, its gradient, its inputs."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ofdft_norm import BasisInfo, OFData
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.models import DensityNetwork
+from ofdft_norm.models.geometry import directions, pairs_within_molecules, radial_basis
+
+BASIS = BasisInfo([1, 6, 8], ["2x0e+1x1o", "3x0e+2x1o+1x2e", "2x0e+1x1o+1x2e+1x3o"])
+
+
+def network(seed: int = 0) -> DensityNetwork:
+    torch.manual_seed(seed)
+    net = DensityNetwork(BASIS, width=8, rank=3, n_radial=6, cutoff=8.0, coeff_scale=2.0).double()
+    for parameter in net.parameters():  # the readout starts at zero, where every test would pass
+        torch.nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+def blocks(sample: OFData) -> list[torch.Tensor]:
+    sizes = BASIS.basis_dim_per_atom[sample.atom_ind].tolist()
+    return list(sample.coeffs.split(sizes))
+
+
+@given(seed=st.integers(0, 1000), shift=st.tuples(*[st.floats(-50, 50)] * 3))
+def test_energy_does_not_change_under_translations(make_sample, seed, shift):
+    sample = make_sample(BASIS, np.random.default_rng(seed))
+    moved = copy.copy(sample)
+    moved.pos = sample.pos + torch.tensor(shift, dtype=torch.float64)
+    net = network()
+    torch.testing.assert_close(net(moved, moved.coeffs), net(sample, sample.coeffs), rtol=1e-9, atol=1e-9)
+
+
+@given(seed=st.integers(0, 1000))
+def test_energy_does_not_change_when_atoms_are_reordered(make_sample, seed):
+    rng = np.random.default_rng(seed)
+    sample = make_sample(BASIS, rng, rng.choice([1, 6, 8], 5).tolist())
+    order = rng.permutation(5)
+    shuffled = OFData.construct_new(
+        BASIS, sample.pos[order], sample.atomic_numbers[order], torch.cat([blocks(sample)[i] for i in order])
+    )
+    net = network()
+    torch.testing.assert_close(net(shuffled, shuffled.coeffs), net(sample, sample.coeffs), rtol=1e-10, atol=1e-10)
+
+
+def test_molecules_of_a_batch_do_not_see_each_other(make_sample, make_batch):
+    rng = np.random.default_rng(3)
+    samples = [make_sample(BASIS, rng, numbers) for numbers in ([8, 1, 1], [6], [1, 1], [6, 8])]
+    batch, net = make_batch(samples), network()
+    alone = torch.cat([net(sample, sample.coeffs) for sample in samples])
+    torch.testing.assert_close(net(batch, batch.coeffs), alone, rtol=1e-10, atol=1e-10)
+
+
+def test_neighbours_matter_within_the_cutoff_only(make_sample):
+    net = network()
+    sample = make_sample(BASIS, np.random.default_rng(0), [8, 1])
+    energies = []
+    for distance in (2.0, 2.5, 8.0, 20.0):
+        sample.pos = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, distance]], dtype=torch.float64)
+        energies.append(net(sample, sample.coeffs).item())
+    assert abs(energies[0] - energies[1]) > 1e-4
+    assert energies[2] == energies[3]
+
+
+def test_gradient_agrees_with_finite_differences(make_sample):
+    net, sample = network(), make_sample(BASIS, np.random.default_rng(5), [8, 6, 1])
+    coeffs = sample.coeffs.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(sample, coeffs).sum(), coeffs)
+    step = 1e-5
+    for i in range(len(coeffs)):
+        shift = torch.zeros_like(sample.coeffs)
+        shift[i] = step
+        slope = (net(sample, sample.coeffs + shift) - net(sample, sample.coeffs - shift)) / (2 * step)
+        assert gradient[i].item() == pytest.approx(slope.item(), rel=1e-5, abs=1e-7)
+
+
+def test_energy_does_not_change_under_quarter_turns_about_z(make_sample):
+    """x -> y, y -> -x, applied to positions and, in the order m = -l ... l, to coefficients."""
+    sample = make_sample(BASIS, np.random.default_rng(11), [8, 6, 1, 1])
+    turned_blocks = []
+    for block, element in zip(blocks(sample), sample.atom_ind.tolist(), strict=True):
+        new = block.clone()
+        momenta = BASIS.l_per_basis_func[BASIS.atom_ind_to_basis_function_ind[element]]
+        start = 0
+        while start < len(momenta):
+            l = int(momenta[start])
+            for m in range(1, l + 1):  # functions ~ sin(m phi) at -m and cos(m phi) at +m, phi -> phi + 90 degrees
+                angle = m * np.pi / 2
+                sine, cosine = block[start + l - m], block[start + l + m]
+                new[start + l + m] = np.cos(angle) * cosine - np.sin(angle) * sine
+                new[start + l - m] = np.sin(angle) * cosine + np.cos(angle) * sine
+            start += 2 * l + 1
+        turned_blocks.append(new)
+    rotation = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    turned = OFData.construct_new(BASIS, sample.pos @ rotation.T, sample.atomic_numbers, torch.cat(turned_blocks))
+    net = network()
+    for encoder in net.quadratics:  # these parts treat every component on its own
+        torch.nn.init.zeros_(encoder.diagonal)
+        torch.nn.init.zeros_(encoder.linear)
+    torch.testing.assert_close(net(turned, turned.coeffs), net(sample, sample.coeffs), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(turned.coeffs, sample.coeffs)
+
+
+def test_every_parameter_takes_part_though_elements_are_absent(make_sample):
+    net, sample = network(), make_sample(BASIS, np.random.default_rng(0), [1, 1])
+    net(sample, sample.coeffs).sum().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+
+
+def test_training_starts_at_the_reference(make_sample):
+    sample = make_sample(BASIS, np.random.default_rng(0), [8, 1, 1])
+    fresh = DensityNetwork(BASIS).double()
+    assert fresh(sample, sample.coeffs).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("name", ["width", "rank", "n_radial", "cutoff", "coeff_scale"])
+def test_sizes_that_are_not_positive_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"{name}"):
+        DensityNetwork(BASIS, **{name: 0})
+
+
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_pairs_are_all_ordered_pairs(sizes):
+    molecule = torch.tensor([m for m, size in enumerate(sizes) for _ in range(size)])
+    receivers, senders = pairs_within_molecules(molecule)
+    n = len(molecule)
+    expected = [(i, j) for i in range(n) for j in range(n) if i != j and molecule[i] == molecule[j]]
+    assert list(zip(receivers.tolist(), senders.tolist(), strict=True)) == expected
+
+
+def test_directions_are_the_real_spherical_harmonics_of_e3nn():
+    e3nn = pytest.importorskip("e3nn.o3")
+    units = torch.nn.functional.normalize(torch.randn(20, 3, dtype=torch.float64), dim=1)
+    for l, ours in zip((1, 2), directions(units), strict=True):
+        theirs = e3nn.spherical_harmonics(l, units[:, [1, 2, 0]], normalize=False, normalization="norm")
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_radial_basis_ends_smoothly_at_the_cutoff():
+    distances = torch.tensor([4.0, 8.0 - 1e-4, 8.0, 9.0], dtype=torch.float64, requires_grad=True)
+    values = radial_basis(distances, 5, 8.0)
+    (slope,) = torch.autograd.grad(values.sum(), distances)
+    assert float(values[0].detach().abs().max()) > 0.1
+    torch.testing.assert_close(values[1:].detach(), torch.zeros(3, 5, dtype=torch.float64), atol=1e-8, rtol=0)
+    torch.testing.assert_close(slope[1:], torch.zeros(3, dtype=torch.float64), atol=1e-3, rtol=0)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ofdft_norm import AtomRef, BasisInfo, DatasetStatistics
+from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
+
+
+def naive_energy(basis: BasisInfo, sample: Any, t_z: Any, t_global: float, g_z: Any) -> float:
+    """E_ref = sum_mu gbar p_mu + sum_atoms t_Z + t_0, atom after atom."""
+    energy, position = float(t_global), 0
+    for z in sample.atomic_numbers.tolist():
+        element = basis.atomic_numbers.tolist().index(z)
+        energy += float(t_z[element])
+        for b in basis.atom_ind_to_basis_function_ind[element]:
+            energy += float(g_z[b]) * float(sample.coeffs[position])
+            position += 1
+    return energy
+
+
+@given(data=st.data())
+def test_energies_equal_a_loop_over_atoms(data: st.DataObject, some_samples: Any, make_batch: Any) -> None:
+    basis, samples, rng = data.draw(some_samples)
+    t_z, t_global, g_z = rng.normal(size=basis.n_types) - 40, rng.normal(), rng.normal(size=basis.n_basis)
+    reference = AtomRef(t_z, t_global, g_z)
+    expected = [naive_energy(basis, sample, t_z, t_global, g_z) for sample in samples]
+    batch = make_batch(samples)
+    energies = reference.sample_forward(batch)
+    assert energies.dtype == torch.float64
+    assert energies.tolist() == pytest.approx(expected, rel=1e-13, abs=1e-11)
+    assert [float(reference.sample_forward(s)) for s in samples] == pytest.approx(expected, rel=1e-13, abs=1e-11)
+
+
+@given(data=st.data())
+def test_the_gradient_is_the_derivative_of_the_energy(data: st.DataObject, some_samples: Any, make_batch: Any) -> None:
+    basis, samples, rng = data.draw(some_samples)
+    reference = AtomRef(rng.normal(size=basis.n_types), 1.0, rng.normal(size=basis.n_basis))
+    batch = make_batch(samples)
+    batch.coeffs = batch.coeffs.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reference.sample_forward(batch).sum(), batch.coeffs)
+    assert torch.equal(gradient, reference.gradient(batch))
+
+
+def test_float32_coefficients_are_summed_in_float64(basis_info: Any, make_sample: Any) -> None:
+    rng = np.random.default_rng(0)
+    sample = make_sample(basis_info, rng, [6] * 30)
+    g_z = rng.normal(size=basis_info.n_basis) * 1e4
+    reference = AtomRef(np.full(3, -1e4), 0.0, g_z)
+    low = sample.clone()
+    low.coeffs = sample.coeffs.float()
+    expected = naive_energy(basis_info, low, [-1e4] * 3, 0.0, g_z)
+    assert float(reference.sample_forward(low)) == pytest.approx(expected, rel=1e-13)
+
+
+def test_missing_fields_and_wrong_lengths_are_named(basis_info: Any, make_sample: Any, make_batch: Any) -> None:
+    rng = np.random.default_rng(0)
+    reference = AtomRef(np.zeros(3), 0.0, np.zeros(basis_info.n_basis))
+    for field in ("coeffs", "atom_ind", "basis_function_ind"):
+        sample = make_sample(basis_info, rng, mol_id="water")
+        del sample[field]
+        with pytest.raises(NormalizationError, match=rf"molecule 'water'.*'{field}'"):
+            reference.sample_forward(sample)
+    with pytest.raises(NormalizationError, match="basis_function_ind"):
+        reference.gradient(sample)
+    sample = make_sample(basis_info, rng, mol_id="water")
+    sample.coeffs = sample.coeffs[:-1]
+    with pytest.raises(NormalizationError, match=r"molecule 'water': 'coeffs' has shape"):
+        reference.sample_forward(sample)
+    batch = make_batch([make_sample(basis_info, rng) for _ in range(2)])
+    del batch.coeffs_batch
+    with pytest.raises(BatchError, match="follow_batch"):
+        reference.sample_forward(batch)
+
+
+@pytest.mark.parametrize("name", ["t_z", "t_global", "g_z"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    values: dict[str, Any] = {"t_z": np.zeros(2), "t_global": 0.0, "g_z": np.zeros(4)}
+    values[name] = value if name == "t_global" else np.append(values[name][1:], value)
+    with pytest.raises(StatisticsError, match=rf"AtomRef: {name} holds"):
+        AtomRef(**values)
+
+
+def some_statistics(n_types: int, n_basis: int, rng: np.random.Generator) -> DatasetStatistics:
+    arrays = {"gradient_label/mean": rng.normal(size=n_basis)}
+    for name in ("atom_ref", "scalar_atom_ref"):
+        arrays[f"{name}_atom_type_bias"] = rng.normal(size=n_types)
+        arrays[f"{name}_global_bias"] = np.array(rng.normal())
+    return DatasetStatistics.from_arrays({f"constant/{key}": value for key, value in arrays.items()})
+
+
+@given(data=st.data(), scalar_only=st.booleans())
+def test_values_come_from_the_statistics(data: st.DataObject, scalar_only: bool, some_bases: Any) -> None:
+    basis = data.draw(some_bases)
+    statistics = some_statistics(basis.n_types, basis.n_basis, np.random.default_rng(0))
+    reference = AtomRef.from_dataset_statistics(statistics, basis, "constant", scalar_only)
+    prefix = "scalar_atom_ref" if scalar_only else "atom_ref"
+    gbar = statistics.load_statistic("constant", "gradient_label/mean")
+    expected = [g if l == 0 or not scalar_only else 0.0 for g, l in zip(gbar, basis.l_per_basis_func, strict=True)]
+    assert reference.g_z.tolist() == expected
+    assert reference.t_z.tolist() == statistics.load_statistic("constant", f"{prefix}_atom_type_bias").tolist()
+    assert float(reference.t_global) == float(statistics.load_statistic("constant", f"{prefix}_global_bias"))
+
+
+def test_errors_from_statistics_name_what_is_there_and_the_config_key(basis_info: Any) -> None:
+    statistics = some_statistics(3, basis_info.n_basis, np.random.default_rng(0))
+    build = AtomRef.from_dataset_statistics
+    with pytest.raises(StatisticsError, match=r"'has_energy_label'; there are \['constant'\].*data.statistics"):
+        build(statistics, basis_info)
+    with pytest.raises(ConfigError, match="scalar_only=True needs basis_info"):
+        build(statistics, weigher_key="constant", scalar_only=True)
+    with pytest.raises(StatisticsError, match=r"3 elements.*1 and 2.*data.statistics.path, data.source.basis_info"):
+        build(statistics, BasisInfo([1], ["2x0e"]), "constant")
+    partial = DatasetStatistics.from_arrays({"constant/gradient_label/mean": np.zeros(2)})
+    with pytest.raises(StatisticsError, match=r"'atom_ref_atom_type_bias'; it has \['gradient_label/mean'\]"):
+        build(partial, weigher_key="constant")

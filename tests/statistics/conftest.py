@@ -1,0 +1,188 @@
+"""A second implementation of all statistics, by plain loops over samples and atoms."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ofdft_norm import BasisInfo, DatasetStatistics, OFData, SampleWeigher
+
+
+class FieldWeigher(SampleWeigher):
+    """Takes each sample's weight from its field `weight`."""
+
+    def get_weights(self, batch: Data) -> Tensor:
+        return batch["weight"]
+
+    def summary_string(self) -> str:
+        return "field"
+
+
+class OtherFieldWeigher(SampleWeigher):
+    """Takes each sample's weight from its field `other_weight`."""
+
+    def get_weights(self, batch: Data) -> Tensor:
+        return batch["other_weight"]
+
+    def summary_string(self) -> str:
+        return "other"
+
+
+Values = dict[str, Any]
+
+
+def _moments(samples: Sequence[OFData], weights: Sequence[float], values: Sequence[Any], n_basis: int) -> Values:
+    columns: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for sample, weight, vector in zip(samples, weights, values, strict=True):
+        if weight > 0:
+            for b, x in zip(sample.basis_function_ind.tolist(), np.asarray(vector).tolist(), strict=True):
+                columns[b].append((weight, x))
+    out = {name: np.zeros(n_basis) for name in ("mean", "std", "abs_max", "minimum", "maximum")}
+    for b, pairs in columns.items():
+        w, x = np.array(pairs).T
+        mean = np.average(x, weights=w)
+        out["mean"][b], out["std"][b] = mean, np.sqrt(np.average((x - mean) ** 2, weights=w))
+        out["abs_max"][b], out["minimum"][b], out["maximum"][b] = np.abs(x).max(), x.min(), x.max()
+    return out
+
+
+def _reference(
+    samples: Sequence[OFData], weights: Sequence[float], basis_info: BasisInfo, slope: Any, with_bias: bool
+) -> tuple[Any, float, list[float]]:
+    """Returns the elements' energies, the constant, and each sample's residual."""
+    reduced, composition, by_molecule = [], [], defaultdict(list)
+    for i, sample in enumerate(samples):
+        p, b = sample.coeffs.numpy(), sample.basis_function_ind.numpy()
+        reduced.append(float(sample.energy_label) - float(slope[b] @ p))
+        composition.append([(sample.atomic_numbers.numpy() == z).sum() for z in basis_info.atomic_numbers])
+        if weights[i] > 0:
+            by_molecule[sample.mol_id].append(i)
+    rows, targets = [], []
+    for members in by_molecule.values():
+        w = np.array([weights[i] for i in members])
+        rows.append(composition[members[0]] + [1] * with_bias)
+        targets.append(np.average([reduced[i] for i in members], weights=w))
+    solution = np.linalg.lstsq(np.array(rows, dtype=float), np.array(targets), rcond=1e-12)[0]
+    t, constant = solution[: basis_info.n_types], solution[-1] if with_bias else 0.0
+    return t, constant, [r - float(np.array(c) @ t) - constant for r, c in zip(reduced, composition, strict=True)]
+
+
+def naive_statistics(
+    samples: Sequence[OFData], basis_info: BasisInfo, weights: Sequence[float], with_bias: bool = True
+) -> Values:
+    """All statistics of one weigher, by the definitions."""
+    n_basis = basis_info.n_basis
+    labelled = [w if s.has_energy_label.item() else 0.0 for w, s in zip(weights, samples, strict=True)]
+    out: Values = {}
+    coeffs = _moments(samples, weights, [s.coeffs for s in samples], n_basis)
+    gradient = _moments(samples, labelled, [s.gradient_label for s in samples], n_basis)
+    out.update({f"coeffs/{k}": v for k, v in coeffs.items()})
+    out.update({f"gradient_label/{k}": v for k, v in gradient.items()})
+    gbar, scalar = gradient["mean"], basis_info.l_per_basis_func == 0
+    largest = np.zeros(n_basis)
+    for sample, weight in zip(samples, labelled, strict=True):
+        if weight > 0:
+            b = sample.basis_function_ind.numpy()
+            np.maximum.at(largest, b, np.abs(sample.gradient_label.numpy() - gbar[b]))
+    out["gradient_max_after_atom_ref"] = largest
+    out["gradient_max_after_scalar_atom_ref"] = np.where(scalar, largest, gradient["abs_max"])
+    used = [i for i, w in enumerate(labelled) if w > 0]
+    w = np.array([labelled[i] for i in used])
+    kept, kept_weights = [samples[i] for i in used], [labelled[i] for i in used]
+    energies = np.array([float(s.energy_label) for s in kept])
+    mean = np.average(energies, weights=w)
+    residuals = {"energy": energies - mean}
+    slopes = {"atom_ref": gbar, "scalar_atom_ref": np.where(scalar, gbar, 0), "linear_ref": np.zeros(n_basis)}
+    for name, slope in slopes.items():
+        bias = with_bias and name != "linear_ref"
+        t, constant, residual = _reference(kept, kept_weights, basis_info, slope, bias)
+        out[f"{name}_atom_type_bias"] = t
+        if name != "linear_ref":
+            out[f"{name}_global_bias"] = constant
+        residuals[f"energy_minus_{name}"] = np.array(residual)
+    for folder, residual in residuals.items():
+        center = np.average(residual, weights=w)
+        out[f"{folder}/mean"] = mean if folder == "energy" else center
+        out[f"{folder}/std"] = np.sqrt(np.average((residual - center) ** 2, weights=w))
+        out[f"{folder}/abs_max"] = np.abs(residual).max()
+        out[f"{folder}/mae"] = np.average(np.abs(residual), weights=w)
+        if folder != "energy":
+            out[f"{folder}/rms"] = np.sqrt(np.average(residual**2, weights=w))
+    out["n_samples"] = sum(weight > 0 for weight in weights)
+    out["n_molecules"] = len({s.mol_id for s in kept})
+    counted = [s.atomic_numbers.numpy() for s, weight in zip(samples, weights, strict=True) if weight > 0]
+    out["n_atoms"] = np.array([sum((n == z).sum() for n in counted) for z in basis_info.atomic_numbers])
+    return out
+
+
+def assert_statistics_close(statistics: DatasetStatistics, weigher: str, expected: Values, rtol: float = 1e-9) -> None:
+    """Compares with absolute tolerances scaled by the data: energies by the largest energy, fields by theirs."""
+    energy_scale = abs(expected["energy/mean"]) + expected["energy/abs_max"]
+    for key, value in expected.items():
+        field = key.split("/")[0]
+        scale = np.max(np.abs(expected[f"{field}/abs_max"])) if field in ("coeffs", "gradient_label") else energy_scale
+        found = statistics.load_statistic(weigher, key)
+        np.testing.assert_allclose(found, value, rtol=rtol, atol=rtol * max(scale, 1.0), err_msg=key)
+
+
+def comparable(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Squares R factors: where the rank is deficient, their rows may be rotated."""
+    return {key: a.T @ a if key.endswith("_factor") else a for key, a in arrays.items()}
+
+
+@pytest.fixture(scope="session")
+def assert_same_statistics() -> Callable[..., None]:
+    """`assert_same_statistics(found, expected, tol)`: all arrays, whatever their names, relative to their size or 1."""
+
+    def check(found: dict[str, Any], expected: dict[str, Any], tol: float = 1e-11) -> None:
+        a, b = comparable(found), comparable(expected)
+        assert a.keys() == b.keys()
+        for key, value in b.items():
+            scale = max(float(np.max(np.abs(value))), 1.0)
+            np.testing.assert_allclose(a[key], value, rtol=tol, atol=tol * scale, err_msg=key)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def naive() -> Callable[..., Values]:
+    """`naive_statistics(samples, basis_info, weights, with_bias)`."""
+    return naive_statistics
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """`assert_statistics_close(statistics, weigher, expected, rtol)`."""
+    return assert_statistics_close
+
+
+@pytest.fixture(scope="session")
+def field_weighers() -> list[SampleWeigher]:
+    """Weighers that take the samples' fields `weight` and `other_weight`."""
+    return [FieldWeigher(), OtherFieldWeigher()]
+
+
+@pytest.fixture(scope="session")
+def scf_samples(make_sample: Callable[..., OFData]) -> Callable[..., list[OFData]]:
+    """`scf_samples(basis_info, rng, molecules, n_scf)`: several samples of each molecule, molecule after molecule."""
+
+    def make(basis_info: BasisInfo, rng: np.random.Generator, molecules: list[list[int]], n_scf: int) -> list[OFData]:
+        samples = []
+        for m, numbers in enumerate(molecules):
+            first = make_sample(basis_info, rng, numbers, f"molecule {m}")
+            for i in range(n_scf):
+                sample = make_sample(basis_info, rng, numbers, f"molecule {m}", i, bool(rng.random() < 0.8))
+                sample.pos = first.pos
+                sample.weight = torch.tensor([float(rng.choice([0.0, 1.0, 0.3, 2.0]))], dtype=torch.float64)
+                sample.other_weight = torch.tensor([float(rng.uniform(0.1, 3))], dtype=torch.float64)
+                samples.append(sample)
+        return samples
+
+    return make

@@ -1,0 +1,263 @@
+"""Fitted statistics are reused where nothing changed, refitted where anything did, and never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from torch_geometric.transforms import BaseTransform, Compose
+
+from ofdft_norm import (
+    BasisInfo,
+    ConstantSampleWeigher,
+    DatasetStatistics,
+    HasEnergyLabelSampleWeigher,
+    OFDFTDataModule,
+    ProjectGradient,
+)
+from ofdft_norm.config import LabelFiles, Split, Statistics
+from ofdft_norm.data import file_states as states
+from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.statistics.cache import default_cache_dir
+
+ALL_TRAIN = Split(train=1, val=0, test=0)
+
+
+class Scaled(BaseTransform):
+    """Multiplies the coefficients."""
+
+    works_on_batches = True
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def forward(self, data: Any) -> Any:
+        data.coeffs = data.coeffs * self.factor
+        return data
+
+
+@pytest.fixture
+def folder(labels: Any, tmp_path: Path) -> Path:
+    """Three molecules, each of H, C and O."""
+    labels.folder = tmp_path / "labels"
+    labels.folder.mkdir()
+    labels.write("formaldehyde.zarr.zip", (6, 8, 1, 1), 4)
+    labels.write("methanol.zarr", (6, 8, 1, 1, 1, 1), 3)
+    labels.write("ketene.zarr.zip", (6, 6, 8, 1, 1), 5)
+    (tmp_path / "basis_info.json").write_text(json.dumps(labels.basis_info.to_dict()))
+    return tmp_path
+
+
+def datamodule(folder: Path, statistics: dict[str, Any] | None = None, **options: Any) -> OFDFTDataModule:
+    source = LabelFiles(
+        paths=str(folder / "labels"), basis_info=str(folder / "basis_info.json"), **options.pop("source", {})
+    )
+    keep = {"dir": str(folder / "cache"), "progress": False}
+    defaults: dict[str, Any] = {"split": ALL_TRAIN, "statistics": Statistics(**{**keep, **(statistics or {})})}
+    return OFDFTDataModule(source, **{**defaults, **options})
+
+
+def reused(datamodule: OFDFTDataModule) -> bool:
+    datamodule.setup("fit")
+    fitted = datamodule._fitted
+    assert fitted is not None
+    return fitted.reused
+
+
+def test_nothing_changed_is_reused(folder: Path) -> None:
+    first = datamodule(folder)
+    assert not reused(first)
+    second = datamodule(folder, reference=None, rescaling=None, dtype="float64", apply="batch")
+    assert reused(second)
+    assert first.fingerprint == second.fingerprint
+    assert first.statistics.keys_recursive() == second.statistics.keys_recursive()
+    for key in first.statistics.keys_recursive():
+        np.testing.assert_array_equal(
+            first.statistics.load_statistic(*key.split("/", 1)), second.statistics.load_statistic(*key.split("/", 1))
+        )
+    assert [p.name for p in (folder / "cache").iterdir()] == [f"{str(first.fingerprint)[:32]}.zarr"]
+
+
+CHANGES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "split": lambda folder: {"split": Split(train=0.67, val=0.33, test=0)},
+    "excluded file": lambda folder: {"source": {"exclude": ["ketene.zarr.zip"]}},
+    "target energy": lambda folder: {"source": {"energy_key": "e_tot"}},
+    "target gradient": lambda folder: {"source": {"gradient_key": "grad_tot"}},
+    "iterations": lambda folder: {"source": {"limit_scf_iterations": 2}},
+    "initial guess": lambda folder: {"source": {"keep_initial_guess": False}},
+    "no pre-transform": lambda folder: {"pre_transforms": []},
+    "another pre-transform": lambda folder: {"pre_transforms": [ProjectGradient(), Scaled(2.0)]},
+    "weigher": lambda folder: {
+        "statistics": {"weighers": [HasEnergyLabelSampleWeigher(), ConstantSampleWeigher()]},
+    },
+    "initial guess weigher": lambda folder: {"statistics": {"initial_guess_weighers": [ConstantSampleWeigher()]}},
+    "bias": lambda folder: {"statistics": {"with_bias": False}},
+    "residuals": lambda folder: {"statistics": {"residuals": False}},
+    "contents": lambda folder: {"statistics": {"fingerprint": "contents"}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_change_of_settings_leads_to_a_new_fit(folder: Path, change: str) -> None:
+    assert not reused(datamodule(folder))
+    changed = datamodule(folder, **CHANGES[change](folder))
+    assert not reused(changed)
+    again = datamodule(folder, **CHANGES[change](folder))
+    assert reused(again)
+    assert again.fingerprint == changed.fingerprint
+    assert reused(datamodule(folder))
+
+
+def test_a_changed_parameter_of_a_pre_transform_leads_to_a_new_fit(folder: Path) -> None:
+    def scaled(factor: float) -> OFDFTDataModule:
+        return datamodule(folder, pre_transforms=[Compose([ProjectGradient(), Scaled(factor)])])
+
+    assert not reused(scaled(2.0))
+    assert not reused(scaled(3.0))
+    assert reused(scaled(2.0))
+
+
+def touched(path: Path) -> None:
+    file = path / "of_labels/spatial/coeffs/0.0" if path.is_dir() else path
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("name", ["formaldehyde.zarr.zip", "methanol.zarr"])
+def test_changed_label_files_lead_to_a_new_fit(folder: Path, name: str) -> None:
+    by_contents = {"fingerprint": "contents"}
+    assert not reused(datamodule(folder))
+    assert not reused(datamodule(folder, by_contents))
+    touched(folder / "labels" / name)
+    assert not reused(datamodule(folder))
+    assert reused(datamodule(folder, by_contents))  # only looked at from outside
+
+
+def test_a_changed_basis_leads_to_a_new_fit(folder: Path, labels: Any) -> None:
+    assert not reused(datamodule(folder))
+    basis = labels.basis_info.to_dict()
+    more = {"atomic_numbers": [*basis["atomic_numbers"], 9], "irreps_per_atom": [*basis["irreps_per_atom"], "1x0e"]}
+    (folder / "basis_info.json").write_text(json.dumps(more))
+    with pytest.warns(UserWarning, match="saw no atom"):
+        assert not reused(datamodule(folder))
+
+
+def test_a_transform_that_cannot_be_pickled_is_never_trusted(folder: Path) -> None:
+    for _ in range(2):
+        changed = datamodule(folder, pre_transforms=[ProjectGradient(), lambda data: data])
+        assert not reused(changed)
+        assert changed.fingerprint is None
+    assert not (folder / "cache").exists()
+
+
+def test_given_statistics_are_used_and_refused_where_they_do_not_fit(folder: Path, labels: Any) -> None:
+    first = datamodule(folder)
+    first.setup("fit")
+    path = folder / "given.zarr"
+    first.statistics.save_to(path)
+    given = datamodule(folder, {"path": str(path)})
+    assert reused(given)
+    assert given.fingerprint is None
+
+    with pytest.raises(ConfigError, match=r"nowhere\.zarr.*config: data\.statistics\.path"):
+        datamodule(folder, {"path": str(folder / "nowhere.zarr")}).setup("fit")
+    with pytest.raises(StatisticsError, match=r"weigher 'constant'.*\['has_energy_label'\]"):
+        datamodule(folder, {"path": str(path), "weigher_key": "constant"}).setup("fit")
+    other = BasisInfo([1, 6, 8], ["2x0e", "3x0e+2x1o+1x2e", "2x0e+1x1o+1x2e"]).to_dict()
+    (folder / "basis_info.json").write_text(json.dumps(other))
+    with pytest.raises(StatisticsError, match=r"given\.zarr: made for the basis .* but the labels have"):
+        datamodule(folder, {"path": str(path)}).setup("fit")
+    (folder / "basis_info.json").write_text(json.dumps(labels.basis_info.to_dict()))
+
+    for key in ("gradient_max_after_atom_ref", "coeffs/std", "atom_ref_atom_type_bias"):
+        incomplete = folder / f"without_{key.replace('/', '_')}.zarr"
+        first.statistics.save_to(incomplete)
+        del zarr.open_group(str(incomplete), mode="a", zarr_format=2)[f"has_energy_label/{key}"]
+        with pytest.raises(StatisticsError, match=rf"no statistic '{key}'"):
+            datamodule(folder, {"path": str(incomplete)}).setup("fit")
+    (folder / "foreign.zarr").mkdir()
+    (folder / "foreign.zarr" / "notes.txt").write_text("nothing")
+    with pytest.raises(StatisticsError, match="no dataset statistics"):
+        datamodule(folder, {"path": str(folder / "foreign.zarr")}).setup("fit")
+
+
+def test_a_damaged_entry_is_fitted_again_with_a_warning(folder: Path) -> None:
+    first = datamodule(folder)
+    first.setup("fit")
+    [entry] = (folder / "cache").iterdir()
+    chunk = entry / "has_energy_label" / "coeffs" / "mean" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:7])
+    with pytest.warns(UserWarning, match="cannot be read as dataset statistics.*fitting again"):
+        assert not reused(datamodule(folder))
+    assert reused(datamodule(folder))
+
+
+@pytest.mark.parametrize("kind", ["below a file", "read-only"])
+def test_a_cache_that_cannot_be_written_is_a_warning(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "below a file":
+        (folder / "file").write_text("")
+        cache = folder / "file" / "cache"
+    else:
+        cache = folder / "cache"
+
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise PermissionError(13, "Permission denied", str(cache))
+
+        monkeypatch.setattr(DatasetStatistics, "save_to", refuse)  # root may write everywhere
+    with pytest.warns(UserWarning, match=r"could not be written .*config: data\.statistics\.dir"):
+        assert not reused(datamodule(folder, {"dir": str(cache)}))
+
+
+def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("OFDFT_NORM_CACHE", raising=False)
+    assert default_cache_dir() == tmp_path / "xdg" / "ofdft_norm" / "statistics"
+    monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "mine"))
+    assert default_cache_dir() == tmp_path / "mine"
+
+
+def test_counts_of_iterations_are_remembered_until_a_file_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    read = states.read_n_scf_iterations
+
+    def counting(path: Any) -> int:
+        opened.append(Path(path).name)
+        return read(path)
+
+    monkeypatch.setattr(states, "read_n_scf_iterations", counting)
+    paths = sorted((folder / "labels").iterdir())
+    for _ in range(2):
+        assert states.scf_iteration_counts(paths, folder / "index", remember_from=1) == [4, 5, 3]
+    assert len(opened) == 3
+    touched(paths[2])
+    assert states.scf_iteration_counts(paths, folder / "index", remember_from=1) == [4, 5, 3]
+    assert len(opened) == 6
+    for damaged in (folder / "index").iterdir():
+        damaged.write_bytes(damaged.read_bytes()[:20])
+    assert states.scf_iteration_counts(paths, folder / "index", remember_from=1) == [4, 5, 3]
+    assert states.scf_iteration_counts(paths, Path("/dev/null/index"), remember_from=1) == [4, 5, 3]
+    assert states.scf_iteration_counts(paths, folder / "few") == [4, 5, 3]
+    assert not (folder / "few").exists()
+
+
+def test_killed_fits_leave_nothing_half_written_and_fits_at_once_all_succeed(folder: Path) -> None:
+    report = folder / "report.json"
+    script = Path(__file__).with_name("_killed_fits.py")
+    command = [sys.executable, str(script), str(folder), str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(report.read_text())
+    assert set(found["codes"]) == {0}
+    assert found["half"] == 0
+    assert found["killed"] >= 10
+    assert found["entries"] == [1, 1]

@@ -1,0 +1,134 @@
+"""The fit by several real processes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from ofdft_norm import (
+    BasisInfo,
+    ConstantSampleWeigher,
+    DatasetStatistics,
+    HasEnergyLabelSampleWeigher,
+    InitialGuessOnlySampleWeigher,
+    OFDataset,
+    ProjectGradient,
+)
+from ofdft_norm.errors import LabelFileError
+from ofdft_norm.statistics.distributed import Ranks, current_ranks
+
+WEIGHERS = [HasEnergyLabelSampleWeigher(), ConstantSampleWeigher()]
+MOLECULES = [(8, 1, 1), (6, 1, 1, 1, 1), (6, 8, 1, 1), (8, 8), (6, 6, 1, 1), (6, 8, 8), (1, 1)]
+
+
+def fit(path: Path | None, files: list[Path], basis_info: BasisInfo, in_memory: bool = False) -> DatasetStatistics:
+    dataset: Any = OFDataset(files, basis_info, transform=ProjectGradient())
+    return DatasetStatistics.from_dataset(
+        path,
+        list(dataset) if in_memory else dataset,
+        basis_info,
+        WEIGHERS,
+        initial_guess_sample_weighers=[InitialGuessOnlySampleWeigher()],
+        progress=False,
+    )
+
+
+def worker(rank: int, world_size: int, folder: Path, files: list[Path], basis_info: BasisInfo) -> None:
+    """One rank: fits all files, fewer files than ranks, samples in memory, and files of which the last is bad."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
+    good, bad = files[:-1], files[-1]
+    results = {
+        "all": fit(folder / "written.zarr", good, basis_info),
+        "one": fit(None, good[2:3], basis_info),
+        "memory": fit(None, good, basis_info, in_memory=True),
+    }
+    begin = time.perf_counter()
+    try:
+        fit(folder / "bad.zarr", [*good, bad], basis_info)
+    except LabelFileError as error:
+        message = str(error)
+    try:
+        fit(folder / "written.zarr", good[:3], basis_info)  # other statistics stand there: only rank 0 sees
+    except ValueError as error:
+        conflict = str(error)
+    arrays = {f"{name}:{key}": a for name, s in results.items() for key, a in s.to_arrays().items()}
+    np.savez(
+        folder / f"rank{rank}.npz", message=message, conflict=conflict, seconds=time.perf_counter() - begin, **arrays
+    )
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, make_label_arrays: Any, write_arrays: Any, basis_info: Any) -> Any:
+    """Seven molecules, and a bad one at the end."""
+    folder, rng = tmp_path_factory.mktemp("labels"), np.random.default_rng(0)
+    paths = []
+    for i, numbers in enumerate([*MOLECULES, (8, 1, 1)]):
+        arrays = make_label_arrays(basis_info, rng, numbers, 3 + i % 3, f"molecule {i}")
+        if i == len(MOLECULES):
+            arrays["of_labels/spatial/grad_kin"][2, 5] = np.nan
+        paths.append(write_arrays(folder / f"{i}.zarr.zip", arrays))
+    return paths
+
+
+def scale(key: str, expected: Any, arrays: Any) -> float:
+    """What a difference is to be compared with: energies with energies, though referenced ones come close to zero."""
+    weigher, name, *_ = key.split("/")
+    if "energy" in name or "bias" in name:
+        return float(abs(arrays[f"{weigher}/energy/mean"]) + arrays[f"{weigher}/energy/std"])
+    return float(np.max(np.abs(expected)))
+
+
+@pytest.mark.filterwarnings("ignore:the basis has the elements")
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_agree_with_a_single_process(
+    tmp_path: Path, files: list[Path], basis_info: BasisInfo, world_size: int
+) -> None:
+    alone = {
+        "all": fit(None, files[:-1], basis_info).to_arrays(),
+        "one": fit(None, files[2:3], basis_info).to_arrays(),
+        "memory": fit(None, files[:-1], basis_info).to_arrays(),
+    }
+    torch.multiprocessing.spawn(worker, args=(world_size, tmp_path, files, basis_info), nprocs=world_size)
+    ranks = [np.load(tmp_path / f"rank{rank}.npz") for rank in range(world_size)]
+    for name, arrays in alone.items():
+        for key, expected in arrays.items():
+            found = [rank[f"{name}:{key}"] for rank in ranks]
+            assert all(f.tobytes() == found[0].tobytes() for f in found), (name, key)
+            if key.endswith("_factor"):  # rows may be rotated where the rank is deficient
+                found, expected = [found[0].T @ found[0]], expected.T @ expected
+            np.testing.assert_allclose(
+                found[0], expected, rtol=1e-12, atol=1e-12 * scale(key, expected, arrays), err_msg=key
+            )
+    written = DatasetStatistics(tmp_path / "written.zarr").to_arrays()
+    assert all(written[key].tobytes() == ranks[0][f"all:{key}"].tobytes() for key in alone["all"])
+    for rank in ranks:
+        assert f"{files[-1]}" in str(rank["message"])
+        assert "molecule 7" in str(rank["message"])
+        assert "grad_kin" in str(rank["message"])
+        assert "already holds other statistics" in str(rank["conflict"])
+        assert rank["seconds"] < 60
+    assert sorted(p.name for p in tmp_path.iterdir() if "rank" not in p.name and p.name != "init") == ["written.zarr"]
+
+
+def test_shards_are_disjoint_and_complete() -> None:
+    for n in (0, 1, 2, 3, 7, 8):
+        for world_size in (1, 2, 3, 5):
+            ranks = [Ranks(rank, world_size) for rank in range(world_size)]
+            assert sorted(i for rank in ranks for i in rank.shard(n)) == list(range(n))
+            assert max(len(rank.shard(n)) for rank in ranks) == ranks[0].longest_shard(n)
+
+
+def test_a_single_process_has_no_group() -> None:
+    ranks = current_ranks()
+    assert (ranks.rank, ranks.world_size, ranks.group) == (0, 1, None)
+    with pytest.raises(KeyError):
+        ranks.raise_together(KeyError("mine"))
+    ranks.raise_together(None)

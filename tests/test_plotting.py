@@ -1,0 +1,86 @@
+"""Pictures: what they draw is checked against the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ofdft_norm import AtomRef, DatasetStatistics, DimensionWiseRescaling, Normalizer, OFDataset, ProjectGradient
+from ofdft_norm.plotting import gradient_ranges, plot_energies, plot_gradient_ranges, save_figure
+from ofdft_norm.results import SplitEnergies
+
+
+@pytest.fixture
+def dataset(labels):
+    return OFDataset(labels.write_several(), labels.basis_info, transform=ProjectGradient())
+
+
+@pytest.fixture
+def statistics(dataset, labels):
+    return DatasetStatistics.from_dataset(None, dataset, labels.basis_info, progress=False)
+
+
+def make_normalizer(statistics, basis_info, equivariant=False, scale=1.0, rescaling=True, reference=True):
+    return Normalizer(
+        AtomRef.from_dataset_statistics(statistics, basis_info, scalar_only=equivariant) if reference else None,
+        DimensionWiseRescaling.from_dataset_statistics(statistics, basis_info, equivariant=equivariant)
+        if rescaling
+        else None,
+        scale,
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"equivariant": True}, {"scale": 3.0}, {"rescaling": False}, {"reference": False}]
+)
+def test_ranges_are_the_largest_gradients_of_the_normalised_samples(dataset, labels, statistics, options):
+    normalizer = make_normalizer(statistics, labels.basis_info, **options)
+    before, after = np.zeros((2, labels.basis_info.n_basis))
+    for sample in dataset:
+        if sample.has_energy_label.item():
+            normalized = normalizer.normalize(sample)
+            index = sample.basis_function_ind.numpy()
+            np.maximum.at(before, index, sample.gradient_label.abs().numpy())
+            np.maximum.at(after, index, normalized.gradient_label.abs().numpy())
+    got_before, got_after = gradient_ranges(statistics, normalizer)
+    np.testing.assert_allclose(got_before, before, rtol=1e-10)
+    np.testing.assert_allclose(got_after, after, rtol=1e-8, atol=1e-12)
+
+
+def test_gradient_plot_has_a_panel_for_each_element_with_its_data(labels, statistics, tmp_path):
+    normalizer = make_normalizer(statistics, labels.basis_info)
+    figure = plot_gradient_ranges(statistics, normalizer, labels.basis_info)
+    before, after = gradient_ranges(statistics, normalizer)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["H", "C", "O"]
+    for axes, index in zip(figure.axes, labels.basis_info.atom_ind_to_basis_function_ind, strict=True):
+        drawn = [collection.get_offsets()[:, 1] for collection in axes.collections[1:]]
+        np.testing.assert_allclose(drawn[0], before[index])
+        np.testing.assert_allclose(drawn[1], after[index])
+        assert axes.get_yscale() == "log"
+        assert 0.05 in [line.get_ydata()[0] for line in axes.lines]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["s", "p", "d"]
+    save_figure(figure, tmp_path / "a" / "gradients.png")
+    assert (tmp_path / "a" / "gradients.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_elements_that_were_not_seen_have_no_panel(labels):
+    dataset = OFDataset([labels.write("methane.zarr", (6, 1, 1, 1, 1))], labels.basis_info)
+    with pytest.warns(UserWarning, match="saw no atom"):
+        statistics = DatasetStatistics.from_dataset(None, dataset, labels.basis_info, progress=False)
+    figure = plot_gradient_ranges(statistics, make_normalizer(statistics, labels.basis_info), labels.basis_info)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["H", "C"]
+
+
+def test_energy_plot_shows_totals_and_what_is_left_after_the_reference(tmp_path):
+    true = torch.tensor([-100.0, -50.0, -76.0], dtype=torch.float64)
+    reference = true + torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+    predicted = true + torch.tensor([0.01, -0.03, 0.02], dtype=torch.float64)
+    figure = plot_energies({"val": SplitEnergies(predicted, true, reference)})
+    total, residual = figure.axes
+    np.testing.assert_allclose(total.collections[0].get_offsets(), np.stack([true, predicted], 1))
+    expected = 1000 * np.stack([true - reference, predicted - reference], 1)
+    np.testing.assert_allclose(residual.collections[0].get_offsets(), expected, atol=1e-9)
+    assert residual.get_legend().get_texts()[0].get_text() == "val: MAE 20.0 mHa"
+    save_figure(figure, tmp_path / "energies.png")
+    assert (tmp_path / "energies.png").stat().st_size > 1000

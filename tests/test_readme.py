@@ -1,0 +1,39 @@
+"""The README's code runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from lightning import LightningDataModule, Trainer
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def _code_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning advises on workers and logging intervals, as it does every reader
+def test_the_example_under_a_lightning_module_of_ones_own_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = next(block for block in _code_blocks("python") if "LightningModule" in block)
+    assert len(example.splitlines()) <= 25 + example.count("\n\n"), "the README promises at most 25 lines of code"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
+    namespace: dict[str, object] = {}
+    exec(compile(example, str(README), "exec"), namespace)
+    assert isinstance(namespace["datamodule"], LightningDataModule)
+    trainer = namespace["trainer"]
+    assert isinstance(trainer, Trainer)
+    assert trainer.current_epoch == 2
+    assert "dtype=torch.float64" in capsys.readouterr().out
+
+
+def test_the_two_lines_for_a_fresh_machine_are_the_ones_that_ci_types() -> None:
+    script = (README.parent / ".ci" / "run").read_text()
+    commands = [part.strip() for block in _code_blocks("bash")[:2] for part in block.split("&&")]
+    assert len(commands) == 4
+    for command in commands:
+        words = [word.strip("'\"") for word in command.split() if word not in ("install",)]
+        assert all(word in script for word in words), command
