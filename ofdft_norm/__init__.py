@@ -9,7 +9,9 @@ from ofdft_norm.mixin import NormalizerMixin
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.element_references import LinearReferences, create_element_references
+from ofdft_norm.normalization.fit_linear_references import fit_linear_references
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.normalization.reference_config import load_references_from_config, references_from_values
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.sample_weighers import (
     ConstantSampleWeigher,
@@ -39,5 +41,8 @@ __all__ = [
     "ProjectGradient",
     "SampleWeigher",
     "create_element_references",
+    "fit_linear_references",
+    "load_references_from_config",
     "project_gradient",
+    "references_from_values",
 ]

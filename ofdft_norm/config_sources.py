@@ -39,7 +39,7 @@ class Split(CheckedConfig):
     train: Share = 0.8
     val: Share = 0.1
     test: Share = 0.1
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = 1
     file: str | None = None
     config_key = "data.split"
 

@@ -116,8 +116,8 @@ def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo, weigher_ke
     shape = statistics.load_statistic(weigher_key, "coeffs/mean").shape
     if shape != (basis_info.n_basis,):
         raise StatisticsError(
-            f"{where}: {weigher_key}/coeffs/mean has shape {shape}, but the basis has {basis_info.n_basis} functions: the "
-            "statistics belong to another basis (config: data.statistics.path, data.source.basis_info)"
+            f"{where}: {weigher_key}/coeffs/mean has shape {shape}, but the basis has {basis_info.n_basis} functions: "
+            "the statistics belong to another basis (config: data.statistics.path, data.source.basis_info)"
         )
 
 
