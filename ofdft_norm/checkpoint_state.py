@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ofdft_norm.config_checks import CheckedConfig
+from ofdft_norm.config.checks import CheckedConfig
 from ofdft_norm.data.transforms import ProjectGradient
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics

@@ -25,7 +25,8 @@ from ofdft_norm.config import (
     Statistics,
     WrappedData,
 )
-from ofdft_norm.config_checks import check_arguments
+from ofdft_norm.config.checks import check_arguments
+from ofdft_norm.config.sample_file import SampleFile
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.epoch_sampler import EpochSampler
 from ofdft_norm.data.lazy_parts import LazyParts
@@ -36,7 +37,6 @@ from ofdft_norm.errors import ConfigError
 from ofdft_norm.normalization.fit import NormalizerSettings
 from ofdft_norm.normalization.transforms import CheckElements, NormalizeTransform, batch_dtype
 from ofdft_norm.normalizing_datamodule import NormalizingDataModule
-from ofdft_norm.sample_file import SampleFile
 from ofdft_norm.source_parts import SourceParts
 from ofdft_norm.statistics.cache import default_cache_dir
 

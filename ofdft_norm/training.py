@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ofdft_norm.config_checks import NonNegativeInt, PositiveInt, check_value
+from ofdft_norm.config.checks import NonNegativeInt, PositiveInt, check_value
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.models.density_module import DensityModule

@@ -13,7 +13,7 @@ import hydra
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-from ofdft_norm.config_errors import readable_errors
+from ofdft_norm.config.readable_errors import readable_errors
 from ofdft_norm.statistics.summary import summary_table
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from ofdft_norm.config_errors import readable_errors
+from ofdft_norm.config.readable_errors import readable_errors
 from ofdft_norm.prediction import predict
 
 

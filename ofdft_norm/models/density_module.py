@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from ofdft_norm.config_checks import NonNegative, NonNegativeInt, Positive, PositiveInt, check_arguments
+from ofdft_norm.config.checks import NonNegative, NonNegativeInt, Positive, PositiveInt, check_arguments
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.errors import ConfigError

@@ -125,7 +125,7 @@ def for_each_batch(source: BatchSource, ranks: Ranks, action: Callable[[Data], N
         The number of batches this rank has seen.
     """
     n_seen, rounds = 0, 0
-    with torch.no_grad(), _single_threaded():
+    with torch.no_grad(), single_threaded():
         batches = iter(source.batches())
         while source.n_rounds is None or rounds < source.n_rounds:
             rounds += 1
@@ -148,8 +148,8 @@ def for_each_batch(source: BatchSource, ranks: Ranks, action: Callable[[Data], N
 
 
 @contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Makes torch use one thread.
+def single_threaded() -> Iterator[None]:
+    """Makes torch use one thread, as a context or a decorator.
 
     Batches are small: threads that meet in every operation gain little, and lose tenfold where other work keeps the
     cores busy. And sums come out the same whatever the number of threads.

@@ -99,7 +99,7 @@ class EnergyFit(Metric):
         # rows and molecules that wait for their reduction are states, too: torchmetrics copies, merges and moves them
         for name in ("rows", "row_keys", "molecules", "molecule_sums"):
             self.add_state(name, [], dist_reduce_fx="cat")
-        self._slope = SlopeGuess(basis_info)
+        self._slope = SlopeGuess(basis_info.n_basis)
 
     def _merge_residuals(self, states: Tensor) -> Tensor:
         return torch.stack([self.variance.merge(states[:, k]) for k in range(len(self.weighers))])
@@ -131,20 +131,20 @@ class EnergyFit(Metric):
         used = weights.any(0)
         if not used.any():
             return
+        if blocks is None:
+            blocks = batch_blocks(batch, self.basis_info, weights)
         rows = self._used_rows(batch, weights, blocks, used)
         if not torch.isfinite(rows.sum()):
             refuse_non_finite(batch, "energy_label", batch.energy_label, weights)
             refuse_non_finite(batch, "coeffs", batch.coeffs, weights)
-        self._slope.update(batch, used)
+        self._slope.update(batch, blocks, used)
         self.rows.append(rows.to(self.device))
         self.row_keys.append((molecule_keys(batch) if keys is None else keys)[used].to(self.device))
         if sum(map(len, self.rows)) >= SAMPLES_PER_REDUCTION:
             self._reduce()
 
-    def _used_rows(self, batch: Data, weights: Tensor, blocks: BatchBlocks | None, used: Tensor) -> Tensor:
+    def _used_rows(self, batch: Data, weights: Tensor, blocks: BatchBlocks, used: Tensor) -> Tensor:
         """Returns (used samples, K + n_types + 1 + n_basis): weights, composition, energy, sums of coefficients."""
-        if blocks is None:
-            blocks = batch_blocks(batch, self.basis_info, weights)
         n_weighers, n_types = len(weights), self.basis_info.n_types
         rows = torch.zeros(len(used), n_weighers + n_types + 1 + self.basis_info.n_basis, dtype=torch.float64)
         rows[:, :n_weighers] = weights.T
@@ -212,7 +212,7 @@ class EnergyFit(Metric):
 
     def reset(self) -> None:
         """Forgets all samples."""
-        self._slope = SlopeGuess(self.basis_info)
+        self._slope = SlopeGuess(self.basis_info.n_basis)
         super().reset()
 
     def compute(self) -> dict[str, EnergyFitResult]:

@@ -15,7 +15,13 @@ from tqdm import tqdm
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import n_molecules
 from ofdft_norm.errors import StatisticsError
-from ofdft_norm.statistics.batches import MOLECULE_KEY, BatchSource, batch_source, for_each_batch
+from ofdft_norm.statistics.batches import (
+    MOLECULE_KEY,
+    BatchSource,
+    batch_source,
+    for_each_batch,
+    single_threaded,
+)
 from ofdft_norm.statistics.counts import SampleCounts
 from ofdft_norm.statistics.distributed import Ranks, current_ranks
 from ofdft_norm.statistics.element_blocks import batch_blocks
@@ -110,6 +116,7 @@ class StatisticsAccumulator:
         return arrays
 
 
+@single_threaded()
 def fit_statistics(
     dataset: Any,
     basis_info: BasisInfo,

@@ -155,14 +155,14 @@ def sample_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
                 f"the weigher {weigher.summary_string()!r} gave weights of shape {tuple(values.shape)} for {n_samples} "
                 "samples; get_weights must return one weight for each"
             )
-        bad = ~(torch.isfinite(values) & (values >= 0))
-        if bad.any():
-            sample = int(bad.nonzero()[0])
-            name = batch.get("mol_id")
-            molecule = name[sample] if isinstance(name, list) else name
-            raise StatisticsError(
-                f"the weigher {weigher.summary_string()!r} gave sample {sample} (molecule {molecule!r}) the weight "
-                f"{float(values[sample])}; weights must be finite and >= 0"
-            )
         row.copy_(values)
+    bad = ~((weights >= 0) & (weights < torch.inf))
+    if bad.any():
+        k, sample = bad.nonzero()[0].tolist()
+        name = batch.get("mol_id")
+        molecule = name[sample] if isinstance(name, list) else name
+        raise StatisticsError(
+            f"the weigher {weighers[k].summary_string()!r} gave sample {sample} (molecule {molecule!r}) the weight "
+            f"{float(weights[k, sample])}; weights must be finite and >= 0"
+        )
     return weights

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.of_data import molecule_index
+from ofdft_norm.statistics.element_blocks import BatchBlocks
 
 # An element's guess is settled when this many of its atoms have been seen.
 ATOMS_PER_GUESS = 100
@@ -19,26 +18,24 @@ class SlopeGuess:
     See `ResidualVariance`, whose results do not depend on the guess but for rounding.
 
     Args:
-        basis_info: The basis.
+        n_basis: Number of functions over all elements.
     """
 
-    def __init__(self, basis_info: BasisInfo) -> None:
-        self._first = torch.as_tensor(basis_info.offsets[:-1])
-        self._sum = torch.zeros(basis_info.n_basis, dtype=torch.float64)
-        self._count = torch.zeros(basis_info.n_basis, dtype=torch.float64)
+    def __init__(self, n_basis: int) -> None:
+        self._sum = torch.zeros(n_basis, dtype=torch.float64)
+        self._count = torch.zeros(n_basis, dtype=torch.float64)
 
-    def update(self, batch: Data, used: Tensor) -> None:
-        """Takes in the labelled samples of a batch that `used`, (S,) bool, selects, if they are still of use."""
+    def update(self, batch: Data, blocks: BatchBlocks, used: Tensor) -> None:
+        """Takes in the labelled samples of a batch that `used`, (S,) bool, selects, as far as they are of use."""
         gradient = batch.get("gradient_label")
         if gradient is None:
             return
-        elements = batch.atom_ind[used[molecule_index(batch, "pos")]].unique()
-        if (self._count[self._first[elements]] >= ATOMS_PER_GUESS).all():
-            return
-        of_function = used[molecule_index(batch)]
-        index = batch.basis_function_ind[of_function]
-        self._sum.index_add_(0, index, gradient.detach()[of_function].to(torch.float64))
-        self._count += torch.bincount(index, minlength=len(self._count))
+        for block in blocks.elements:
+            columns = block.columns
+            if self._count[columns.start] < ATOMS_PER_GUESS:
+                rows = block.gather(gradient.detach().to(torch.float64))[used[block.samples]]
+                self._sum[columns] += rows.sum(0)
+                self._count[columns] += len(rows)
 
     def value(self) -> Tensor:
         """Returns the (n_basis,) guess [hartree], 0 for elements that have not come."""

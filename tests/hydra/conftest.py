@@ -1,6 +1,8 @@
 """A few label files, for runs that are to be short."""
 
 import json
+import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +13,15 @@ SPLIT = {
     "val": ["hydrogen_peroxide"],
     "test": ["hydrazine"],
 }
+
+
+@pytest.fixture(autouse=True)
+def _loggers_stay_enabled() -> Iterator[None]:
+    """Hydra's ``job_logging=disabled`` disables every logger of the process; other tests read what is logged."""
+    yield
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from ofdft_norm import OFDFTDataModule
 from ofdft_norm.config import LabelFiles, LinearReference, Loader, Rescaling, Split, Statistics
-from ofdft_norm.config_checks import (
+from ofdft_norm.config.checks import (
     AtomicNumber,
     CheckedConfig,
     NonNegative,

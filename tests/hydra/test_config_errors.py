@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ofdft_norm.config_errors import config_files, explain, readable_errors
+from ofdft_norm.config.readable_errors import config_files, explain, readable_errors
 from ofdft_norm.errors import LabelFileError
 
 ROOT = Path(__file__).parents[2]

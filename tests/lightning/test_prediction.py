@@ -15,12 +15,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from ofdft_norm import BasisInfo
-from ofdft_norm.config_errors import config_dir
+from ofdft_norm.config.readable_errors import config_dir
+from ofdft_norm.config.sample_file import SampleFileDataset
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.errors import ConfigError, LabelFileError, SplitError
 from ofdft_norm.models import DensityModule
 from ofdft_norm.prediction import predict
-from ofdft_norm.sample_file import SampleFileDataset
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -155,7 +155,7 @@ def test_sample_files_that_do_not_fit_are_refused(trained: Any, tmp_path: Path) 
 
 
 def test_wrong_settings_of_a_prediction_are_named(trained: Any, tmp_path: Path) -> None:
-    from ofdft_norm.sample_file import SampleFile
+    from ofdft_norm.config.sample_file import SampleFile
 
     checkpoint = trained.folder / "run.ckpt"
     with pytest.raises(ConfigError, match=r"no such checkpoint \(config: ckpt_path\)"):

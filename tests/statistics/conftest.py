@@ -15,6 +15,12 @@ from torch_geometric.data import Data
 from ofdft_norm import BasisInfo, DatasetStatistics, OFData, SampleWeigher
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Keeps small tensor operations from waiting for one another's threads on busy machines."""
+    torch.set_num_threads(1)
+
+
 class FieldWeigher(SampleWeigher):
     """Takes each sample's weight from its field `weight`."""
 

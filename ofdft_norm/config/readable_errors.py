@@ -1,6 +1,6 @@
 """Short messages for configuration errors: what is wrong, the closest valid name, the file that defines it.
 
-Values are checked where they enter (`ofdft_norm.config_checks`), keys by Hydra, group options by Hydra; this module
+Values are checked where they enter (`ofdft_norm.config.checks`), keys by Hydra, group options by Hydra; this module
 alone decides how a failed run tells of it.
 """
 
@@ -164,7 +164,7 @@ def _closest(key: str, names: list[str], separator: str) -> str | None:
 
 def config_dir() -> Path:
     """Returns the folder of config files: within the package where it was installed, beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofdft_norm.config_checks import CheckedConfig, NonNegativeInt, Share
+from ofdft_norm.config.checks import CheckedConfig, NonNegativeInt, Share
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.file_states import scf_iteration_counts

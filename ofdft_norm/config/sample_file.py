@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from ofdft_norm.config_checks import CheckedConfig
-from ofdft_norm.config_sources import Split
+from ofdft_norm.config.checks import CheckedConfig
+from ofdft_norm.config.sources import Split
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.lazy_parts import LazyParts
 from ofdft_norm.data.of_data import OFData

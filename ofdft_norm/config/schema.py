@@ -9,23 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ofdft_norm.config_checks import AtomicNumber, CheckedConfig, NonNegative, NonNegativeInt, Positive, PositiveInt
-from ofdft_norm.config_sources import EmbeddedLabels, LabelFiles, Split, WrappedData
+from ofdft_norm.config.checks import AtomicNumber, CheckedConfig, NonNegative, NonNegativeInt, Positive, PositiveInt
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher
-
-__all__ = [
-    "AtomicReference",
-    "EmbeddedLabels",
-    "LabelFiles",
-    "LinearReference",
-    "Loader",
-    "Rescaling",
-    "Split",
-    "Statistics",
-    "WrappedData",
-    "nothing",
-]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ofdft_norm.config import LabelFiles, Split
-from ofdft_norm.config_checks import AtomicNumber
+from ofdft_norm.config.checks import AtomicNumber
+from ofdft_norm.config.sources import LabelFiles, Split
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.split_files import read_split_entries
 from ofdft_norm.data.structures25 import locate_split, read_dataset_info
