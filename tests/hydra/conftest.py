@@ -17,8 +17,10 @@ SPLIT = {
 
 @pytest.fixture(autouse=True)
 def _loggers_stay_enabled() -> Iterator[None]:
-    """Hydra's ``job_logging=disabled`` disables every logger of the process; other tests read what is logged."""
+    """Hydra's ``job_logging=disabled`` silences every logger of the process; other tests read what is logged."""
+    level = logging.root.level
     yield
+    logging.root.setLevel(level)
     for logger in logging.Logger.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
             logger.disabled = False
