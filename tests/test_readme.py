@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from lightning import LightningDataModule, Trainer
 
+from ofdft_norm import OFDFTDataModule
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -28,6 +30,20 @@ def test_the_example_under_a_lightning_module_of_ones_own_runs(
     assert isinstance(trainer, Trainer)
     assert trainer.current_epoch == 2
     assert "dtype=torch.float64" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_all_other_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
+    examples = [block for block in _code_blocks("python") if "LightningModule)" not in block]
+    assert len(examples) == 2
+    for example in examples:
+        namespace: dict[str, object] = {}
+        exec(compile(example, str(README), "exec"), namespace)
+        datamodule = namespace["datamodule"]
+        assert isinstance(datamodule, OFDFTDataModule)
+        assert datamodule.known_normalizer is not None
 
 
 def test_the_two_lines_for_a_fresh_machine_are_the_ones_that_ci_types() -> None:

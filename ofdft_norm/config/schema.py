@@ -53,7 +53,9 @@ class LinearReference(CheckedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.values is not None and self.file is not None:
-            raise ConfigError("data.reference gives both values and file: keep one of them")
+            raise ConfigError(
+                "data.reference gives both values and file: keep one of them (data.reference.values=null)"
+            )
 
     @property
     def statistics_name(self) -> str:

@@ -108,11 +108,12 @@ class DensityNetwork(nn.Module):
             block = coeffs[starts[index, None] + offsets] / self.coeff_scale
             encoded = encoder(block, [moment[index] for moment in surroundings])
             features = features.index_add(0, index, encoded.to(features.dtype))
-            energies = energies.index_add(0, molecule[index], self.quadratics[element](block))
+            energies = energies.index_add(0, molecule[index], self.quadratics[element](block).to(energies.dtype))
         for layer in self.layers:
             features = layer(features, radial, receivers, senders)
         for index, readout in zip(atoms, self.readouts, strict=True):
-            energies = energies.index_add(0, molecule[index], readout(features[index]).squeeze(1))
+            energy = readout(features[index]).squeeze(1)
+            energies = energies.index_add(0, molecule[index], energy.to(energies.dtype))
         return energies
 
     def _surroundings(

@@ -23,7 +23,7 @@ NEEDS = {
     "data/source/samples": ["data.source.path=samples.npz", "data.source.basis_info=basis_info.json"],
     "data/source/datamodule": ["data.source.datamodule={_target_: lightning.LightningDataModule}"],
     "data/split/file": ["data.split.file=split.yaml"],
-    "data/reference/fixed": ["data.reference.file=references.npz"],
+    "data/reference/fixed": ["data.reference.file=references.npz", "data.reference.values=null"],
     "trainer/gpu": ["trainer.accelerator=cpu"],
 }
 
