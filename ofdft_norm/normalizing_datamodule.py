@@ -20,11 +20,11 @@ from ofdft_norm.normalization.normalizer_state import (
     describe_difference,
     normalizer_from_state,
     normalizer_to_state,
-    package_version,
 )
 from ofdft_norm.source_parts import SourceParts
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.summary import summary_table
+from ofdft_norm.version import package_version
 
 
 class NormalizingDataModule(LightningDataModule):

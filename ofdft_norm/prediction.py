@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.normalization.normalizer_state import package_version
+from ofdft_norm.version import package_version
 
 ANGSTROM_PER_BOHR = 0.529177210903  # CODATA 2018
 UNITS = {

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from lightning import Callback, LightningModule, Trainer
 
-from ofdft_norm.normalization.normalizer_state import package_version
+from ofdft_norm.version import package_version
 
 CHECKPOINT_KEY = "ofdft_norm_run"
 FILE_NAME = "run.yaml"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -14,17 +13,10 @@ from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.version import package_version
 
 # Raised whenever an older state would be misread; older versions stay readable.
 STATE_VERSION = 1
-
-
-def package_version() -> str:
-    """Returns the installed version of ofdft-norm, or "(not installed)"."""
-    try:
-        return version("ofdft-norm")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from ofdft_norm.statistics.moments import FieldMoments, has_label
 from ofdft_norm.statistics.named_arrays import Arrays, check_counts, energy_arrays, largest_gradients, moment_arrays
 from ofdft_norm.statistics.residual_errors import ResidualErrors
 from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
+from ofdft_norm.version import package_version
 
 # Raised whenever a change of code changes fitted numbers: part of the fingerprint of cached statistics.
 STATISTICS_VERSION = 2
@@ -160,7 +160,7 @@ def fit_statistics(
         ranks.take_from_first(arrays)
     attributes = {
         "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "created_by": f"ofdft_norm {_version()}",
+        "created_by": f"ofdft_norm {package_version()}",
         "statistics_version": STATISTICS_VERSION,
         "fitted_on": _description(dataset),
         "basis_info": basis_info.to_dict(),
@@ -171,13 +171,6 @@ def fit_statistics(
         "residuals": residuals,
     }
     return arrays, attributes
-
-
-def _version() -> str:
-    try:
-        return version("ofdft-norm")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _description(dataset: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import yaml
 
-from ofdft_norm.normalization.normalizer_state import package_version
 from ofdft_norm.run_record import CHECKPOINT_KEY, RunRecord
+from ofdft_norm.version import package_version
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "scripts" / "train.py")

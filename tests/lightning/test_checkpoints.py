@@ -109,7 +109,7 @@ def test_a_model_denormalises_in_a_process_that_has_no_data(setting: Any, tmp_pa
 
 
 def test_a_checkpoint_is_plain_data_and_says_where_it_came_from(setting: Any, tmp_path: Path) -> None:
-    from ofdft_norm.normalization.normalizer_state import package_version
+    from ofdft_norm.version import package_version
 
     path = tmp_path / "run.ckpt"
     _, datamodule = setting.fit(path)
