@@ -193,7 +193,7 @@ def streamed_loader(n_samples: int) -> Iterator[Any]:
 
 def loader_rows(repeats: int) -> list[Row]:
     """(a) Fit of samples in memory over bare iteration of the same loader."""
-    loader = DataLoader(samples_in_memory(250, 8), batch_size=128, follow_batch=["coeffs"])
+    loader = DataLoader(samples_in_memory(1000, 8), batch_size=128, follow_batch=["coeffs"])
 
     def iterate() -> None:
         for _ in loader:
@@ -207,7 +207,7 @@ def loader_rows(repeats: int) -> list[Row]:
         times = compare(
             lambda w=weighers: DatasetStatistics.from_dataset(None, loader, BASIS, **w, **QUIET), iterate, repeats
         )
-        rows.append(Row(f"fit from a loader / bare loader: {what}, 2,000 samples", *times, wanted))
+        rows.append(Row(f"fit from a loader / bare loader: {what}, 8,000 samples", *times, wanted))
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -16,11 +17,12 @@ from torch_geometric.loader import DataLoader
 from ofdft_norm.data.of_data import join_batches, n_molecules
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.distributed import Ranks
+from ofdft_norm.statistics.molecule_keys import MOLECULE_KEY
 
-# The index of each sample's molecule in the data set, where the fit knows it.
-MOLECULE_KEY = "molecule_key"
 MOLECULES_PER_BATCH = 32
 SAMPLES_PER_BATCH = 128
+# 8 MB for each float64 field: nine hundred molecules of the size of QM9's
+COEFFICIENTS_PER_BUNDLE = 2**20
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,52 @@ def for_each_batch(source: BatchSource, ranks: Ranks, action: Callable[[Data], N
             if batch is None and not source.sharded:
                 break
     return n_seen
+
+
+def for_each_bundle(source: BatchSource, action: Callable[..., None], loaded: Callable[[Data], None]) -> int:
+    """Runs an action on bundles of batches, in a thread of its own, while the next batches are loaded.
+
+    Python runs one thread at a time, torch's operations run beside it. So the action gets many samples at once: few
+    long operations, not many short ones.
+
+    Args:
+        source: Of one process.
+        action: Takes in batches; bundles come one after the other, in order.
+        loaded: Called for each batch in the calling thread.
+
+    Returns:
+        The number of batches.
+    """
+    n_batches = 0
+    with torch.no_grad(), single_threaded(), ThreadPoolExecutor(1, initializer=_prepare_thread) as worker:
+        running: Future[None] | None = None
+        for bundle in _bundles(source.batches(), loaded):
+            n_batches += len(bundle)
+            if running is not None:
+                running.result()
+            running = worker.submit(action, *bundle)
+        if running is not None:
+            running.result()
+    return n_batches
+
+
+def _prepare_thread() -> None:
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+
+
+def _bundles(batches: Iterator[Data], loaded: Callable[[Data], None]) -> Iterator[list[Data]]:
+    bundle: list[Data] = []
+    size = 0
+    for batch in batches:
+        bundle.append(batch)
+        size += len(batch.coeffs) if "coeffs" in batch else COEFFICIENTS_PER_BUNDLE  # its lack is refused at once
+        loaded(batch)
+        if size >= COEFFICIENTS_PER_BUNDLE:
+            yield bundle
+            bundle, size = [], 0
+    if bundle:
+        yield bundle
 
 
 @contextmanager

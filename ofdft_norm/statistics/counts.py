@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 from torchmetrics import Metric
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.statistics.element_blocks import composition
+from ofdft_norm.statistics.element_blocks import BatchBlocks, composition, on_cpu
 from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
 
 
@@ -46,16 +46,15 @@ class SampleCounts(Metric):
         n_atoms = torch.zeros(len(self.weighers), basis_info.n_types, dtype=torch.int64)
         self.add_state("n_atoms", n_atoms, dist_reduce_fx="sum")
 
-    def update(self, batch: Data, weights: Tensor | None = None) -> None:
-        """Takes in a batch of samples; `weights`, where already known, are (K, S)."""
-        if weights is None:
-            weights = sample_weights(self.weighers, batch)
-        positive = weights > 0
+    def update(self, batch: Data | BatchBlocks, rows: slice = slice(None)) -> None:
+        """Takes in a batch of samples, or the blocks they have been cut into, with `rows` of the blocks' weights."""
+        if isinstance(batch, BatchBlocks):
+            positive, counts = batch.weights[rows] > 0, batch.composition
+        else:
+            positive = sample_weights(self.weighers, batch) > 0
+            counts = composition(on_cpu(batch), self.basis_info)
         self.n_samples = self.n_samples + positive.sum(1).to(self.n_samples)
-        if batch.atom_ind.device.type != "cpu":
-            batch = batch.cpu()
-        n_atoms = positive.to(torch.float64) @ composition(batch, self.basis_info)
-        self.n_atoms = self.n_atoms + n_atoms.to(self.n_atoms)
+        self.n_atoms = self.n_atoms + (positive.to(torch.float64) @ counts).to(self.n_atoms)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
         """Returns, per weigher key, `n_samples` () and `n_atoms` (n_types,)."""

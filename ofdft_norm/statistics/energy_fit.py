@@ -21,19 +21,17 @@ from ofdft_norm.errors import BatchError
 from ofdft_norm.statistics.element_blocks import (
     BatchBlocks,
     batch_blocks,
-    composition,
     distinct_columns,
     sums_per_sample,
 )
 from ofdft_norm.statistics.energy_fit_result import EnergyFitResult
 from ofdft_norm.statistics.finite import refuse_non_finite
 from ofdft_norm.statistics.least_squares import merge_r_factors
-from ofdft_norm.statistics.molecule_keys import molecule_keys
 from ofdft_norm.statistics.molecule_sums import MoleculeSums
-from ofdft_norm.statistics.moments import has_label
-from ofdft_norm.statistics.residual_variance import ResidualVariance
-from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
+from ofdft_norm.statistics.residual_variance import N_BASES, ResidualVariance
+from ofdft_norm.statistics.sample_weighers import SampleWeigher, labelled_weights
 from ofdft_norm.statistics.slope_guess import SlopeGuess
+from ofdft_norm.statistics.workspace import Workspace
 
 # Rows are gathered before they are reduced: one factorisation of many rows costs far less than many of 128.
 SAMPLES_PER_REDUCTION = 2048
@@ -87,7 +85,7 @@ class EnergyFit(Metric):
         self.weighers = list(weighers)
         self.consecutive = consecutive
         n_weighers, n_types, n_basis = len(self.weighers), basis_info.n_types, basis_info.n_basis
-        self.variance = ResidualVariance(n_types, torch.as_tensor(basis_info.l_per_basis_func == 0))
+        self.variance = ResidualVariance(basis_info.offsets.tolist(), torch.as_tensor(basis_info.l_per_basis_func == 0))
         self.sums = MoleculeSums(n_weighers, n_types, n_basis)
         # the energy is the last column of the triangle: its diagonal entry holds what the composition leaves of it
         factors = torch.zeros(n_weighers, n_types + 2, n_types + 2 + n_basis, dtype=torch.float64)
@@ -100,68 +98,61 @@ class EnergyFit(Metric):
         for name in ("rows", "row_keys", "molecules", "molecule_sums"):
             self.add_state(name, [], dist_reduce_fx="cat")
         self._slope = SlopeGuess(basis_info.n_basis)
+        self._workspace = Workspace()
 
     def _merge_residuals(self, states: Tensor) -> Tensor:
         return torch.stack([self.variance.merge(states[:, k]) for k in range(len(self.weighers))])
 
-    def update(
-        self,
-        batch: Data,
-        blocks: BatchBlocks | None = None,
-        weights: Tensor | None = None,
-        keys: Tensor | None = None,
-    ) -> None:
+    def update(self, batch: Data | BatchBlocks, rows: slice = slice(None)) -> None:
         """Takes in a batch of samples.
 
         Args:
-            batch: Samples with `energy_label`, `has_energy_label`, `coeffs`.
-            blocks: The batch's element blocks, where they are already known.
-            weights: (K, S) weights, zero without label, where they are already known.
-            keys: (S,) `molecule_keys`, where they are already known.
+            batch: Samples with `energy_label`, `has_energy_label`, `coeffs`, or the blocks they have been cut into.
+            rows: Which of the blocks' weights, zero without label, are this accumulator's.
 
         Raises:
             StatisticsError: If a label of a sample of positive weight is not finite.
             BatchError: If the samples lack a field.
         """
-        if batch.get("energy_label") is None:
-            raise BatchError("fitting reference energies needs the field 'energy_label', which the samples lack")
-        batch = batch.cpu() if batch.coeffs.device.type != "cpu" else batch
-        if weights is None:
-            weights = sample_weights(self.weighers, batch) * has_label(batch)
+        blocks = batch if isinstance(batch, BatchBlocks) else self._blocks(batch)
+        _require_energies(blocks.batches)
+        weights = blocks.weights[rows]
         used = weights.any(0)
         if not used.any():
             return
-        if blocks is None:
-            blocks = batch_blocks(batch, self.basis_info, weights)
-        rows = self._used_rows(batch, weights, blocks, used)
-        if not torch.isfinite(rows.sum()):
-            refuse_non_finite(batch, "energy_label", batch.energy_label, weights)
-            refuse_non_finite(batch, "coeffs", batch.coeffs, weights)
-        self._slope.update(batch, blocks, used)
-        self.rows.append(rows.to(self.device))
-        self.row_keys.append((molecule_keys(batch) if keys is None else keys)[used].to(self.device))
+        samples = self._used_rows(blocks, weights, used)
+        if not torch.isfinite(samples.sum()):
+            refuse_non_finite(blocks.batches, "energy_label", weights)
+            refuse_non_finite(blocks.batches, "coeffs", weights)
+        self._slope.update(blocks, used)
+        self.rows.append(samples.to(self.device))
+        self.row_keys.append(blocks.molecule_keys[used].to(self.device))
         if sum(map(len, self.rows)) >= SAMPLES_PER_REDUCTION:
             self._reduce()
 
-    def _used_rows(self, batch: Data, weights: Tensor, blocks: BatchBlocks, used: Tensor) -> Tensor:
-        """Returns (used samples, K + n_types + 1 + n_basis): weights, composition, energy, sums of coefficients."""
-        n_weighers, n_types = len(weights), self.basis_info.n_types
-        rows = torch.zeros(len(used), n_weighers + n_types + 1 + self.basis_info.n_basis, dtype=torch.float64)
-        rows[:, :n_weighers] = weights.T
-        rows[:, n_weighers : n_weighers + n_types] = composition(batch, self.basis_info)
-        rows[:, n_weighers + n_types] = batch.energy_label.detach().reshape(-1)
-        sums_per_sample(blocks, batch.coeffs.detach().to(torch.float64), out=rows[:, n_weighers + n_types + 1 :])
-        return rows if used.all() else rows[used]
+    def _blocks(self, batch: Data) -> BatchBlocks:
+        _require_energies([batch])
+        return batch_blocks([batch], self.basis_info, labelled_weights(self.weighers, batch))
+
+    def _used_rows(self, blocks: BatchBlocks, weights: Tensor, used: Tensor) -> Tensor:
+        """Returns rows of used samples: weights, composition, two spare columns, energy, sums of coefficients."""
+        parts = [weights.T, blocks.composition, torch.zeros(len(used), N_BASES - 1), blocks.energies()[:, None]]
+        n_used, n_before_sums = int(used.sum()), sum(part.shape[1] for part in parts)
+        # samples that are not used all go to one row more, which is dropped: they may hold anything
+        rows = torch.zeros(n_used + 1, n_before_sums + self.basis_info.n_basis, dtype=torch.float64)
+        rows[:-1, :n_before_sums] = torch.cat(parts, dim=1)[used]
+        place = torch.where(used, used.cumsum(0) - 1, n_used)
+        sums_per_sample(blocks, place, out=rows[:, n_before_sums:])
+        return rows[:-1]
 
     def _reduce(self) -> None:
         """Reduces the rows that wait, and the molecules of which no more samples will come."""
         if not isinstance(self.rows, list) or not self.rows:
             return
-        rows, keys = torch.cat(self.rows).cpu(), torch.cat(self.row_keys).cpu()
-        self.rows, self.row_keys = [], []
-        self._add_samples(rows)
+        keys = torch.cat(self.row_keys).cpu()
         molecules, molecule_of_row = torch.unique(keys, return_inverse=True)
-        sums = self.sums.of_rows(rows, molecule_of_row, len(molecules))
+        sums = self._add_samples(molecule_of_row)
+        self.rows, self.row_keys = [], []
         if self.consecutive:
             molecules, sums = self._joined([*self.molecules, molecules], [*self.molecule_sums, sums])
             still_open = molecules == keys[-1]
@@ -183,18 +174,23 @@ class EnergyFit(Metric):
         unique, index = torch.unique(keys.cpu(), return_inverse=True)
         return unique, self.sums.joined(table.cpu(), index, len(unique))
 
-    def _add_samples(self, rows: Tensor) -> None:
-        n_weighers, n_types = len(self.weighers), self.basis_info.n_types
-        weights, counts, energy, sums = rows.split([n_weighers, n_types, 1, self.basis_info.n_basis], dim=1)
-        slope = self._slope.value()
+    def _add_samples(self, molecule_of_row: Tensor) -> Tensor:
+        """Adds the rows that wait to the residuals, and returns their `MoleculeSums`."""
+        rows = self._workspace.cat("rows", self.rows)
+        weights, counts, y = rows.split([len(self.weighers), self.basis_info.n_types, self.variance.d], dim=1)
         columns, kind_of_row = distinct_columns(weights.T)
-        residuals = self.residuals.cpu()
+        sums = self.sums.of_samples(counts, y[:, N_BASES - 1 :], molecule_of_row, columns, kind_of_row)
+        residuals, slope = self.residuals.cpu(), self._slope.value()
         for kind, kind_weights in enumerate(columns.T.tolist()):
-            of_kind = (kind_of_row == kind).nonzero().squeeze(1) if columns.shape[1] > 1 else slice(None)
-            state = self.variance.of_rows(counts[of_kind], energy[of_kind, 0], sums[of_kind], slope)
+            of_kind = rows
+            if columns.shape[1] > 1:
+                of_kind = self._workspace.select("kind", rows, (kind_of_row == kind).nonzero().squeeze(1))
+            _, kind_counts, kind_y = of_kind.split([weights.shape[1], counts.shape[1], y.shape[1]], dim=1)
+            state = self.variance.of_rows(kind_counts, kind_y, slope)
             for residual, weight in zip(residuals, kind_weights, strict=True):
                 self.variance.add(residual, state, weight)
         self.residuals = residuals.to(self.device)
+        return sums
 
     def _with_molecules(self, factors: Tensor, sums: Tensor) -> Tensor:
         """Adds molecules, each with the mean over its samples, to every weigher's factor."""
@@ -231,3 +227,8 @@ class EnergyFit(Metric):
 
 def _merge_factors(states: Tensor, n_regressors: int) -> Tensor:
     return torch.stack([merge_r_factors(states[:, k], n_regressors) for k in range(states.shape[1])])
+
+
+def _require_energies(batches: Sequence[Data]) -> None:
+    if any(batch.get("energy_label") is None for batch in batches):
+        raise BatchError("fitting reference energies needs the field 'energy_label', which the samples lack")

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.of_data import molecule_index
+from ofdft_norm.data.of_data import molecule_index, n_molecules
 from ofdft_norm.errors import StatisticsError
+from ofdft_norm.statistics.element_blocks import field_values
 
 
-def refuse_non_finite(batch: Data, field: str, values: Tensor, weights: Tensor) -> None:
+def refuse_non_finite(batches: Sequence[Data], field: str, weights: Tensor) -> None:
     """Raises if a sample of positive weight has a value that is not finite.
 
     Args:
-        batch: S samples.
-        field: Name of the field.
-        values: Its values, one for each sample (S,) or one for each function (N,).
+        batches: Batches of S samples together.
+        field: Name of the field: one value for each sample (`energy_label`), or one for each function.
         weights: (K, S).
 
     Raises:
         StatisticsError: Naming sample, molecule, field and value.
     """
-    per_function = field != "energy_label"
-    used = weights.any(0)[molecule_index(batch)] if per_function else weights.any(0)
-    bad = (~torch.isfinite(values.reshape(-1)) & used).nonzero().reshape(-1)
+    for batch, used in zip(batches, weights.any(0).split([n_molecules(b) for b in batches]), strict=True):
+        _refuse_in_batch(batch, field, used)
+
+
+def _refuse_in_batch(batch: Data, field: str, used: Tensor) -> None:
+    if field == "energy_label":
+        values, sample_of_value = batch.energy_label.detach().reshape(-1), torch.arange(len(used))
+    else:
+        values, sample_of_value = field_values(batch, field), molecule_index(batch)
+    bad = (~torch.isfinite(values) & used[sample_of_value]).nonzero().reshape(-1)
     if not len(bad):
         return
     entry = int(bad[0])
-    sample = int(molecule_index(batch)[entry]) if per_function else entry
+    sample = int(sample_of_value[entry])
     names = batch.get("mol_id")
     name = names[sample] if isinstance(names, list) else names
     iteration = batch.get("scf_iteration")
     where = "" if iteration is None else f", SCF iteration {int(iteration.reshape(-1)[sample])}"
     raise StatisticsError(
         f"molecule {name!r} (sample {sample} of its batch{where}): field {field!r} is "
-        f"{float(values.reshape(-1)[entry])}; "
+        f"{float(values[entry])}; "
         "statistics need finite numbers: correct the label, mark it by has_energy_label=False, or give the sample "
         "weight 0"
     )

@@ -15,21 +15,22 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import n_molecules
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.batches import (
-    MOLECULE_KEY,
     BatchSource,
     batch_source,
     for_each_batch,
+    for_each_bundle,
     single_threaded,
 )
 from ofdft_norm.statistics.counts import SampleCounts
 from ofdft_norm.statistics.distributed import Ranks, current_ranks
 from ofdft_norm.statistics.element_blocks import batch_blocks
 from ofdft_norm.statistics.energy_fit import EnergyFit
-from ofdft_norm.statistics.molecule_keys import ConsecutiveMolecules, MoleculesScattered, molecule_keys
-from ofdft_norm.statistics.moments import FieldMoments, has_label
+from ofdft_norm.statistics.molecule_keys import MOLECULE_KEY, ConsecutiveMolecules, MoleculesScattered
+from ofdft_norm.statistics.moments import FieldMoments
 from ofdft_norm.statistics.named_arrays import Arrays, check_counts, energy_arrays, largest_gradients, moment_arrays
 from ofdft_norm.statistics.residual_errors import ResidualErrors
-from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
+from ofdft_norm.statistics.sample_weighers import SampleWeigher, has_label, labelled_weights, sample_weights
+from ofdft_norm.statistics.workspace import Workspace
 from ofdft_norm.version import package_version
 
 # Raised whenever a change of code changes fitted numbers: part of the fingerprint of cached statistics.
@@ -37,7 +38,7 @@ STATISTICS_VERSION = 2
 
 
 class StatisticsAccumulator:
-    """All accumulators of a fit; each batch is cut into element blocks once for all of them.
+    """All accumulators of a fit; batches are cut into element blocks once for all of them.
 
     Args:
         basis_info: The basis.
@@ -65,28 +66,27 @@ class StatisticsAccumulator:
         self.energy = EnergyFit(basis_info, reference_weighers, consecutive, **metric_kwargs)
         self.counts = SampleCounts(basis_info, [*reference_weighers, *initial_guess_weighers], **metric_kwargs)
         self._consecutive_molecules = ConsecutiveMolecules()
+        self._workspace = Workspace()
 
-    def update(self, batch: Data) -> None:
-        """Takes in a batch.
+    def update(self, *batches: Data) -> None:
+        """Takes in batches, all at once.
 
         Raises:
             MoleculesScattered: If samples of a molecule were expected to follow one another and do not.
         """
-        keys = batch.get(MOLECULE_KEY)
-        if keys is None:
-            keys = molecule_keys(batch)
-            if self.consecutive:
-                self._consecutive_molecules.check(keys)
-        n = len(self.reference_weighers)
-        weights = sample_weights([*self.reference_weighers, *self.initial_guess_weighers], batch)
-        labelled = weights[:n] * has_label(batch)
-        blocks = batch_blocks(batch, self.basis_info, torch.cat([weights, labelled]))
-        self.coeffs.update(batch, blocks=blocks, rows=slice(0, n))
-        self.gradient.update(batch, blocks=blocks, rows=slice(len(weights), None))
+        n, all_weighers = len(self.reference_weighers), [*self.reference_weighers, *self.initial_guess_weighers]
+        weights = torch.cat([sample_weights(all_weighers, batch) for batch in batches], dim=1)
+        labelled = weights[:n] * torch.cat([has_label(batch) for batch in batches])
+        blocks = batch_blocks(batches, self.basis_info, torch.cat([weights, labelled]), self._workspace)
+        if self.consecutive:
+            self._consecutive_molecules.check(blocks.molecule_keys)
+        self.counts.update(blocks, slice(len(weights)))
+        self.energy.update(blocks, slice(len(weights), None))
+        # moments overwrite the rows they take, so they come last
         if self.initial_guess_weighers:
-            self.delta.update(batch, blocks=blocks, rows=slice(n, len(weights)))
-        self.counts.update(batch, weights=weights)
-        self.energy.update(batch, blocks=blocks, weights=labelled, keys=keys)
+            self.delta.update(blocks, slice(n, len(weights)))
+        self.coeffs.update(blocks, slice(n))
+        self.gradient.update(blocks, slice(len(weights), None))
 
     def arrays(self, with_bias: bool, min_atoms_per_type: int) -> Arrays:
         """Merges over ranks, checks what was seen, and returns the statistics by key.
@@ -153,8 +153,13 @@ def fit_statistics(
         accumulator = first_pass(False)
     arrays = accumulator.arrays(with_bias, min_atoms_per_type)
     if residuals:
-        errors = ResidualErrors(basis_info, reference_weighers, arrays, **metric_kwargs)
-        _pass(source, ranks, errors.update, "residuals", progress)
+        errors, workspace = ResidualErrors(basis_info, reference_weighers, arrays, **metric_kwargs), Workspace()
+
+        def second_pass(*batches: Data) -> None:
+            weights = torch.cat([labelled_weights(reference_weighers, batch) for batch in batches], dim=1)
+            errors.update(batch_blocks(batches, basis_info, weights, workspace))
+
+        _pass(source, ranks, second_pass, "residuals", progress)
         arrays.update(errors.arrays())
     if source.sharded:
         ranks.take_from_first(arrays)
@@ -187,23 +192,31 @@ def _description(dataset: Any) -> dict[str, Any]:
     return described
 
 
-def _pass(source: BatchSource, ranks: Ranks, action: Callable[[Data], None], what: str, progress: bool) -> None:
+def _pass(source: BatchSource, ranks: Ranks, action: Callable[..., None], what: str, progress: bool) -> None:
     """Makes one pass over the data; rank 0 shows samples and molecules per second and the time left."""
     shown = progress and ranks.rank == 0
     begin, n_seen = time.perf_counter(), 0
     with tqdm(total=source.n_samples, desc=f"statistics: {what}", unit=" samples", disable=not shown) as bar:
 
-        def step(batch: Data) -> None:
+        def show(batch: Data) -> None:
             nonlocal n_seen
-            action(batch)
-            if shown:
-                if source.whole_molecules:
-                    n_seen += len(torch.unique_consecutive(batch[MOLECULE_KEY]))
-                    rate = n_seen / (time.perf_counter() - begin)
-                    bar.set_postfix_str(f"{rate:.0f} molecules/s", refresh=False)
-                bar.update(n_molecules(batch))
+            if not shown:
+                return
+            if source.whole_molecules:
+                n_seen += len(torch.unique_consecutive(batch[MOLECULE_KEY]))
+                rate = n_seen / (time.perf_counter() - begin)
+                bar.set_postfix_str(f"{rate:.0f} molecules/s", refresh=False)
+            bar.update(n_molecules(batch))
 
-        if for_each_batch(source, ranks, step) == 0 and ranks.world_size == 1:
+        def step(batch: Data) -> None:
+            action(batch)
+            show(batch)
+
+        # label files are read by whole molecules, by as many ranks as there are cores; a loader gives small batches,
+        # and has a core of its own
+        ordered = source.whole_molecules or source.sharded
+        n_batches = for_each_batch(source, ranks, step) if ordered else for_each_bundle(source, action, show)
+        if n_batches == 0 and ranks.world_size == 1:
             raise StatisticsError(
                 "the training split gave no sample: it is empty, or its loader was used up by an earlier pass "
                 "(config: data.split)"

@@ -13,6 +13,9 @@ from torch_geometric.data import Data
 
 from ofdft_norm.data.of_data import molecule_index, n_molecules
 
+# The index of each sample's molecule in the data set, where the fit knows it.
+MOLECULE_KEY = "molecule_key"
+
 # Odd multipliers with well-spread bits (from splitmix64 and xxHash).
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9],
@@ -20,27 +23,43 @@ _MULTIPLIERS = np.array(
 )
 
 
-def molecule_keys(batch: Data) -> Tensor:
+def molecule_keys(*batches: Data) -> Tensor:
     """Returns an (S,) int64 key for each sample: equal for samples of one molecule, however they are batched.
 
     A key is a hash of the molecule's name, its elements and its positions in their order: two molecules that merely
-    share a name (two data sets read together) keep different keys. It is the same in every process.
+    share a name (two data sets read together) keep different keys. It is the same in every process. Where the fit knows
+    the molecules (`MOLECULE_KEY`), their indices are the keys.
     """
-    n_samples = n_molecules(batch)
-    sample = molecule_index(batch, "pos").cpu()
-    first = torch.searchsorted(sample, torch.arange(n_samples))
-    place = torch.arange(len(sample)) - first[sample]
-    columns = [batch.atomic_numbers.cpu().to(torch.int64)[:, None], place[:, None]]
-    if batch.get("pos") is not None:
+    if all(batch.get(MOLECULE_KEY) is not None for batch in batches):
+        return torch.cat([batch[MOLECULE_KEY] for batch in batches])
+    n_atoms: list[Tensor] = []
+    names: list[str] = []
+    columns: list[Tensor] = []
+    for batch in batches:
+        n_samples = n_molecules(batch)
+        n_atoms.append(torch.bincount(molecule_index(batch, "pos").cpu(), minlength=n_samples))
+        numbers = batch.atomic_numbers.detach().cpu().to(torch.int64)[:, None]
         # + 0.0 turns -0.0 into 0.0
-        columns.append((batch.pos.detach().cpu().to(torch.float64) + 0.0).view(torch.int64))
-    table = torch.cat(columns, dim=1).numpy().view(np.uint64)
-    of_atom = _mixed(np.multiply(table, _MULTIPLIERS[: table.shape[1]]).sum(axis=1, dtype=np.uint64))
-    sums = torch.zeros(n_samples, dtype=torch.int64).index_add_(0, sample, torch.from_numpy(of_atom.view(np.int64)))
-    names = batch.get("mol_id")
-    names = [""] * n_samples if names is None else [names] if isinstance(names, str) else names
+        positions = [] if batch.get("pos") is None else [batch.pos.detach().cpu().to(torch.float64) + 0.0]
+        columns.append(torch.cat([numbers, *(p.view(torch.int64) for p in positions)], dim=1))
+        mol_id = batch.get("mol_id")
+        names += [""] * n_samples if mol_id is None else [mol_id] if isinstance(mol_id, str) else list(mol_id)
+    counts = torch.cat(n_atoms)
+    sample = torch.arange(len(counts)).repeat_interleave(counts)
+    place = torch.arange(len(sample)) - (counts.cumsum(0) - counts)[sample]
+    of_atom = _hashed(torch.cat(columns).numpy().view(np.uint64)) + _mixed(place.numpy().view(np.uint64))
+    sums = torch.zeros(len(counts), dtype=torch.int64)
+    sums.index_add_(0, sample, torch.from_numpy(_mixed(of_atom).view(np.int64)))
     of_name = np.array([_name_hash(str(name)) for name in names], dtype=np.uint64)
     return torch.from_numpy(_mixed(sums.numpy().view(np.uint64) + of_name).view(np.int64))
+
+
+def _hashed(table: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Hashes the rows of (n, columns)."""
+    total = table[:, 0] * _MULTIPLIERS[0]
+    for column, multiplier in zip(table.T[1:], _MULTIPLIERS[1:], strict=False):
+        total += column * multiplier
+    return total
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

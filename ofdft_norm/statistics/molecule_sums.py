@@ -28,22 +28,28 @@ class MoleculeSums:
         """Returns a table without rows."""
         return torch.zeros(0, self.n_weighers, self.width, dtype=torch.float64)
 
-    def of_rows(self, rows: Tensor, molecule: Tensor, n_molecules: int) -> Tensor:
+    def of_samples(
+        self, counts: Tensor, values: Tensor, molecule: Tensor, weights_of_kind: Tensor, kind: Tensor
+    ) -> Tensor:
         """Adds up samples.
 
         Args:
-            rows: (S, K + n_types + 1 + n_basis) rows [weights, composition, energy, sums of coefficients].
-            molecule: (S,) index of each sample's molecule.
-            n_molecules: Number of molecules.
+            counts: (S, n_types) composition.
+            values: (S, 1 + n_basis) energy and sums of coefficients.
+            molecule: (S,) index of each sample's molecule, from 0 without gaps.
+            weights_of_kind: (K, n_kinds) weights of each kind of samples.
+            kind: (S,) index of each sample's kind.
         """
-        weights, counts, values = rows.split([self.n_weighers, self.n_types, 1 + self.n_basis], dim=1)
-        table = rows.new_zeros(n_molecules, self.n_weighers, self.width)
-        table[molecule, :, 1 : 1 + self.n_types] = counts[:, None]
-        table[:, :, 0] = weights.new_zeros(n_molecules, self.n_weighers).index_add_(0, molecule, weights)
-        for k in range(self.n_weighers):
-            weighted = values * weights[:, k : k + 1]
-            sums = values.new_zeros(n_molecules, values.shape[1]).index_add_(0, molecule, weighted)
-            table[:, k, 1 + self.n_types :] = sums
+        n_molecules, n_kinds = int(molecule.max()) + 1, weights_of_kind.shape[1]
+        group = molecule * n_kinds + kind
+        n_samples = torch.bincount(group, minlength=n_molecules * n_kinds).to(torch.float64)
+        sums = values.new_zeros(n_molecules * n_kinds, values.shape[1]).index_add_(0, group, values)
+        table = values.new_empty(n_molecules, self.n_weighers, self.width)
+        table[:, :, 0] = n_samples.view(n_molecules, n_kinds) @ weights_of_kind.T
+        of_molecule = counts.new_zeros(n_molecules, self.n_types)
+        of_molecule[molecule] = counts
+        table[:, :, 1 : 1 + self.n_types] = of_molecule[:, None]
+        table[:, :, 1 + self.n_types :] = weights_of_kind @ sums.view(n_molecules, n_kinds, -1)
         return table
 
     def joined(self, table: Tensor, molecule: Tensor, n_molecules: int) -> Tensor:

@@ -16,10 +16,9 @@ from torch_geometric.data import Data
 from torchmetrics import Metric
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.errors import BatchError
 from ofdft_norm.statistics.element_blocks import BatchBlocks, batch_blocks
 from ofdft_norm.statistics.finite import refuse_non_finite
-from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
+from ofdft_norm.statistics.sample_weighers import SampleWeigher, labelled_weights, sample_weights
 
 WEIGHT, MEAN, M2, MINIMUM, MAXIMUM = range(5)
 
@@ -61,11 +60,11 @@ def merge_moments(states: Tensor) -> Tensor:
     return merged
 
 
-def moments_of_kinds(values: Tensor, blocks: BatchBlocks, used: Sequence[bool], n_basis: int) -> Tensor:
-    """Takes the moments of each kind of samples, every atom counting once.
+def moments_of_kinds(field: str, blocks: BatchBlocks, used: Sequence[bool], n_basis: int) -> Tensor:
+    """Takes the moments of a field for each kind of samples, every atom counting once.
 
     Args:
-        values: (N,) flat float64 field of the batch.
+        field: Name of the per-function field.
         blocks: The batch's blocks.
         used: Which kinds are wanted.
         n_basis: Number of functions over all elements.
@@ -74,10 +73,9 @@ def moments_of_kinds(values: Tensor, blocks: BatchBlocks, used: Sequence[bool], 
         (n_kinds, 5, n_basis); kinds that are not wanted are empty.
     """
     states = empty_moments(len(used), n_basis)
-    for block in blocks.elements:
-        rows = block.gather(values).split(block.atoms_of_kind)
+    for block, rows in zip(blocks.elements, blocks.pop_rows(field), strict=True):
         columns = states[:, :, block.columns].unbind(1)
-        for state, x, wanted in zip(columns, rows, used, strict=True):
+        for state, x, wanted in zip(columns, rows.split(block.atoms_of_kind), used, strict=True):
             if wanted and len(x):
                 weight, mean, m2, minimum, maximum = state.unbind(0)
                 weight.fill_(len(x))
@@ -85,6 +83,10 @@ def moments_of_kinds(values: Tensor, blocks: BatchBlocks, used: Sequence[bool], 
                 _over_rows(x, torch.amin, minimum)
                 _over_rows(x, torch.amax, maximum)
                 torch.sum(x.sub_(mean).square_(), 0, out=m2)
+    # the mean of equal values is that value, to the last bit
+    equal = states[MINIMUM] == states[MAXIMUM]
+    states[MEAN] = torch.where(equal, states[MINIMUM], states[MEAN])
+    states[M2].masked_fill_(equal, 0.0)
     return states.transpose(0, 1)
 
 
@@ -158,33 +160,31 @@ class FieldMoments(Metric):
 
     def weights(self, batch: Data) -> Tensor:
         """Returns the (K, S) weights with which this field of the batch's samples counts."""
-        weights = sample_weights(self.weighers, batch)
-        return weights * has_label(batch) if self.field == "gradient_label" else weights
+        weigh = labelled_weights if self.field == "gradient_label" else sample_weights
+        return weigh(self.weighers, batch)
 
-    def update(self, batch: Data, blocks: BatchBlocks | None = None, rows: slice = slice(None)) -> None:
+    def update(self, batch: Data | BatchBlocks, rows: slice = slice(None)) -> None:
         """Takes in a batch of samples (or one sample), on any device.
 
         Args:
-            batch: The samples.
-            blocks: Their element blocks, where they are already known.
+            batch: The samples, or the blocks they have been cut into: their rows of the field are overwritten.
             rows: Which of the blocks' weights are this accumulator's.
 
         Raises:
             StatisticsError: If a number of a sample of positive weight is not finite.
             BatchError: If the samples lack a field.
         """
-        if batch.coeffs.device.type != "cpu":
-            batch = batch.cpu()
-        if blocks is None:
-            blocks = batch_blocks(batch, self.basis_info, self.weights(batch))
-        weights = blocks.weights[rows]
+        if isinstance(batch, BatchBlocks):
+            blocks = batch
+        else:
+            blocks = batch_blocks([batch], self.basis_info, self.weights(batch))
+        weights = blocks.weights_of_kind[rows]
         used = weights.any(0).tolist()
         if not any(used):
             return
-        values = field_values(batch, self.field).detach().to(torch.float64)
-        states = moments_of_kinds(values, blocks, used, self.basis_info.n_basis)
+        states = moments_of_kinds(self.field, blocks, used, self.basis_info.n_basis)
         if not torch.isfinite(states[:, M2].sum()):
-            refuse_non_finite(batch, self.field, values, self.weights(batch))
+            refuse_non_finite(blocks.batches, self.field, blocks.weights[rows])
         kinds = slice(None) if all(used) else torch.tensor(used)
         self.waiting.append(states[kinds].to(self.device))
         self.waiting_weights.append(weights.T[kinds].to(self.device))
@@ -225,23 +225,3 @@ def finish_moments(state: Tensor) -> dict[str, Tensor]:
         "maximum": maximum,
         "weight": state[WEIGHT],
     }
-
-
-def has_label(batch: Data) -> Tensor:
-    """Returns (S,) float64: 1 where a sample's energy and gradient labels may be used."""
-    flags = batch.get("has_energy_label")
-    if flags is None:
-        raise BatchError("the sample lacks the field 'has_energy_label', which says whether its labels may be used")
-    return flags.cpu().to(torch.float64)
-
-
-def field_values(batch: Data, field: str) -> Tensor:
-    """Returns the flat (N,) values of a field, or of the derived `initial_guess_delta`."""
-    names = ("coeffs", "ground_state_coeffs") if field == "initial_guess_delta" else (field,)
-    for name in names:
-        if batch.get(name) is None:
-            raise BatchError(f"statistics of {field!r} need the field {name!r}, which the samples lack")
-    if field == "initial_guess_delta":
-        return batch["coeffs"].to(torch.float64) - batch["ground_state_coeffs"].to(torch.float64)
-    value: Tensor = batch[field]
-    return value

@@ -13,10 +13,9 @@ from torch_geometric.data import Data
 from torchmetrics import Metric
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.statistics.element_blocks import batch_blocks, composition, sums_per_sample
-from ofdft_norm.statistics.moments import has_label
+from ofdft_norm.statistics.element_blocks import BatchBlocks, batch_blocks, sums_per_sample
 from ofdft_norm.statistics.reference_energy import REFERENCES, reference_slope
-from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
+from ofdft_norm.statistics.sample_weighers import SampleWeigher, labelled_weights
 
 # Where the results go: around the mean (no reference), and around each reference.
 FOLDERS = ("energy", *(f"energy_minus_{name}" for name in REFERENCES))
@@ -55,19 +54,20 @@ class ResidualErrors(Metric):
         self.add_state("absolute", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("weight", torch.zeros(len(self.weighers), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, batch: Data) -> None:
-        """Takes in a batch of samples, on any device."""
-        batch = batch.cpu() if batch.coeffs.device.type != "cpu" else batch
-        weights = sample_weights(self.weighers, batch) * has_label(batch)
+    def update(self, batch: Data | BatchBlocks) -> None:
+        """Takes in a batch of samples, on any device, or blocks with this accumulator's weights, zero without label."""
+        if isinstance(batch, BatchBlocks):
+            blocks = batch
+        else:
+            blocks = batch_blocks([batch], self.basis_info, labelled_weights(self.weighers, batch))
+        weights = blocks.weights
         used = weights.any(0)
         if not used.any():
             return
-        blocks = batch_blocks(batch, self.basis_info, weights.any(0, keepdim=True).to(torch.float64))
         sums = torch.zeros(weights.shape[1], self.basis_info.n_basis, dtype=torch.float64)
-        sums_per_sample(blocks, batch.coeffs.detach().to(torch.float64), out=sums)
-        reference = sums @ self._slopes + composition(batch, self.basis_info) @ self._biases[:-1] + self._biases[-1]
-        energy = batch.energy_label.detach().to(torch.float64).reshape(-1, 1)
-        residual = (energy - reference)[used].abs().reshape(int(used.sum()), *self.largest.shape)
+        sums_per_sample(blocks, torch.arange(len(sums)), out=sums)
+        reference = sums @ self._slopes + blocks.composition @ self._biases[:-1] + self._biases[-1]
+        residual = (blocks.energies()[:, None] - reference)[used].abs().reshape(int(used.sum()), *self.largest.shape)
         weight = weights[:, used].T[:, :, None]
         largest = torch.where(weight > 0, residual, 0.0).amax(0)
         self.largest = torch.maximum(self.largest, largest.to(self.largest))

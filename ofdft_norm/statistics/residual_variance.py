@@ -2,7 +2,7 @@
 
 The residual of a sample is r = E - b.P - t.(1, n), with P its coefficients added up per dimension and n its
 composition. What depends on (1, n) is kept as an R factor, the rest as co-moments. For rows A = (1, n) and
-Y = (E, E - s.P, E - s_0.P, P) the state holds
+Y = (E - s.P, E - s_0.P, E, P) the state holds
 
     R and Q^T Y of A = Q R,   and   C = (Y - Q Q^T Y)^T (Y - Q Q^T Y).
 
@@ -16,12 +16,14 @@ times larger than the residual, from cancelling in C, too; any s gives the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-N_BASES = 3  # E, E - s.P, E - s_0.P
+N_BASES = 3  # E - s.P, E - s_0.P, E
 
 # The co-moments are symmetric: their upper triangle is made from strips of this many rows.
 _STRIP = 128
@@ -50,12 +52,13 @@ class ResidualVariance:
     A state is one (p + d + 1, p + d) float64 tensor with p = 1 + n_types and d = 3 + n_basis.
 
     Args:
-        n_types: Number of elements.
+        offsets: (n_types + 1,) where each element's functions begin, and the end.
         is_scalar: (n_basis,) bool: where l = 0.
     """
 
-    def __init__(self, n_types: int, is_scalar: Tensor) -> None:
-        self.p = 1 + n_types
+    def __init__(self, offsets: Sequence[int], is_scalar: Tensor) -> None:
+        self.functions = [slice(int(first), int(last)) for first, last in pairwise(offsets)]
+        self.p = len(offsets)
         self.is_scalar = is_scalar
         self.n_basis = len(is_scalar)
         self.d = N_BASES + self.n_basis
@@ -68,40 +71,49 @@ class ResidualVariance:
 
     def _bases(self, slope: Tensor) -> Tensor:
         """Returns the (3, n_basis) slopes by which the first three columns of Y are reduced."""
-        return torch.stack([torch.zeros_like(slope), slope, torch.where(self.is_scalar, slope, 0.0)])
+        return torch.stack([slope, torch.where(self.is_scalar, slope, 0.0), torch.zeros_like(slope)])
 
-    def of_rows(self, counts: Tensor, energy: Tensor, sums: Tensor, slope: Tensor) -> Tensor:
+    def of_rows(self, counts: Tensor, y: Tensor, slope: Tensor) -> Tensor:
         """Returns the state of S rows of weight 1.
 
         Args:
             counts: (S, n_types).
-            energy: (S,) [hartree].
-            sums: (S, n_basis) coefficients added up over the atoms.
+            y: (S, 3 + n_basis), overwritten: two columns of any content, energies [hartree], and coefficients added up
+                over the atoms, 0 for elements without atoms.
             slope: (n_basis,) guess of the reference's gradient.
         """
-        state = energy.new_zeros(self.shape)
+        state = y.new_zeros(self.shape)
         parts = self._parts(state)
-        a = torch.cat([torch.ones_like(energy[:, None]), counts], dim=1)
+        a = torch.cat([torch.ones_like(counts[:, :1]), counts], dim=1)
         if len(a) < self.p:
-            missing = self.p - len(a)
-            a, counts, sums = (torch.cat([x, x.new_zeros(missing, x.shape[1])]) for x in (a, counts, sums))
-            energy = torch.cat([energy, energy.new_zeros(missing)])
-        y = torch.empty(len(a), self.d, dtype=torch.float64)
-        torch.sub(energy[:, None], sums @ self._bases(slope).T, out=y[:, :N_BASES])
-        y[:, N_BASES:] = sums
+            a, y = (torch.cat([x, x.new_zeros(self.p - len(a), x.shape[1])]) for x in (a, y))
+        energies, sums = y[:, :N_BASES], y[:, N_BASES:]
+        torch.sub(energies[:, -1:], sums @ self._bases(slope).T, out=energies)
         q, parts.r[:] = torch.linalg.qr(a)
         torch.mm(q.T, y, out=parts.y)
         y.addmm_(q, parts.y, alpha=-1)
         # energies are large: a second projection takes out what rounding left of them
-        again = q.T @ y[:, :N_BASES]
-        y[:, :N_BASES] -= q @ again
+        again = q.T @ energies
+        energies -= q @ again
         parts.y[:, :N_BASES] += again
-        for i in range(0, self.d, _STRIP):
-            strip = y[:, i : i + _STRIP].T @ y[:, i:]
-            parts.comoments[i : i + _STRIP, i:] = strip
-            parts.comoments[i:, i : i + _STRIP] = strip.T
+        self._add_products(parts.comoments, y, counts)
         parts.slope[:] = slope
         return state
+
+    def _add_products(self, comoments: Tensor, y: Tensor, counts: Tensor) -> None:
+        """Fills in y^T y, but for the functions of elements that do not occur."""
+        ranges = [slice(0, N_BASES)]
+        for functions, occurs in zip(self.functions, counts.any(0).tolist(), strict=True):
+            if occurs:
+                ranges.append(slice(N_BASES + functions.start, N_BASES + functions.stop))
+        strips = [
+            slice(i, min(i + _STRIP, r.stop)) for r in joined_ranges(ranges) for i in range(r.start, r.stop, _STRIP)
+        ]
+        for k, left in enumerate(strips):
+            for right in joined_ranges(strips[k:]):
+                products = y[:, left].T @ y[:, right]
+                comoments[left, right] = products
+                comoments[right, left] = products.T
 
     def add(self, state: Tensor, other: Tensor, weight: float = 1.0) -> None:
         """Merges `other`, counted with `weight`, into `state`, in place."""
@@ -160,3 +172,14 @@ class ResidualVariance:
         weight = float(parts.r[0, 0]) ** 2
         square = float(top[1:].square().sum() + direction @ parts.comoments @ direction)
         return float(top[0] / parts.r[0, 0]), (max(square, 0.0) / weight) ** 0.5
+
+
+def joined_ranges(ranges: Sequence[slice]) -> list[slice]:
+    """Joins ascending ranges of which one begins where the other ends."""
+    joined: list[slice] = []
+    for r in ranges:
+        if joined and joined[-1].stop == r.start:
+            joined[-1] = slice(joined[-1].start, r.stop)
+        else:
+            joined.append(r)
+    return joined

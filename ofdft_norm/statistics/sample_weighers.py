@@ -166,3 +166,21 @@ def sample_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
             f"{float(weights[k, sample])}; weights must be finite and >= 0"
         )
     return weights
+
+
+def labelled_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
+    """Returns the same weights, 0 where a sample's energy and gradient labels may not be used.
+
+    Raises:
+        StatisticsError: As `sample_weights`.
+        BatchError: If the samples lack `has_energy_label`.
+    """
+    return sample_weights(weighers, batch) * has_label(batch)
+
+
+def has_label(batch: Data) -> Tensor:
+    """Returns (S,) float64: 1 where a sample's energy and gradient labels may be used."""
+    flags = batch.get("has_energy_label")
+    if flags is None:
+        raise BatchError("the sample lacks the field 'has_energy_label', which says whether its labels may be used")
+    return flags.cpu().to(torch.float64)

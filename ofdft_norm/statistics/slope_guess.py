@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ofdft_norm.statistics.element_blocks import BatchBlocks
 
@@ -25,15 +24,14 @@ class SlopeGuess:
         self._sum = torch.zeros(n_basis, dtype=torch.float64)
         self._count = torch.zeros(n_basis, dtype=torch.float64)
 
-    def update(self, batch: Data, blocks: BatchBlocks, used: Tensor) -> None:
-        """Takes in the labelled samples of a batch that `used`, (S,) bool, selects, as far as they are of use."""
-        gradient = batch.get("gradient_label")
-        if gradient is None:
+    def update(self, blocks: BatchBlocks, used: Tensor) -> None:
+        """Takes in the labelled samples that `used`, (S,) bool, selects, as far as they are of use."""
+        if not blocks.has("gradient_label"):
             return
-        for block in blocks.elements:
+        for k, block in enumerate(blocks.elements):
             columns = block.columns
             if self._count[columns.start] < ATOMS_PER_GUESS:
-                rows = block.gather(gradient.detach().to(torch.float64))[used[block.samples]]
+                rows = blocks.rows("gradient_label")[k][used[block.samples]]
                 self._sum[columns] += rows.sum(0)
                 self._count[columns] += len(rows)
 

@@ -12,12 +12,19 @@ from ofdft_norm.statistics.least_squares import merge_r_factors, solve_r_factor
 from ofdft_norm.statistics.residual_variance import ResidualVariance
 
 N_TYPES, N_BASIS = 2, 4
-CORE = ResidualVariance(N_TYPES, torch.tensor([True, False, True, False]))
+CORE = ResidualVariance([0, 2, 4], torch.tensor([True, False, True, False]))
 
 
 def rows(rng: np.random.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     counts = torch.as_tensor(rng.integers(0, 4, (n, N_TYPES)), dtype=torch.float64)
-    return counts, torch.as_tensor(rng.normal(size=n) * 5 - 100), torch.as_tensor(rng.normal(size=(n, N_BASIS)))
+    sums = torch.as_tensor(rng.normal(size=(n, N_BASIS))) * (counts > 0).repeat_interleave(2, dim=1)
+    return counts, torch.as_tensor(rng.normal(size=n) * 5 - 100), sums
+
+
+def state_of(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], slope: torch.Tensor) -> torch.Tensor:
+    counts, energy, sums = rows
+    spare = torch.full((len(energy), 2), torch.nan, dtype=torch.float64)
+    return CORE.of_rows(counts, torch.cat([spare, energy[:, None], sums], dim=1), slope)
 
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 8), m=st.integers(1, 8), weight=st.floats(1e-3, 1e3))
@@ -25,8 +32,8 @@ def test_two_weighted_parts(seed: int, n: int, m: int, weight: float) -> None:
     rng = np.random.default_rng(seed)
     first, second = rows(rng, n), rows(rng, m)
     slopes = torch.as_tensor(rng.normal(size=(2, N_BASIS)))
-    state = CORE.of_rows(*first, slopes[0])
-    CORE.add(state, CORE.of_rows(*second, slopes[1]), weight)
+    state = state_of(first, slopes[0])
+    CORE.add(state, state_of(second, slopes[1]), weight)
     slope, t, constant = torch.as_tensor(rng.normal(size=N_BASIS)), torch.as_tensor(rng.normal(size=N_TYPES)), 3.0
     counts, energy, sums = (torch.cat(pair) for pair in zip(first, second, strict=True))
     residual = (energy - counts @ t - constant - sums @ slope).numpy()
@@ -39,7 +46,7 @@ def test_two_weighted_parts(seed: int, n: int, m: int, weight: float) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_merging_empty_states(seed: int) -> None:
-    state = CORE.of_rows(*rows(np.random.default_rng(seed), 6), torch.zeros(N_BASIS, dtype=torch.float64))
+    state = state_of(rows(np.random.default_rng(seed), 6), torch.zeros(N_BASIS, dtype=torch.float64))
     empty = torch.zeros_like(state)
     for stack in ([empty, state], [state, empty], [empty, state, empty]):
         assert torch.equal(CORE.merge(torch.stack(stack)), state)

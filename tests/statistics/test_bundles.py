@@ -1,0 +1,81 @@
+"""Batches of a loader are bundled, and reduced in a thread of their own while the next ones are loaded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.loader import DataLoader
+
+from ofdft_norm import BasisInfo, ConstantSampleWeigher, DatasetStatistics, HasEnergyLabelSampleWeigher, OFData
+from ofdft_norm.errors import BatchError, StatisticsError
+from ofdft_norm.statistics import batches
+from ofdft_norm.statistics.workspace import Workspace
+
+WEIGHERS = [ConstantSampleWeigher(), HasEnergyLabelSampleWeigher()]
+
+
+@pytest.fixture
+def samples(basis_info: BasisInfo, scf_samples: Callable[..., list[OFData]]) -> list[OFData]:
+    rng = np.random.default_rng(0)
+    molecules = [[1, 6, 8], *(rng.choice([1, 6, 8], rng.integers(1, 6)).tolist() for _ in range(30))]
+    return scf_samples(basis_info, rng, molecules, 3)
+
+
+def fit(samples: list[OFData], basis_info: BasisInfo, **loading: Any) -> DatasetStatistics:
+    loader = DataLoader(samples, follow_batch=["coeffs"], **loading)
+    return DatasetStatistics.from_dataset(None, loader, basis_info, WEIGHERS, [ConstantSampleWeigher()], progress=False)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_bundles_of_any_size_give_the_same(
+    shuffle: bool,
+    samples: list[OFData],
+    basis_info: BasisInfo,
+    assert_same_statistics: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {}
+    for size in (1, 150, 2**20):
+        monkeypatch.setattr(batches, "COEFFICIENTS_PER_BUNDLE", size)
+        found[size] = fit(samples, basis_info, batch_size=4, shuffle=shuffle).to_arrays()
+    for size in (1, 150):
+        assert_same_statistics(found[size], found[2**20])
+
+
+@pytest.mark.parametrize("size", [1, 200, 2**20])
+def test_a_bad_label_is_named_whatever_its_bundle(
+    size: int, samples: list[OFData], basis_info: BasisInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "COEFFICIENTS_PER_BUNDLE", size)
+    bad = samples[50]
+    bad.coeffs = bad.coeffs.clone()
+    bad.coeffs[0] = torch.nan
+    # 50 is the third sample of the batch 48 ... 51
+    with pytest.raises(StatisticsError, match=rf"molecule '{bad.mol_id}' \(sample 2 of its batch, .*'coeffs' is nan"):
+        fit(samples, basis_info, batch_size=4)
+    assert not [thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
+
+
+def test_samples_of_another_basis_among_others(samples: list[OFData], basis_info: BasisInfo) -> None:
+    # the next batch's sample has as many functions too many: the sum of both is right
+    for k, extra in ((8, 1), (12, -1)):
+        n = len(samples[k].coeffs) + extra
+        samples[k].coeffs = torch.zeros(n, dtype=torch.float64)
+    with pytest.raises(BatchError, match="made with another basis"):
+        fit(samples, basis_info, batch_size=4)
+
+
+def test_a_workspace_gives_its_memory_again() -> None:
+    workspace = Workspace()
+    first = workspace.take("a", 10)
+    assert workspace.take("a", 8).data_ptr() == first.data_ptr() != workspace.take("b", 8).data_ptr()
+    assert workspace.take("a", 100).shape == (100,)
+    parts = [torch.ones(2, 3), torch.zeros(1, 3, dtype=torch.float64)]
+    joined = workspace.cat("c", parts)
+    assert joined.tolist() == [[1.0] * 3, [1.0] * 3, [0.0] * 3]
+    assert workspace.select("d", joined, torch.tensor([2, 0])).tolist() == [[0.0] * 3, [1.0] * 3]
