@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer
 
 from ofdft_norm import OFDFTDataModule
@@ -44,6 +46,15 @@ def test_all_other_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest
         datamodule = namespace["datamodule"]
         assert isinstance(datamodule, OFDFTDataModule)
         assert datamodule.known_normalizer is not None
+
+
+def test_the_table_of_references_is_the_one_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
+    with initialize_config_dir(str(README.parent / "configs"), version_base="1.3"):
+        config = compose("train", overrides=["data=ofdft_norm", "data/reference=linear"])
+    datamodule = instantiate(config.data)
+    datamodule.setup("fit")
+    assert f"```\n{datamodule.normalizer.reference.summary('hartree')}\n```" in README.read_text()
 
 
 def test_the_two_lines_for_a_fresh_machine_are_the_ones_that_ci_types() -> None:

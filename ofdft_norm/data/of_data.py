@@ -171,6 +171,15 @@ def n_molecules(batch: Data) -> int:
     return 1 if index is None else int(index.max()) + 1
 
 
+def sample_name(batch: Data, sample: int) -> str | None:
+    """Returns the name (`mol_id`) of one sample of a batch, where it has one."""
+    names = batch.get("mol_id")
+    if names is None or isinstance(names, str):
+        return names
+    name = names[sample]
+    return str(name.item() if isinstance(name, Tensor) else name)
+
+
 def with_sample_fields(batch: DataT, names: Sequence[str]) -> DataT:
     """Lets PyG cut fields with one entry for each sample, added after collation, into samples again.
 

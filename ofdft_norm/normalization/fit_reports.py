@@ -68,7 +68,7 @@ def _worst_molecules(items: CompositionItems, target: int, worst: Tensor) -> lis
         _, numbers, values, _ = items[int(index)]
         item = items.dataset[int(index)]
         name = next((item.get(key) for key in ("mol_id", "name", "sid") if item.get(key) is not None), int(index))
-        molecules.append(WorstMolecule(int(index), str(name), formula(numbers.tolist()), values[target], residual))
+        molecules.append(WorstMolecule(str(name), formula(numbers.tolist()), values[target], residual, int(index)))
     return molecules
 
 

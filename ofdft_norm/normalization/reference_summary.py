@@ -45,13 +45,23 @@ class ElementReference:
 
 @dataclass(frozen=True)
 class WorstMolecule:
-    """A sample that the references fit badly: `residual` is its target less its reference."""
+    """A sample that the references fit badly; what is not known is None.
 
-    index: int
+    Attributes:
+        name: Name of the molecule.
+        formula: Its elements.
+        target: Its target.
+        residual: The target less its reference.
+        index: Index of the sample in the data set of the fit.
+        scf_iteration: Which of the molecule's samples this is.
+    """
+
     name: str
     formula: str
     target: float
     residual: float
+    index: int | None = None
+    scf_iteration: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class FitReport:
         n_atoms: Atoms of each element.
         n_molecules: Samples with each element.
         null_space: Orthonormal combinations of references that leave every sample's target as it is.
-        worst: Samples of largest residual, worst first.
+        worst: Samples of largest residual, worst first; where `rows` are molecules, one sample of each.
         rows: What counts once in the fit: ``samples``, or ``molecules`` (the mean over each one's samples).
     """
 
@@ -179,8 +189,8 @@ def report_from_statistics(
 ) -> FitReport:
     """Returns what a data set's statistics know of the fit of ``linear_ref``.
 
-    The fit's rows are molecules, each with its mean energy; MAE, RMSE and R2 are over samples, with the references of
-    minimum norm. Statistics of others may lack some or all of it.
+    The fit's rows are molecules, each with its mean energy; MAE, RMSE, R2 and the worst molecules are of samples, with
+    the references of minimum norm. Statistics of others may lack some or all of it.
     """
 
     def known(name: str) -> float | None:
@@ -203,6 +213,7 @@ def report_from_statistics(
         ridge=ridge,
         atomic_numbers=[int(z) for z in basis_info.atomic_numbers[seen]],
         n_atoms=[int(n) for n in statistics.load_statistic(weigher_key, "n_atoms")[seen]],
+        worst=[WorstMolecule(**w) for w in statistics.attributes.get("worst_molecules", {}).get(weigher_key, [])],
         rows="molecules",
     )
     if f"{weigher_key}/linear_ref_factor" not in statistics or freedom is None:
@@ -316,5 +327,11 @@ def _fit_lines(fit: FitReport, unit: str) -> list[str]:
 def _worst_lines(fit: FitReport, unit: str) -> list[str]:
     if not fit.worst:
         return []
-    rows = [[w.name, w.formula, str(w.index), f"{w.target:.6f}", f"{w.residual:+.3g}"] for w in fit.worst]
+    rows = [[w.name or "-", w.formula, _place(w), f"{w.target:.6f}", f"{w.residual:+.3g}"] for w in fit.worst]
     return _table([["worst molecules", "formula", "sample", f"target{unit}", "residual"], *rows])
+
+
+def _place(molecule: WorstMolecule) -> str:
+    if molecule.scf_iteration is not None:
+        return f"SCF iteration {molecule.scf_iteration}"
+    return "-" if molecule.index is None else str(molecule.index)

@@ -78,6 +78,14 @@ class BatchBlocks:
         """Tells whether all samples have a field."""
         return all(batch.get(field) is not None for batch in self.batches)
 
+    def batch_of(self, sample: int) -> tuple[Data, int]:
+        """Returns the batch that holds a sample, and the sample's place in it."""
+        for batch in self.batches:
+            if sample < n_molecules(batch):
+                break
+            sample -= n_molecules(batch)
+        return batch, sample
+
     @cached_property
     def molecule_keys(self) -> Tensor:
         """The (S,) int64 keys of the samples' molecules."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.data.of_data import molecule_index, n_molecules, sample_name
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.element_blocks import field_values
 
@@ -38,12 +38,10 @@ def _refuse_in_batch(batch: Data, field: str, used: Tensor) -> None:
         return
     entry = int(bad[0])
     sample = int(sample_of_value[entry])
-    names = batch.get("mol_id")
-    name = names[sample] if isinstance(names, list) else names
     iteration = batch.get("scf_iteration")
     where = "" if iteration is None else f", SCF iteration {int(iteration.reshape(-1)[sample])}"
     raise StatisticsError(
-        f"molecule {name!r} (sample {sample} of its batch{where}): field {field!r} is "
+        f"molecule {sample_name(batch, sample)!r} (sample {sample} of its batch{where}): field {field!r} is "
         f"{float(values[entry])}; "
         "statistics need finite numbers: correct the label, mark it by has_energy_label=False, or give the sample "
         "weight 0"

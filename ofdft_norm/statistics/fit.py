@@ -31,10 +31,11 @@ from ofdft_norm.statistics.named_arrays import Arrays, check_counts, energy_arra
 from ofdft_norm.statistics.residual_errors import ResidualErrors
 from ofdft_norm.statistics.sample_weighers import SampleWeigher, has_label, labelled_weights, sample_weights
 from ofdft_norm.statistics.workspace import Workspace
+from ofdft_norm.statistics.worst_molecules import described
 from ofdft_norm.version import package_version
 
-# Raised whenever a change of code changes fitted numbers: part of the fingerprint of cached statistics.
-STATISTICS_VERSION = 2
+# Raised whenever a change of code changes what a fit tells: part of the fingerprint of cached statistics.
+STATISTICS_VERSION = 3
 
 
 class StatisticsAccumulator:
@@ -152,6 +153,7 @@ def fit_statistics(
     except MoleculesScattered:
         accumulator = first_pass(False)
     arrays = accumulator.arrays(with_bias, min_atoms_per_type)
+    worst: Arrays = {}
     if residuals:
         errors, workspace = ResidualErrors(basis_info, reference_weighers, arrays, **metric_kwargs), Workspace()
 
@@ -161,8 +163,9 @@ def fit_statistics(
 
         _pass(source, ranks, second_pass, "residuals", progress)
         arrays.update(errors.arrays())
+        worst = errors.worst_rows()
     if source.sharded:
-        ranks.take_from_first(arrays)
+        ranks.take_from_first({**arrays, **worst})
     attributes = {
         "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "created_by": f"ofdft_norm {package_version()}",
@@ -174,6 +177,7 @@ def fit_statistics(
         "with_bias": with_bias,
         "n_batches": n_batches,
         "residuals": residuals,
+        "worst_molecules": {key: described(rows, basis_info) for key, rows in worst.items()},
     }
     return arrays, attributes
 

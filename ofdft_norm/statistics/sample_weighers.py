@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.data.of_data import molecule_index, n_molecules, sample_name
 from ofdft_norm.errors import BatchError, StatisticsError
 
 
@@ -159,11 +159,10 @@ def sample_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
     bad = ~((weights >= 0) & (weights < torch.inf))
     if bad.any():
         k, sample = bad.nonzero()[0].tolist()
-        name = batch.get("mol_id")
-        molecule = name[sample] if isinstance(name, list) else name
         raise StatisticsError(
-            f"the weigher {weighers[k].summary_string()!r} gave sample {sample} (molecule {molecule!r}) the weight "
-            f"{float(weights[k, sample])}; weights must be finite and >= 0"
+            f"the weigher {weighers[k].summary_string()!r} gave sample {sample} "
+            f"(molecule {sample_name(batch, sample)!r}) the weight {float(weights[k, sample])}; "
+            "weights must be finite and >= 0"
         )
     return weights
 

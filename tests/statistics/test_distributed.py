@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ def worker(rank: int, world_size: int, folder: Path, files: list[Path], basis_in
     except ValueError as error:
         conflict = str(error)
     arrays = {f"{name}:{key}": a for name, s in results.items() for key, a in s.to_arrays().items()}
-    np.savez(
-        folder / f"rank{rank}.npz", message=message, conflict=conflict, seconds=time.perf_counter() - begin, **arrays
-    )
+    worst = json.dumps({name: s.attributes["worst_molecules"] for name, s in results.items()})
+    seconds = time.perf_counter() - begin
+    np.savez(folder / f"rank{rank}.npz", message=message, conflict=conflict, seconds=seconds, worst=worst, **arrays)
     dist.destroy_process_group()
 
 
@@ -86,16 +87,29 @@ def scale(key: str, expected: Any, arrays: Any) -> float:
     return float(np.max(np.abs(expected)))
 
 
+def assert_same_molecules(found: dict[str, Any], expected: dict[str, DatasetStatistics]) -> None:
+    """Compares the worst molecules of each weigher of each fit: all but the residuals exactly."""
+    for name, statistics in expected.items():
+        for weigher, molecules in statistics.attributes["worst_molecules"].items():
+            assert len(found[name][weigher]) == len(molecules)
+            ours, theirs = ({m["name"]: m for m in ms} for ms in (found[name][weigher], molecules))
+            scale = float(statistics.load_statistic(weigher, "energy/abs_max"))
+            for molecule, of_one in theirs.items():
+                assert ours[molecule]["residual"] == pytest.approx(of_one["residual"], rel=1e-12, abs=1e-12 * scale)
+                assert {**ours[molecule], "residual": 0} == {**of_one, "residual": 0}
+
+
 @pytest.mark.filterwarnings("ignore:the basis has the elements")
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_agree_with_a_single_process(
     tmp_path: Path, files: list[Path], basis_info: BasisInfo, world_size: int
 ) -> None:
-    alone = {
-        "all": fit(None, files[:-1], basis_info).to_arrays(),
-        "one": fit(None, files[2:3], basis_info).to_arrays(),
-        "memory": fit(None, files[:-1], basis_info).to_arrays(),
+    fits = {
+        "all": fit(None, files[:-1], basis_info),
+        "one": fit(None, files[2:3], basis_info),
+        "memory": fit(None, files[:-1], basis_info, in_memory=True),
     }
+    alone = {name: statistics.to_arrays() for name, statistics in fits.items()}
     torch.multiprocessing.spawn(worker, args=(world_size, tmp_path, files, basis_info), nprocs=world_size)
     ranks = [np.load(tmp_path / f"rank{rank}.npz") for rank in range(world_size)]
     for name, arrays in alone.items():
@@ -107,6 +121,9 @@ def test_ranks_agree_with_a_single_process(
             np.testing.assert_allclose(
                 found[0], expected, rtol=1e-12, atol=1e-12 * scale(key, expected, arrays), err_msg=key
             )
+    for rank in ranks:
+        assert rank["worst"] == ranks[0]["worst"]
+        assert_same_molecules(json.loads(str(rank["worst"])), fits)
     written = DatasetStatistics(tmp_path / "written.zarr").to_arrays()
     assert all(written[key].tobytes() == ranks[0][f"all:{key}"].tobytes() for key in alone["all"])
     for rank in ranks:
