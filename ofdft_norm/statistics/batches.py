@@ -6,18 +6,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
+from torch_geometric.loader.dataloader import Collater
 
+from ofdft_norm.data.lazy_batch import lazy_batch, parts
 from ofdft_norm.data.of_data import join_batches, n_molecules
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.distributed import Ranks
 from ofdft_norm.statistics.molecule_keys import MOLECULE_KEY
+
+T = TypeVar("T")
 
 MOLECULES_PER_BATCH = 32
 SAMPLES_PER_BATCH = 128
@@ -62,14 +67,35 @@ def batch_source(dataset: Any, ranks: Ranks, n_batches: int | None = None) -> Ba
         return _molecule_source(dataset, ranks, n_batches)
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         return _sample_source(dataset, ranks, n_batches)
+    batches = partial(_unjoined, dataset) if _only_joins(dataset) else partial(iter, dataset)
     return BatchSource(
-        lambda: islice(iter(dataset), n_batches),
+        lambda: islice(batches(), n_batches),
         n_rounds=None,
         n_samples=_n_samples(dataset, n_batches),
         whole_molecules=False,
         sharded=False,
         repeatable=not hasattr(dataset, "__next__"),
     )
+
+
+def _only_joins(loader: Any) -> bool:
+    """Whether a loader does nothing but join samples, in this process."""
+    return (
+        type(loader) is DataLoader
+        and type(loader.collate_fn) is Collater
+        and not loader.exclude_keys
+        and loader.num_workers == 0
+        and loader.batch_sampler is not None
+        and not isinstance(loader.dataset, IterableDataset)
+    )
+
+
+def _unjoined(loader: DataLoader) -> Iterator[Data]:
+    """Gives the same batches as such a loader, of which only those fields are joined that the fit asks for."""
+    dataset = loader.dataset
+    read = getattr(dataset, "__getitems__", lambda indices: [dataset[i] for i in indices])
+    for indices in loader.batch_sampler:
+        yield lazy_batch(read(indices))
 
 
 def _n_samples(loader: Any, n_batches: int | None) -> int | None:
@@ -112,9 +138,8 @@ def _sample_source(dataset: Any, ranks: Ranks, n_batches: int | None) -> BatchSo
     shard = ranks.shard(n)
 
     def batches() -> Iterator[Data]:
-        if len(shard):
-            share = dataset if len(shard) == len(dataset) else Subset(dataset, shard)
-            yield from DataLoader(share, batch_size=SAMPLES_PER_BATCH, follow_batch=["coeffs"])
+        for first in range(0, len(shard), SAMPLES_PER_BATCH):
+            yield lazy_batch([dataset[i] for i in shard[first : first + SAMPLES_PER_BATCH]])
 
     n_rounds = -(-ranks.longest_shard(n) // SAMPLES_PER_BATCH)
     return BatchSource(batches, n_rounds, len(shard), False, ranks.world_size > 1)
@@ -149,7 +174,9 @@ def for_each_batch(source: BatchSource, ranks: Ranks, action: Callable[[Data], N
     return n_seen
 
 
-def for_each_bundle(source: BatchSource, action: Callable[..., None], loaded: Callable[[Data], None]) -> int:
+def for_each_bundle(
+    source: BatchSource, cut: Callable[..., T], take: Callable[[T], None], loaded: Callable[[Data], None]
+) -> int:
     """Runs an action on bundles of batches, in a thread of its own, while the next batches are loaded.
 
     Python runs one thread at a time, torch's operations run beside it. So the action gets many samples at once: few
@@ -157,7 +184,8 @@ def for_each_bundle(source: BatchSource, action: Callable[..., None], loaded: Ca
 
     Args:
         source: Of one process.
-        action: Takes in batches; bundles come one after the other, in order.
+        cut: Makes of a bundle's batches what `take` takes in, in the calling thread.
+        take: Gets one bundle after the other, in order.
         loaded: Called for each batch in the calling thread.
 
     Returns:
@@ -168,9 +196,10 @@ def for_each_bundle(source: BatchSource, action: Callable[..., None], loaded: Ca
         running: Future[None] | None = None
         for bundle in _bundles(source.batches(), loaded):
             n_batches += len(bundle)
+            ready = cut(*bundle)
             if running is not None:
                 running.result()
-            running = worker.submit(action, *bundle)
+            running = worker.submit(take, ready)
         if running is not None:
             running.result()
     return n_batches
@@ -186,7 +215,8 @@ def _bundles(batches: Iterator[Data], loaded: Callable[[Data], None]) -> Iterato
     size = 0
     for batch in batches:
         bundle.append(batch)
-        size += len(batch.coeffs) if "coeffs" in batch else COEFFICIENTS_PER_BUNDLE  # its lack is refused at once
+        has_coeffs = "coeffs" in batch  # their lack is refused at once
+        size += sum(p.shape[0] for p in parts(batch, "coeffs")) if has_coeffs else COEFFICIENTS_PER_BUNDLE
         loaded(batch)
         if size >= COEFFICIENTS_PER_BUNDLE:
             yield bundle

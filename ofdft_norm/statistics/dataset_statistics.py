@@ -111,7 +111,9 @@ class DatasetStatistics:
         Args:
             path: Where to write; must not exist. None: memory only. Under torch.distributed only rank 0 writes.
             dataset: A data set (`OFDataset`: read molecule by molecule, sharded over ranks; any other data set of
-                samples: read in order, sharded over ranks), or a loader (read as it comes, on every rank alike).
+                samples: read in order, sharded over ranks), or a loader (read as it comes, on every rank alike). PyG's
+                own `DataLoader` without worker processes is asked for its samples, of which only the fields that the
+                fit needs are joined.
             basis_info: The basis.
             atom_ref_fit_sample_weighers: Weighers for coefficients, gradients and atomic references.
             initial_guess_sample_weighers: Weighers for the statistics of `initial_guess_delta`.

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.lazy_batch import parts
 from ofdft_norm.data.of_data import molecule_index, n_molecules
 from ofdft_norm.errors import BatchError
 from ofdft_norm.statistics.molecule_keys import molecule_keys
@@ -76,7 +77,7 @@ class BatchBlocks:
 
     def has(self, field: str) -> bool:
         """Tells whether all samples have a field."""
-        return all(batch.get(field) is not None for batch in self.batches)
+        return all(field in batch for batch in self.batches)
 
     def batch_of(self, sample: int) -> tuple[Data, int]:
         """Returns the batch that holds a sample, and the sample's place in it."""
@@ -124,7 +125,7 @@ class BatchBlocks:
 
     def _joined(self, field: str) -> Tensor:
         """Returns all batches' values of a field in one (N,) float64 vector."""
-        values = [batch[field].detach() for batch in self.batches]
+        values = [part.detach() for batch in self.batches for part in parts(batch, field)]
         if len(values) == 1:
             return values[0].to(torch.float64)
         return self._workspace.cat("joined", values)
@@ -174,9 +175,10 @@ def _check_n_functions(batches: Sequence[Data], ends: Tensor, basis_info: BasisI
     last_atoms = torch.tensor(list(accumulate(len(batch.atom_ind) for batch in batches)))
     expected = torch.cat([ends.new_zeros(1), ends])[last_atoms].diff(prepend=ends.new_zeros(1)).tolist()
     for batch, n_functions in zip(batches, expected, strict=True):
-        if n_functions != len(batch.coeffs):
+        n_coeffs = sum(part.shape[0] for part in parts(batch, "coeffs"))
+        if n_functions != n_coeffs:
             raise BatchError(
-                f"the batch has {len(batch.coeffs)} coefficients, but in the basis {basis_info} its atoms have "
+                f"the batch has {n_coeffs} coefficients, but in the basis {basis_info} its atoms have "
                 f"{n_functions} functions: the samples were made with another basis (config: data.source.basis_info)"
             )
 
@@ -241,7 +243,7 @@ def stored_fields(batch: Data, field: str) -> tuple[str, ...]:
     """
     names = ("coeffs", "ground_state_coeffs") if field == "initial_guess_delta" else (field,)
     for name in names:
-        if batch.get(name) is None:
+        if name not in batch:
             raise BatchError(f"statistics of {field!r} need the field {name!r}, which the samples lack")
     return names
 

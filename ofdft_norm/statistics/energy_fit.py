@@ -34,7 +34,7 @@ from ofdft_norm.statistics.slope_guess import SlopeGuess
 from ofdft_norm.statistics.workspace import Workspace
 
 # Rows are gathered before they are reduced: one factorisation of many rows costs far less than many of 128.
-SAMPLES_PER_REDUCTION = 2048
+SAMPLES_PER_REDUCTION = 512
 
 
 class EnergyFit(Metric):
@@ -128,7 +128,7 @@ class EnergyFit(Metric):
         self.rows.append(samples.to(self.device))
         self.row_keys.append(blocks.molecule_keys[used].to(self.device))
         if sum(map(len, self.rows)) >= SAMPLES_PER_REDUCTION:
-            self._reduce()
+            self._reduce(in_place=len(self.rows) == 1)  # nobody else has seen rows that came just now
 
     def _blocks(self, batch: Data) -> BatchBlocks:
         _require_energies([batch])
@@ -145,13 +145,18 @@ class EnergyFit(Metric):
         sums_per_sample(blocks, place, out=rows[:, n_before_sums:])
         return rows[:-1]
 
-    def _reduce(self) -> None:
-        """Reduces the rows that wait, and the molecules of which no more samples will come."""
+    def _reduce(self, in_place: bool = False) -> None:
+        """Reduces the rows that wait, and the molecules of which no more samples will come.
+
+        Args:
+            in_place: Whether the rows, of one batch, may be overwritten.
+        """
         if not isinstance(self.rows, list) or not self.rows:
             return
         keys = torch.cat(self.row_keys).cpu()
         molecules, molecule_of_row = torch.unique(keys, return_inverse=True)
-        sums = self._add_samples(molecule_of_row)
+        rows = self.rows[0].cpu() if in_place else self._workspace.cat("rows", self.rows)
+        sums = self._add_samples(rows, molecule_of_row)
         self.rows, self.row_keys = [], []
         if self.consecutive:
             molecules, sums = self._joined([*self.molecules, molecules], [*self.molecule_sums, sums])
@@ -174,9 +179,8 @@ class EnergyFit(Metric):
         unique, index = torch.unique(keys.cpu(), return_inverse=True)
         return unique, self.sums.joined(table.cpu(), index, len(unique))
 
-    def _add_samples(self, molecule_of_row: Tensor) -> Tensor:
-        """Adds the rows that wait to the residuals, and returns their `MoleculeSums`."""
-        rows = self._workspace.cat("rows", self.rows)
+    def _add_samples(self, rows: Tensor, molecule_of_row: Tensor) -> Tensor:
+        """Adds rows, which it overwrites, to the residuals, and returns their `MoleculeSums`."""
         weights, counts, y = rows.split([len(self.weighers), self.basis_info.n_types, self.variance.d], dim=1)
         columns, kind_of_row = distinct_columns(weights.T)
         sums = self.sums.of_samples(counts, y[:, N_BASES - 1 :], molecule_of_row, columns, kind_of_row)

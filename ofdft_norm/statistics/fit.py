@@ -23,7 +23,7 @@ from ofdft_norm.statistics.batches import (
 )
 from ofdft_norm.statistics.counts import SampleCounts
 from ofdft_norm.statistics.distributed import Ranks, current_ranks
-from ofdft_norm.statistics.element_blocks import batch_blocks
+from ofdft_norm.statistics.element_blocks import BatchBlocks, batch_blocks
 from ofdft_norm.statistics.energy_fit import EnergyFit
 from ofdft_norm.statistics.molecule_keys import MOLECULE_KEY, ConsecutiveMolecules, MoleculesScattered
 from ofdft_norm.statistics.moments import FieldMoments
@@ -75,19 +75,33 @@ class StatisticsAccumulator:
         Raises:
             MoleculesScattered: If samples of a molecule were expected to follow one another and do not.
         """
+        self.take(self.cut(*batches))
+
+    def cut(self, *batches: Data) -> BatchBlocks:
+        """Weighs samples and cuts them into blocks, for `take`; several may be cut before the first are taken.
+
+        Raises:
+            MoleculesScattered: See `update`.
+        """
         n, all_weighers = len(self.reference_weighers), [*self.reference_weighers, *self.initial_guess_weighers]
         weights = torch.cat([sample_weights(all_weighers, batch) for batch in batches], dim=1)
         labelled = weights[:n] * torch.cat([has_label(batch) for batch in batches])
         blocks = batch_blocks(batches, self.basis_info, torch.cat([weights, labelled]), self._workspace)
         if self.consecutive:
             self._consecutive_molecules.check(blocks.molecule_keys)
-        self.counts.update(blocks, slice(len(weights)))
-        self.energy.update(blocks, slice(len(weights), None))
+        return blocks
+
+    def take(self, blocks: BatchBlocks) -> None:
+        """Takes in what `cut` returned, in the same order."""
+        n = len(self.reference_weighers)
+        given, labelled = slice(len(blocks.weights) - n), slice(len(blocks.weights) - n, None)
+        self.counts.update(blocks, given)
+        self.energy.update(blocks, labelled)
         # moments overwrite the rows they take, so they come last
         if self.initial_guess_weighers:
-            self.delta.update(blocks, slice(n, len(weights)))
+            self.delta.update(blocks, slice(n, given.stop))
         self.coeffs.update(blocks, slice(n))
-        self.gradient.update(blocks, slice(len(weights), None))
+        self.gradient.update(blocks, labelled)
 
     def arrays(self, with_bias: bool, min_atoms_per_type: int) -> Arrays:
         """Merges over ranks, checks what was seen, and returns the statistics by key.
@@ -144,7 +158,7 @@ def fit_statistics(
         accumulator = StatisticsAccumulator(
             basis_info, reference_weighers, initial_guess_weighers, consecutive, **metric_kwargs
         )
-        _pass(source, ranks, accumulator.update, "fitting", progress)
+        _pass(source, ranks, accumulator.cut, accumulator.take, "fitting", progress)
         return accumulator
 
     try:
@@ -157,11 +171,11 @@ def fit_statistics(
     if residuals:
         errors, workspace = ResidualErrors(basis_info, reference_weighers, arrays, **metric_kwargs), Workspace()
 
-        def second_pass(*batches: Data) -> None:
+        def cut(*batches: Data) -> BatchBlocks:
             weights = torch.cat([labelled_weights(reference_weighers, batch) for batch in batches], dim=1)
-            errors.update(batch_blocks(batches, basis_info, weights, workspace))
+            return batch_blocks(batches, basis_info, weights, workspace)
 
-        _pass(source, ranks, second_pass, "residuals", progress)
+        _pass(source, ranks, cut, errors.update, "residuals", progress)
         arrays.update(errors.arrays())
         worst = errors.worst_rows()
     if source.sharded:
@@ -196,7 +210,14 @@ def _description(dataset: Any) -> dict[str, Any]:
     return described
 
 
-def _pass(source: BatchSource, ranks: Ranks, action: Callable[..., None], what: str, progress: bool) -> None:
+def _pass(
+    source: BatchSource,
+    ranks: Ranks,
+    cut: Callable[..., BatchBlocks],
+    take: Callable[[BatchBlocks], None],
+    what: str,
+    progress: bool,
+) -> None:
     """Makes one pass over the data; rank 0 shows samples and molecules per second and the time left."""
     shown = progress and ranks.rank == 0
     begin, n_seen = time.perf_counter(), 0
@@ -213,13 +234,13 @@ def _pass(source: BatchSource, ranks: Ranks, action: Callable[..., None], what: 
             bar.update(n_molecules(batch))
 
         def step(batch: Data) -> None:
-            action(batch)
+            take(cut(batch))
             show(batch)
 
         # label files are read by whole molecules, by as many ranks as there are cores; a loader gives small batches,
         # and has a core of its own
         ordered = source.whole_molecules or source.sharded
-        n_batches = for_each_batch(source, ranks, step) if ordered else for_each_bundle(source, action, show)
+        n_batches = for_each_batch(source, ranks, step) if ordered else for_each_bundle(source, cut, take, show)
         if n_batches == 0 and ranks.world_size == 1:
             raise StatisticsError(
                 "the training split gave no sample: it is empty, or its loader was used up by an earlier pass "

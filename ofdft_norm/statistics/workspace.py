@@ -22,11 +22,9 @@ class Workspace:
 
     def cat(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
         """Returns the tensors joined along their first axis, as float64 on the CPU."""
-        lengths, shape = [len(tensor) for tensor in tensors], tensors[0].shape[1:]
+        lengths, shape = [tensor.shape[0] for tensor in tensors], tensors[0].shape[1:]
         joined = self.take(name, sum(lengths) * shape.numel()).view(-1, *shape)
-        for out, tensor in zip(joined.split(lengths), tensors, strict=True):
-            out.copy_(tensor)
-        return joined
+        return torch.cat([tensor.cpu() for tensor in tensors], out=joined)
 
     def select(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:
         """Returns the selected entries along the first axis."""

@@ -87,6 +87,17 @@ def test_merging_with_weighers_that_have_seen_nothing(
     assert_same_statistics(one.arrays(True, 1), whole.arrays(True, 1))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_part_that_was_merged_stays_as_it_is(basis_info: BasisInfo, samples: list[OFData], first: int) -> None:
+    batch = next(iter(DataLoader(samples, 24, follow_batch=["coeffs"])))
+    parts = [EnergyFit(basis_info, [ConstantSampleWeigher()]) for _ in range(2)]
+    parts[0].update(batch)
+    parts[1].update(next(s for s in samples if not s.has_energy_label))  # adds nothing
+    parts[1].merge_state(parts[0])  # both know the same rows now
+    found = [numbers(parts[first]), numbers(parts[1 - first])]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-11, atol=1e-11)  # their slopes are not guessed alike
+
+
 def make_metrics(basis_info: BasisInfo) -> list[Any]:
     weighers = [ConstantSampleWeigher()]
     return [

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Subset
 from torch_geometric.loader import DataLoader
 
 from ofdft_norm import BasisInfo, ConstantSampleWeigher, DatasetStatistics, HasEnergyLabelSampleWeigher, OFData
+from ofdft_norm.data.lazy_batch import JoinedFields
 from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.statistics import batches
+from ofdft_norm.statistics.distributed import Ranks
 from ofdft_norm.statistics.workspace import Workspace
 
 WEIGHERS = [ConstantSampleWeigher(), HasEnergyLabelSampleWeigher()]
@@ -27,7 +30,10 @@ def samples(basis_info: BasisInfo, scf_samples: Callable[..., list[OFData]]) -> 
 
 
 def fit(samples: list[OFData], basis_info: BasisInfo, **loading: Any) -> DatasetStatistics:
-    loader = DataLoader(samples, follow_batch=["coeffs"], **loading)
+    return fit_loader(DataLoader(samples, follow_batch=["coeffs"], **loading), basis_info)
+
+
+def fit_loader(loader: Any, basis_info: BasisInfo) -> DatasetStatistics:
     return DatasetStatistics.from_dataset(None, loader, basis_info, WEIGHERS, [ConstantSampleWeigher()], progress=False)
 
 
@@ -45,6 +51,53 @@ def test_bundles_of_any_size_give_the_same(
         found[size] = fit(samples, basis_info, batch_size=4, shuffle=shuffle).to_arrays()
     for size in (1, 150):
         assert_same_statistics(found[size], found[2**20])
+
+
+class OwnLoader(DataLoader):
+    """Does as PyG's, but who knows?"""
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_loaders_that_only_join_samples_are_not_asked_to(
+    shuffle: bool, samples: list[OFData], basis_info: BasisInfo, assert_same_statistics: Any
+) -> None:
+    own = OwnLoader(samples, batch_size=4, shuffle=shuffle, follow_batch=["coeffs"])
+    joined = fit_loader(own, basis_info)
+    asked = {"__iter__": 0}
+
+    class Counted(list[OFData]):
+        def __iter__(self) -> Any:  # the data set is read by index alone
+            asked["__iter__"] += 1
+            return super().__iter__()
+
+    unjoined = fit(Counted(samples), basis_info, batch_size=4, shuffle=shuffle)
+    assert asked["__iter__"] == 0
+    assert_same_statistics(unjoined.to_arrays(), joined.to_arrays())
+    if not shuffle:
+        assert all(np.array_equal(a, joined.to_arrays()[key]) for key, a in unjoined.to_arrays().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "is_plain"),
+    [
+        ({}, True),
+        ({"shuffle": True, "drop_last": True}, True),
+        ({"exclude_keys": ["pos"]}, False),
+        ({"num_workers": 1}, False),
+    ],
+)
+def test_which_loaders_only_join_samples(change: dict[str, Any], is_plain: bool, samples: list[OFData]) -> None:
+    loader = DataLoader(samples, **{"batch_size": 4, "follow_batch": ["coeffs"], **change})
+    source = batches.batch_source(loader, Ranks(), n_batches=1)
+    assert isinstance(next(iter(source.batches()))._store._mapping, JoinedFields) == is_plain
+
+
+def test_an_order_of_one_s_own_is_kept(samples: list[OFData]) -> None:
+    order = [[5, 1], [2], [7, 3, 0]]
+    loader = DataLoader(Subset(samples, range(len(samples))), batch_sampler=order, follow_batch=["coeffs"])
+    for found, expected in zip(batches.batch_source(loader, Ranks()).batches(), loader, strict=True):
+        assert torch.equal(found.coeffs, expected.coeffs)
+        assert found.mol_id == expected.mol_id
 
 
 @pytest.mark.parametrize("size", [1, 200, 2**20])
