@@ -177,9 +177,9 @@ def for_each_batch(source: BatchSource, ranks: Ranks, action: Callable[[Data], N
 def for_each_bundle(
     source: BatchSource, cut: Callable[..., T], take: Callable[[T], None], loaded: Callable[[Data], None]
 ) -> int:
-    """Runs an action on bundles of batches, in a thread of its own, while the next batches are loaded.
+    """Reduces bundles of batches in a thread of its own, while the next batches are loaded and cut.
 
-    Python runs one thread at a time, torch's operations run beside it. So the action gets many samples at once: few
+    Python runs one thread at a time, torch's operations run beside it. So that thread gets many samples at once: few
     long operations, not many short ones.
 
     Args:

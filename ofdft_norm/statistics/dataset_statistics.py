@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +25,9 @@ from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, S
 from ofdft_norm.statistics.zarr_store import put_array, write_arrays
 
 Array = npt.NDArray[Any]
+
+# What a killed process was writing is removed by later ones; nobody writes for a day.
+_LEFT_OVER_AFTER_SECONDS = 24 * 3600.0
 
 
 class DatasetStatistics:
@@ -253,6 +259,7 @@ class DatasetStatistics:
             self._put_in_place(aside, path, overwrite)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+        _remove_left_overs(path)
         self.path = path
 
     def _put_in_place(self, aside: Path, path: Path, overwrite: bool) -> None:
@@ -296,3 +303,11 @@ class DatasetStatistics:
                     lines.append("  " * (depth + 1) + part + shape)
             shown = parts
         return "\n".join(lines)
+
+
+def _remove_left_overs(path: Path) -> None:
+    """Removes what processes that were killed while they wrote statistics left beside them."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):  # another process may be quicker
+            if time.time() - left.stat().st_mtime > _LEFT_OVER_AFTER_SECONDS:
+                shutil.rmtree(left)

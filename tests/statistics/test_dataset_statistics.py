@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,17 @@ def test_written_and_read_by_plain_zarr(tmp_path: Path) -> None:
     assert again.keys_recursive() == statistics.keys_recursive()
     assert again.weigher_keys() == ["constant", "has_energy_label"]
     assert "constant/coeffs/mean" in again
+
+
+def test_what_a_killed_writer_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    path = tmp_path / "s[1].zarr"
+    old, new, other = (tmp_path / name for name in (f".{path.name}.old", f".{path.name}.new", ".other.zarr.old"))
+    for folder in (old, new, other):
+        (folder / "constant").mkdir(parents=True)
+    for folder in (old, other):
+        os.utime(folder, (time.time() - 2 * 24 * 3600,) * 2)
+    some_statistics().save_to(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, new.name, other.name])
 
 
 def test_reads_what_others_write(tmp_path: Path) -> None:
