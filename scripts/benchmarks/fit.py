@@ -1,0 +1,224 @@
+"""The fit of dataset statistics: time, memory, processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import zarr
+from torch_geometric.loader import DataLoader
+
+import ofdft_norm.data
+from benchmarks.comparison import Row, compare
+from benchmarks.random_labels import BASIS, StreamedMolecules, samples_in_memory, streamed_loader, write_label_files
+from ofdft_norm import (
+    BasisInfo,
+    ConstantSampleWeigher,
+    DatasetStatistics,
+    GroundStateOnlySampleWeigher,
+    HasEnergyLabelSampleWeigher,
+    InitialGuessOnlySampleWeigher,
+    MinSCFIterationSampleWeigher,
+    OFDataset,
+    ProjectGradient,
+)
+from ofdft_norm.data.label_files import read_molecule
+from ofdft_norm.statistics.cache import dataset_fingerprint, load_or_fit
+
+ONE_WEIGHER: dict[str, Any] = {"atom_ref_fit_sample_weighers": [HasEnergyLabelSampleWeigher()]}
+SEVEN_WEIGHERS: dict[str, Any] = {
+    "atom_ref_fit_sample_weighers": [
+        ConstantSampleWeigher(),
+        HasEnergyLabelSampleWeigher(),
+        MinSCFIterationSampleWeigher(3),
+        GroundStateOnlySampleWeigher(),
+    ],
+    "initial_guess_sample_weighers": [
+        ConstantSampleWeigher(),
+        InitialGuessOnlySampleWeigher(),
+        MinSCFIterationSampleWeigher(3),
+    ],
+}
+QUIET: dict[str, Any] = {"progress": False, "residuals": False}
+
+
+class JoiningLoader(DataLoader):
+    """Does as PyG's, but a fit cannot know: it takes the batches as they come, with all their fields joined."""
+
+
+def loader_rows(repeats: int) -> list[Row]:
+    """(a) Fit of samples in memory over bare iteration of the same loader."""
+    samples = samples_in_memory(1000, 8)
+    plain, joining = (c(samples, batch_size=128, follow_batch=["coeffs"]) for c in (DataLoader, JoiningLoader))
+
+    def iterate() -> None:
+        for _ in plain:
+            pass
+
+    rows = []
+    for what, loader, weighers, wanted in (
+        ("one weigher", plain, ONE_WEIGHER, "<= 1.3"),
+        ("four + three weighers", plain, SEVEN_WEIGHERS, "<= 2.0"),
+        ("one weigher, joined batches", joining, ONE_WEIGHER, ""),
+        ("four + three weighers, joined batches", joining, SEVEN_WEIGHERS, ""),
+    ):
+        times = compare(
+            lambda data=loader, w=weighers: DatasetStatistics.from_dataset(None, data, BASIS, **w, **QUIET),
+            iterate,
+            repeats,
+        )
+        rows.append(Row(f"fit of 8,000 samples / bare loader: {what}", *times, wanted))
+    return rows
+
+
+def read_with_zarr(paths: Sequence[Path]) -> None:
+    """Reads coefficients and gradients into NumPy, whole arrays, with the zarr library."""
+    for path in paths:
+        with zarr.storage.ZipStore(path, mode="r") as store:
+            root = zarr.open_group(store, mode="r", zarr_format=2)
+            for name in ("coeffs", "grad_kin"):
+                np.asarray(root[f"of_labels/spatial/{name}"][...])
+
+
+def read_with_own_reader(paths: Sequence[Path]) -> None:
+    """Reads all of a sample's fields with the package's reader."""
+    for path in paths:
+        read_molecule(path, "e_kin", "grad_kin")
+
+
+def file_rows(repeats: int) -> list[Row]:
+    """(b) Fit from label files over reading the same files."""
+    rows = []
+    embedded = sorted((Path(ofdft_norm.data.__file__).parent / "embedded" / "labels").glob("*.zarr.zip"))
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_label_files(Path(folder), 100, 10)
+        for what, paths in (("QM9-sized files", written), ("embedded files", embedded)):
+            if not paths:
+                continue
+            dataset = OFDataset(paths, BASIS, transform=ProjectGradient())
+            fit = lambda d=dataset: DatasetStatistics.from_dataset(None, d, BASIS, **ONE_WEIGHER, **QUIET)  # noqa: E731
+            times = compare(fit, lambda p=paths: read_with_zarr(p), repeats)
+            rows.append(Row(f"fit / coeffs and gradients by zarr: {len(paths)} {what}", *times, "<= 1.2"))
+            print(f"{what}: {1e3 * times[0] / len(paths):.2f} ms per file, {len(dataset) / times[0]:.0f} samples/s")
+            times = compare(fit, lambda p=paths: read_with_own_reader(p), repeats)
+            rows.append(Row(f"fit / all fields by the own reader: {len(paths)} {what}", *times, ""))
+    return rows
+
+
+def peak_memory(kind: str, n_samples: int) -> float:
+    """Returns the peak memory [MiB] of a fresh process that fits streamed samples."""
+    code = f"from benchmarks.fit import fit_streamed; fit_streamed({kind!r}, {n_samples})"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return float(out.stdout.split()[-1])
+
+
+def fit_streamed(kind: str, n_samples: int) -> None:
+    """Fits streamed samples and prints this process's peak memory [MiB]."""
+    warnings.simplefilter("ignore", UserWarning)
+
+    class Loader:
+        def __iter__(self) -> Iterator[Any]:
+            return streamed_loader(n_samples)
+
+    dataset: Any = StreamedMolecules(n_samples) if kind == "molecules" else Loader()
+    DatasetStatistics.from_dataset(None, dataset, BASIS, **ONE_WEIGHER, **QUIET)
+    # not getrusage: its maximum is inherited from the process that started this one
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) / 1024)
+
+
+def memory_rows(repeats: int) -> list[Row]:
+    """(c) Peak memory at 100,000 samples over 10,000."""
+    rows = []
+    for kind in ("molecules", "loader"):
+        large, small = peak_memory(kind, 100_000), peak_memory(kind, 10_000)
+        rows.append(Row(f"peak memory, 100,000 / 10,000 samples: {kind}", large, small, large / small, "<= 1.1", "MiB"))
+    return rows
+
+
+def cache_rows(repeats: int) -> list[Row]:
+    """(d) Reuse of cached statistics over fitting, on the embedded set."""
+    folder = Path(ofdft_norm.data.__file__).parent / "embedded"
+    paths = sorted((folder / "labels").glob("*.zarr.zip"))
+    basis = BasisInfo.from_json(folder / "basis_info.json")
+    dataset = OFDataset(paths, basis, transform=ProjectGradient())
+
+    def fit() -> DatasetStatistics:
+        return DatasetStatistics.from_dataset(None, dataset, basis, progress=False)
+
+    with tempfile.TemporaryDirectory() as cache:
+
+        def reuse() -> None:
+            _, reused = load_or_fit(dataset_fingerprint(dataset, basis, {}), Path(cache), fit)
+            reuses.append(reused)
+
+        reuses: list[bool] = []
+        times = compare(reuse, fit, repeats)
+    if not all(reuses[1:]):
+        raise RuntimeError("the cache was not used")
+    return [Row(f"reuse of cached statistics / fit: {len(paths)} embedded files", *times, "<= 0.1")]
+
+
+def fit_as_rank(rank: int, world_size: int, init_file: str, folder: str, repeats: int, out: str) -> None:
+    """Fits label files as one of several processes; rank 0 writes its times."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", UserWarning)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=world_size)
+    dataset = OFDataset(sorted(Path(folder).glob("*.zarr.zip")), BASIS, transform=ProjectGradient())
+    times = []
+    for _ in range(repeats + 1):
+        if world_size > 1:
+            dist.barrier()
+        begin = time.perf_counter()
+        DatasetStatistics.from_dataset(None, dataset, BASIS, **ONE_WEIGHER, **QUIET)
+        times.append(time.perf_counter() - begin)
+    if rank == 0:
+        Path(out).write_text(" ".join(map(str, times[1:])))
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def process_rows(repeats: int) -> list[Row]:
+    """(e) One process over two, on label files, one thread each."""
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_label_files(Path(folder), 300, 10)
+        for _ in range(max(repeats // 2, 1)):
+            pair = []
+            for world_size in (1, 2):
+                init, out = Path(folder) / "init", Path(folder) / "times"
+                init.unlink(missing_ok=True)
+                arguments = (world_size, str(init), folder, 2, str(out))
+                torch.multiprocessing.spawn(fit_as_rank, args=arguments, nprocs=world_size)
+                pair.append(median(map(float, out.read_text().split())))
+            pairs.append(pair)
+    one, two = (median(times) for times in zip(*pairs, strict=True))
+    return [Row("fit from 300 files: one process / two", one, two, median(a / b for a, b in pairs), ">= 1.6")]
+
+
+PARTS: dict[str, Callable[[int], list[Row]]] = {
+    "loader": loader_rows,
+    "files": file_rows,
+    "memory": memory_rows,
+    "cache": cache_rows,
+    "processes": process_rows,
+}
+
+
+def measure(repeats: int, parts: Sequence[str]) -> list[Row]:
+    """Measures some of `PARTS`."""
+    warnings.simplefilter("ignore", UserWarning)  # the random molecules have no F
+    return [row for part in parts for row in PARTS[part](repeats)]
