@@ -12,18 +12,6 @@ from ofdft_norm import OFData
 from ofdft_norm.data.of_data import join_batches, molecule_index, n_molecules, with_sample_fields
 from ofdft_norm.errors import BasisError, BatchError, LabelFileError
 
-
-def assert_same_fields(a: Any, b: Any) -> None:
-    """Asserts that two samples or batches have the same fields with the same values and dtypes."""
-    assert set(a.keys()) == set(b.keys())
-    for field in a.keys():
-        if isinstance(a[field], torch.Tensor):
-            assert a[field].dtype == b[field].dtype, field
-            assert torch.equal(a[field], b[field]), field
-        else:
-            assert a[field] == b[field], field
-
-
 # --- construct_new -----
 
 
@@ -155,7 +143,9 @@ def test_a_batch_without_coeffs_batch_says_how_to_get_one(basis_info: Any, make_
 
 
 @given(data=st.data())
-def test_joined_batches_equal_pygs_collation(data: st.DataObject, some_samples: Any, make_batch: Any) -> None:
+def test_joined_batches_equal_pygs_collation(
+    data: st.DataObject, some_samples: Any, make_batch: Any, assert_same_fields: Any
+) -> None:
     _, samples, rng = data.draw(some_samples)
     for sample in samples:  # what a transform may add: indices of atoms, and a vector for each molecule
         n_edges = int(rng.integers(0, 4))
@@ -175,7 +165,9 @@ def test_batches_with_different_fields_are_not_joined(basis_info: Any, make_samp
         join_batches([make_batch([one]), make_batch([other])])
 
 
-def test_fields_added_after_collation_are_cut_into_samples(basis_info: Any, make_sample: Any, make_batch: Any) -> None:
+def test_fields_added_after_collation_are_cut_into_samples(
+    basis_info: Any, make_sample: Any, make_batch: Any, assert_same_fields: Any
+) -> None:
     rng = np.random.default_rng(0)
     samples = [make_sample(basis_info, rng) for _ in range(3)]
     batch = make_batch(samples)

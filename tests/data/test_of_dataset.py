@@ -23,17 +23,6 @@ def add_norm(sample: OFData) -> OFData:
     return sample
 
 
-def assert_same_fields(a: Any, b: Any) -> None:
-    """Asserts that two samples or batches have the same fields with the same values and dtypes."""
-    assert set(a.keys()) == set(b.keys())
-    for field in a.keys():
-        if isinstance(a[field], torch.Tensor):
-            assert a[field].dtype == b[field].dtype, field
-            assert torch.equal(a[field], b[field]), field
-        else:
-            assert a[field] == b[field], field
-
-
 @pytest.fixture
 def paths(labels: Any) -> list[Path]:
     """Water, methane and formaldehyde, with 4, 3 and 5 SCF iterations."""
@@ -119,7 +108,7 @@ def test_a_selection_of_another_kind_is_refused(limit: Any, labels: Any, basis_i
 @pytest.mark.parametrize("transform", [None, ProjectGradient(), add_norm])
 @pytest.mark.parametrize("limit", [None, [-1], [2, 1]])
 def test_molecule_batches_equal_the_collation_of_single_samples(
-    transform: Any, limit: Any, paths: list[Path], basis_info: Any, make_batch: Any
+    transform: Any, limit: Any, paths: list[Path], basis_info: Any, make_batch: Any, assert_same_fields: Any
 ) -> None:
     dataset = OFDataset(paths, basis_info, transform=transform, limit_scf_iterations=limit, keep_initial_guess=False)
     samples = list(dataset)
@@ -139,7 +128,7 @@ def test_the_transform_is_applied_once_to_each_sample(paths: list[Path], basis_i
 # a spawned worker imports torch anew, which takes seconds: one of them is enough
 @pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
 def test_loader_workers_give_the_same_batches(
-    context: str, workers: int, paths: list[Path], basis_info: Any, make_batch: Any
+    context: str, workers: int, paths: list[Path], basis_info: Any, make_batch: Any, assert_same_fields: Any
 ) -> None:
     dataset = OFDataset(paths, basis_info, transform=ProjectGradient())
     loader = DataLoader(
@@ -150,7 +139,7 @@ def test_loader_workers_give_the_same_batches(
         assert_same_fields(batch, make_batch(samples[start : start + 5]))
 
 
-def test_pickling_keeps_everything(paths: list[Path], basis_info: Any) -> None:
+def test_pickling_keeps_everything(paths: list[Path], basis_info: Any, assert_same_fields: Any) -> None:
     dataset = OFDataset(
         paths, basis_info, "e_tot", "grad_tot", ProjectGradient(), limit_scf_iterations=-2, keep_initial_guess=False
     )
