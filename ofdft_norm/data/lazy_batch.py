@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from ofdft_norm.data.of_data import OFData
+from ofdft_norm.data.of_data import OFData, sample_name
+from ofdft_norm.errors import BatchError
 
 # What PyG's loader adds to the samples' own fields, and the field whose lengths it tells.
 _LENGTHS_OF = {"ptr": "atom_ind", "batch": "atom_ind", "coeffs_ptr": "coeffs", "coeffs_batch": "coeffs"}
@@ -37,12 +38,24 @@ class JoinedFields(MutableMapping[str, Any]):
 
     def parts(self, name: str) -> list[Tensor]:
         """Returns the samples' own values of a field, or all of them joined where they are so already."""
-        return [self._joined[name]] if name in self._joined else [sample[name] for sample in self.samples]
+        return [self._joined[name]] if name in self._joined else self._values(name)
+
+    def _values(self, name: str) -> list[Any]:
+        try:
+            return [sample[name] for sample in self.samples]
+        except KeyError as error:
+            i, sample = next((i, sample) for i, sample in enumerate(self.samples) if name not in sample)
+            raise BatchError(
+                f"sample {i} of its batch (molecule {sample_name(sample, 0)!r}) lacks the field {name!r}, which the "
+                "first one has: give all samples the same fields (config: data.pre_transforms)"
+            ) from error
 
     def _lengths(self, name: str) -> Tensor:
         field = _LENGTHS_OF[name]
         known = field in self.samples[0]
-        lengths = torch.tensor([sample[field].shape[0] if known else sample.num_nodes for sample in self.samples])
+        lengths = torch.tensor(
+            [v.shape[0] for v in self._values(field)] if known else [s.num_nodes for s in self.samples]
+        )
         if name.endswith("ptr"):
             return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         return torch.arange(len(lengths)).repeat_interleave(lengths)
@@ -51,11 +64,11 @@ class JoinedFields(MutableMapping[str, Any]):
         sample = self.samples[0]
         first = sample[name]
         if isinstance(first, str):
-            return [s[name] for s in self.samples]
+            return self._values(name)
         if isinstance(first, Tensor) and first.dim() > 0:
-            increment: Any = sample.__inc__(name, first)
-            if sample.__cat_dim__(name, first) == 0 and isinstance(increment, int) and increment == 0:
-                return torch.cat([s[name] for s in self.samples])
+            increment: Any = sample.__inc__(name, first, sample._store)
+            if sample.__cat_dim__(name, first, sample._store) == 0 and isinstance(increment, int) and increment == 0:
+                return torch.cat(self._values(name))
         return Batch.from_data_list(list(self.samples))[name]  # whatever else PyG knows to join
 
     def __contains__(self, name: object) -> bool:

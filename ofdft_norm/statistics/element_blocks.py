@@ -55,6 +55,7 @@ class BatchBlocks:
         weights: (K, S) weights that each of K weighers gives to the samples.
         weights_of_kind: (K, n_kinds) the same for each kind of samples.
         composition: (S, n_types) float64 number of atoms of each element in each sample.
+        n_functions: Number of functions of all atoms.
         elements: One block for each element that occurs.
     """
 
@@ -64,6 +65,7 @@ class BatchBlocks:
         weights: Tensor,
         weights_of_kind: Tensor,
         composition: Tensor,
+        n_functions: int,
         elements: list[ElementBlock],
         workspace: Workspace,
     ) -> None:
@@ -71,6 +73,7 @@ class BatchBlocks:
         self.weights = weights
         self.weights_of_kind = weights_of_kind
         self.composition = composition
+        self.n_functions = n_functions
         self.elements = elements
         self._workspace = workspace
         self._rows: dict[str, list[Tensor]] = {}
@@ -117,6 +120,11 @@ class BatchBlocks:
             minuends, subtrahends = self.rows(stored[0]), self.pop_rows(stored[1])
             return [torch.sub(x, y, out=y) for x, y in zip(minuends, subtrahends, strict=True)]
         values = self._joined(field)
+        if len(values) != self.n_functions:
+            raise BatchError(
+                f"field {field!r} has {len(values)} values for the {self.n_functions} basis functions of a batch's "
+                "atoms: it needs one for each (config: data.source.basis_info)"
+            )
         # whole rows are copied out of a sliding window: no index for every single entry
         return [
             self._workspace.select(f"{field} {block.columns.start}", values.unfold(0, block.dim, 1), block.starts)
@@ -168,7 +176,8 @@ def batch_blocks(
         if end > begin and last > first:
             elements.append(ElementBlock(slice(first, last), starts[begin:end], samples[begin:end], atoms_of_kind))
         begin = end
-    return BatchBlocks(batches, weights, weights_of_kind, counts, elements, workspace or Workspace())
+    n_functions = int(dims.sum())
+    return BatchBlocks(batches, weights, weights_of_kind, counts, n_functions, elements, workspace or Workspace())
 
 
 def _check_n_functions(batches: Sequence[Data], ends: Tensor, basis_info: BasisInfo) -> None:

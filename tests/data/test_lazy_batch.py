@@ -13,6 +13,7 @@ from torch_geometric.data import Batch, Data
 
 from ofdft_norm import BasisInfo, OFData
 from ofdft_norm.data.lazy_batch import lazy_batch, parts
+from ofdft_norm.errors import BatchError
 
 Make = Callable[..., OFData]
 
@@ -63,6 +64,17 @@ def test_nothing_is_joined_that_is_not_asked_for(samples: list[OFData]) -> None:
     with pytest.raises(RuntimeError):
         lazy["gradient_label"]
     assert parts(samples[0], "pos")[0] is samples[0].pos
+
+
+def test_a_sample_without_a_field_of_the_others_is_named(samples: list[OFData]) -> None:
+    del samples[1].gradient_label
+    del samples[2].mol_id
+    lazy = lazy_batch(samples)
+    for read in (lambda: lazy.gradient_label, lambda: parts(lazy, "gradient_label")):
+        with pytest.raises(BatchError, match=r"sample 1 .*'molecule 1'\) lacks the field 'gradient_label'.*pre_transf"):
+            read()
+    with pytest.raises(BatchError, match=r"sample 2 .*None\) lacks the field 'mol_id'"):
+        lazy["mol_id"]
 
 
 def test_it_can_be_changed_copied_and_moved_without_its_samples(samples: list[OFData]) -> None:
