@@ -180,6 +180,12 @@ def sample_name(batch: Data, sample: int) -> str | None:
     return str(name.item() if isinstance(name, Tensor) else name)
 
 
+def scf_iteration(batch: Data, sample: int) -> int | None:
+    """Returns the SCF iteration of one sample of a batch, where it has one."""
+    iterations = batch.get("scf_iteration")
+    return None if iterations is None else int(iterations.reshape(-1)[sample])
+
+
 def with_sample_fields(batch: DataT, names: Sequence[str]) -> DataT:
     """Lets PyG cut fields with one entry for each sample, added after collation, into samples again.
 

@@ -55,7 +55,7 @@ class BatchBlocks:
         weights: (K, S) weights that each of K weighers gives to the samples.
         weights_of_kind: (K, n_kinds) the same for each kind of samples.
         composition: (S, n_types) float64 number of atoms of each element in each sample.
-        n_functions: Number of functions of all atoms.
+        n_functions: Number of functions of all atoms of each batch.
         elements: One block for each element that occurs.
     """
 
@@ -65,8 +65,9 @@ class BatchBlocks:
         weights: Tensor,
         weights_of_kind: Tensor,
         composition: Tensor,
-        n_functions: int,
+        n_functions: list[int],
         elements: list[ElementBlock],
+        basis_info: BasisInfo,
         workspace: Workspace,
     ) -> None:
         self.batches = batches
@@ -75,12 +76,28 @@ class BatchBlocks:
         self.composition = composition
         self.n_functions = n_functions
         self.elements = elements
+        self._basis_info = basis_info
         self._workspace = workspace
         self._rows: dict[str, list[Tensor]] = {}
 
     def has(self, field: str) -> bool:
         """Tells whether all samples have a field."""
         return all(field in batch for batch in self.batches)
+
+    def check_length(self, field: str) -> None:
+        """Refuses a batch that has not one value of a field for each function of its atoms.
+
+        Raises:
+            BatchError: Naming both numbers.
+        """
+        for batch, n_functions in zip(self.batches, self.n_functions, strict=True):
+            n_values = sum(part.shape[0] for part in parts(batch, field))
+            if n_values != n_functions:
+                raise BatchError(
+                    f"a batch has {n_values} values of {field!r}, but in the basis {self._basis_info} its atoms "
+                    f"have {n_functions} functions: the samples were made with another basis, or lack some values "
+                    "(config: data.source.basis_info)"
+                )
 
     def batch_of(self, sample: int) -> tuple[Data, int]:
         """Returns the batch that holds a sample, and the sample's place in it."""
@@ -119,12 +136,8 @@ class BatchBlocks:
         if len(stored) == 2:
             minuends, subtrahends = self.rows(stored[0]), self.pop_rows(stored[1])
             return [torch.sub(x, y, out=y) for x, y in zip(minuends, subtrahends, strict=True)]
+        self.check_length(field)
         values = self._joined(field)
-        if len(values) != self.n_functions:
-            raise BatchError(
-                f"field {field!r} has {len(values)} values for the {self.n_functions} basis functions of a batch's "
-                "atoms: it needs one for each (config: data.source.basis_info)"
-            )
         # whole rows are copied out of a sliding window: no index for every single entry
         return [
             self._workspace.select(f"{field} {block.columns.start}", values.unfold(0, block.dim, 1), block.starts)
@@ -160,7 +173,6 @@ def batch_blocks(
     sample_of_atom = joined_molecule_index(batches)
     dims = torch.as_tensor(basis_info.basis_dim_per_atom)[atom_ind]
     ends = dims.cumsum(0)
-    _check_n_functions(batches, ends, basis_info)
     counts = count_elements(sample_of_atom, atom_ind, weights.shape[1], basis_info.n_types)
     if n_kinds == 1:
         group, sizes = atom_ind, counts.sum(0, keepdim=True).T
@@ -176,20 +188,12 @@ def batch_blocks(
         if end > begin and last > first:
             elements.append(ElementBlock(slice(first, last), starts[begin:end], samples[begin:end], atoms_of_kind))
         begin = end
-    n_functions = int(dims.sum())
-    return BatchBlocks(batches, weights, weights_of_kind, counts, n_functions, elements, workspace or Workspace())
-
-
-def _check_n_functions(batches: Sequence[Data], ends: Tensor, basis_info: BasisInfo) -> None:
-    last_atoms = torch.tensor(list(accumulate(len(batch.atom_ind) for batch in batches)))
-    expected = torch.cat([ends.new_zeros(1), ends])[last_atoms].diff(prepend=ends.new_zeros(1)).tolist()
-    for batch, n_functions in zip(batches, expected, strict=True):
-        n_coeffs = sum(part.shape[0] for part in parts(batch, "coeffs"))
-        if n_functions != n_coeffs:
-            raise BatchError(
-                f"the batch has {n_coeffs} coefficients, but in the basis {basis_info} its atoms have "
-                f"{n_functions} functions: the samples were made with another basis (config: data.source.basis_info)"
-            )
+    n_functions = [int(of_batch.sum()) for of_batch in dims.split([len(batch.atom_ind) for batch in batches])]
+    blocks = BatchBlocks(
+        batches, weights, weights_of_kind, counts, n_functions, elements, basis_info, workspace or Workspace()
+    )
+    blocks.check_length("coeffs")
+    return blocks
 
 
 def distinct_columns(weights: Tensor) -> tuple[Tensor, Tensor]:

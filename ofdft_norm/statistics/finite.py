@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.of_data import molecule_index, n_molecules, sample_name
+from ofdft_norm.data.of_data import molecule_index, n_molecules, sample_name, scf_iteration
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.element_blocks import field_values
 
@@ -38,8 +38,8 @@ def _refuse_in_batch(batch: Data, field: str, used: Tensor) -> None:
         return
     entry = int(bad[0])
     sample = int(sample_of_value[entry])
-    iteration = batch.get("scf_iteration")
-    where = "" if iteration is None else f", SCF iteration {int(iteration.reshape(-1)[sample])}"
+    iteration = scf_iteration(batch, sample)
+    where = "" if iteration is None else f", SCF iteration {iteration}"
     raise StatisticsError(
         f"molecule {sample_name(batch, sample)!r} (sample {sample} of its batch{where}): field {field!r} is "
         f"{float(values[entry])}; "

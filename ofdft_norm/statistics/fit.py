@@ -29,7 +29,7 @@ from ofdft_norm.statistics.molecule_keys import MOLECULE_KEY, ConsecutiveMolecul
 from ofdft_norm.statistics.moments import FieldMoments
 from ofdft_norm.statistics.named_arrays import Arrays, check_counts, energy_arrays, largest_gradients, moment_arrays
 from ofdft_norm.statistics.residual_errors import ResidualErrors
-from ofdft_norm.statistics.sample_weighers import SampleWeigher, has_label, labelled_weights, sample_weights
+from ofdft_norm.statistics.sample_weighers import SampleWeigher, has_label, sample_weights
 from ofdft_norm.statistics.workspace import Workspace
 from ofdft_norm.statistics.worst_molecules import described
 from ofdft_norm.version import package_version
@@ -69,19 +69,11 @@ class StatisticsAccumulator:
         self._consecutive_molecules = ConsecutiveMolecules()
         self._workspace = Workspace()
 
-    def update(self, *batches: Data) -> None:
-        """Takes in batches, all at once.
-
-        Raises:
-            MoleculesScattered: If samples of a molecule were expected to follow one another and do not.
-        """
-        self.take(self.cut(*batches))
-
     def cut(self, *batches: Data) -> BatchBlocks:
         """Weighs samples and cuts them into blocks, for `take`; several may be cut before the first are taken.
 
         Raises:
-            MoleculesScattered: See `update`.
+            MoleculesScattered: If samples of a molecule were expected to follow one another and do not.
         """
         n, all_weighers = len(self.reference_weighers), [*self.reference_weighers, *self.initial_guess_weighers]
         weights = torch.cat([sample_weights(all_weighers, batch) for batch in batches], dim=1)
@@ -169,13 +161,8 @@ def fit_statistics(
     arrays = accumulator.arrays(with_bias, min_atoms_per_type)
     worst: Arrays = {}
     if residuals:
-        errors, workspace = ResidualErrors(basis_info, reference_weighers, arrays, **metric_kwargs), Workspace()
-
-        def cut(*batches: Data) -> BatchBlocks:
-            weights = torch.cat([labelled_weights(reference_weighers, batch) for batch in batches], dim=1)
-            return batch_blocks(batches, basis_info, weights, workspace)
-
-        _pass(source, ranks, cut, errors.update, "residuals", progress)
+        errors = ResidualErrors(basis_info, reference_weighers, arrays, **metric_kwargs)
+        _pass(source, ranks, errors.cut, errors.update, "residuals", progress)
         arrays.update(errors.arrays())
         worst = errors.worst_rows()
     if source.sharded:

@@ -16,6 +16,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.statistics.element_blocks import BatchBlocks, batch_blocks, sums_per_sample
 from ofdft_norm.statistics.reference_energy import REFERENCES, reference_slope
 from ofdft_norm.statistics.sample_weighers import SampleWeigher, labelled_weights
+from ofdft_norm.statistics.workspace import Workspace
 from ofdft_norm.statistics.worst_molecules import merged, no_molecules, with_samples
 
 # Where the results go: around the mean (no reference), and around each reference.
@@ -58,13 +59,16 @@ class ResidualErrors(Metric):
         self.add_state("absolute", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("weight", torch.zeros(len(self.weighers), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("worst", no_molecules(len(self.weighers), basis_info), dist_reduce_fx=merged)
+        self._workspace = Workspace()
+
+    def cut(self, *batches: Data) -> BatchBlocks:
+        """Weighs samples, zero without label, and cuts them into blocks, for `update`."""
+        weights = torch.cat([labelled_weights(self.weighers, batch) for batch in batches], dim=1)
+        return batch_blocks(batches, self.basis_info, weights, self._workspace)
 
     def update(self, batch: Data | BatchBlocks) -> None:
-        """Takes in a batch of samples, on any device, or blocks with this accumulator's weights, zero without label."""
-        if isinstance(batch, BatchBlocks):
-            blocks = batch
-        else:
-            blocks = batch_blocks([batch], self.basis_info, labelled_weights(self.weighers, batch))
+        """Takes in a batch of samples, on any device, or what `cut` made of several."""
+        blocks = batch if isinstance(batch, BatchBlocks) else self.cut(batch)
         used = blocks.weights.any(0)
         if not used.any():
             return

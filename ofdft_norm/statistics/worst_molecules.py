@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import formula
-from ofdft_norm.data.of_data import sample_name
+from ofdft_norm.data.of_data import sample_name, scf_iteration
 from ofdft_norm.statistics.element_blocks import BatchBlocks
 
 N_WORST = 10
@@ -85,9 +85,8 @@ def _worst(rows: Array) -> Tensor:
 
 
 def _iteration(blocks: BatchBlocks, sample: int) -> int:
-    batch, place = blocks.batch_of(sample)
-    iteration = batch.get("scf_iteration")
-    return -1 if iteration is None else int(iteration.reshape(-1)[place])
+    iteration = scf_iteration(*blocks.batch_of(sample))
+    return -1 if iteration is None else iteration
 
 
 def _name_bytes(blocks: BatchBlocks, sample: int) -> Tensor:

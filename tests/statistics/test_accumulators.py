@@ -34,7 +34,7 @@ def accumulated(
 ) -> StatisticsAccumulator:
     accumulator = StatisticsAccumulator(basis_info, weighers, [ConstantSampleWeigher()])
     for batch in DataLoader(list(samples), batch_size, follow_batch=["coeffs"]):
-        accumulator.update(batch)
+        accumulator.take(accumulator.cut(batch))
     return accumulator
 
 
@@ -62,7 +62,8 @@ def test_merging_is_associative(
         for name in METRICS:
             getattr(parts[i], name).merge_state(getattr(parts[j], name))
         del parts[j]
-    parts[0].update(next(iter(DataLoader(samples, 1, follow_batch=["coeffs"]))))  # goes on after a merge
+    batch = next(iter(DataLoader(samples, 1, follow_batch=["coeffs"])))
+    parts[0].take(parts[0].cut(batch))  # goes on after a merge
     whole = accumulated(basis_info, weighers, [*samples, samples[0]])
     assert_same_statistics(parts[0].arrays(True, 1), whole.arrays(True, 1))
 
@@ -82,7 +83,7 @@ def test_merging_with_weighers_that_have_seen_nothing(
     for name in METRICS:
         getattr(one, name).merge_state(getattr(two, name))
     for batch in DataLoader(rest[8:], 4, follow_batch=["coeffs"]):
-        one.update(batch)
+        one.take(one.cut(batch))
     whole = accumulated(basis_info, field_weighers, [*first, *rest])
     assert_same_statistics(one.arrays(True, 1), whole.arrays(True, 1))
 
