@@ -9,6 +9,7 @@ atoms are ordered by kind, so that a kind is a range of rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -245,7 +246,7 @@ def count_elements(sample_of_atom: Tensor, atom_ind: Tensor, n_samples: int, n_t
 
 def on_cpu(batch: Data) -> Data:
     """Returns the batch, or a copy of it on the CPU if its atoms lie elsewhere."""
-    return batch if batch.atom_ind.device.type == "cpu" else batch.cpu()
+    return batch if batch.atom_ind.device.type == "cpu" else copy(batch).cpu()  # PyG moves a batch in place
 
 
 def stored_fields(batch: Data, field: str) -> tuple[str, ...]:

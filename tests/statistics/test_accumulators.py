@@ -11,11 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from ofdft_norm import BasisInfo, ConstantSampleWeigher, OFData, SampleWeigher
+from ofdft_norm.data.lazy_batch import lazy_batch
 from ofdft_norm.errors import BatchError
 from ofdft_norm.statistics.counts import SampleCounts
+from ofdft_norm.statistics.element_blocks import on_cpu
 from ofdft_norm.statistics.energy_fit import EnergyFit
 from ofdft_norm.statistics.fit import StatisticsAccumulator
 from ofdft_norm.statistics.moments import FieldMoments
@@ -181,6 +184,18 @@ def test_consecutive_molecules_across_batches(basis_info: BasisInfo, samples: li
         scattered.update(batch)
         assert sum(map(len, ordered.molecules)) <= 1  # only the last molecule is kept
     np.testing.assert_allclose(numbers(ordered), numbers(scattered), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_batch_of_another_device_stays_there(
+    lazy: bool, samples: list[OFData], make_batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = [sample.clone() for sample in samples[:3]]
+    batch = (lazy_batch(copies) if lazy else make_batch(copies)).to("meta")
+    # stands for a GPU, from which data can be read; in place, as PyG's own
+    monkeypatch.setattr(Data, "cpu", lambda self: self.apply(lambda x: torch.zeros_like(x, device="cpu")))
+    assert on_cpu(batch).coeffs.device.type == "cpu"
+    assert batch.coeffs.device.type == batch.atom_ind.device.type == "meta"
 
 
 def test_fields_that_lack(basis_info: BasisInfo, samples: list[OFData]) -> None:
