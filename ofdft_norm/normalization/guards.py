@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ofdft_norm.data.fields import PER_FUNCTION
 from ofdft_norm.errors import NormalizationError
-
-PER_FUNCTION = ("coeffs", "ground_state_coeffs", "gradient_label", "dual_basis_integrals")
 
 
 def check_vector(name: str, values: Tensor, batch: Data | Mapping[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ofdft_norm.data.fields import PER_FUNCTION, VECTORS
 from ofdft_norm.data.of_data import molecule_index, n_molecules, with_sample_fields
 from ofdft_norm.errors import ConfigError, NormalizationError
 from ofdft_norm.normalization.atom_ref import AtomRef
@@ -17,7 +18,6 @@ from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseResca
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.guards import (
-    PER_FUNCTION,
     check_energy,
     check_fields,
     check_seen_elements,
@@ -28,9 +28,6 @@ from ofdft_norm.normalization.guards import (
 DataT = TypeVar("DataT", bound=Data)
 
 Reference = AtomRef | LinearReferences
-
-# Fields that transform as vectors (with lambda); gradients and integrals are dual (with 1 / lambda).
-VECTORS = ("coeffs", "ground_state_coeffs")
 
 
 class Normalizer(Float64Module):
