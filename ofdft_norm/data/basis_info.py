@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,11 @@ from ofdft_norm.errors import BasisError
 MAX_ATOMIC_NUMBER = 118
 # An index that no array accepts: unlike -1 it can never silently pick the last element's values.
 UNKNOWN_ELEMENT = int(np.iinfo(np.int64).min)
+
+POrder = Literal["yzx", "xyz"]
+
+# m of the three functions of a p shell: real harmonics of m = -1, 0, 1 are proportional to y, z, x
+_P_SHELL_M: dict[str, tuple[int, int, int]] = {"yzx": (-1, 0, 1), "xyz": (1, -1, 0)}
 
 _SHELL = re.compile(r"(\d+)x(\d+)([eo])?")
 
@@ -56,12 +61,14 @@ class BasisInfo:
     """Atom-centred density basis: per element, an ordered list of shells sorted by angular momentum.
 
     All per-dimension quantities of the package are vectors of length `n_basis`, the concatenation over the
-    elements of `atomic_numbers` (SCIENCE: one entry for each pair of element and dimension tau).
+    elements of `atomic_numbers`: one entry for each pair of an element and one of its functions.
 
     Args:
         atomic_numbers: The elements of the basis, each once, in the order in which they are concatenated.
         irreps_per_atom: Per element an e3nn-style string such as ``"6x0e+2x1o+1x2e"``: six s shells, two p
             shells, one d shell; a shell of angular momentum l has 2l+1 functions, m = -l ... l.
+        p_order: In which order the functions of a p shell stand: ``"yzx"`` is m = -1, 0, 1, as in every other shell;
+            ``"xyz"`` is PySCF's, and that of STRUCTURES25's label files. Shells of other l are the same in both.
 
     Attributes:
         n_types: Number of elements.
@@ -75,7 +82,8 @@ class BasisInfo:
         atom_ind_to_basis_function_ind: Per element, the slice of `arange(n_basis)` that is its own.
 
     Raises:
-        BasisError: If an element is repeated, unknown, or its irreps cannot be read or are not sorted by l.
+        BasisError: If an element is repeated, unknown, or its irreps cannot be read or are not sorted by l, or if
+            `p_order` is neither of the two.
 
     Example:
         >>> basis_info = BasisInfo([1, 8], ["2x0e", "3x0e+1x1o"])
@@ -85,10 +93,18 @@ class BasisInfo:
         [0, 0, 0, 0, 0, -1, 0, 1]
     """
 
-    def __init__(self, atomic_numbers: Sequence[int] | npt.NDArray[Any], irreps_per_atom: Sequence[str]) -> None:
+    def __init__(
+        self,
+        atomic_numbers: Sequence[int] | npt.NDArray[Any],
+        irreps_per_atom: Sequence[str],
+        p_order: POrder = "yzx",
+    ) -> None:
         self.atomic_numbers = _as_integers(atomic_numbers, "")
         self.irreps_per_atom = [str(irreps) for irreps in irreps_per_atom]
+        self.p_order = p_order
         self._check_elements()
+        if p_order not in _P_SHELL_M:
+            raise BasisError(f"p_order is {p_order!r}, expected one of {list(get_args(POrder))}")
         shells = [_parse_irreps(i, int(z)) for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True)]
         l_of_shell = np.array([l for element in shells for n, l in element for _ in range(n)], dtype=np.int64)
 
@@ -97,7 +113,8 @@ class BasisInfo:
         self.n_basis = int(self.basis_dim_per_atom.sum())
         self.l_per_basis_func = np.repeat(l_of_shell, 2 * l_of_shell + 1)
         self.basis_func_to_shell = np.repeat(np.arange(len(l_of_shell)), 2 * l_of_shell + 1)
-        self.m_per_basis_func = np.concatenate([np.arange(-l, l + 1) for l in l_of_shell] or [np.zeros(0)]).astype(int)
+        m_of_shells = [_P_SHELL_M[p_order] if l == 1 else range(-l, l + 1) for l in l_of_shell]
+        self.m_per_basis_func = np.array([m for shell in m_of_shells for m in shell], dtype=np.int64)
         self.atomic_number_to_atom_index = np.full(MAX_ATOMIC_NUMBER + 1, UNKNOWN_ELEMENT, dtype=np.int64)
         self.atomic_number_to_atom_index[self.atomic_numbers] = np.arange(self.n_types)
         # offsets[i] is where element i starts in the concatenation
@@ -164,7 +181,7 @@ class BasisInfo:
 
     @classmethod
     def from_json(cls, path: str | Path) -> BasisInfo:
-        """Reads a JSON file with the keys `atomic_numbers` and `irreps_per_atom`.
+        """Reads a JSON file with the keys `atomic_numbers`, `irreps_per_atom` and, where it is not "yzx", `p_order`.
 
         Raises:
             BasisError: If the file cannot be read, lacks a key, or describes no basis; the message names the file.
@@ -179,16 +196,20 @@ class BasisInfo:
         if missing:
             raise BasisError(f"{path}: lacks {missing}; it has {names} {key}")
         try:
-            return cls(content["atomic_numbers"], content["irreps_per_atom"])
+            return cls(content["atomic_numbers"], content["irreps_per_atom"], content.get("p_order", "yzx"))
         except (BasisError, TypeError) as error:  # TypeError: a value is null or a number
             raise BasisError(f"{path}: {error} {key}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the two constructor arguments as plain Python, e.g. for JSON or a checkpoint."""
-        return {"atomic_numbers": self.atomic_numbers.tolist(), "irreps_per_atom": list(self.irreps_per_atom)}
+        """Returns the constructor's arguments as plain Python, e.g. for JSON or a checkpoint."""
+        return {
+            "atomic_numbers": self.atomic_numbers.tolist(),
+            "irreps_per_atom": list(self.irreps_per_atom),
+            "p_order": self.p_order,
+        }
 
     def fingerprint(self) -> str:
-        """Returns a hex digest of the elements and their shells."""
+        """Returns a hex digest of the elements, their shells and the order within p shells."""
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -199,4 +220,5 @@ class BasisInfo:
 
     def __repr__(self) -> str:
         elements = ", ".join(f"{z}: {i}" for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True))
-        return f"BasisInfo({{{elements}}})"
+        order = "" if self.p_order == "yzx" else f", p_order={self.p_order!r}"
+        return f"BasisInfo({{{elements}}}{order})"

@@ -108,7 +108,8 @@ def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo, weigher_ke
     """
     where = statistics.path or "the statistics"
     stored = statistics.attributes.get("basis_info")
-    if stored is not None and stored != basis_info.to_dict():
+    # compared as bases: what version 0.1.0 stored names no order of p shells
+    if stored is not None and BasisInfo(**stored) != basis_info:
         raise StatisticsError(
             f"{where}: made for the basis {BasisInfo(**stored)}, but the labels have {basis_info} "
             "(config: data.statistics.path, data.source.basis_info)"

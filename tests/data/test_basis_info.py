@@ -17,9 +17,17 @@ from ofdft_norm.data.basis_info import UNKNOWN_ELEMENT
 from ofdft_norm.errors import BasisError
 
 
+ORDERS = st.sampled_from(["yzx", "xyz"])
+
+
+def draw_basis(data: st.DataObject, some_bases: Any) -> BasisInfo:
+    basis = data.draw(some_bases)
+    return BasisInfo(basis.atomic_numbers, basis.irreps_per_atom, data.draw(ORDERS))
+
+
 @given(data=st.data())
 def test_attributes_equal_a_naive_construction(data: st.DataObject, some_bases: Any) -> None:
-    basis = data.draw(some_bases)
+    basis = draw_basis(data, some_bases)
     l_values: list[int] = []
     m_values: list[int] = []
     shells: list[int] = []
@@ -29,7 +37,8 @@ def test_attributes_equal_a_naive_construction(data: st.DataObject, some_bases: 
         own = []
         for multiplicity, irrep in o3.Irreps(irreps):  # e3nn reads the strings
             for _ in range(multiplicity):
-                for m in range(-irrep.l, irrep.l + 1):
+                naive_order = [1, -1, 0] if irrep.l == 1 and basis.p_order == "xyz" else range(-irrep.l, irrep.l + 1)
+                for m in naive_order:
                     own.append(len(l_values))
                     l_values.append(irrep.l)
                     m_values.append(m)
@@ -134,7 +143,7 @@ def test_the_index_of_an_unknown_element_never_picks_another_one() -> None:
 
 @given(data=st.data())
 def test_json_and_pickle_round_trips(data: st.DataObject, some_bases: Any, tmp_path_factory: Any) -> None:
-    basis = data.draw(some_bases)
+    basis = draw_basis(data, some_bases)
     path = tmp_path_factory.mktemp("basis") / "basis_info.json"
     path.write_text(json.dumps(basis.to_dict()))
     for copy in (BasisInfo.from_json(path), pickle.loads(pickle.dumps(basis))):
@@ -146,7 +155,12 @@ def test_json_and_pickle_round_trips(data: st.DataObject, some_bases: Any, tmp_p
 
 def test_bases_that_differ_are_not_equal() -> None:
     basis = BasisInfo([1, 8], ["1x0e", "2x0e"])
-    for other in (BasisInfo([8, 1], ["2x0e", "1x0e"]), BasisInfo([1, 8], ["1x0e", "3x0e"]), BasisInfo([1], ["1x0e"])):
+    for other in (
+        BasisInfo([8, 1], ["2x0e", "1x0e"]),
+        BasisInfo([1, 8], ["1x0e", "3x0e"]),
+        BasisInfo([1], ["1x0e"]),
+        BasisInfo([1, 8], ["1x0e", "2x0e"], p_order="xyz"),
+    ):
         assert basis != other
         assert basis.fingerprint() != other.fingerprint()
     assert basis != "a string"
@@ -162,6 +176,10 @@ def test_bases_that_differ_are_not_equal() -> None:
         (b'{"atomic_numbers": [1]}', r"lacks \['irreps_per_atom'\]; it has \['atomic_numbers'\]"),
         (b'{"atomic_numbers": [1], "irreps_per_atom": ["p"]}', "cannot read 'p'"),
         (b'{"atomic_numbers": [1], "irreps_per_atom": null}', "NoneType"),
+        (
+            b'{"atomic_numbers": [1], "irreps_per_atom": ["1x0e"], "p_order": "zxy"}',
+            "p_order is 'zxy', expected one of",
+        ),
         (b'{"atomic_numbers": null, "irreps_per_atom": ["1x0e"]}', "whole numbers"),
     ],
 )
@@ -177,3 +195,15 @@ def test_a_bad_basis_file_is_named_with_the_config_key(content: bytes, message: 
 def test_a_missing_basis_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BasisError, match=r"nowhere\.json.*data.source.basis_info"):
         BasisInfo.from_json(tmp_path / "nowhere.json")
+
+
+def test_p_shells_in_the_order_of_pyscf() -> None:
+    basis = BasisInfo([8], ["1x0e+2x1o+1x2e"], p_order="xyz")
+    assert basis.m_per_basis_func.tolist() == [0, 1, -1, 0, 1, -1, 0, -2, -1, 0, 1, 2]
+    assert "p_order='xyz'" in repr(basis)
+
+
+def test_a_file_without_p_order_means_m_ascending(tmp_path: Path) -> None:
+    path = tmp_path / "basis.json"
+    path.write_text('{"atomic_numbers": [8], "irreps_per_atom": ["1x0e+1x1o"]}')
+    assert BasisInfo.from_json(path) == BasisInfo([8], ["1x0e+1x1o"], "yzx")
