@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from ofdft_norm.config.readable_errors import readable_errors
-from ofdft_norm.prediction import predict
+from ofdft_norm.example.prediction import predict
 
 
 @readable_errors

@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from ofdft_norm.config.readable_errors import readable_errors
-from ofdft_norm.training import train
+from ofdft_norm.example.training import train
 
 
 @readable_errors

@@ -34,7 +34,7 @@ from ofdft_norm import (
 )
 from ofdft_norm.config import EmbeddedLabels
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
-from ofdft_norm.models import DensityModule
+from ofdft_norm.example import DensityModule
 
 GOLDEN = Path(__file__).parent / "golden"
 REFERENCES: dict[str, Any] = json.loads((GOLDEN / "embedded_references.json").read_text())

@@ -17,7 +17,7 @@ from ofdft_norm import (
     OFDFTDataModule,
 )
 from ofdft_norm.config import AtomicReference, Rescaling, Statistics
-from ofdft_norm.models import DensityModule
+from ofdft_norm.example import DensityModule
 from ofdft_norm.normalization.build import build_normalizer
 from ofdft_norm.normalization.transforms import NormalizeTransform
 

@@ -24,7 +24,7 @@ from ofdft_norm.config.checks import (
     check_value,
 )
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.models import DensityModule
+from ofdft_norm.example import DensityModule
 
 
 @pytest.mark.parametrize(

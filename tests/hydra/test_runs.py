@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from ofdft_norm.run_record import CHECKPOINT_KEY, RunRecord
+from ofdft_norm.example.run_record import CHECKPOINT_KEY, RunRecord
 from ofdft_norm.version import package_version
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import molecule_index, n_molecules
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.models.geometry import directions, pairs_within_molecules, radial_basis
+from ofdft_norm.example.geometry import directions, pairs_within_molecules, radial_basis
 
 # sqrt(x + NORM_OFFSET): a norm that is smooth where a shell is empty
 NORM_OFFSET = 1e-2

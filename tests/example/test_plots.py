@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ofdft_norm import AtomRef, DatasetStatistics, DimensionWiseRescaling, Normalizer, OFDataset, ProjectGradient
-from ofdft_norm.plotting import gradient_ranges, plot_energies, plot_gradient_ranges, save_figure
-from ofdft_norm.results import SplitEnergies
+from ofdft_norm.example.plots import gradient_ranges, plot_energies, plot_gradient_ranges, save_figure
+from ofdft_norm.example.results import SplitEnergies
 
 
 @pytest.fixture

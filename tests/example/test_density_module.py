@@ -11,7 +11,7 @@ from torch_geometric.loader import DataLoader
 
 from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, Normalizer
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.models import DensityModule
+from ofdft_norm.example import DensityModule
 
 BASIS = BasisInfo([1, 8], ["2x0e+1x1o", "3x0e+1x1o"])
 SMALL = {"width": 8, "rank": 2, "n_radial": 4}

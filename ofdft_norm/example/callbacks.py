@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.plotting import plot_gradient_ranges
+from ofdft_norm.example.plots import plot_gradient_ranges
 from ofdft_norm.statistics.summary import summary_table
 
 log = logging.getLogger(__name__)

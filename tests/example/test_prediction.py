@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning import LightningModule
 from omegaconf import DictConfig
 
-from ofdft_norm import BasisInfo
+from ofdft_norm import BasisInfo, NormalizerMixin
 from ofdft_norm.config.readable_errors import config_dir
 from ofdft_norm.config.sample_file import SampleFileDataset
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.errors import ConfigError, LabelFileError, SplitError
-from ofdft_norm.models import DensityModule
-from ofdft_norm.prediction import predict
+from ofdft_norm.example import DensityModule
+from ofdft_norm.example.prediction import predict
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -29,9 +30,9 @@ def composed(*overrides: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, make_setting: Any) -> Any:
+def trained(tmp_path_factory: pytest.TempPathFactory, labelled_molecules: Any) -> Any:
     """A folder with a checkpoint of the package's model, whose training files are gone."""
-    setting = make_setting(tmp_path_factory.mktemp("trained"))
+    setting = labelled_molecules(tmp_path_factory.mktemp("trained"))
     datamodule, model = setting.datamodule(), DensityModule(width=8, rank=2, n_layers=1, n_radial=4)
     trainer = setting.trainer(max_epochs=1, inference_mode=False)
     trainer.fit(model, datamodule=datamodule)
@@ -168,17 +169,41 @@ def test_wrong_settings_of_a_prediction_are_named(trained: Any, tmp_path: Path) 
         to_train.setup("fit")
 
 
+class ConstantModel(NormalizerMixin, LightningModule):
+    """Predicts E' = value, and no gradient."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(value))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return torch.where(batch.has_energy_label, self.value - batch.energy_label, 0.0).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
+        values = self.value.expand(len(batch.energy_reference))
+        return {"energy": self.normalizer.denormalize_energy(values, batch)}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+
 def test_models_of_others_are_loaded_by_their_class_name(
-    setting: Any, tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, labelled_molecules: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "run.ckpt"
-    _, datamodule = setting.fit(path)
-    monkeypatch.setitem(sys.modules, "somebodys_models", sys.modules[tiny_model.__module__])
+    molecules = labelled_molecules(tmp_path)
+    path, datamodule = tmp_path / "run.ckpt", molecules.datamodule()
+    trainer = molecules.trainer()
+    trainer.fit(ConstantModel(), datamodule=datamodule)
+    trainer.save_checkpoint(path)
+    monkeypatch.setitem(sys.modules, "somebodys_models", sys.modules[ConstantModel.__module__])
     options = [
-        "model._target_=somebodys_models.TinyModel",
+        "model._target_=somebodys_models.ConstantModel",
         "data/source=label_files",
-        f"data.source.paths={setting.labels}",
-        f"data.source.basis_info={setting.basis_info}",
+        f"data.source.paths={molecules.labels}",
+        f"data.source.basis_info={molecules.basis_info}",
         "data.predict_on=test",
         f"output={tmp_path / 'predictions.npz'}",
     ]

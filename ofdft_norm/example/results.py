@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.models.label_errors import LabelErrors
+from ofdft_norm.example.label_errors import LabelErrors
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
 

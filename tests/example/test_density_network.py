@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ofdft_norm import BasisInfo, OFData
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.models import DensityNetwork
-from ofdft_norm.models.geometry import directions, pairs_within_molecules, radial_basis
+from ofdft_norm.example import DensityNetwork
+from ofdft_norm.example.geometry import directions, pairs_within_molecules, radial_basis
 
 BASIS = BasisInfo([1, 6, 8], ["2x0e+1x1o", "3x0e+2x1o+1x2e", "2x0e+1x1o+1x2e+1x3o"])
 

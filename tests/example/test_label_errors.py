@@ -10,8 +10,8 @@ import torch
 from torch import multiprocessing
 
 from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, Normalizer
-from ofdft_norm.models import LabelErrors
-from ofdft_norm.models.label_errors import n_electrons
+from ofdft_norm.example import LabelErrors
+from ofdft_norm.example.label_errors import n_electrons
 
 BASIS = BasisInfo([1, 8], ["2x0e+1x1o", "3x0e+1x1o"])
 

@@ -15,9 +15,9 @@ from ofdft_norm.config.checks import NonNegative, NonNegativeInt, Positive, Posi
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.errors import ConfigError
+from ofdft_norm.example.density_network import DensityNetwork
+from ofdft_norm.example.label_errors import LabelErrors, project_in_original_coordinates, sums_over_molecules
 from ofdft_norm.mixin import NormalizerMixin
-from ofdft_norm.models.density_network import DensityNetwork
-from ofdft_norm.models.label_errors import LabelErrors, project_in_original_coordinates, sums_over_molecules
 
 NORM_OFFSET = 1e-12
 

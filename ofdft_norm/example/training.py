@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ofdft_norm.config.checks import NonNegativeInt, PositiveInt, check_value
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.models.density_module import DensityModule
-from ofdft_norm.plotting import plot_energies, plot_gradient_ranges, save_figure
-from ofdft_norm.results import MODEL, format_table, predicted_energies, results_table, split_batches, write_csv
-from ofdft_norm.run_record import RunRecord
+from ofdft_norm.example.density_module import DensityModule
+from ofdft_norm.example.plots import plot_energies, plot_gradient_ranges, save_figure
+from ofdft_norm.example.results import MODEL, format_table, predicted_energies, results_table, split_batches, write_csv
+from ofdft_norm.example.run_record import RunRecord
 
 log = logging.getLogger(__name__)
 

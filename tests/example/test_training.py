@@ -14,21 +14,17 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ofdft_norm import OFDFTDataModule
-from ofdft_norm.models import DensityModule
-from ofdft_norm.training import train
+from ofdft_norm.example import DensityModule
+from ofdft_norm.example.training import train
 
-CONFIGS = str(Path(__file__).parents[1] / "configs")
+CONFIGS = str(Path(__file__).parents[2] / "configs")
 SPLIT = {
     "train": ["water.zarr.zip", "methane.zarr.zip", "methanol.zarr.zip", "ammonia.zarr.zip", "formaldehyde.zarr.zip"],
     "val": ["methylamine.zarr.zip"],
     "test": ["hydrogen_peroxide.zarr.zip"],
 }
-# what Lightning says of every small CPU run
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec"),
     pytest.mark.filterwarnings("ignore:the basis has the elements .9."),
 ]
 

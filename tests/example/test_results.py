@@ -10,8 +10,8 @@ import torch
 from torch_geometric.loader import DataLoader
 
 from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, LinearReferences, Normalizer
-from ofdft_norm.models import LabelErrors
-from ofdft_norm.results import (
+from ofdft_norm.example import LabelErrors
+from ofdft_norm.example.results import (
     ResultRow,
     constant_per_element,
     evaluate,

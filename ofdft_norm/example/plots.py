@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
+from ofdft_norm.example.results import SplitEnergies
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.results import SplitEnergies
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 Array = npt.NDArray[np.float64]

@@ -1,7 +1,0 @@
-"""A small real model, for the worked example."""
-
-from ofdft_norm.models.density_module import DensityModule
-from ofdft_norm.models.density_network import DensityNetwork
-from ofdft_norm.models.label_errors import LabelErrors
-
-__all__ = ["DensityModule", "DensityNetwork", "LabelErrors"]
