@@ -3,7 +3,6 @@
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.of_dataset import OFDataset
-from ofdft_norm.data.transforms import ProjectGradient, project_gradient
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.mixin import NormalizerMixin
 from ofdft_norm.normalization.atom_ref import AtomRef
@@ -21,6 +20,7 @@ from ofdft_norm.statistics.sample_weighers import (
     MinSCFIterationSampleWeigher,
     SampleWeigher,
 )
+from ofdft_norm.transforms.project_gradient import ProjectGradient, project_gradient
 
 __all__ = [
     "AtomRef",

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from ofdft_norm.config.checks import CheckedConfig
-from ofdft_norm.data.transforms import ProjectGradient
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.sample_weighers import SampleWeigher
+from ofdft_norm.transforms.project_gradient import ProjectGradient
 
 # Objects of these kinds, as far as this package defines them, are rebuilt from a checkpoint. Nothing else is: a
 # checkpoint must not be able to call what it names.

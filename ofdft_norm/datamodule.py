@@ -32,13 +32,13 @@ from ofdft_norm.data.epoch_sampler import EpochSampler
 from ofdft_norm.data.lazy_parts import LazyParts
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.data.transformed_dataset import TransformedDataset
-from ofdft_norm.data.transforms import ProjectGradient
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.normalization.fit import NormalizerSettings
 from ofdft_norm.normalization.transforms import CheckElements, NormalizeTransform, batch_dtype
 from ofdft_norm.normalizing_datamodule import NormalizingDataModule
 from ofdft_norm.source_parts import SourceParts
 from ofdft_norm.statistics.cache import default_cache_dir
+from ofdft_norm.transforms.project_gradient import ProjectGradient
 
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 

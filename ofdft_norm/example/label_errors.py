@@ -11,8 +11,8 @@ from torch_geometric.data import Data
 from torchmetrics import Metric
 
 from ofdft_norm.data.of_data import molecule_index, n_molecules
-from ofdft_norm.data.transforms import project_gradient
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.transforms.project_gradient import project_gradient
 
 MILLI = 1e3  # mHa per hartree
 

@@ -1,4 +1,4 @@
-"""Pre-transforms: what happens to a sample in float64, before statistics are taken and before it is normalised."""
+"""Projection of gradients: a pre-transform, and for differences of gradients."""
 
 from __future__ import annotations
 
