@@ -21,6 +21,8 @@ from ofdft_norm.transforms.project_gradient import ProjectGradient
 # Objects of these kinds, as far as this package defines them, are rebuilt from a checkpoint. Nothing else is: a
 # checkpoint must not be able to call what it names.
 _REBUILT = (CheckedConfig, SampleWeigher, ProjectGradient)
+# Where classes stood that checkpoints of former versions name.
+_MOVED = {"ofdft_norm.data.transforms": "ofdft_norm.transforms.project_gradient"}
 
 
 class NotPlainError(Exception):
@@ -74,7 +76,7 @@ def from_plain(plain: Any) -> Any:
 
 
 def _class_of(plain: Mapping[str, Any]) -> type[Any]:
-    module, name = plain["module"], plain["class"]
+    module, name = _MOVED.get(plain["module"], plain["module"]), plain["class"]
     found = None
     if module.startswith("ofdft_norm."):
         try:

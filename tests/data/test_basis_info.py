@@ -16,7 +16,6 @@ from ofdft_norm import BasisInfo
 from ofdft_norm.data.basis_info import UNKNOWN_ELEMENT
 from ofdft_norm.errors import BasisError
 
-
 ORDERS = st.sampled_from(["yzx", "xyz"])
 
 
