@@ -20,7 +20,7 @@ MAX_ATOMIC_NUMBER = 118
 UNKNOWN_ELEMENT = int(np.iinfo(np.int64).min)
 
 POrder = Literal["yzx", "xyz"]
-
+P_ORDERS: tuple[POrder, ...] = get_args(POrder)
 # m of the three functions of a p shell: real harmonics of m = -1, 0, 1 are proportional to y, z, x
 _P_SHELL_M: dict[str, tuple[int, int, int]] = {"yzx": (-1, 0, 1), "xyz": (1, -1, 0)}
 
@@ -103,8 +103,8 @@ class BasisInfo:
         self.irreps_per_atom = [str(irreps) for irreps in irreps_per_atom]
         self.p_order = p_order
         self._check_elements()
-        if p_order not in _P_SHELL_M:
-            raise BasisError(f"p_order is {p_order!r}, expected one of {list(get_args(POrder))}")
+        if p_order not in P_ORDERS:
+            raise BasisError(f"p_order is {p_order!r}, expected one of {list(P_ORDERS)}")
         shells = [_parse_irreps(i, int(z)) for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True)]
         l_of_shell = np.array([l for element in shells for n, l in element for _ in range(n)], dtype=np.int64)
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ofdft_norm.data.basis_info import POrder
+from ofdft_norm.data.p_order import stated_p_order
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import LabelFileError
 
@@ -43,6 +45,7 @@ class MoleculeLabels:
         energy: (n,) [hartree].
         has_energy_label: (n,) bool.
         dual_basis_integrals: (n, n_basis) [electrons].
+        p_order: Order of the functions of a p shell; None: the file does not say.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class MoleculeLabels:
     energy: FloatArray
     has_energy_label: npt.NDArray[np.bool_]
     dual_basis_integrals: FloatArray
+    p_order: POrder | None
 
 
 @contextmanager
@@ -184,6 +188,7 @@ def read_molecule(
             energy=per_row(f"of_labels/energies/{energy_key}", "data.source.energy_key").astype(np.float64),
             has_energy_label=per_row(_HAS_LABEL).astype(bool),
             dual_basis_integrals=spatial(_INTEGRALS),
+            p_order=stated_p_order(reader.attributes(), file.where),
         )
     _check_labels(labels, file.where, energy_key, gradient_key)
     return labels

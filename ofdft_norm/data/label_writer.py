@@ -10,6 +10,9 @@ The layout is STRUCTURES25's, so that its tools read these files and this packag
     ks_labels/{basis, energies/e_*}              (n_scf,) hartree
     ks_labels/energies/has_energy_label          (n_scf,) bool
 
+The root's attribute ``p_order`` says in which order the functions of a p shell stand: ``yzx`` (m = -1, 0, 1) or
+``xyz``. STRUCTURES25's own files have no such attribute; their order is PySCF's, ``xyz``.
+
 Two differences, invisible to a zarr reader: chunks are compressed without loss, and chunks that are all zero
 (gradients of the initial guess) are left out, since they read as zeros anyway.
 """
@@ -29,6 +32,7 @@ import numpy.typing as npt
 import zarr
 from zarr.core.buffer import Buffer
 
+from ofdft_norm.data.basis_info import POrder
 from ofdft_norm.errors import LabelFileError
 
 Array = npt.NDArray[Any]
@@ -51,6 +55,7 @@ def write_label_file(
     ks_energies: Mapping[str, Array],
     has_energy_label: Array,
     attributes: Mapping[str, Any] | None = None,
+    p_order: POrder = "yzx",
     density_basis: str = "even_tempered_2.5",
     orbital_basis: str = "6-31G(2df,p)",
 ) -> None:
@@ -68,6 +73,7 @@ def write_label_file(
         ks_energies: The same for the Kohn-Sham densities.
         has_energy_label: (n_scf,) whether energies and gradients of an iteration are labels.
         attributes: JSON-like attributes of the file's root: how the labels were made.
+        p_order: In which order the functions of a p shell stand, as in `BasisInfo`; becomes an attribute of the root.
         density_basis: Name of the density basis.
         orbital_basis: Name of the orbital basis.
 
@@ -96,7 +102,7 @@ def write_label_file(
         "of_labels": of_labels | scalars,
         "ks_labels": ks_labels | {"basis": np.array(orbital_basis)},
     }
-    _write_zip(Path(path), _zarr_files(groups, attributes or {}))
+    _write_zip(Path(path), _zarr_files(groups, {**(attributes or {}), "p_order": p_order}))
 
 
 def _zarr_files(groups: Mapping[str, Mapping[str, Array]], attributes: Mapping[str, Any]) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from torch_geometric.data import Batch
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.label_files import MoleculeLabels, read_molecule, read_n_scf_iterations
 from ofdft_norm.data.of_data import OFData
+from ofdft_norm.data.p_order import POrderCheck
 from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
 
 Transform = Callable[[OFData], OFData]
@@ -59,6 +60,7 @@ class OFDataset(Dataset[OFData]):
         self.energy_key = energy_key
         self.gradient_key = gradient_key
         self.transform = transform
+        self._check_p_order = POrderCheck(basis_info.p_order)
         self.limit_scf_iterations = _check_limit(limit_scf_iterations)
         self.keep_initial_guess = keep_initial_guess
         if n_scf_iterations is None:
@@ -116,7 +118,9 @@ class OFDataset(Dataset[OFData]):
         return (self[i] for i in range(len(self)))
 
     def _read(self, molecule: int, iterations: npt.NDArray[np.int64]) -> MoleculeLabels:
-        return read_molecule(self.paths[molecule], self.energy_key, self.gradient_key, iterations)
+        labels = read_molecule(self.paths[molecule], self.energy_key, self.gradient_key, iterations)
+        self._check_p_order(labels.path, labels.p_order)
+        return labels
 
     def _sample(self, labels: MoleculeLabels, row: int) -> OFData:
         try:

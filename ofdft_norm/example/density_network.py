@@ -30,7 +30,7 @@ class DensityNetwork(nn.Module):
     if reference and rescaling are (``data/reference=scalar_atom_ref data/rescaling=equivariant``).
 
     Args:
-        basis_info: The density basis; coefficients are ordered m = -l ... l within a shell.
+        basis_info: The density basis; its `p_order` says which direction each function of a p shell has.
         width: Features of each atom.
         rank: Channels that the shells of each l are mixed to.
         n_layers: Rounds of messages between neighbours.
@@ -68,7 +68,7 @@ class DensityNetwork(nn.Module):
             if not value > 0:
                 raise ConfigError(f"{name} = {value}: expected a positive number (config: model.{name})")
         self.n_radial, self.cutoff, self.coeff_scale = n_radial, cutoff, coeff_scale
-        self.n_types, self.width = basis_info.n_types, width
+        self.n_types, self.width, self.p_order = basis_info.n_types, width, basis_info.p_order
         self.register_buffer("dims", torch.as_tensor(basis_info.basis_dim_per_atom), persistent=False)
         momenta = [basis_info.l_per_basis_func[i].tolist() for i in basis_info.atom_ind_to_basis_function_ind]
         self.encoders = nn.ModuleList(ElementEncoder(l, basis_info.n_types, width, rank, n_radial) for l in momenta)
@@ -123,7 +123,7 @@ class DensityNetwork(nn.Module):
         moments = []
         channels = self.n_types * self.n_radial
         slots = receivers * self.n_types + atom_ind[senders]
-        for harmonics in directions(units):
+        for harmonics in directions(units, self.p_order):
             products = radial[:, :, None] * harmonics[:, None, :]
             total = products.new_zeros(len(atom_ind) * self.n_types, *products.shape[1:])
             total = total.index_add(0, slots, products)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ofdft_norm.data.basis_info import POrder
+
 
 def pairs_within_molecules(molecule: Tensor) -> tuple[Tensor, Tensor]:
     """Lists all ordered pairs of different atoms of one molecule.
@@ -48,17 +50,18 @@ def radial_basis(distances: Tensor, n_radial: int, cutoff: float) -> Tensor:
     return torch.exp(-(((distances[:, None] - centres) * n_radial / cutoff) ** 2)) * envelope[:, None]
 
 
-def directions(units: Tensor) -> tuple[Tensor, Tensor]:
-    """Real solid harmonics of unit vectors for l = 1 and 2, ordered m = -l ... l, each of norm 1.
+def directions(units: Tensor, p_order: POrder = "yzx") -> tuple[Tensor, Tensor]:
+    """Real solid harmonics of unit vectors for l = 1 and 2, in the order of the basis, each of norm 1.
 
     Args:
         units: (n_pairs, 3).
+        p_order: Order for l = 1, as in `BasisInfo`; l = 2 is ordered m = -2 ... 2.
 
     Returns:
         (n_pairs, 3) and (n_pairs, 5).
     """
     x, y, z = units.unbind(1)
     root3 = math.sqrt(3)
-    first = torch.stack([y, z, x], dim=1)
+    first = torch.stack([y, z, x], dim=1) if p_order == "yzx" else units
     second = [root3 * x * y, root3 * y * z, 1.5 * z * z - 0.5, root3 * x * z, root3 / 2 * (x * x - y * y)]
     return first, torch.stack(second, dim=1)

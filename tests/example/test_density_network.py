@@ -18,9 +18,9 @@ from ofdft_norm.example.geometry import directions, pairs_within_molecules, radi
 BASIS = BasisInfo([1, 6, 8], ["2x0e+1x1o", "3x0e+2x1o+1x2e", "2x0e+1x1o+1x2e+1x3o"])
 
 
-def network(seed: int = 0) -> DensityNetwork:
+def network(seed: int = 0, basis: BasisInfo = BASIS) -> DensityNetwork:
     torch.manual_seed(seed)
-    net = DensityNetwork(BASIS, width=8, rank=3, n_radial=6, cutoff=8.0, coeff_scale=2.0).double()
+    net = DensityNetwork(basis, width=8, rank=3, n_radial=6, cutoff=8.0, coeff_scale=2.0).double()
     for parameter in net.parameters():  # the readout starts at zero, where every test would pass
         torch.nn.init.normal_(parameter, std=0.3)
     return net
@@ -108,6 +108,23 @@ def test_energy_does_not_change_under_quarter_turns_about_z(make_sample):
         torch.nn.init.zeros_(encoder.linear)
     torch.testing.assert_close(net(turned, turned.coeffs), net(sample, sample.coeffs), rtol=1e-9, atol=1e-9)
     assert not torch.allclose(turned.coeffs, sample.coeffs)
+
+
+def test_p_functions_in_the_order_of_pyscf_give_the_same_energy(make_sample):
+    sample = make_sample(BASIS, np.random.default_rng(12), [8, 6, 1])
+    pyscf_basis = BasisInfo(BASIS.atomic_numbers, BASIS.irreps_per_atom, "xyz")
+    order = np.arange(len(sample.coeffs))
+    is_p = BASIS.l_per_basis_func[sample.basis_function_ind] == 1
+    order[is_p] = order[is_p].reshape(-1, 3)[:, [2, 0, 1]].reshape(-1)  # y, z, x -> x, y, z
+    same = OFData.construct_new(pyscf_basis, sample.pos, sample.atomic_numbers, sample.coeffs[order])
+    nets = network(), network(basis=pyscf_basis)
+    for net in nets:  # these parts have a weight for each component
+        for quadratic in net.quadratics:
+            torch.nn.init.zeros_(quadratic.diagonal)
+            torch.nn.init.zeros_(quadratic.linear)
+    expected = nets[0](sample, sample.coeffs)
+    torch.testing.assert_close(nets[1](same, same.coeffs), expected, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(nets[0](same, same.coeffs), expected)
 
 
 def test_every_parameter_takes_part_though_elements_are_absent(make_sample):

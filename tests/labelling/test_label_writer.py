@@ -31,6 +31,7 @@ def _content() -> dict[str, Any]:
         "ks_energies": {"e_tot": generator.normal(size=N_SCF)},
         "has_energy_label": np.arange(N_SCF) > 0,
         "attributes": {"made": "by a test"},
+        "p_order": "xyz",
     }
 
 
@@ -40,7 +41,7 @@ def test_layout_types_and_chunks(tmp_path: Path) -> None:
 
     with zarr.storage.ZipStore(path, mode="r") as store:
         root = zarr.open_group(store, mode="r", zarr_format=2)
-        assert dict(root.attrs) == {"made": "by a test"}
+        assert dict(root.attrs) == {"made": "by a test", "p_order": "xyz"}
         assert str(np.asarray(root["geometry/mol_id"])[()]) == "some_molecule"
         assert root["geometry/atomic_numbers"].dtype == np.uint8
         np.testing.assert_array_equal(root["geometry/atom_pos"], content["positions"])
