@@ -10,15 +10,15 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.errors import ConfigError, StatisticsError
-from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.guards import check_vector, require_field
+from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.statistics.dataset_statistics import Array, DatasetStatistics
 from ofdft_norm.statistics.reference_energy import atom_ref_energy
 
 
-class AtomRef(Float64Module):
+class AtomRef(Reference):
     """E_ref(p) = sum_mu gbar_b(mu) p_mu + sum_atoms t_Z + t_0; its gradient with respect to p is gbar.
 
     Args:
@@ -64,20 +64,20 @@ class AtomRef(Float64Module):
             ConfigError: If `scalar_only` is set without a basis.
         """
         name = "scalar_atom_ref" if scalar_only else "atom_ref"
-        slope = dataset_statistics.load_statistic(weigher_key, "gradient_label/mean")
+        gbar = dataset_statistics.load_statistic(weigher_key, "gradient_label/mean")
         t_z = dataset_statistics.load_statistic(weigher_key, f"{name}_atom_type_bias")
         t_global = dataset_statistics.load_statistic(weigher_key, f"{name}_global_bias")
-        if basis_info is not None and (len(slope), len(t_z)) != (basis_info.n_basis, basis_info.n_types):
+        if basis_info is not None and (len(gbar), len(t_z)) != (basis_info.n_basis, basis_info.n_types):
             raise StatisticsError(
-                f"{dataset_statistics.path or 'statistics'}: made for {len(t_z)} elements and {len(slope)} basis "
+                f"{dataset_statistics.path or 'statistics'}: made for {len(t_z)} elements and {len(gbar)} basis "
                 f"functions, but the basis has {basis_info.n_types} and {basis_info.n_basis} "
                 "(config: data.statistics.path, data.source.basis_info)"
             )
         if scalar_only:
             if basis_info is None:
                 raise ConfigError("scalar_only=True needs basis_info, which says which functions are scalar")
-            slope = np.where(basis_info.l_per_basis_func == 0, slope, 0.0)
-        return cls(t_z, t_global, slope)
+            gbar = np.where(basis_info.l_per_basis_func == 0, gbar, 0.0)
+        return cls(t_z, t_global, gbar)
 
     def sample_forward(self, sample_or_batch: Data) -> Tensor:
         """Returns the reference energy of each molecule.
@@ -92,24 +92,21 @@ class AtomRef(Float64Module):
             BatchError: If a batch lacks `coeffs_batch`.
             NormalizationError: If the sample lacks a field, or its coefficients have the wrong length.
         """
-        batch = sample_or_batch
-        coeffs = require_field("coeffs", batch, "the atomic reference needs")
-        fields = {
+        return self.energy(sample_or_batch)
+
+    def fields_of(self, sample_or_batch: Data) -> dict[str, Tensor]:
+        """Returns coefficients and atoms, with the indices of their functions, elements and molecules."""
+        coeffs = require_field("coeffs", sample_or_batch, "the atomic reference needs")
+        return {
             "coeffs": coeffs,
-            "basis_function_ind": check_vector("coeffs", coeffs, batch),
-            "coeffs_batch": molecule_index(batch),
-            "atom_ind": require_field("atom_ind", batch, "the atomic reference needs"),
-            "batch": molecule_index(batch, "pos"),
+            "basis_function_ind": check_vector("coeffs", coeffs, sample_or_batch),
+            "coeffs_batch": molecule_index(sample_or_batch),
+            "atom_ind": require_field("atom_ind", sample_or_batch, "the atomic reference needs"),
+            "batch": molecule_index(sample_or_batch, "pos"),
         }
-        return self.energy_of(fields, n_molecules(batch))
 
     def energy_of(self, fields: Mapping[str, Tensor], n_molecules: int) -> Tensor:
-        """Returns the reference energies from tensors alone, (n_molecules,) float64 [hartree].
-
-        Args:
-            fields: `coeffs`, `basis_function_ind`, `coeffs_batch`, `atom_ind`, and atoms' molecules as `batch`.
-            n_molecules: Number of molecules.
-        """
+        """Returns sum_mu gbar p_mu + sum_atoms t_Z + t_0, (n_molecules,) float64 [hartree]."""
         return atom_ref_energy(
             fields["coeffs"],
             fields["basis_function_ind"],
@@ -122,6 +119,11 @@ class AtomRef(Float64Module):
             n_molecules,
         )
 
+    def gradient_of(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """Returns gbar of each basis function, (n_basis,) float64 [hartree]."""
+        return self.g_z[fields["basis_function_ind"]]
+
     def gradient(self, sample_or_batch: Data) -> Tensor:
         """Returns the derivative of `energy` with respect to the coefficients, (n_basis,) float64 [hartree]."""
-        return self.g_z[require_field("basis_function_ind", sample_or_batch, "the atomic reference needs")]
+        index = require_field("basis_function_ind", sample_or_batch, "the atomic reference needs")
+        return self.gradient_of({"basis_function_ind": index})

@@ -13,7 +13,8 @@ from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.element_references import LinearReferences, create_element_references
 from ofdft_norm.normalization.energy_scale import resolve_energy_scale
-from ofdft_norm.normalization.normalizer import Normalizer, Reference
+from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.normalization.reference_config import references_from_values
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 

@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.normalization.affine import Affine
 from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.guards import check_vector, require_field
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
@@ -109,37 +110,48 @@ class DimensionWiseRescaling(Float64Module):
             "unscaled": int((~rescaled).sum()),
         }
 
-    # Each of the following raises a NormalizationError for a sample without `basis_function_ind`, or for values that
-    # are not one for each of its basis functions.
+    # --- the formulas, for functions given by their `basis_function_ind` ---------------------------------------------
+
+    def coeffs_affine(self, index: Tensor) -> Affine:
+        """Returns how coefficients transform: p' = lambda (p - pbar)."""
+        return Affine(self.coeff_biases[index], self.lambda_z[index].reciprocal())
+
+    def gradient_affine(self, index: Tensor) -> Affine:
+        """Returns how gradients transform: g' = g / (lambda + epsilon)."""
+        return Affine(unit=self.lambda_z[index] + self.epsilon)
+
+    def integrals_affine(self, index: Tensor) -> Affine:
+        """Returns how basis functions' integrals transform: w' = w / lambda, so that w'.p' + w.pbar = w.p."""
+        return Affine(unit=self.lambda_z[index])
+
+    # --- samples and batches --------------------------------------------------------------------------------------
+    # Each raises a NormalizationError for a sample without `basis_function_ind`, or for values that are not one for
+    # each of its basis functions.
 
     def forward(self, sample: Data) -> Tensor:
         """Returns the shifted and rescaled coefficients, (n_basis,) float64, of a sample or batch."""
         return self.scale_coeffs(require_field("coeffs", sample, "is to be rescaled"), sample)
-
-    def scale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
-        """Returns lambda (p - pbar) for coefficients p of the given sample or batch."""
-        index = check_vector("coeffs", coeffs, sample)
-        return self.lambda_z[index] * (coeffs.to(torch.float64) - self.coeff_biases[index])
-
-    def scale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
-        """Returns g / (lambda + epsilon) for a gradient of the given sample or batch."""
-        index = check_vector("gradient", gradient, sample)
-        return gradient.to(torch.float64) / (self.lambda_z[index] + self.epsilon)
 
     def rescale_coeffs_and_gradient(self, sample: Data) -> tuple[Tensor, Tensor]:
         """Returns the rescaled coefficients and gradient label of a sample or batch, both (n_basis,) float64."""
         gradient = require_field("gradient_label", sample, "is to be rescaled")
         return self.forward(sample), self.scale_gradient(gradient, sample)
 
+    def scale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
+        """Returns p' = lambda (p - pbar) for coefficients p of the given sample or batch."""
+        return self.coeffs_affine(check_vector("coeffs", coeffs, sample)).normalize(coeffs)
+
     def unscale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_coeffs`: p = p' / lambda + pbar, (n_basis,) float64."""
-        index = check_vector("coeffs", coeffs, sample)
-        return coeffs.to(torch.float64) / self.lambda_z[index] + self.coeff_biases[index]
+        return self.coeffs_affine(check_vector("coeffs", coeffs, sample)).denormalize(coeffs)
+
+    def scale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
+        """Returns g' = g / (lambda + epsilon) for a gradient of the given sample or batch."""
+        return self.gradient_affine(check_vector("gradient", gradient, sample)).normalize(gradient)
 
     def unscale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_gradient`: g = (lambda + epsilon) g', (n_basis,) float64 [hartree]."""
-        index = check_vector("gradient", gradient, sample)
-        return gradient.to(torch.float64) * (self.lambda_z[index] + self.epsilon)
+        return self.gradient_affine(check_vector("gradient", gradient, sample)).denormalize(gradient)
 
     @classmethod
     def from_dataset_statistics(

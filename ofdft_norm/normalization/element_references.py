@@ -12,9 +12,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
-from ofdft_norm.normalization.float64_module import Float64Module
+from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.normalization.reference_files import read_reference_file
 from ofdft_norm.normalization.reference_summary import (
     FitReport,
@@ -30,7 +30,7 @@ UnseenPolicy = Literal["error", "zero"]
 _EXTRA_STATE = "_extra_state"  # torch's name for what get_extra_state returns
 
 
-class LinearReferences(Float64Module):
+class LinearReferences(Reference):
     """E_ref = sum over atoms of ref_Z: removes or adds a composition model of a target.
 
     Args:
@@ -111,30 +111,26 @@ class LinearReferences(Float64Module):
             )
         return numbers.long()
 
-    def energy(self, batch: Data) -> Tensor:
-        """Returns the reference energy of each molecule, (n_molecules,) float64.
-
-        Raises:
-            BatchError: If the batch has no atomic numbers.
-            NormalizationError: If an atom's element has no reference, or is beyond `max_num_elements`.
-        """
-        numbers = self.atomic_numbers(batch)
-        self.check_elements(numbers)
-        fields = {"atomic_numbers": numbers, "batch": molecule_index(batch, "pos")}
-        return self.energy_of(fields, n_molecules(batch))
+    def fields_of(self, sample_or_batch: Data) -> dict[str, Tensor]:
+        """Returns the atomic numbers, and each atom's molecule."""
+        return {
+            "atomic_numbers": self.atomic_numbers(sample_or_batch),
+            "batch": molecule_index(sample_or_batch, "pos"),
+        }
 
     def energy_of(self, fields: Mapping[str, Tensor], n_molecules: int) -> Tensor:
-        """Returns the reference energies from tensors alone, unchecked.
-
-        Args:
-            fields: `atomic_numbers`, and atoms' molecules as `batch`.
-            n_molecules: Number of molecules.
-        """
+        """Returns sum over atoms of ref_Z, (n_molecules,) float64, unchecked."""
         energies = self.element_references[fields["atomic_numbers"]]
         return self.element_references.new_zeros(n_molecules).index_add(0, fields["batch"], energies)
 
-    def check_elements(self, numbers: Tensor) -> None:
-        """Refuses atomic numbers without a reference; see `energy`."""
+    def check_elements(self, sample_or_batch: Data) -> None:
+        """Refuses atoms of elements that have no reference, or are beyond `max_num_elements`.
+
+        Raises:
+            BatchError: If the sample has no atomic numbers.
+            NormalizationError: If there are such atoms.
+        """
+        numbers = self.atomic_numbers(sample_or_batch)
         outside = (numbers < 1) | (numbers > self.max_num_elements)
         if outside.any():
             raise NormalizationError(

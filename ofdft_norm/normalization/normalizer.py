@@ -13,21 +13,20 @@ from torch_geometric.data import Data
 from ofdft_norm.data.fields import PER_FUNCTION, VECTORS
 from ofdft_norm.data.of_data import molecule_index, n_molecules, with_sample_fields
 from ofdft_norm.errors import ConfigError, NormalizationError
-from ofdft_norm.normalization.atom_ref import AtomRef
+from ofdft_norm.normalization.affine import Affine
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
-from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.guards import (
     check_energy,
     check_fields,
     check_seen_elements,
     check_vector,
-    require_field,
 )
+from ofdft_norm.normalization.reference import Reference
 
 DataT = TypeVar("DataT", bound=Data)
 
-Reference = AtomRef | LinearReferences
+Fields = Data | Mapping[str, Tensor]
 
 
 class Normalizer(Float64Module):
@@ -103,73 +102,40 @@ class Normalizer(Float64Module):
             )
         if check_elements:
             self.check_elements(raw)
-        return self._with_normalized_fields(raw)
-
-    def _with_normalized_fields(self, raw: DataT) -> DataT:
-        out = copy.copy(raw)
         n = n_molecules(raw)
-        for name, value in self.normalize_fields(self.inputs(raw), n).items():
+        out = copy.copy(raw)
+        for name, value in self.normalize_fields(self.fields_of(raw), n).items():
             out[name] = value
         out.normalized = torch.ones(n, dtype=torch.bool, device=out.energy_reference.device)
         return with_sample_fields(out, ("energy_reference", "normalized"))
 
-    def inputs(self, raw: Data) -> dict[str, Tensor]:
-        """Returns the fields of a raw sample or batch that `normalize_fields` reads, with its indices."""
-        names = (*PER_FUNCTION, "basis_function_ind", "atom_ind", self.energy_field)
-        fields = {name: raw[name] for name in names if raw.get(name) is not None}
-        if self.forces_field is not None and raw.get(self.forces_field) is not None:
-            fields[self.forces_field] = raw[self.forces_field]
-        if "coeffs" in fields:
-            fields["coeffs_batch"] = molecule_index(raw)
+    def fields_of(self, raw: Data) -> dict[str, Tensor]:
+        """Returns the fields of a raw sample or batch that `normalize_fields` reads, checked."""
+        fields = {name: raw[name] for name in self._transformed(raw)}
         check_fields(fields, raw, self.energy_field, n_molecules(raw))
-        if isinstance(self.reference, AtomRef):
-            for name in ("coeffs", "atom_ind"):
-                require_field(name, raw, "the atomic reference needs")
-        if self.reference is not None:
-            fields["batch"] = molecule_index(raw, "pos")
-        if isinstance(self.reference, LinearReferences):
-            fields["atomic_numbers"] = self.reference.atomic_numbers(raw)
-        return fields
+        if "coeffs" in fields:
+            molecule_index(raw)
+        if raw.get("basis_function_ind") is not None:
+            fields["basis_function_ind"] = raw["basis_function_ind"]
+        return fields if self.reference is None else {**fields, **self.reference.fields_of(raw)}
 
     def normalize_fields(self, fields: Mapping[str, Tensor], n_molecules: int) -> dict[str, Tensor]:
         """The arithmetic of `normalize` alone: tensors in, tensors out, compiled by torch without a graph break.
 
         Args:
-            fields: From `inputs`.
+            fields: From `fields_of`.
             n_molecules: Number of molecules.
 
         Returns:
             The normalised fields, and `energy_reference`.
         """
-        out: dict[str, Tensor] = {}
         if self.reference is None:
-            out["energy_reference"] = self.energy_scale.new_zeros(n_molecules)
+            reference = self.energy_scale.new_zeros(n_molecules)
         else:
-            out["energy_reference"] = self.reference.energy_of(fields, n_molecules)
-        if self.energy_field in fields:
-            energy = fields[self.energy_field].to(torch.float64)
-            out[self.energy_field] = (energy - out["energy_reference"].reshape(energy.shape)) / self.energy_scale
-        if self.forces_field is not None and self.forces_field in fields:
-            out[self.forces_field] = fields[self.forces_field].to(torch.float64) / self.energy_scale
-        if "basis_function_ind" not in fields:
-            return out
-        index = fields["basis_function_ind"]
-        if "gradient_label" in fields:
-            gradient = fields["gradient_label"].to(torch.float64)
-            if isinstance(self.reference, AtomRef):
-                gradient = gradient - self.reference.g_z[index]
-            out["gradient_label"] = gradient / self.energy_scale
-        if self.rescaling is not None:
-            scale, bias = self.rescaling.lambda_z[index], self.rescaling.coeff_biases[index]
-            for name in VECTORS:
-                if name in fields:
-                    out[name] = scale * (fields[name].to(torch.float64) - bias)
-            if "gradient_label" in fields:
-                out["gradient_label"] = out["gradient_label"] / (scale + self.rescaling.epsilon)
-            if "dual_basis_integrals" in fields:
-                # duals of vectors: w'.p' + w.pbar = N, so lambda itself, without epsilon
-                out["dual_basis_integrals"] = fields["dual_basis_integrals"].to(torch.float64) / scale
-        return out
+            reference = self.reference.energy_of(fields, n_molecules)
+        with_reference = {**fields, "energy_reference": reference}
+        out = {name: self.affine(name, with_reference).normalize(fields[name]) for name in self._transformed(fields)}
+        return {**out, "energy_reference": reference}
 
     def denormalize(self, sample_or_batch: DataT) -> DataT:
         """Returns a copy in physical units, in float64: the inverse of `normalize`.
@@ -180,20 +146,36 @@ class Normalizer(Float64Module):
         batch = sample_or_batch
         self._require_normalized(batch)
         out = copy.copy(batch)
-        for field in VECTORS:
-            if batch.get(field) is not None:
-                out[field] = self.denormalize_coeffs(batch[field], batch)
-        if batch.get("gradient_label") is not None:
-            out.gradient_label = self.denormalize_gradient(batch.gradient_label, batch)
-        if batch.get(self.energy_field) is not None:
-            out[self.energy_field] = self.denormalize_energy(batch[self.energy_field], batch)
-        if self.forces_field is not None and batch.get(self.forces_field) is not None:
-            out[self.forces_field] = self.denormalize_forces(batch[self.forces_field], batch)
-        if batch.get("dual_basis_integrals") is not None:
-            out.dual_basis_integrals = self.denormalize_integrals(batch.dual_basis_integrals, batch)
+        for name in self._transformed(batch):
+            out[name] = self.affine(name, batch).denormalize(batch[name])
         del out.energy_reference
         del out.normalized
         return out
+
+    def affine(self, name: str, fields: Fields) -> Affine:
+        """Returns origin and unit of a field: the formulas of this class, for both directions.
+
+        Args:
+            name: One of the fields that are transformed.
+            fields: A sample or batch, or its tensors: `basis_function_ind`, and `energy_reference` for the energy.
+        """
+        if name == self.energy_field:
+            return Affine(fields["energy_reference"], self.energy_scale)
+        if name == self.forces_field:
+            return Affine(unit=self.energy_scale)  # references do not depend on positions
+        index = fields["basis_function_ind"]
+        if name == "gradient_label":
+            origin = None if self.reference is None else self.reference.gradient_of({"basis_function_ind": index})
+            rescaled = None if self.rescaling is None else self.rescaling.gradient_affine(index).unit
+            return Affine(origin, self.energy_scale if rescaled is None else self.energy_scale * rescaled)
+        if self.rescaling is None:
+            return Affine()
+        return (self.rescaling.coeffs_affine if name in VECTORS else self.rescaling.integrals_affine)(index)
+
+    def _transformed(self, fields: Fields) -> list[str]:
+        """Returns the names of the fields that are transformed, as far as they are there."""
+        names = (self.energy_field, self.forces_field, *PER_FUNCTION)
+        return [name for name in names if name is not None and fields.get(name) is not None]
 
     # --- single quantities --------------------------------------------------------------------------------------
 
@@ -212,7 +194,7 @@ class Normalizer(Float64Module):
         """
         self._require_normalized(batch)
         check_energy("energy", energy, batch.energy_reference.numel(), batch)
-        return energy.to(torch.float64) * self.energy_scale + batch.energy_reference.reshape(energy.shape)
+        return self.affine(self.energy_field, batch).denormalize(energy)
 
     def denormalize_gradient(self, gradient: Tensor, batch: Data) -> Tensor:
         """Returns gradients with respect to the original coefficients, (n_basis,) float64 [hartree].
@@ -225,34 +207,26 @@ class Normalizer(Float64Module):
             NormalizationError: If the gradient does not have one entry for each basis function of the batch.
         """
         check_vector("gradient", gradient, batch)
-        gradient = gradient.to(torch.float64)
-        if self.rescaling is not None:
-            gradient = self.rescaling.unscale_gradient(gradient, batch)
-        gradient = gradient * self.energy_scale
-        return gradient + self.reference.gradient(batch) if isinstance(self.reference, AtomRef) else gradient
+        return self.affine("gradient_label", batch).denormalize(gradient)
 
     def denormalize_gradient_difference(self, difference: Tensor, batch: Data) -> Tensor:
         """Returns the difference of two gradients in original coordinates: without the reference, which cancels."""
-        difference = difference.to(torch.float64)
-        if self.rescaling is not None:
-            difference = self.rescaling.unscale_gradient(difference, batch)
-        return difference * self.energy_scale
+        check_vector("gradient difference", difference, batch)
+        return self.affine("gradient_label", batch).denormalize_difference(difference)
 
     def denormalize_forces(self, forces: Tensor, batch: Data) -> Tensor:
         """Returns forces F = s F', float64; references do not depend on positions."""
-        return forces.to(torch.float64) * self.energy_scale
+        return Affine(unit=self.energy_scale).denormalize(forces)
 
     def denormalize_coeffs(self, coeffs: Tensor, batch: Data) -> Tensor:
-        """Returns p = p' / lambda + pbar, (n_basis,) float64."""
-        if self.rescaling is None:
-            return coeffs.to(torch.float64)
-        return self.rescaling.unscale_coeffs(coeffs, batch)
+        """Returns p = p' / lambda + pbar, (n_basis,) float64; raises as `denormalize_gradient`."""
+        check_vector("coeffs", coeffs, batch)
+        return self.affine("coeffs", batch).denormalize(coeffs)
 
     def denormalize_integrals(self, integrals: Tensor, batch: Data) -> Tensor:
-        """Returns w = lambda w', (n_basis,) float64 [electrons]."""
-        index = check_vector("dual_basis_integrals", integrals, batch)
-        integrals = integrals.to(torch.float64)
-        return integrals if self.rescaling is None else integrals * self.rescaling.lambda_z[index]
+        """Returns w = lambda w', (n_basis,) float64 [electrons]; raises as `denormalize_gradient`."""
+        check_vector("dual_basis_integrals", integrals, batch)
+        return self.affine("dual_basis_integrals", batch).denormalize(integrals)
 
     # --- guards -------------------------------------------------------------------------------------------------
 
@@ -262,8 +236,8 @@ class Normalizer(Float64Module):
         Raises:
             NormalizationError: If an element was not seen in fitting, or has no reference energy.
         """
-        if isinstance(self.reference, LinearReferences):
-            self.reference.check_elements(self.reference.atomic_numbers(batch))
+        if self.reference is not None:
+            self.reference.check_elements(batch)
         if self.seen_elements is not None and "atomic_numbers" in batch:
             check_seen_elements(self.seen_elements, batch)
 

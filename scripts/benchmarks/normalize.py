@@ -60,7 +60,7 @@ def bandwidth_rows(repeats: int) -> list[Row]:
     statistics = DatasetStatistics.from_dataset(None, samples, BASIS, [HasEnergyLabelSampleWeigher()], progress=False)
     normalizer = build_normalizer(statistics, BASIS, AtomicReference(), Rescaling()).cuda()
     raw = Batch.from_data_list(samples * 16, follow_batch=["coeffs"]).cuda()
-    fields, n = normalizer.inputs(raw), len(raw.energy_label)
+    fields, n = normalizer.fields_of(raw), len(raw.energy_label)
     compiled = torch.compile(normalizer.normalize_fields, fullgraph=True)
     read = sum(value.nbytes for value in fields.values())
     written = sum(value.nbytes for value in compiled(fields, n).values())

@@ -221,7 +221,7 @@ def test_the_arithmetic_compiles_without_a_graph_break(setting: Any) -> None:
     normalizer = datamodule.normalizer
     compiled = torch.compile(normalizer.normalize_fields, fullgraph=True, backend="aot_eager")
     for raw in list(datamodule.train_dataloader())[:2]:
-        fields = normalizer.inputs(raw)
+        fields = normalizer.fields_of(raw)
         expected = normalizer.normalize_fields(fields, raw.num_graphs)
         result = compiled(fields, raw.num_graphs)
         assert result.keys() == expected.keys()
