@@ -1,4 +1,7 @@
-"""Exceptions of the package: all of them `ValueError`s, so that callers can catch either."""
+"""Exceptions of the package: all of them `ValueError`s, so that callers can catch either; and hints in messages."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class OFDFTNormError(ValueError):
@@ -31,3 +34,37 @@ class ConfigError(OFDFTNormError):
 
 class BatchError(OFDFTNormError):
     """A batch lacks a field that the package needs."""
+
+
+def closest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Returns the known names that are most like a name, whatever its capitals; the closest first.
+
+    Args:
+        name: What was given.
+        known: What could have been meant.
+        n: At most so many.
+        cutoff: How alike they must be at least, from 0 to 1; see `difflib.get_close_matches`.
+
+    Example:
+        >>> closest("Dimension_wise", ["dimensionwise", "equivariant", "none"])
+        ['dimensionwise']
+    """
+    lower = {candidate.lower(): candidate for candidate in known}
+    return [lower[match] for match in get_close_matches(name.strip().lower(), lower, n, cutoff)]
+
+
+def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
+    """Returns ``; did you mean 'x'?`` for the end of a message; nothing where no known name is close.
+
+    Args:
+        name: What was given.
+        known: What could have been meant.
+        n: At most so many are named.
+        cutoff: See `closest`.
+
+    Example:
+        >>> did_you_mean("sdt", ["std", "mae"])
+        "; did you mean 'std'?"
+    """
+    names = closest(name, known, n, cutoff)
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable
 
-from ofdft_norm.errors import ConfigError
+from ofdft_norm.errors import ConfigError, did_you_mean
 
 # one period after the other
 # fmt: off
@@ -53,8 +52,7 @@ def atomic_number(symbol: str) -> int:
     """
     if symbol in _NUMBERS:
         return _NUMBERS[symbol]
-    close = difflib.get_close_matches(str(symbol).strip().capitalize(), SYMBOLS, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint = did_you_mean(str(symbol), SYMBOLS, n=3, cutoff=0.5)
     raise ConfigError(f"unknown element {symbol!r}: expected a symbol such as 'H' or 'Cl'{hint}")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ofdft_norm.data.files import written_whole
 from ofdft_norm.data.label_files import read_n_scf_iterations
 from ofdft_norm.errors import StatisticsError
 
@@ -98,9 +98,7 @@ def _remembered(path: Path, n: int) -> list[int] | None:
 
 def _remember(counts: list[int], path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with written_whole(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, np.array(counts, dtype=np.int64))
-        os.replace(file.name, path)
     except OSError:
         return  # the statistics' cache, in the same folder, warns

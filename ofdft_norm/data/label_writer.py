@@ -19,8 +19,6 @@ Two differences, invisible to a zarr reader: chunks are compressed without loss,
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +31,7 @@ import zarr
 from zarr.core.buffer import Buffer
 
 from ofdft_norm.data.basis_info import POrder
+from ofdft_norm.data.files import written_whole
 from ofdft_norm.errors import LabelFileError
 
 Array = npt.NDArray[Any]
@@ -143,22 +142,14 @@ def _write(root: zarr.Group, group_name: str, arrays: Mapping[str, Array]) -> No
 
 
 def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
-    """Packs files into a zip beside `path`, then renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-            for name in sorted(files):
-                if name.endswith(".zattrs") and files[name].strip() == b"{}":
-                    continue
-                # Chunks are compressed already; the JSON of the metadata is not.
-                is_json = name.rpartition("/")[2].startswith(".z")
-                entry = zipfile.ZipInfo(name, _ZIP_EPOCH)
-                entry.external_attr = _FILE_MODE << 16
-                entry.compress_type = zipfile.ZIP_DEFLATED if is_json else zipfile.ZIP_STORED
-                archive.writestr(entry, files[name], compresslevel=9)
-        os.chmod(temporary, _FILE_MODE)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Packs files into a zip file, whole or not at all."""
+    with written_whole(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            if name.endswith(".zattrs") and files[name].strip() == b"{}":
+                continue
+            # Chunks are compressed already; the JSON of the metadata is not.
+            is_json = name.rpartition("/")[2].startswith(".z")
+            entry = zipfile.ZipInfo(name, _ZIP_EPOCH)
+            entry.external_attr = _FILE_MODE << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED if is_json else zipfile.ZIP_STORED
+            archive.writestr(entry, files[name], compresslevel=9)

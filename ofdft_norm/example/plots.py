@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
+from ofdft_norm.data.files import written_whole
 from ofdft_norm.example.results import SplitEnergies
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.normalizer import Normalizer
@@ -178,7 +179,6 @@ def _diagonal(axes: Axes) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes a figure, 200 dots per inch."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    """Writes a figure, 200 dots per inch, in the format of the file name's ending; whole or not at all."""
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=200, format=Path(path).suffix[1:])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,10 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from ofdft_norm.data.elements import symbol
+from ofdft_norm.data.files import written_whole
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
+from ofdft_norm.tables import text_table
 from ofdft_norm.version import package_version
 
 ANGSTROM_PER_BOHR = 0.529177210903  # CODATA 2018
@@ -148,10 +148,8 @@ def predict(cfg: DictConfig) -> list[Prediction]:
         inference_mode=False,  # models differentiate their energy
     )
     trainer.predict(model, datamodule=datamodule, return_predictions=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=output.parent, suffix=output.suffix, delete=False) as file:
+    with written_whole(output) as unfinished, unfinished.open("wb") as file:
         writer(file, collector.predictions, str(checkpoint))
-    os.replace(file.name, output)
     print(table(collector.predictions, cfg.head))
     print(f"{len(collector.predictions)} predictions: {output}")
     return collector.predictions
@@ -159,14 +157,13 @@ def predict(cfg: DictConfig) -> list[Prediction]:
 
 def table(predictions: list[Prediction], head: int) -> str:
     """Returns the first predictions as a text table: energies in hartree, errors in mHa."""
-    width = max([len(p.mol_id) for p in predictions[:head]] + [8])
-    lines = [f"{'molecule':{width}}  SCF  {'energy [hartree]':>18}  {'label [hartree]':>18}  {'error [mHa]':>12}"]
+    rows = []
     for p in predictions[:head]:
         error = 1e3 * (p.energy - p.energy_label)
         scf = "" if p.scf_iteration < 0 else str(p.scf_iteration)
         label = ["", ""] if np.isnan(error) else [f"{p.energy_label:.6f}", f"{error:.3f}"]
-        lines.append(f"{p.mol_id:{width}}  {scf:>3}  {p.energy:18.6f}  {label[0]:>18}  {label[1]:>12}")
-    return "\n".join(lines)
+        rows.append([p.mol_id, scf, f"{p.energy:.6f}", *label])
+    return text_table(["molecule", "SCF", "energy [hartree]", "label [hartree]", "error [mHa]"], rows)
 
 
 def _writer(output: Path) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,13 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ofdft_norm.data.files import written_whole
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.label_errors import LabelErrors
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.tables import text_table
 
 Prediction = tuple[Tensor, Tensor]
 # takes a normalised batch, returns energies (n_molecules,) and gradients (n_basis,) of original coefficients [hartree]
@@ -189,26 +189,15 @@ def format_table(rows: Sequence[ResultRow]) -> str:
         [row.split, row.predictor, str(row.n_samples), *(f"{row.errors[name]:.3f}" for name in _HEADINGS)]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [header, *cells]
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return text_table(header, cells, n_left=2)
 
 
 def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
     """Writes the rows as CSV, at full precision: whole, or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, newline="", suffix=".csv", delete=False) as file:
+    with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "predictor", "n_samples", *LabelErrors.NAMES])
         for row in rows:
             writer.writerow(
                 [row.split, row.predictor, row.n_samples, *(repr(row.errors[n]) for n in LabelErrors.NAMES)]
             )
-    os.replace(file.name, path)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from lightning import Callback, LightningModule, Trainer
 
+from ofdft_norm.data.files import write_text
 from ofdft_norm.version import package_version
 
 CHECKPOINT_KEY = "ofdft_norm_run"
@@ -43,8 +44,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file, on rank 0; a checkpoint to resume from has been read by now."""
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / FILE_NAME).write_text(yaml.safe_dump(self.record(trainer), sort_keys=False))
+            write_text(self.folder / FILE_NAME, yaml.safe_dump(self.record(trainer), sort_keys=False))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the record to a checkpoint."""

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ofdft_norm.config.checks import NonNegativeInt, PositiveInt, check_value
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.files import write_text
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.example.density_module import DensityModule
 from ofdft_norm.example.plots import plot_energies, plot_gradient_ranges, save_figure
@@ -52,8 +53,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         logger=_instantiate_group(cfg.get("logger"), "save_dir", output_dir),
     )
     if trainer.is_global_zero:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        write_text(output_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.get("ckpt_path"))
     metrics = _floats(trainer.callback_metrics)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
@@ -83,7 +83,7 @@ def write_results(model: DensityModule, datamodule: OFDFTDataModule, output_dir:
     rows = results_table(predict, datamodule, SPLITS)
     table = format_table(rows)
     log.info("results of the best checkpoint:\n%s", table)
-    (output_dir / "results.txt").write_text(table + "\n")
+    write_text(output_dir / "results.txt", table + "\n")
     write_csv(rows, output_dir / "results.csv")
 
     normalizer, key = datamodule.normalizer, datamodule.statistics_config.weigher_key

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ofdft_norm.data.elements import SYMBOLS, symbol
 from ofdft_norm.labelling.errors import GeometryError
 
 # CODATA 2018
 BOHR_IN_ANGSTROM = 0.529177210903
-SYMBOLS = ("H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar")
 # The elements whose density basis has been checked against published labels.
 DEFAULT_ELEMENTS = (1, 6, 7, 8, 9)
 
@@ -142,12 +142,12 @@ def _parse_comment(comment: str, place: str) -> tuple[str, str]:
     return mol_id, pairs.get("source", "")
 
 
-def _atomic_number(symbol: str, mol_id: str, place: str, allowed_elements: Collection[int]) -> int:
-    number = SYMBOLS.index(symbol.capitalize()) + 1 if symbol.capitalize() in SYMBOLS else 0
+def _atomic_number(name: str, mol_id: str, place: str, allowed_elements: Collection[int]) -> int:
+    number = SYMBOLS.index(name.capitalize()) + 1 if name.capitalize() in SYMBOLS else 0
     if number not in allowed_elements:
-        names = [SYMBOLS[z - 1] for z in sorted(allowed_elements)]
+        names = [symbol(z) for z in sorted(allowed_elements)]
         raise GeometryError(
-            f"{place}: molecule {mol_id!r} has the element {symbol!r}; the density basis covers {names} "
+            f"{place}: molecule {mol_id!r} has the element {name!r}; the density basis covers {names} "
             "(argument allowed_elements)"
         )
     return number

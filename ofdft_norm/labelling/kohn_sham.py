@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ofdft_norm.data.elements import symbol
 from ofdft_norm.labelling.diis import RecordingDIIS
 from ofdft_norm.labelling.errors import KohnShamError
-from ofdft_norm.labelling.geometries import SYMBOLS, Geometry
+from ofdft_norm.labelling.geometries import Geometry
 from ofdft_norm.labelling.pyscf_import import pyscf_module
 
 Array = npt.NDArray[np.float64]
@@ -102,7 +103,7 @@ def build_molecule(geometry: Geometry, basis: str) -> Any:
             "labels are made with restricted (closed-shell) Kohn-Sham theory"
         )
     atoms = [
-        (SYMBOLS[z - 1], tuple(position))
+        (symbol(z), tuple(position))
         for z, position in zip(geometry.atomic_numbers.tolist(), geometry.positions.tolist(), strict=True)
     ]
     return pyscf_module("gto").M(atom=atoms, basis=basis, unit="Bohr", verbose=0)

@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,19 +14,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ofdft_norm.data.files import write_text
 from ofdft_norm.labelling.errors import LabellingError
 
 BASIS_FILE = "basis_info.json"
 PROVENANCE_FILE = "provenance.yaml"
 CHECKSUM_FILE = "SHA256SUMS"
 _PACKAGES = ("ofdft-norm", "pyscf", "numpy", "scipy", "zarr", "numcodecs")
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Writes a text file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def sha256(path: Path) -> str:
@@ -56,7 +49,7 @@ def merge_irreps(per_molecule: Iterable[Mapping[int, str]]) -> dict[int, str]:
 def write_basis_info(folder: Path, irreps: Mapping[int, str]) -> None:
     """Writes `basis_info.json`: the elements and their shells."""
     content = {"atomic_numbers": list(irreps), "irreps_per_atom": list(irreps.values())}
-    write_text_atomically(folder / BASIS_FILE, json.dumps(content, indent=1) + "\n")
+    write_text(folder / BASIS_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def write_provenance(
@@ -95,14 +88,14 @@ def write_provenance(
         "worst": {key: {"mol_id": check["mol_id"], "value": check[key]} for key, check in worst.items()},
         "software": _versions(),
     }
-    write_text_atomically(folder / PROVENANCE_FILE, OmegaConf.to_yaml(OmegaConf.create(content)))
+    write_text(folder / PROVENANCE_FILE, OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
 def write_checksums(folder: Path) -> None:
     """Writes `SHA256SUMS` over all files of the set, in the format of `sha256sum`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUM_FILE and _is_data(p, folder))
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    write_text_atomically(folder / CHECKSUM_FILE, "".join(lines))
+    write_text(folder / CHECKSUM_FILE, "".join(lines))
 
 
 def verify_checksums(folder: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 
-from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.errors import ConfigError, StatisticsError, did_you_mean
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 # What each word reads: after a reference, and (where there is none) around the mean energy.
@@ -61,9 +60,7 @@ def resolve_energy_scale(
             raise ConfigError(f"energy_scale = {spec}: {_expected()}")
         return float(spec)
     if spec not in _STATISTICS:
-        close = difflib.get_close_matches(spec.lower(), _STATISTICS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"energy_scale = {spec!r}: {_expected()}{hint}")
+        raise ConfigError(f"energy_scale = {spec!r}: {_expected()}{did_you_mean(spec, _STATISTICS)}")
     key = _key(spec, reference_name)
     scale = _load(statistics, weigher_key, key, spec)
     if not scale >= SMALLEST_SCALE:

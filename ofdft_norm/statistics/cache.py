@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from platformdirs import user_cache_path
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.file_states import file_states
@@ -29,7 +30,7 @@ def default_cache_dir() -> Path:
     given = os.environ.get("OFDFT_NORM_CACHE")
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ofdft_norm" / "statistics"
+    return user_cache_path("ofdft_norm", appauthor=False) / "statistics"
 
 
 def dataset_fingerprint(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.reference_energy import REFERENCES
+from ofdft_norm.tables import text_table
 
 _UNKNOWN = "-"
 
@@ -43,9 +43,8 @@ def summary_table(
         >>> print(summary_table(statistics, None).splitlines()[4])
         constant: no reference  -75.0000 Ha  250.00 mHa    -        -   -     -          -
     """
-    parts = [_seen(statistics, basis_info), _energies(statistics)]
-    parts += [_gradients(statistics, rescaling)]
-    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+    tables = [_seen(statistics, basis_info), _energies(statistics), _gradients(statistics, rescaling)]
+    return "\n\n".join(table for table in tables if table)
 
 
 def _number(statistics: DatasetStatistics, weigher: str, statistic: str) -> float | None:
@@ -63,33 +62,22 @@ def _energy(value: float | None) -> str:
     return f"{value:.4f} Ha" if abs(value) >= 1 else f"{round(1e3 * value, 2) + 0.0:.2f} mHa"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Joins columns: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-
-
-def _seen(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> list[str]:
+def _seen(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> str:
     """Samples, molecules and atoms of each element, one line for each weigher."""
     elements = [] if basis_info is None else [symbol(int(z)) for z in basis_info.atomic_numbers]
-    rows = [["weigher", "samples", "molecules", *(f"{element} atoms" for element in elements)]]
+    rows = []
     for weigher in statistics.weigher_keys():
         atoms: npt.NDArray[np.int64] | list[None] = [None] * len(elements)
         if elements and f"{weigher}/n_atoms" in statistics:
             atoms = statistics.load_statistic(weigher, "n_atoms")
         counts = (_number(statistics, weigher, "n_samples"), _number(statistics, weigher, "n_molecules"), *atoms)
         rows.append([weigher, *(_count(count) for count in counts)])
-    return _aligned(rows)
+    return text_table(["weigher", "samples", "molecules", *(f"{element} atoms" for element in elements)], rows)
 
 
-def _energies(statistics: DatasetStatistics) -> list[str]:
+def _energies(statistics: DatasetStatistics) -> str:
     """Energies before and after each reference, one line each."""
-    rows = [["energy", "mean", "std", "MAE", "max |.|", "R2", "rank", "condition"]]
+    rows = []
     for weigher in statistics.weigher_keys():
         spread = _number(statistics, weigher, "energy/std")
         for name in (None, *REFERENCES):
@@ -110,15 +98,15 @@ def _energies(statistics: DatasetStatistics) -> list[str]:
                     _UNKNOWN if condition is None else f"{condition:.3g}",
                 ]
             )
-    return _aligned(rows) if len(rows) > 1 else []
+    return text_table(["energy", "mean", "std", "MAE", "max |.|", "R2", "rank", "condition"], rows) if rows else ""
 
 
-def _gradients(statistics: DatasetStatistics, rescaling: Rescaling | None) -> list[str]:
+def _gradients(statistics: DatasetStatistics, rescaling: Rescaling | None) -> str:
     """Largest gradients before and after reference and rescaling, and the branches of lambda."""
     dual = None
     if rescaling is not None and hasattr(rescaling, "lambda_z"):
         dual = rescaling.lambda_z.cpu().numpy() + getattr(rescaling, "epsilon", 0.0)
-    rows = [["largest gradient", "as labelled", "after atom_ref", "and rescaling"]]
+    rows = []
     for weigher in statistics.weigher_keys():
         if f"{weigher}/gradient_max_after_atom_ref" not in statistics:
             continue
@@ -127,9 +115,9 @@ def _gradients(statistics: DatasetStatistics, rescaling: Rescaling | None) -> li
         fits = dual is not None and dual.shape == after.shape
         rescaled = _energy(float((after / dual).max())) if fits else _UNKNOWN
         rows.append([weigher, _energy(float(before.max())), _energy(float(after.max())), rescaled])
-    lines = _aligned(rows) if len(rows) > 1 else []
+    lines = [text_table(["largest gradient", "as labelled", "after atom_ref", "and rescaling"], rows)] if rows else []
     if rescaling is not None and hasattr(rescaling, "branches"):
         branches = rescaling.branches()
         counts = ", ".join(f"{count:,} {name}" for name, count in branches.items())
         lines.append(f"lambda of {sum(branches.values()):,} dimensions is set by: {counts}")
-    return lines
+    return "\n".join(lines)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from ofdft_norm.tables import text_table
+
 
 class Row(NamedTuple):
     """One line of the table: what was compared, the medians of both times [s], of their ratio, and what is wanted."""
@@ -35,8 +37,14 @@ def compare(measured: Callable[[], Any], reference: Callable[[], Any], repeats: 
 
 def print_table(rows: Sequence[Row]) -> None:
     """Prints the rows as a table."""
-    width = max(len(row.what) for row in rows)
-    print(f"{'':{width}}  {'measured':>13}  {'reference':>13}  {'ratio':>7}  wanted")
-    for row in rows:
-        times = f"{row.measured:9.3f} {row.unit:<3}  {row.reference:9.3f} {row.unit:<3}"
-        print(f"{row.what:{width}}  {times}  {row.ratio:7.3f}  {row.wanted}")
+    cells = [
+        [
+            row.what,
+            f"{row.measured:.3f} {row.unit}",
+            f"{row.reference:.3f} {row.unit}",
+            f"{row.ratio:.3f}",
+            row.wanted,
+        ]
+        for row in rows
+    ]
+    print(text_table(["", "measured", "reference", "ratio", "wanted"], cells))

@@ -103,8 +103,8 @@ def test_table_lines_up_and_names_its_units():
     lines = format_table(rows()).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[0].count("[mHa]") == len(LabelErrors.NAMES)
-    assert lines[2].split()[:4] == ["val", "reference", "only", "10"]
-    assert lines[3].split()[3:] == ["0.333", "1.333", "2.333", "3.333", "4.333"]
+    assert lines[1].split()[:4] == ["val", "reference", "only", "10"]
+    assert lines[2].split()[3:] == ["0.333", "1.333", "2.333", "3.333", "4.333"]
 
 
 def test_csv_holds_every_digit(tmp_path):
