@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -85,6 +86,7 @@ def generate(
     geometry_files: Sequence[str | Path] = (),
     command: str = "ofdft_norm.labelling.generate",
     progress: bool = True,
+    shard: str = "1/1",
 ) -> GenerationResult:
     """Makes the label set of several molecules.
 
@@ -96,21 +98,25 @@ def generate(
         output: Folder of the set; gets ``labels/<mol_id>.zarr.zip``, ``basis_info.json``, ``provenance.yaml``
             and ``SHA256SUMS``.
         settings: How labels are made; the defaults otherwise.
-        tolerances: What they must fulfil; the defaults otherwise.
+        tolerances: What they must fulfil; the defaults of the settings' density fit otherwise.
         workers: Processes, one thread each.
         geometry_files: Files the geometries came from, for the provenance.
         command: Command line, for the provenance.
         progress: Whether to show a progress bar.
+        shard: ``"3/16"`` makes every 16th molecule from the third on, and label files only: 16 jobs share a folder. A
+            last run over all finds their labels and writes the files beside them.
 
     Returns:
         Reports and failures. With failures the set is complete but for the failed molecules.
 
     Raises:
-        LabellingError: If `workers` is not positive or a file of other settings is in the way.
+        LabellingError: If `workers` is not positive, `shard` is no share, or a file of other settings is in the way.
     """
     if workers < 1:
         raise LabellingError(f"workers: got {workers}, expected at least 1")
-    settings, tolerances, folder = settings or LabelSettings(), tolerances or CheckTolerances(), Path(output)
+    geometries, n_shards = _shard(geometries, shard)
+    settings, folder = settings or LabelSettings(), Path(output)
+    tolerances = tolerances or CheckTolerances.of(settings.density_fit)
     paths = {geometry.mol_id: folder / LABEL_FOLDER / f"{geometry.mol_id}{SUFFIX}" for geometry in geometries}
     result = GenerationResult()
     result.skipped = [g.mol_id for g in geometries if _is_complete(paths[g.mol_id], g, settings)]
@@ -122,8 +128,27 @@ def generate(
             if failure:
                 result.failures[mol_id] = failure
             bar.update()
-    _finish(folder, paths, result, settings, tolerances, [Path(p) for p in geometry_files], command)
+    irreps = _read_reports(paths, result)
+    if result.reports and n_shards == 1:
+        write_basis_info(folder, merge_irreps(irreps))
+        write_provenance(
+            folder,
+            settings=_plain(asdict(settings)),
+            tolerances=asdict(tolerances),
+            checks=[report.to_dict() for report in result.reports.values()],
+            geometry_files=[Path(p) for p in geometry_files],
+            command=command,
+        )
+        write_checksums(folder)
     return result
+
+
+def _shard(geometries: Sequence[Geometry], shard: str) -> tuple[Sequence[Geometry], int]:
+    """Returns the molecules of ``"3/16"``, every 16th from the third on, and the number of shards."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise LabellingError(f"shard: got {shard!r}, expected K/N with K in 1 ... N, such as 3/16 (option shard)")
+    return geometries[int(match[1]) - 1 :: int(match[2])], int(match[2])
 
 
 def _label_all(
@@ -183,34 +208,15 @@ def _is_complete(path: Path, geometry: Geometry, settings: LabelSettings) -> boo
     return True
 
 
-def _finish(
-    folder: Path,
-    paths: Mapping[str, Path],
-    result: GenerationResult,
-    settings: LabelSettings,
-    tolerances: CheckTolerances,
-    geometry_files: Sequence[Path],
-    command: str,
-) -> None:
-    """Writes the files beside the labels, from what the label files themselves say."""
+def _read_reports(paths: Mapping[str, Path], result: GenerationResult) -> list[dict[int, str]]:
+    """Adds what the label files themselves say of their checks to the result; returns the shells of their elements."""
     irreps = []
     for mol_id, path in paths.items():
         if mol_id not in result.failures:
             attributes, _, _ = _read(path)
             result.reports[mol_id] = CheckReport(**attributes["check"])
             irreps.append({int(number): shells for number, shells in attributes["irreps_per_atom"].items()})
-    if not result.reports:
-        return
-    write_basis_info(folder, merge_irreps(irreps))
-    write_provenance(
-        folder,
-        settings=_plain(asdict(settings)),
-        tolerances=asdict(tolerances),
-        checks=[report.to_dict() for report in result.reports.values()],
-        geometry_files=geometry_files,
-        command=command,
-    )
-    write_checksums(folder)
+    return irreps
 
 
 def _read(path: Path) -> tuple[dict[str, Any], npt.NDArray[Any], npt.NDArray[Any]]:

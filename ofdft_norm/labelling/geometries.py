@@ -1,24 +1,21 @@
-"""Molecular geometries from (extended) XYZ files."""
+"""Molecular geometries from files that ASE reads."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.elements import SYMBOLS, symbol
 from ofdft_norm.labelling.errors import GeometryError
 
 # CODATA 2018
 BOHR_IN_ANGSTROM = 0.529177210903
-# The elements whose density basis has been checked against published labels.
-DEFAULT_ELEMENTS = (1, 6, 7, 8, 9)
-
-_KEY_VALUE = re.compile(r"""([\w.-]+)=("[^"]*"|'[^']*'|\S+)""")
+_CLOSEST_BOHR = 0.5
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -44,110 +41,91 @@ class Geometry:
         return int(self.atomic_numbers.sum())
 
 
-def read_geometries(
-    paths: str | Path | Iterable[str | Path], allowed_elements: Collection[int] = DEFAULT_ELEMENTS
-) -> list[Geometry]:
-    """Reads all frames of one or several XYZ files (positions in angstrom).
+def read_geometries(paths: str | Path | Iterable[str | Path]) -> list[Geometry]:
+    """Reads all frames of one or several files, XYZ or anything else that `ase.io.read` knows.
 
-    The comment line of a frame names the molecule, either as ``mol_id=water`` (extended XYZ, with an optional
-    ``source="..."``) or as its first word.
+    A frame is named by ``mol_id=water`` in its comment line (an optional ``source="..."`` says where it comes from);
+    without, by its formula and its index among all frames: ``H2O_17``.
 
     Args:
-        paths: The file or files.
-        allowed_elements: Atomic numbers that may occur.
+        paths: The file or files; positions in angstrom, as in ASE.
 
     Returns:
         The molecules, in the order of the files; positions in bohr.
 
     Raises:
-        GeometryError: If a file cannot be read, a frame is malformed, holds another element or coinciding
-            atoms, lacks an id, or if two frames have the same id.
+        GeometryError: If a file cannot be read or holds no frame, a frame is charged or periodic, holds something
+            other than atoms or coinciding ones, or has an id that makes no file name; or if two have the same id.
+        ImportError: If ASE is not installed.
     """
     path_list = [paths] if isinstance(paths, str | Path) else list(paths)
     origin: dict[str, str] = {}
-    geometries = []
+    geometries: list[Geometry] = []
     for path in map(Path, path_list):
-        for geometry, line in _frames(path, allowed_elements):
-            place = f"{path}:{line}"
+        for index, atoms in enumerate(_frames(path)):
+            place = f"{path}@{index}"
+            geometry = _as_geometry(atoms, f"{atoms.get_chemical_formula()}_{len(geometries)}", place)
             if geometry.mol_id in origin:
                 raise GeometryError(
                     f"{place}: molecule id {geometry.mol_id!r} was already used at "
-                    f"{origin[geometry.mol_id]}; every frame needs an id of its own "
-                    "(mol_id=... in its comment line)"
+                    f"{origin[geometry.mol_id]}; every frame needs an id of its own (mol_id=... in its comment line)"
                 )
             origin[geometry.mol_id] = place
             geometries.append(geometry)
     if not geometries:
-        raise GeometryError(f"no molecules in {[str(p) for p in path_list]}; expected at least one XYZ frame")
+        raise GeometryError(f"no molecules in {[str(p) for p in path_list]}; expected at least one frame")
     return geometries
 
 
-def _frames(path: Path, allowed_elements: Collection[int]) -> Iterator[tuple[Geometry, int]]:
-    """Yields the molecules of one file, each with the number of its first line."""
+def _frames(path: Path) -> Iterator[Any]:
+    """Yields the frames of one file as `ase.Atoms`."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GeometryError(f"{path}: cannot read the geometries: {error}") from error
-    start = 0
-    while start < len(lines):
-        if not lines[start].strip():
-            start += 1
-            continue
-        place = f"{path}:{start + 1}"
-        try:
-            n_atom = int(lines[start])
-        except ValueError:
-            raise GeometryError(f"{place}: expected the number of atoms of a frame, got {lines[start]!r}") from None
-        stop = start + 2 + n_atom
-        if n_atom < 1 or stop > len(lines):
-            raise GeometryError(f"{place}: {n_atom} atoms announced, but {len(lines) - start - 2} lines are left")
-        yield _parse_frame(lines[start + 1], lines[start + 2 : stop], place, allowed_elements), start + 1
-        start = stop
+        from ase.io import iread
+    except ImportError as error:
+        raise ImportError(
+            f"reading geometries needs ASE ({error}); install it with: pip install 'ofdft-norm[labels]'"
+        ) from error
+    n_read, n_lines = 0, 0
+    try:
+        for atoms in iread(path, index=":"):
+            yield atoms
+            n_read, n_lines = n_read + 1, n_lines + len(atoms) + 2
+    except Exception as error:  # the readers of ASE's many formats raise whatever goes wrong inside
+        raise GeometryError(f"{path}@{n_read}: ASE cannot read this frame: {type(error).__name__}: {error}") from error
+    if path.suffix in (".xyz", ".extxyz"):
+        _refuse_rest(path, n_lines)
 
 
-def _parse_frame(comment: str, atoms: list[str], place: str, allowed_elements: Collection[int]) -> Geometry:
-    mol_id, source = _parse_comment(comment, place)
-    numbers, positions = [], []
-    for line in atoms:
-        fields = line.split()
-        try:
-            position = [float(x) for x in fields[1:4]]
-        except ValueError:
-            position = []
-        if len(position) != 3 or not np.isfinite(position).all():
-            raise GeometryError(f"{place}: molecule {mol_id!r}: expected 'symbol x y z', got {line!r}")
-        numbers.append(_atomic_number(fields[0], mol_id, place, allowed_elements))
-        positions.append(position)
-    coordinates = np.array(positions) / BOHR_IN_ANGSTROM
-    distances = np.linalg.norm(coordinates[:, None] - coordinates[None], axis=-1)
-    closest = float((distances + np.diag(np.full(len(atoms), np.inf))).min())
-    if closest < 0.5:
-        raise GeometryError(
-            f"{place}: molecule {mol_id!r} has two atoms {closest:.3f} bohr apart; "
-            "expected at least 0.5 bohr (positions are read in angstrom)"
-        )
-    return Geometry(mol_id, np.array(numbers, dtype=np.int64), coordinates, source)
+def _refuse_rest(path: Path, n_lines: int) -> None:
+    """Refuses frames behind a blank line: ASE ends there without a word."""
+    rest = path.read_text(encoding="utf-8").splitlines()[n_lines:]
+    if rest and not rest[0].strip() and any(line.strip() for line in rest):
+        raise GeometryError(f"{path}:{n_lines + 1}: a blank line, at which ASE stops; delete it: frames follow it")
 
 
-def _parse_comment(comment: str, place: str) -> tuple[str, str]:
-    """Returns the molecule id and the source of a comment line."""
-    pairs = {key: value.strip("\"'") for key, value in _KEY_VALUE.findall(comment)}
-    words = comment.split()
-    mol_id = pairs.get("mol_id", words[0] if words and "=" not in words[0] else "")
+def _as_geometry(atoms: Any, default_id: str, place: str) -> Geometry:
+    mol_id = str(atoms.info.get("mol_id", default_id))
     if not _SAFE_ID.fullmatch(mol_id):
         raise GeometryError(
-            f"{place}: molecule id {mol_id!r} in the comment line {comment!r}; "
-            "expected mol_id=NAME with letters, digits, '.', '_' and '-' (it becomes a file name)"
+            f"{place}: molecule id {mol_id!r}; expected letters, digits, '.', '_' and '-' (it becomes a file name; "
+            "mol_id=... in the comment line)"
         )
-    return mol_id, pairs.get("source", "")
-
-
-def _atomic_number(name: str, mol_id: str, place: str, allowed_elements: Collection[int]) -> int:
-    number = SYMBOLS.index(name.capitalize()) + 1 if name.capitalize() in SYMBOLS else 0
-    if number not in allowed_elements:
-        names = [symbol(z) for z in sorted(allowed_elements)]
+    where = f"{place}: molecule {mol_id!r}"
+    numbers = np.asarray(atoms.numbers, dtype=np.int64)
+    positions = np.asarray(atoms.positions, dtype=np.float64) / BOHR_IN_ANGSTROM
+    charge = float(atoms.info.get("charge", 0)) + float(atoms.get_initial_charges().sum())
+    if len(numbers) == 0 or (numbers < 1).any() or not np.isfinite(positions).all():
+        raise GeometryError(f"{where}: has {atoms.symbols} at {positions.tolist()} bohr; expected atoms somewhere")
+    if charge != 0 or atoms.pbc.any():
         raise GeometryError(
-            f"{place}: molecule {mol_id!r} has the element {name!r}; the density basis covers {names} "
-            "(argument allowed_elements)"
+            f"{where}: has charge {charge:g} and periodic directions {atoms.pbc.tolist()}; expected a neutral molecule "
+            "that repeats nowhere: labels are made for no other"
         )
-    return number
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    closest = float((distances + np.diag(np.full(len(numbers), np.inf))).min())
+    if closest < _CLOSEST_BOHR:
+        raise GeometryError(
+            f"{where}: has two atoms {closest:.3f} bohr apart; expected at least {_CLOSEST_BOHR} bohr (positions are "
+            "read in angstrom)"
+        )
+    return Geometry(mol_id, numbers, positions, str(atoms.info.get("source", "")))

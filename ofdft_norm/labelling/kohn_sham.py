@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.elements import symbol
 from ofdft_norm.labelling.diis import RecordingDIIS
 from ofdft_norm.labelling.errors import KohnShamError
 from ofdft_norm.labelling.geometries import Geometry
@@ -95,18 +95,24 @@ def build_molecule(geometry: Geometry, basis: str) -> Any:
     """Builds PySCF's molecule.
 
     Raises:
-        KohnShamError: If the number of electrons is odd (restricted calculations only).
+        KohnShamError: If the number of electrons is odd (restricted calculations only), or PySCF lacks the orbital
+            basis for an element.
     """
     if geometry.n_electrons % 2:
         raise KohnShamError(
             f"molecule {geometry.mol_id!r} has {geometry.n_electrons} electrons; expected an even number: "
             "labels are made with restricted (closed-shell) Kohn-Sham theory"
         )
-    atoms = [
-        (symbol(z), tuple(position))
-        for z, position in zip(geometry.atomic_numbers.tolist(), geometry.positions.tolist(), strict=True)
-    ]
-    return pyscf_module("gto").M(atom=atoms, basis=basis, unit="Bohr", verbose=0)
+    atoms = list(zip(geometry.atomic_numbers.tolist(), geometry.positions.tolist(), strict=True))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PySCF advises to install a package of more bases
+            return pyscf_module("gto").M(atom=atoms, basis=basis, unit="Bohr", verbose=0)
+    except (RuntimeError, KeyError) as error:
+        raise KohnShamError(
+            f"molecule {geometry.mol_id!r} has the elements {np.unique(geometry.atomic_numbers).tolist()}, and PySCF "
+            f"lacks the orbital basis {basis!r} for one of them: {str(error).strip()} (option basis)"
+        ) from error
 
 
 def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) -> KohnShamTrajectory:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.labelling.density_basis import DensityBasis, build_density_basis
-from ofdft_norm.labelling.density_fit import DensityFit, fit_densities
+from ofdft_norm.labelling.density_fit import DensityFit, FitMethod, check_fit_method, fit_densities
 from ofdft_norm.labelling.errors import LabellingError
 from ofdft_norm.labelling.functional import Potentials, evaluate_potentials
 from ofdft_norm.labelling.geometries import Geometry
@@ -34,18 +34,19 @@ class LabelSettings:
     Attributes:
         kohn_sham: Functional, orbital basis and self-consistency.
         beta: Ratio of neighbouring exponents of the density basis.
-        constrain_external_energy: Whether the density fit keeps the external energy exactly.
+        density_fit: How densities are expanded, ``constrained`` or ``least_squares``; see `fit_densities`.
         natural_reparametrization: Whether coefficients and dual vectors are stored in natural coordinates.
         targets: Gradients to store, among `TARGETS`.
     """
 
     kohn_sham: KohnShamSettings = field(default_factory=KohnShamSettings)
     beta: float = 2.5
-    constrain_external_energy: bool = True
+    density_fit: FitMethod = "constrained"
     natural_reparametrization: bool = True
     targets: tuple[str, ...] = DEFAULT_TARGETS
 
     def __post_init__(self) -> None:
+        check_fit_method(self.density_fit)
         unknown = sorted(set(self.targets) - set(TARGETS))
         if unknown or not self.targets:
             raise LabellingError(
@@ -96,7 +97,7 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Mo
     settings = settings or LabelSettings()
     trajectory = run_kohn_sham(geometry, settings.kohn_sham)
     basis = build_density_basis(trajectory.mol, settings.beta)
-    fit = fit_densities(trajectory, basis, settings.constrain_external_energy)
+    fit = fit_densities(trajectory, basis, settings.density_fit)
     potentials = evaluate_potentials(fit.coeffs, basis, fit.coulomb_metric, trajectory.grid, settings.kohn_sham.xc)
     labels = _assemble(geometry, trajectory, basis, fit, potentials, settings.targets)
     return (

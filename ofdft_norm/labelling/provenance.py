@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.files import write_text
 from ofdft_norm.labelling.errors import LabellingError
 
@@ -47,9 +49,9 @@ def merge_irreps(per_molecule: Iterable[Mapping[int, str]]) -> dict[int, str]:
 
 
 def write_basis_info(folder: Path, irreps: Mapping[int, str]) -> None:
-    """Writes `basis_info.json`: the elements and their shells."""
-    content = {"atomic_numbers": list(irreps), "irreps_per_atom": list(irreps.values())}
-    write_text(folder / BASIS_FILE, json.dumps(content, indent=1) + "\n")
+    """Writes `basis_info.json`: the elements, their shells, and the order within p shells."""
+    basis_info = BasisInfo(list(irreps), list(irreps.values()))
+    write_text(folder / BASIS_FILE, json.dumps(basis_info.to_dict(), indent=1) + "\n")
 
 
 def write_provenance(
@@ -72,6 +74,7 @@ def write_provenance(
         command: How the set was made.
     """
     worst = {key: max(checks, key=lambda c: c[key]) for key in ("electrons", "fit_residual", "finite_difference")}
+    shifts = sorted(checks, key=lambda c: c["kinetic_shift"])
     content = {
         "command": command,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -86,6 +89,12 @@ def write_provenance(
         "settings": dict(settings),
         "tolerances": dict(tolerances),
         "worst": {key: {"mol_id": check["mol_id"], "value": check[key]} for key, check in worst.items()},
+        # T_of - T_KS of the converged densities, hartree
+        "kinetic_shift": {
+            "mean": math.fsum(c["kinetic_shift"] for c in checks) / len(checks),
+            "lowest": {"mol_id": shifts[0]["mol_id"], "value": shifts[0]["kinetic_shift"]},
+            "highest": {"mol_id": shifts[-1]["mol_id"], "value": shifts[-1]["kinetic_shift"]},
+        },
         "software": _versions(),
     }
     write_text(folder / PROVENANCE_FILE, OmegaConf.to_yaml(OmegaConf.create(content)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import yaml
 import zarr
 
 import ofdft_norm.data
@@ -33,6 +34,18 @@ def test_checksums_and_size() -> None:
     assert sum(path.stat().st_size for path in files) <= 10_000_000
     listed = (EMBEDDED / "SHA256SUMS").read_text().splitlines()
     assert len(listed) == len(files) - 1
+
+
+def test_provenance_says_how_far_the_kinetic_label_is_from_the_kohn_sham_energy() -> None:
+    shifts = {}
+    for path in FILES:
+        fitted, exact = _read(path, "of_labels/energies/e_kin", "ks_labels/energies/e_kin")
+        shifts[path.name.removesuffix(".zarr.zip")] = float(fitted[-1] - exact[-1])
+    found = yaml.safe_load((EMBEDDED / "provenance.yaml").read_text())["kinetic_shift"]
+    assert found["mean"] == pytest.approx(np.mean(list(shifts.values())), abs=1e-9)
+    for key, choose in (("lowest", min), ("highest", max)):
+        mol_id = choose(shifts, key=lambda name: shifts[name])
+        assert found[key] == {"mol_id": mol_id, "value": pytest.approx(shifts[mol_id], abs=1e-9)}
 
 
 def test_changed_files_are_noticed(tmp_path: Path) -> None:

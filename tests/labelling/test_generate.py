@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import yaml
 import zarr
 
 pytest.importorskip("pyscf")
 
 import ofdft_norm.data
+from ofdft_norm import BasisInfo
 from ofdft_norm.labelling import (
     CheckTolerances,
     Geometry,
@@ -100,6 +102,9 @@ def test_refused_molecules_are_reported_and_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.zip"))
     with pytest.raises(LabellingError, match="workers: got 0"):
         generate([_hydrogen()], tmp_path, workers=0)
+    for shard in ("0/4", "5/4", "1", "a/b", "1/0"):
+        with pytest.raises(LabellingError, match=rf"shard: got '{shard}', expected K/N"):
+            generate([_hydrogen()], tmp_path, shard=shard)
 
 
 def test_command_line_lists_failures_and_exits_with_one(
@@ -107,13 +112,28 @@ def test_command_line_lists_failures_and_exits_with_one(
 ) -> None:
     xyz = tmp_path / "two.xyz"
     xyz.write_text(HYDROGEN + RADICAL)
-    code = script.main([str(xyz), "--output", str(tmp_path / "set"), "--targets", "grad_kin", "grad_tot"])
+    command = [str(xyz), "--output", str(tmp_path / "set"), "--targets", "grad_kin", "grad_tot"]
+    command += ["--density-fit", "least_squares", "--finite-difference-floor", "grad_tot=0.004"]
+    assert script.main([*command, "--shard", "1/2"]) == 0
+    assert [p.name for p in (tmp_path / "set").iterdir()] == ["labels"]  # the rest is left to a run over all
+    assert "dihydrogen: 5 labelled iterations" in capsys.readouterr().out
+    code = script.main(command)
     captured = capsys.readouterr()
     assert code == 1
     assert "1 molecules in" in captured.out
+    assert "1 were there already" in captured.out
     assert "failed: hydroxyl: KohnShamError" in captured.err
     assert sorted(p.name for p in (tmp_path / "set/labels").iterdir()) == ["dihydrogen.zarr.zip"]
-    assert "grad_tot" in (tmp_path / "set/provenance.yaml").read_text()
+    provenance = yaml.safe_load((tmp_path / "set/provenance.yaml").read_text())
+    assert provenance["settings"]["targets"] == ["grad_kin", "grad_tot"]
+    assert provenance["tolerances"]["finite_difference_floor"]["grad_tot"] == 0.004
+    assert provenance["settings"]["density_fit"] == "least_squares"
+    energies = [
+        _read(tmp_path / "set/labels/dihydrogen.zarr.zip", f"{k}_labels/energies/e_kin")[-1] for k in ("of", "ks")
+    ]
+    assert provenance["kinetic_shift"]["mean"] == pytest.approx(energies[0] - energies[1], abs=1e-12)
+    assert provenance["kinetic_shift"]["lowest"]["mol_id"] == "dihydrogen"
+    assert BasisInfo.from_json(tmp_path / "set/basis_info.json") == BasisInfo([1], ["6x0e+3x1o+1x2e"], "yzx")
     verify_checksums(tmp_path / "set")
 
     assert script.main([str(tmp_path / "absent.xyz"), "--output", str(tmp_path / "set")]) == 2

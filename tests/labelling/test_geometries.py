@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 
 from ofdft_norm.labelling.errors import GeometryError
 from ofdft_norm.labelling.geometries import BOHR_IN_ANGSTROM, read_geometries
@@ -21,33 +23,47 @@ def _write(folder: Path, text: str, name: str = "molecules.xyz") -> Path:
 
 
 def test_reads_frames_in_order_and_in_bohr(tmp_path: Path) -> None:
-    water, fluoride = read_geometries(_write(tmp_path, WATER + "\n" + FLUORIDE))
+    water, fluoride = read_geometries(_write(tmp_path, WATER + FLUORIDE))
 
-    assert (water.mol_id, fluoride.mol_id) == ("water", "HF")
+    assert (water.mol_id, fluoride.mol_id) == ("water", "HF_1")
     assert water.source == "somewhere, 1999"
     assert water.atomic_numbers.tolist() == [8, 1, 1]
     assert (water.n_electrons, fluoride.n_electrons) == (10, 10)
     np.testing.assert_allclose(fluoride.positions[1, 2], 0.92 / BOHR_IN_ANGSTROM, rtol=1e-15)
 
 
-def test_several_files_make_one_list(tmp_path: Path) -> None:
-    paths = [_write(tmp_path, WATER, "a.xyz"), _write(tmp_path, FLUORIDE, "b.xyz")]
-    assert [g.mol_id for g in read_geometries(paths)] == ["water", "HF"]
+def test_several_files_make_one_list_and_names_stay_unique(tmp_path: Path) -> None:
+    paths = [_write(tmp_path, WATER + FLUORIDE, "a.xyz"), _write(tmp_path, FLUORIDE + "\n\n", "b.xyz")]
+    assert [g.mol_id for g in read_geometries(paths)] == ["water", "HF_1", "HF_2"]
+
+
+def test_whatever_ase_writes_is_read(tmp_path: Path) -> None:
+    frames = [Atoms("H2S", [[0, 0, 0], [0, 0.96, 0.93], [0, -0.96, 0.93]]), Atoms("HCl", [[0, 0, 0], [0, 0, 1.28]])]
+    frames[0].info["energy"] = -3.0
+    frames[0].arrays["forces"] = np.ones((3, 3))
+    for name in ("a.xyz", "b.extxyz", "c.traj", "d.json"):
+        ase.io.write(tmp_path / name, frames)
+        found = read_geometries(tmp_path / name)
+        assert [g.mol_id for g in found] == ["H2S_0", "HCl_1"]
+        for geometry, frame in zip(found, frames, strict=True):
+            np.testing.assert_allclose(geometry.positions * BOHR_IN_ANGSTROM, frame.positions, atol=1e-8)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (WATER + WATER, "'water' was already used at .*molecules.xyz:1"),
-        ("1\nmol_id=salt\nNa 0 0 0\n", "'salt' has the element 'Na'.*allowed_elements"),
-        ("1\nmol_id=dummy\nXx 0 0 0\n", "element 'Xx'"),
-        ("three\nmol_id=x\nH 0 0 0\n", "expected the number of atoms.*'three'"),
-        ("3\nmol_id=x\nH 0 0 0\n", "3 atoms announced, but 1 lines"),
-        ("0\nmol_id=x\n", "0 atoms announced"),
-        ("1\nmol_id=x\nH 0 0\n", "expected 'symbol x y z', got 'H 0 0'"),
-        ("1\nmol_id=x\nH 0 0 nan\n", "expected 'symbol x y z'"),
-        ("1\nenergy=3.0\nH 0 0 0\n", "expected mol_id=NAME"),
+        (WATER + WATER, r"xyz@1: molecule id 'water' was already used at .*molecules.xyz@0"),
+        (WATER + "\n" + FLUORIDE, "xyz:6: a blank line, at which ASE stops"),
+        (WATER + "1\nmol_id=dummy\nXx 0 0 0\n", "xyz@1: ASE cannot read this frame: KeyError: 'Xx'"),
+        ("1\nmol_id=dummy\nX 0 0 0\n", "'dummy': has X at .*expected atoms"),
+        ("three\nmol_id=x\nH 0 0 0\n", "xyz@0: ASE cannot read"),
+        ("3\nmol_id=x\nH 0 0 0\n", "xyz@0: ASE cannot read.*expected 3"),
+        ("0\nmol_id=x\n", "expected atoms"),
+        ("1\nmol_id=x\nH 0 0\n", "ASE cannot read"),
+        ("1\nmol_id=x\nH 0 0 nan\n", "'x': has H at"),
         ("1\nmol_id=../x\nH 0 0 0\n", "becomes a file name"),
+        ("1\nmol_id=ion charge=1\nH 0 0 0\n", "'ion': has charge 1 .*neutral"),
+        ('1\nLattice="9 0 0 0 9 0 0 0 9"\nHe 0 0 0\n', r"'He_0': has .*periodic directions \[True, True, True\]"),
         ("2\nmol_id=x\nH 0 0 0\nH 0 0 0.1\n", "two atoms 0.189 bohr apart"),
         ("\n\n", "no molecules"),
     ],
@@ -58,5 +74,5 @@ def test_refuses_bad_files(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(GeometryError, match=r"absent\.xyz: cannot read"):
+    with pytest.raises(GeometryError, match=r"absent\.xyz@0: ASE cannot read .*No such file"):
         read_geometries(tmp_path / "absent.xyz")

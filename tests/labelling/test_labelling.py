@@ -13,7 +13,7 @@ pytest.importorskip("pyscf")
 
 from ofdft_norm.labelling.checks import CheckTolerances, check_labels, project
 from ofdft_norm.labelling.density_basis import DensityBasis, build_density_basis
-from ofdft_norm.labelling.density_fit import DensityFit, fit_densities, solve_constrained
+from ofdft_norm.labelling.density_fit import DensityFit, fit_densities, solve_constrained, solve_least_squares
 from ofdft_norm.labelling.errors import KohnShamError, LabelCheckError, LabellingError
 from ofdft_norm.labelling.functional import evaluate_potentials, exchange_correlation
 from ofdft_norm.labelling.geometries import Geometry
@@ -76,10 +76,13 @@ def test_converges_to_the_energy_of_pyscfs_own_loop(trajectory: KohnShamTrajecto
     assert trajectory.iterations[-1].energies["e_tot"] == pytest.approx(mean_field.kernel(), abs=2e-7)
 
 
-def test_refuses_open_shells_and_reports_failed_convergence() -> None:
+def test_refuses_open_shells_and_elements_without_a_basis_and_reports_failed_convergence() -> None:
     radical = Geometry("hydroxyl", np.array([8, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.8]]))
     with pytest.raises(KohnShamError, match="'hydroxyl' has 9 electrons; expected an even number"):
         run_kohn_sham(radical)
+    potassium = Geometry("KH", np.array([19, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 4.2]]))
+    with pytest.raises(KohnShamError, match=r"'KH' has the elements \[1, 19\].*lacks.*'6-31G\(2df,p\)'.*option basis"):
+        run_kohn_sham(potassium)
     hydrogen = Geometry("H2", np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.4]]))
     with pytest.raises(KohnShamError, match=r"'H2': not converged after 2 iterations.*max_iterations"):
         run_kohn_sham(hydrogen, KohnShamSettings(max_iterations=2, min_labelled=2))
@@ -147,8 +150,36 @@ def test_fit_keeps_electrons_and_external_energy(
     assert (fit.residuals > 0).all()
     assert fit.residuals.max() < 1e-4
 
-    free = fit_densities(trajectory, basis, constrain_external_energy=False)
-    assert (free.residuals <= fit.residuals + 1e-12).all()
+
+def test_least_squares_solution_is_numpys() -> None:
+    generator = np.random.default_rng(4)
+    root, right = generator.normal(size=(7, 7)), generator.normal(size=(3, 7))
+    row, values = generator.normal(size=7), generator.normal(size=3)
+    metric = root @ root.T + 0.1 * np.eye(7)
+    stacked, sides = np.vstack([metric, row]), np.hstack([right, values[:, None]])
+    expected = np.linalg.lstsq(stacked, sides.T, rcond=None)[0].T
+    np.testing.assert_allclose(solve_least_squares(metric, right, row, values), expected, atol=1e-10)
+
+
+def test_least_squares_fit_is_near_the_kohn_sham_energies_and_loses_electrons(
+    trajectory: KohnShamTrajectory, basis: DensityBasis, fit: DensityFit
+) -> None:
+    loose = fit_densities(trajectory, basis, "least_squares")
+    assert (loose.residuals <= fit.residuals + 1e-12).all()
+    assert 1e-4 < abs(loose.electron_errors[-1]) < 5e-3
+    errors = []
+    for found in (fit, loose):
+        parts = evaluate_potentials(found.coeffs[-1:], basis, found.coulomb_metric, trajectory.grid, "PBE")
+        errors.append(
+            abs(
+                trajectory.iterations[-1].energies["e_electron"]
+                - parts.effective_energy[0]
+                - trajectory.iterations[-1].energies["e_kin"]
+            )
+        )
+    assert errors[1] < 0.5 * errors[0] < 5e-3
+    with pytest.raises(LabellingError, match=r"density_fit: got 'exact', expected one of .*least_squares"):
+        fit_densities(trajectory, basis, "exact")  # type: ignore[arg-type]
 
 
 def test_fitted_density_agrees_with_the_orbitals_on_the_grid(
@@ -224,6 +255,26 @@ def test_labels_pass_their_checks(labels: MoleculeLabels) -> None:
     assert report.n_labelled == labels.has_energy_label.sum() >= 5
     assert report.n_compared >= 6
     assert report.finite_difference < 1e-2
+    shifts = (labels.energies["e_kin"] - labels.ks_energies["e_kin"])[1:]
+    assert report.kinetic_shift == shifts[-1]
+    assert report.kinetic_shift_range == pytest.approx(max(shifts) - min(shifts))
+    assert f"T_of - T_KS {1e3 * shifts[-1]:+.1f} mHa" in str(report)
+    with pytest.raises(LabelCheckError, match=r"kinetic_shift is .*expected at most 1e-05"):
+        check_labels(labels, CheckTolerances(kinetic_shift=1e-5))
+
+
+def test_a_floor_accepts_what_a_stationary_energy_makes_large(labels: MoleculeLabels) -> None:
+    total = dataclasses.replace(labels, gradients={"grad_tot": labels.gradients["grad_tot"]})
+    strict = CheckTolerances(finite_difference=1e-3, finite_difference_floor={"grad_tot": 0.0})
+    with pytest.raises(LabelCheckError, match="finite_difference is"):
+        check_labels(total, strict)
+    report = check_labels(total, dataclasses.replace(strict, finite_difference_floor={"grad_tot": 1e-3}))
+    assert report.finite_difference <= 1e-3
+    wrong = dataclasses.replace(labels, gradients={"grad_tot": -labels.gradients["grad_tot"]})
+    with pytest.raises(LabelCheckError, match="finite_difference is"):
+        check_labels(wrong)
+    with pytest.raises(LabellingError, match=r"targets \['grad_x'\]; expected some of .*finite-difference-floor"):
+        CheckTolerances(finite_difference_floor={"grad_x": 1.0})
 
 
 def _replace_gradient(labels: MoleculeLabels, gradient: Array) -> MoleculeLabels:
@@ -278,6 +329,8 @@ def test_natural_reparametrization_refuses_dependent_functions() -> None:
 
 
 def test_settings_are_validated() -> None:
+    with pytest.raises(LabellingError, match="density_fit: got 'free'"):
+        LabelSettings(density_fit="free")  # type: ignore[arg-type]
     with pytest.raises(LabellingError, match="grad_kinetic"):
         LabelSettings(targets=("grad_kinetic",))
     with pytest.raises(KohnShamError, match="min_labelled 9 and max_iterations 3"):
