@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.file_states import file_states
+from ofdft_norm.data.joined_batch import make_batch
 from ofdft_norm.data.label_files import MoleculeLabels, read_molecule, read_n_scf_iterations
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.p_order import POrderCheck
+from ofdft_norm.data.scf_iterations import IntArray, ScfSelection
 from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
 
 Transform = Callable[[OFData], OFData]
@@ -31,9 +33,7 @@ class OFDataset(Dataset[OFData]):
         energy_key: Which energy below ``of_labels/energies`` becomes `energy_label`.
         gradient_key: Which gradient below ``of_labels/spatial`` becomes `gradient_label`.
         transform: Applied to each sample, e.g. `ProjectGradient()`.
-        limit_scf_iterations: Which SCF iterations to use, as STRUCTURES25 reads it: a number s >= 0 means those from
-            s on, s < 0 the last -s (-1: the converged density), a list the iterations in it (negative ones counted
-            from the last; those that a molecule does not have are passed over). None: all.
+        limit_scf_iterations: Which SCF iterations to use; see `ScfSelection`. None: all.
         keep_initial_guess: Whether iteration 0, which has no energy label, is part of the data set: True adds it to
             what `limit_scf_iterations` selects, False leaves it out.
         n_scf_iterations: Number of SCF iterations in each file, where known (a split file's, an index's); otherwise
@@ -55,96 +55,56 @@ class OFDataset(Dataset[OFData]):
         keep_initial_guess: bool = True,
         n_scf_iterations: Sequence[int] | None = None,
     ) -> None:
-        self.paths = [Path(path) for path in paths]
+        self._paths = [Path(path) for path in paths]
         self.basis_info = basis_info
         self.energy_key = energy_key
         self.gradient_key = gradient_key
         self.transform = transform
         self._check_p_order = POrderCheck(basis_info.p_order)
-        self.limit_scf_iterations = _check_limit(limit_scf_iterations)
-        self.keep_initial_guess = keep_initial_guess
         if n_scf_iterations is None:
             n_scf_iterations = [read_n_scf_iterations(path) for path in self.paths]
-        self.n_scf_iterations = [int(n) for n in n_scf_iterations]
-        if len(self.n_scf_iterations) != len(self.paths):
+        if len(n_scf_iterations) != len(self.paths):
             raise ConfigError(
-                f"n_scf_iterations has {len(self.n_scf_iterations)} numbers for {len(self.paths)} label files, "
+                f"n_scf_iterations has {len(n_scf_iterations)} numbers for {len(self.paths)} label files, "
                 "expected one for each (config: data.split.file)"
             )
-        self.scf_iterations_per_path = [
-            self._select(path, n) for path, n in zip(self.paths, self.n_scf_iterations, strict=True)
-        ]
-        # sample_offsets[m] is the index of molecule m's first sample
-        lengths = [len(iterations) for iterations in self.scf_iterations_per_path]
-        self.sample_offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-    def _select(self, path: Path, n_iterations: int) -> npt.NDArray[np.int64]:
-        limit = self.limit_scf_iterations
-        if limit is None:
-            selected = set(range(n_iterations))
-        elif isinstance(limit, int):
-            selected = set(range(limit if limit >= 0 else max(0, n_iterations + limit), n_iterations))
-        else:
-            selected = {i % n_iterations for i in limit if -n_iterations <= i < n_iterations}
-        selected = selected | {0} if self.keep_initial_guess else selected - {0}
-        if not selected or n_iterations < 1:
-            raise LabelFileError(
-                f"{path}: none of its {n_iterations} SCF iterations is selected by limit_scf_iterations={limit} with "
-                f"keep_initial_guess={self.keep_initial_guess}: select others (config: "
-                "data.source.limit_scf_iterations, data.source.keep_initial_guess) or leave the file out (config: "
-                "data.source.exclude)"
-            )
-        return np.array(sorted(selected), dtype=np.int64)
+        self.selection = ScfSelection(
+            n_scf_iterations, limit_scf_iterations, keep_initial_guess, lambda molecule: self.paths[molecule]
+        )
 
     def __len__(self) -> int:
-        return int(self.sample_offsets[-1])
+        return len(self.selection)
+
+    @property
+    def paths(self) -> list[Path]:
+        """(n_molecules,) the label files."""
+        return self._paths
 
     @property
     def n_molecules(self) -> int:
-        """Number of label files."""
-        return len(self.paths)
+        """Number of molecules."""
+        return len(self.selection.n_scf_iterations)
+
+    @property
+    def sample_offsets(self) -> IntArray:
+        """(n_molecules + 1,) index of each molecule's first sample."""
+        return self.selection.sample_offsets
 
     def __getitem__(self, index: int) -> OFData:
-        """Reads one sample: one SCF iteration of one molecule, in the file's float64."""
+        """Reads one sample: one SCF iteration of one molecule, in the dtype it is stored in."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
-        index = index % len(self)
-        molecule = int(np.searchsorted(self.sample_offsets, index, side="right")) - 1
-        iteration = self.scf_iterations_per_path[molecule][index - self.sample_offsets[molecule]]
-        sample = self._sample(self._read(molecule, np.array([iteration])), 0)
+        sample = self._raw_sample(*self.selection.locate(index % len(self)))
         return sample if self.transform is None else self.transform(sample)
 
     def __iter__(self) -> Iterator[OFData]:
         return (self[i] for i in range(len(self)))
 
-    def _read(self, molecule: int, iterations: npt.NDArray[np.int64]) -> MoleculeLabels:
-        labels = read_molecule(self.paths[molecule], self.energy_key, self.gradient_key, iterations)
-        self._check_p_order(labels.path, labels.p_order)
-        return labels
-
-    def _sample(self, labels: MoleculeLabels, row: int) -> OFData:
-        try:
-            return OFData.construct_new(
-                self.basis_info,
-                labels.pos,
-                labels.atomic_numbers,
-                labels.coeffs[row],
-                labels.ground_state_coeffs,
-                labels.gradient[row],
-                labels.energy[row],
-                bool(labels.has_energy_label[row]),
-                labels.dual_basis_integrals[row],
-                labels.mol_id,
-                int(labels.scf_iterations[row]),
-            )
-        except (BasisError, LabelFileError) as error:
-            raise type(error)(f"{labels.path}: {error}") from None
-
-    def molecule_batch(self, molecule: int) -> OFData:
-        """Reads all samples of one molecule together: its file is opened once, its arrays are read whole.
+    def batch(self, samples: Sequence[int] | IntArray) -> OFData:
+        """Reads samples together; those of one molecule that follow one another are read at once.
 
         Args:
-            molecule: Index of the label file.
+            samples: Their indices, not negative.
 
         Returns:
             A batch with the fields of a collated PyG batch (`batch`, `ptr`, `coeffs_batch`, ...), transform applied.
@@ -153,49 +113,102 @@ class OFDataset(Dataset[OFData]):
             LabelFileError: If the labels are missing, malformed or not finite.
             BasisError: If an element is not part of the basis.
         """
-        labels = self._read(molecule, self.scf_iterations_per_path[molecule])
-        if self.transform is None or getattr(self.transform, "works_on_batches", False):
-            batch = _as_batch(self._sample(labels, 0), labels)
-            return batch if self.transform is None else self.transform(batch)
-        samples = [self.transform(self._sample(labels, row)) for row in range(len(labels.scf_iterations))]
-        return Batch.from_data_list(samples, follow_batch=["coeffs"])
+        located = self.selection.locate(np.asarray(samples, dtype=np.int64))
+        return transform_batch(self.transform, self._raw_batch(*located))
+
+    def molecule_batch(self, molecule: int) -> OFData:
+        """Reads all samples of one molecule together; see `batch`."""
+        return self.batch(range(self.sample_offsets[molecule], self.sample_offsets[molecule + 1]))
+
+    def state(self, contents: bool = False) -> dict[str, Any]:
+        """Describes in plain types what the samples are: equal states, equal raw samples.
+
+        Args:
+            contents: Tell label files by their contents, not by size and modification time.
+        """
+        return {
+            "files": file_states(self.paths, contents),
+            "samples": [self.selection.iterations(m).tolist() for m in range(self.n_molecules)],
+            "energy_key": self.energy_key,
+            "gradient_key": self.gradient_key,
+        }
+
+    def _raw_sample(self, molecule: Any, iteration: Any) -> OFData:
+        return _sample(self._read(molecule, np.array([iteration])), self.basis_info)
+
+    def _raw_batch(self, molecules: IntArray, iterations: IntArray) -> OFData:
+        """Reads runs of samples of the same molecule together."""
+        bounds = np.flatnonzero(np.diff(molecules)) + 1
+        runs = zip(np.split(molecules, bounds), np.split(iterations, bounds), strict=True)
+        return join_labels([self._read(run[0], of_run) for run, of_run in runs], self.basis_info)
+
+    def _read(self, molecule: int, iterations: IntArray) -> MoleculeLabels:
+        labels = read_molecule(self.paths[molecule], self.energy_key, self.gradient_key, iterations)
+        self._check_p_order(labels.path, labels.p_order)
+        return labels
 
 
-def _check_limit(limit: Any) -> int | list[int] | None:
-    """Returns plain Python numbers; refuses what would select something unforeseen, such as the letters of a word."""
-    if limit is None:
-        return None
-    several = isinstance(limit, Sequence) and not isinstance(limit, str)
-    values = list(limit) if several else [limit]
-    if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in values):
-        raise ConfigError(
-            f"limit_scf_iterations = {limit!r}: expected null, a whole number or a list of whole numbers (config: "
-            "data.source.limit_scf_iterations)"
+def _sample(labels: MoleculeLabels, basis_info: BasisInfo) -> OFData:
+    """Returns the sample of the first row."""
+    try:
+        return OFData.construct_new(
+            basis_info,
+            labels.pos,
+            labels.atomic_numbers,
+            labels.coeffs[0],
+            labels.ground_state_coeffs,
+            labels.gradient[0],
+            labels.energy[0],
+            bool(labels.has_energy_label[0]),
+            labels.dual_basis_integrals[0],
+            labels.mol_id,
+            int(labels.scf_iterations[0]),
         )
-    numbers = [int(i) for i in values]
-    return numbers if several else numbers[0]
+    except (BasisError, LabelFileError) as error:
+        raise type(error)(f"{labels.path}: {error}") from None
 
 
-def _as_batch(first: OFData, labels: MoleculeLabels) -> OFData:
-    """Builds what PyG would collate from the molecule's samples, without making the samples."""
-    n, n_basis = labels.coeffs.shape
-    n_atom = len(labels.atomic_numbers)
-    batch = OFData(
-        pos=first.pos.repeat(n, 1),
-        atomic_numbers=first.atomic_numbers.repeat(n),
-        atom_ind=first.atom_ind.repeat(n),
-        basis_function_ind=first.basis_function_ind.repeat(n),
-        coeffs=torch.from_numpy(labels.coeffs.reshape(-1)),
-        ground_state_coeffs=first.ground_state_coeffs.repeat(n),
-        gradient_label=torch.from_numpy(labels.gradient.reshape(-1)),
-        dual_basis_integrals=torch.from_numpy(labels.dual_basis_integrals.reshape(-1)),
-        energy_label=torch.from_numpy(labels.energy),
-        has_energy_label=torch.from_numpy(labels.has_energy_label),
-        scf_iteration=torch.from_numpy(labels.scf_iterations),
-        coeffs_batch=torch.arange(n).repeat_interleave(n_basis),
-        coeffs_ptr=torch.arange(n + 1) * n_basis,
-        batch=torch.arange(n).repeat_interleave(n_atom),
-        ptr=torch.arange(n + 1) * n_atom,
-    )
-    batch.mol_id = [labels.mol_id] * n
-    return batch
+def join_labels(of_molecule: Sequence[MoleculeLabels], basis_info: BasisInfo) -> OFData:
+    """Returns the batch of all samples of some molecules.
+
+    Raises:
+        LabelFileError: If labels do not have the basis's length.
+        BasisError: If an element is not part of the basis.
+    """
+    firsts = [_sample(labels, basis_info) for labels in of_molecule]
+    n_rows = [len(labels.scf_iterations) for labels in of_molecule]
+
+    def repeated(name: str) -> Tensor:
+        values = [first[name] for first in firsts]
+        return torch.cat([v.repeat(n, *[1] * (v.dim() - 1)) for v, n in zip(values, n_rows, strict=True)])
+
+    def joined(name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([getattr(labels, name).reshape(-1) for labels in of_molecule]))
+
+    per_sample = {
+        "energy_label": joined("energy"),
+        "has_energy_label": joined("has_energy_label"),
+        "mol_id": [labels.mol_id for labels, n in zip(of_molecule, n_rows, strict=True) for _ in range(n)],
+        "scf_iteration": joined("scf_iterations"),
+    }
+    per_function = {
+        "basis_function_ind": repeated("basis_function_ind"),
+        "coeffs": joined("coeffs"),
+        "ground_state_coeffs": repeated("ground_state_coeffs"),
+        "gradient_label": joined("gradient"),
+        "dual_basis_integrals": joined("dual_basis_integrals"),
+    }
+    per_atom = {name: repeated(name) for name in ("pos", "atomic_numbers", "atom_ind")}
+    n_atoms = np.repeat([len(first.pos) for first in firsts], n_rows)
+    n_functions = np.repeat([len(first.coeffs) for first in firsts], n_rows)
+    return make_batch(per_atom, per_function, per_sample, n_atoms, n_functions)
+
+
+def transform_batch(transform: Transform | None, batch: OFData) -> OFData:
+    """Applies a transform to a batch at once if it says that it can (`works_on_batches`), else to its samples."""
+    if transform is None:
+        return batch
+    if getattr(transform, "works_on_batches", False):
+        return transform(batch)
+    samples = [transform(sample) for sample in batch.to_data_list()]
+    return Batch.from_data_list(samples, follow_batch=["coeffs"])

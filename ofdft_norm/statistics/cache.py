@@ -16,7 +16,6 @@ import torch.distributed as dist
 from platformdirs import user_cache_path
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.file_states import file_states
 from ofdft_norm.data.of_dataset import OFDataset
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
@@ -55,10 +54,7 @@ def dataset_fingerprint(
     except Exception:  # pickling runs the transform's own code
         return None
     described = {
-        "files": file_states(dataset.paths, contents),
-        "samples": [iterations.tolist() for iterations in dataset.scf_iterations_per_path],
-        "energy_key": dataset.energy_key,
-        "gradient_key": dataset.gradient_key,
+        **dataset.state(contents),
         "transform": [repr(dataset.transform), transform, _source_code(dataset.transform)],
         "basis": basis_info.to_dict(),
         "settings": settings,
