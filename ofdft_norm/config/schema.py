@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ofdft_norm.config.checks import AtomicNumber, CheckedConfig, NonNegative, NonNegativeInt, Positive, PositiveInt
 from ofdft_norm.errors import ConfigError
+from ofdft_norm.statistics.references import linear_reference_name
 from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher
 
 
@@ -39,6 +40,7 @@ class LinearReference(CheckedConfig):
         values: Given energies [hartree] by element symbol or atomic number; None: fitted.
         file: A .pt or .npz file with `element_references` [hartree]; None: fitted.
         ridge: Relative ridge of the fit; 0: the solution of minimum norm.
+        count_by: What counts once in the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
         unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them none.
         max_num_elements: Largest atomic number.
     """
@@ -46,6 +48,7 @@ class LinearReference(CheckedConfig):
     values: Mapping[str | int, float] | None = None
     file: str | None = None
     ridge: NonNegative = 0.0
+    count_by: Literal["molecule", "sample"] = "molecule"
     unseen_elements: Literal["error", "zero"] = "error"
     max_num_elements: AtomicNumber = 118
     config_key = "data.reference"
@@ -60,7 +63,7 @@ class LinearReference(CheckedConfig):
     @property
     def statistics_name(self) -> str:
         """Name of this reference among the statistics."""
-        return "linear_ref"
+        return linear_reference_name(self.count_by)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -132,6 +132,11 @@ def _vector(value: Any, field: str, n_basis: int, where: str) -> Tensor:
             "functions; the labels were made with another basis than data.source.basis_info"
         )
     return vector
+
+
+def get_field(sample: Any, name: str) -> Any:
+    """Returns a field of a sample of any class, a mapping's item or an object's attribute; None: it has none."""
+    return sample.get(name) if isinstance(sample, Mapping) else getattr(sample, name, None)
 
 
 def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:

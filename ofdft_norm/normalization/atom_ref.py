@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -15,7 +14,7 @@ from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.guards import check_vector, require_field
 from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.statistics.dataset_statistics import Array, DatasetStatistics
-from ofdft_norm.statistics.reference_energy import atom_ref_energy
+from ofdft_norm.statistics.references import reference_gradient
 
 
 class AtomRef(Reference):
@@ -76,7 +75,7 @@ class AtomRef(Reference):
         if scalar_only:
             if basis_info is None:
                 raise ConfigError("scalar_only=True needs basis_info, which says which functions are scalar")
-            gbar = np.where(basis_info.l_per_basis_func == 0, gbar, 0.0)
+            gbar = reference_gradient(name, torch.as_tensor(gbar), basis_info).numpy()
         return cls(t_z, t_global, gbar)
 
     def sample_forward(self, sample_or_batch: Data) -> Tensor:
@@ -107,17 +106,9 @@ class AtomRef(Reference):
 
     def energy_of(self, fields: Mapping[str, Tensor], n_molecules: int) -> Tensor:
         """Returns sum_mu gbar p_mu + sum_atoms t_Z + t_0, (n_molecules,) float64 [hartree]."""
-        return atom_ref_energy(
-            fields["coeffs"],
-            fields["basis_function_ind"],
-            fields["coeffs_batch"],
-            fields["atom_ind"],
-            fields["batch"],
-            self.g_z,
-            self.t_z,
-            self.t_global,
-            n_molecules,
-        )
+        linear = fields["coeffs"].to(torch.float64) * self.gradient_of(fields)
+        energy = linear.new_zeros(n_molecules).index_add(0, fields["coeffs_batch"], linear)
+        return energy.index_add(0, fields["batch"], self.t_z[fields["atom_ind"]]) + self.t_global
 
     def gradient_of(self, fields: Mapping[str, Tensor]) -> Tensor:
         """Returns gbar of each basis function, (n_basis,) float64 [hartree]."""

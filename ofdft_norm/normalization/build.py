@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,28 +20,35 @@ from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.normalization.reference_config import references_from_values
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
+# Under this name statistics hold what references that are given, not fitted, leave of the energies.
+GIVEN_REFERENCE = "given_ref"
+
 
 def build_normalizer(
     statistics: DatasetStatistics,
-    basis_info: BasisInfo,
+    basis_info: BasisInfo | None,
     reference: AtomicReference | LinearReference | None,
     rescaling: Rescaling | None,
     weigher_key: str = "has_energy_label",
     energy_scale: float | str = 1.0,
     energy_scale_per_atom: bool = False,
     unseen_elements: str = "error",
+    energy_field: str = "energy_label",
+    forces_field: str | None = None,
 ) -> Normalizer:
     """Builds the normaliser that a configuration asks for.
 
     Args:
         statistics: Of the training split.
-        basis_info: The basis they were taken in.
+        basis_info: The basis they were taken in; None for samples that have energies alone.
         reference: Which reference to subtract; None: none.
         rescaling: How to rescale; None: not at all.
         weigher_key: Whose statistics to use.
         energy_scale: A number [hartree], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
         energy_scale_per_atom: Whether those are divided by the mean number of atoms of a sample.
         unseen_elements: ``error`` refuses atoms of elements that were not seen, ``identity`` lets them pass.
+        energy_field: Field of the energies.
+        forces_field: Field of the forces, if any.
 
     Returns:
         The normaliser.
@@ -48,11 +57,16 @@ def build_normalizer(
         StatisticsError: If the statistics lack a key or belong to another basis.
         ConfigError: If a setting is unknown or out of range.
     """
-    check_basis(statistics, basis_info, weigher_key)
-    name = None if reference is None else reference.statistics_name
+    check_seen = unseen_elements == "error" and basis_info is not None
+    if basis_info is not None:
+        check_basis(statistics, basis_info, weigher_key)
+    given = linear_references(reference) if isinstance(reference, LinearReference) else None
+    if given is not None:
+        statistics = with_given_references(statistics, weigher_key, given, basis_info)
+    name = GIVEN_REFERENCE if given is not None else None if reference is None else reference.statistics_name
     scale = resolve_energy_scale(energy_scale, statistics, weigher_key, name, energy_scale_per_atom)
     return Normalizer(
-        reference=_reference(statistics, basis_info, reference, weigher_key),
+        reference=given or _reference(statistics, basis_info, reference, weigher_key),
         rescaling=None
         if rescaling is None
         else DimensionWiseRescaling.from_dataset_statistics(
@@ -65,13 +79,15 @@ def build_normalizer(
             epsilon=rescaling.epsilon,
         ),
         energy_scale=scale,
-        seen_elements=_seen_elements(statistics, basis_info, weigher_key) if unseen_elements == "error" else None,
+        seen_elements=_seen_elements(statistics, basis_info, weigher_key) if check_seen and basis_info else None,
+        energy_field=energy_field,
+        forces_field=forces_field,
     )
 
 
 def _reference(
     statistics: DatasetStatistics,
-    basis_info: BasisInfo,
+    basis_info: BasisInfo | None,
     reference: AtomicReference | LinearReference | None,
     weigher_key: str,
 ) -> Reference | None:
@@ -79,13 +95,14 @@ def _reference(
         return None
     if isinstance(reference, AtomicReference):
         return AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, reference.scalar_only)
-    return linear_references(reference) or LinearReferences.from_dataset_statistics(
+    return LinearReferences.from_dataset_statistics(
         statistics,
         basis_info,
         weigher_key,
         max_num_elements=reference.max_num_elements,
         unseen_elements=reference.unseen_elements,
         ridge=reference.ridge,
+        count_by=reference.count_by,
     )
 
 
@@ -99,6 +116,34 @@ def linear_references(reference: LinearReference) -> LinearReferences | None:
         return None
     references.unseen_elements = reference.unseen_elements
     return references
+
+
+def with_given_references(
+    statistics: DatasetStatistics, weigher_key: str, references: LinearReferences, basis_info: BasisInfo | None
+) -> DatasetStatistics:
+    """Returns the statistics with what given references leave of the energies, under `GIVEN_REFERENCE`.
+
+    Args:
+        statistics: Of the training split.
+        weigher_key: Whose statistics are used.
+        references: Given, not fitted.
+        basis_info: The basis; None: the statistics' attributes name their elements.
+
+    Raises:
+        NormalizationError: If an element of the training split has no reference.
+    """
+    if f"{weigher_key}/energy_factor" not in statistics:
+        return statistics  # other programs' statistics
+    factor = torch.as_tensor(statistics.load_statistic(weigher_key, "energy_factor"))
+    numbers = torch.as_tensor(statistics.elements(basis_info))
+    references.check_numbers(numbers[torch.as_tensor(statistics.load_statistic(weigher_key, "n_atoms") > 0)])
+    # absent elements have columns of zeros, whatever their reference
+    values = references.element_references[numbers.clamp(max=references.max_num_elements)]
+    turned = factor @ torch.cat([values.new_zeros(1), -values, values.new_ones(1)])
+    mean, std = float(turned[0] / factor[0, 0]), float(turned[1:].norm() / factor[0, 0])
+    found = {"mean": mean, "std": std, "rms": math.hypot(mean, std)}
+    arrays = {f"{weigher_key}/energy_minus_{GIVEN_REFERENCE}/{name}": np.array(value) for name, value in found.items()}
+    return DatasetStatistics.from_arrays({**statistics.to_arrays(), **arrays}, statistics.attributes)
 
 
 def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
 from ofdft_norm.normalization.reference import Reference
@@ -20,10 +20,12 @@ from ofdft_norm.normalization.reference_summary import (
     FitReport,
     ReferenceSummary,
     report_from_statistics,
+    stored_linear_problem,
     summarize_references,
 )
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.least_squares import solve_r_factor
+from ofdft_norm.statistics.least_squares import solve_least_squares
+from ofdft_norm.statistics.references import CountBy, linear_reference_name
 
 UnseenPolicy = Literal["error", "zero"]
 
@@ -61,7 +63,7 @@ class LinearReferences(Reference):
     def __init__(
         self,
         element_references: Tensor | None = None,
-        max_num_elements: int = 118,
+        max_num_elements: int = MAX_ATOMIC_NUMBER,
         seen_elements: Tensor | None = None,
         unseen_elements: UnseenPolicy = "error",
         atomic_numbers_field: str = "atomic_numbers",
@@ -130,7 +132,10 @@ class LinearReferences(Reference):
             BatchError: If the sample has no atomic numbers.
             NormalizationError: If there are such atoms.
         """
-        numbers = self.atomic_numbers(sample_or_batch)
+        self.check_numbers(self.atomic_numbers(sample_or_batch))
+
+    def check_numbers(self, numbers: Tensor) -> None:
+        """Refuses atomic numbers, as `check_elements` does."""
         outside = (numbers < 1) | (numbers > self.max_num_elements)
         if outside.any():
             raise NormalizationError(
@@ -176,52 +181,57 @@ class LinearReferences(Reference):
     def from_dataset_statistics(
         cls,
         dataset_statistics: DatasetStatistics,
-        basis_info: BasisInfo,
+        basis_info: BasisInfo | None = None,
         weigher_key: str = "has_energy_label",
-        max_num_elements: int = 118,
+        max_num_elements: int = MAX_ATOMIC_NUMBER,
         unseen_elements: UnseenPolicy = "error",
         atomic_numbers_field: str = "atomic_numbers",
         ridge: float = 0.0,
+        count_by: CountBy = "molecule",
+        target: str | None = None,
     ) -> LinearReferences:
         """Takes the references from a data set's statistics.
 
         Args:
             dataset_statistics: The statistics, with ``linear_ref_atom_type_bias`` and ``n_atoms``, both (n_types,), and
-                for a ridge ``linear_ref_factor``.
-            basis_info: The basis, whose elements those are.
+                for a ridge ``linear_ref_factor``; where every sample counts once, ``linear_ref_by_sample_...`` and
+                ``energy_factor``.
+            basis_info: The basis, whose elements those are; None: the statistics' attributes name the elements.
             weigher_key: Whose statistics to use.
             max_num_elements: See the class.
             unseen_elements: See the class.
             atomic_numbers_field: See the class.
             ridge: Relative ridge of the fit, see `fit_linear_references`; 0: the solution of minimum norm.
+            count_by: Whether every molecule counts once, with the mean of its samples, or every sample.
+            target: Name of the energy, for the report.
 
         Raises:
-            StatisticsError: If a statistic is missing, does not fit the basis, or the basis has an element beyond
+            StatisticsError: If a statistic is missing, does not fit the elements, or there is an element beyond
                 `max_num_elements`.
         """
-        values = dataset_statistics.load_statistic(weigher_key, "linear_ref_atom_type_bias")
+        name = linear_reference_name(count_by)
+        numbers = dataset_statistics.elements(basis_info)
+        values = dataset_statistics.load_statistic(weigher_key, f"{name}_atom_type_bias")
         n_atoms = dataset_statistics.load_statistic(weigher_key, "n_atoms")
-        if values.shape != (basis_info.n_types,) or n_atoms.shape != values.shape:
+        if not values.shape == n_atoms.shape == (len(numbers),):
             raise StatisticsError(
                 f"{dataset_statistics.path or 'statistics'}: element references for {values.shape[0]} and atom "
-                f"counts for {n_atoms.shape[0]} elements, but the basis has {basis_info.n_types} "
+                f"counts for {n_atoms.shape[0]} elements, but there are {len(numbers)} "
                 "(config: data.statistics.path, data.source.basis_info)"
             )
-        numbers = torch.as_tensor(basis_info.atomic_numbers)
-        if int(numbers.max()) > max_num_elements:
+        if max(numbers) > max_num_elements:
             raise StatisticsError(
-                f"the basis has the element {int(numbers.max())}, beyond max_num_elements = {max_num_elements} "
+                f"there is the element {max(numbers)}, beyond max_num_elements = {max_num_elements} "
                 "(config: data.reference.max_num_elements)"
             )
         if ridge > 0:
-            factor = torch.as_tensor(dataset_statistics.load_statistic(weigher_key, "linear_ref_factor"))
-            n = len(values)
-            values = solve_r_factor(factor[:n, :n], factor[:n, n:], ridge).x[:, 0].numpy()
+            problem = stored_linear_problem(dataset_statistics, weigher_key, count_by)
+            values = solve_least_squares(problem[:-1, :-1], problem[:-1, -1], ridge).x.numpy()
         references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
         seen = torch.zeros(max_num_elements + 1, dtype=torch.bool)
         seen[numbers] = torch.as_tensor(n_atoms > 0)
         references[numbers] = torch.as_tensor(np.where(n_atoms > 0, values, 0.0), dtype=torch.float64)
-        report = report_from_statistics(dataset_statistics, basis_info, weigher_key, ridge)
+        report = report_from_statistics(dataset_statistics, weigher_key, numbers, count_by, ridge, target)
         return cls(references, max_num_elements, seen, unseen_elements, atomic_numbers_field, report)
 
     def summary(self, unit: str = "") -> ReferenceSummary:

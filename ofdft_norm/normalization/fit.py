@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofdft_norm.config import AtomicReference, LinearReference, Rescaling, Statistics, WrappedData
+from ofdft_norm.config import AtomicReference, LinearReference, Rescaling, Statistics
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.normalization.build import build_normalizer, linear_references
-from ofdft_norm.normalization.energy_scale import resolve_energy_scale
-from ofdft_norm.normalization.fit_linear_references import fit_linear_references
+from ofdft_norm.normalization.build import build_normalizer
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.cache import dataset_fingerprint, from_first_rank, load_or_fit
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.energy_statistics import WEIGHER_KEY, energy_statistics
 from ofdft_norm.statistics.fit import STATISTICS_VERSION
+from ofdft_norm.statistics.sample_weighers import ConstantSampleWeigher
 
 ReferenceConfig = AtomicReference | LinearReference | None
 
@@ -57,19 +55,27 @@ class FittedStatistics:
 
 
 def statistics_of(
-    dataset: Any, basis_info: BasisInfo, config: Statistics, description: dict[str, str]
+    dataset: Any,
+    basis_info: BasisInfo | None,
+    config: Statistics,
+    description: dict[str, str],
+    energy_field: str = "energy_label",
+    atomic_numbers_field: str = "atomic_numbers",
 ) -> FittedStatistics:
     """Returns the statistics of a training split: given, cached, or fitted.
 
     Args:
         dataset: The training split, with its pre-transforms.
-        basis_info: The basis.
+        basis_info: The basis; None: samples that have energies alone, each of which counts.
         config: How to fit, and where to keep results.
         description: Stored with fitted statistics, for people.
+        energy_field: Field of the energies.
+        atomic_numbers_field: Field of the atomic numbers.
 
     Raises:
         StatisticsError: See `DatasetStatistics.from_dataset`.
     """
+    weighers = [ConstantSampleWeigher()] if basis_info is None else config.weighers
     settings = {
         "statistics_version": STATISTICS_VERSION,
         "weighers": [w.summary_string() for w in config.weighers],
@@ -87,14 +93,16 @@ def statistics_of(
             None,
             dataset,
             basis_info,
-            config.weighers,
-            config.initial_guess_weighers,
+            weighers,
+            [] if basis_info is None else config.initial_guess_weighers,
             with_bias=config.with_bias,
             min_atoms_per_type=config.min_atoms_per_type,
             n_batches=config.n_batches,
             residuals=config.residuals,
             progress=config.progress,
             attributes=description,
+            energy_field=energy_field,
+            atomic_numbers_field=atomic_numbers_field,
         )
 
     folder = None if config.dir is None else Path(config.dir).expanduser()
@@ -129,63 +137,33 @@ def fit_normalizer(
         ConfigError: If the settings do not fit the data.
         StatisticsError: See `DatasetStatistics.from_dataset`.
     """
-    if basis_info is None:
-        return fit_energies(training_split(), source, settings)
+    if basis_info is None and (isinstance(settings.reference, AtomicReference) or settings.rescaling is not None):
+        raise ConfigError(
+            "the atomic reference and rescaling need density coefficients, and the samples have none (no "
+            "data.source.basis_info is given): choose data/reference=linear (or fixed, none) and data/rescaling=none"
+        )
+    energy_field = getattr(source, "energy_field", "energy_label")
     if config.path is not None:
         fitted = given_statistics(config.path)
     else:
-        fitted = statistics_of(training_split(), basis_info, config, {"source": repr(source)[:2000]})
+        fitted = statistics_of(
+            training_split(),
+            basis_info,
+            config,
+            {"source": repr(source)[:2000]},
+            energy_field,
+            getattr(source, "atomic_numbers_field", "atomic_numbers"),
+        )
     normalizer = build_normalizer(
         fitted.statistics,
         basis_info,
         settings.reference,
         settings.rescaling,
-        config.weigher_key,
+        "constant" if basis_info is None else config.weigher_key,
         settings.energy_scale,
         settings.energy_scale_per_atom,
         settings.unseen_elements,
+        energy_field,
+        getattr(source, "forces_field", None),
     )
     return fitted, normalizer
-
-
-def fit_energies(
-    dataset: Any, source: WrappedData, settings: NormalizerSettings
-) -> tuple[FittedStatistics, Normalizer]:
-    """Fits samples that have energies (and forces) but no density coefficients.
-
-    Args:
-        dataset: The training split.
-        source: Names of its fields.
-        settings: A linear reference or none, no rescaling, an energy scale.
-
-    Returns:
-        Statistics of the energies before and after referencing, and the normaliser.
-
-    Raises:
-        ConfigError: If the settings need density coefficients.
-    """
-    reference = settings.reference
-    if isinstance(reference, AtomicReference) or settings.rescaling is not None:
-        raise ConfigError(
-            "the atomic reference and rescaling need density coefficients, and the samples have none (no "
-            "data.source.basis_info is given): choose data/reference=linear (or fixed, none) and data/rescaling=none"
-        )
-    references = None if reference is None else linear_references(reference)
-    if reference is not None and references is None:
-        references = fit_linear_references(
-            [source.energy_field],
-            dataset,
-            batch_size=128,
-            max_num_elements=reference.max_num_elements,
-            shuffle=False,
-            ridge=reference.ridge,
-            atomic_numbers_field=source.atomic_numbers_field,
-            unseen_elements=reference.unseen_elements,
-        )[source.energy_field]
-    name = None if reference is None else reference.statistics_name
-    statistics = energy_statistics(dataset, source.energy_field, None if references is None else references.energy)
-    scale = resolve_energy_scale(settings.energy_scale, statistics, WEIGHER_KEY, name, settings.energy_scale_per_atom)
-    normalizer = Normalizer(
-        reference=references, energy_scale=scale, energy_field=source.energy_field, forces_field=source.forces_field
-    )
-    return FittedStatistics(statistics, None, False), normalizer

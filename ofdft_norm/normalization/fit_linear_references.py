@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch_geometric.data import Data
 
+from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER
+from ofdft_norm.data.elements import symbol
 from ofdft_norm.errors import ConfigError, StatisticsError
-from ofdft_norm.normalization.composition_fit import (
-    CompositionFit,
-    check_driver,
-    solve_composition,
-)
-from ofdft_norm.normalization.composition_rows import CompositionItems, RowCache, checked_rows, no_rows, row_loader
 from ofdft_norm.normalization.element_references import LinearReferences, UnseenPolicy
-from ofdft_norm.normalization.fit_reports import fit_reports, log_reports
-from ofdft_norm.normalization.residual_survey import ResidualSurvey
-from ofdft_norm.statistics.batches import BatchSource, for_each_batch
-from ofdft_norm.statistics.distributed import Ranks, current_ranks
-from ofdft_norm.statistics.sample_weighers import SampleWeigher
+from ofdft_norm.normalization.reference_summary import FitReport
+from ofdft_norm.statistics.arrays import WORST_MOLECULES, count_arrays, energy_arrays, residual_arrays
+from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.distributed import Ranks, computed, current_ranks
+from ofdft_norm.statistics.fit import StatisticsAccumulator, for_each_batch, measure_residuals
+from ofdft_norm.statistics.least_squares import check_driver
+from ofdft_norm.statistics.reading import BatchSource, FitFields, sample_source
+from ofdft_norm.statistics.references import CountBy, FittedReference, linear_reference_name
+from ofdft_norm.statistics.residuals import ResidualColumn
+from ofdft_norm.statistics.sample_weighers import ConstantSampleWeigher, FieldSampleWeigher, SampleWeigher
 
-# One factorisation of 4096 rows costs far less than 128 of 32.
-ROWS_PER_REDUCTION = 4096
-
-RowAction = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+logger = logging.getLogger(__name__)
 
 
 def fit_linear_references(
@@ -38,7 +34,7 @@ def fit_linear_references(
     batch_size: int,
     num_batches: int | None = None,
     num_workers: int = 0,
-    max_num_elements: int = 118,
+    max_num_elements: int = MAX_ATOMIC_NUMBER,
     log_metrics: bool = True,
     use_numpy: bool = True,
     driver: str | None = None,
@@ -50,11 +46,12 @@ def fit_linear_references(
     atomic_numbers_field: str = "atomic_numbers",
     unseen_elements: UnseenPolicy = "error",
     n_worst: int = 10,
+    count_by: CountBy = "sample",
+    distributed: bool = False,
 ) -> dict[str, LinearReferences]:
     """Fits target = sum over atoms of ref_Z for several targets in one pass; where undetermined, of minimum norm.
 
-    Samples whose `has_energy_label` is false are left out. Under torch.distributed every process must call this; each
-    reads its share, and all get the same references.
+    Samples whose `has_energy_label` is false are left out.
 
     Args:
         targets: Names of the targets: one number for each sample, of shape (), (1,) or (1, 1).
@@ -63,10 +60,10 @@ def fit_linear_references(
         num_batches: How many batches to use, over all processes; None: all samples.
         num_workers: Worker processes of the loader.
         max_num_elements: Largest atomic number; the references have shape (max_num_elements + 1,).
-        log_metrics: Log MAE, RMSE and R2 over the samples used, and find the samples that are fitted worst. Data sets
-            whose rows exceed 64 MiB (about 1e6 samples) are read a second time for it.
+        log_metrics: Log MAE, RMSE and R2 over the samples used, and find the samples that are fitted worst, in a second
+            pass.
         use_numpy: Solve with `numpy.linalg.lstsq`, else with `torch.linalg.lstsq`.
-        driver: LAPACK driver of `torch.linalg.lstsq`; ignored if `use_numpy`.
+        driver: LAPACK driver of `torch.linalg.lstsq`: gels, gelsy (default), gelsd or gelss; ignored if `use_numpy`.
         shuffle: Take the samples in a random order, so that `num_batches` of them are a random choice.
         seed: Seed of that order: the same seed gives the same references.
         ridge: Relative ridge, for example 1e-6; adds (ridge s_max)^2 |ref|^2, s_max the largest singular value of the
@@ -74,7 +71,12 @@ def fit_linear_references(
         weights: Field with each sample's weight, or a sample weigher; None: 1 each.
         atomic_numbers_field: Field of the atomic numbers; samples that lack it are asked for ``z``.
         unseen_elements: What the references do with other elements than those seen: ``"error"`` or ``"zero"``.
-        n_worst: How many of the worst fitted samples the report names.
+        n_worst: How many of the worst fitted molecules the report names.
+        count_by: ``"sample"``: every sample counts once, as in fairchem; ``"molecule"``: every molecule (`mol_id`)
+            counts once, with the weighted mean of its samples, as the data module does by default. Where molecules have
+            several samples, both differ: on the embedded labels carbon has 37.7675 and 37.7722 hartree.
+        distributed: Under torch.distributed: every process calls this, reads its share, and gets the same references.
+            By default each fits by itself.
 
     Returns:
         The references of each target, with a `fit_report`; see `LinearReferences.summary`.
@@ -86,61 +88,67 @@ def fit_linear_references(
             `max_num_elements`.
 
     Example:
+        >>> from torch_geometric.data import Data
         >>> data = [Data(z=torch.tensor(z), energy=e) for z, e in (([8, 1, 1], -76.0), ([1, 1], -1.0))]
         >>> references = fit_linear_references(["energy"], data, batch_size=2)["energy"]
         >>> [round(float(references.element_references[z]), 6) for z in (1, 8)]
         [-0.5, -75.0]
     """
-    _check_arguments(targets, batch_size, num_batches, max_num_elements, ridge, n_worst)
+    _check_arguments(targets, batch_size, num_batches, max_num_elements, ridge, n_worst, count_by)
+    solver = "numpy" if use_numpy else driver or "gelsy"
     if not use_numpy:
-        check_driver(driver)
-    ranks = current_ranks()
+        check_driver(solver)
+    weigher = _weigher(weights)
+    ranks = current_ranks() if distributed else Ranks()
     indices = _indices(_length(dataset), batch_size, num_batches, shuffle, seed)
-    items = CompositionItems(dataset, targets, atomic_numbers_field, weights)
-    source = _source(items, indices, batch_size, num_workers, seed, ranks)
+    fields = _fields(targets, weigher, atomic_numbers_field, count_by)
+    source = sample_source(dataset, ranks, fields, indices, batch_size, num_workers)
     metric_kwargs = {"process_group": ranks.group, "sync_on_compute": source.sharded}
-
-    accumulator = CompositionFit(len(targets), max_num_elements, **metric_kwargs)
-    # a process without samples takes part in the merge like all others
-    accumulator.update(*no_rows(len(targets))[:3])
-    cache = RowCache() if log_metrics else RowCache(limit=0)
-
-    def take_in(*rows: Tensor) -> None:
-        accumulator.update(*rows[:3])
-        cache.add(*rows)
-
-    _for_each_row(source, ranks, items, max_num_elements, take_in)
-    factor = accumulator.compute()
-    if factor.n_samples == 0:
-        raise StatisticsError(
-            "no sample has a positive weight (samples with has_energy_label=False have none): there is nothing to fit "
-            "(config: data.reference.fit.weights, data.split)"
+    accumulator = StatisticsAccumulator(
+        None,
+        [weigher],
+        energy_fields=targets,
+        molecules="scattered" if count_by == "molecule" else None,
+        max_atomic_number=max_num_elements,
+        **metric_kwargs,
+    )
+    for_each_batch(source, ranks, accumulator.update, "references: fitting", False)
+    fitted = _solve(accumulator, count_by, ridge, solver)
+    statistics = _statistics(accumulator, fitted, count_by)
+    if log_metrics:
+        _measure(statistics, accumulator, fitted, count_by, n_worst, source, ranks, metric_kwargs)
+    references = {}
+    for target, of_target in zip(targets, statistics, strict=True):
+        references[target] = LinearReferences.from_dataset_statistics(
+            of_target,
+            None,
+            weigher.summary_string(),
+            max_num_elements=max_num_elements,
+            unseen_elements=unseen_elements,
+            atomic_numbers_field=atomic_numbers_field,
+            ridge=ridge,
+            count_by=count_by,
+            target=target,
         )
-    solution = solve_composition(factor, use_numpy, driver, ridge)
-    references = torch.zeros(max_num_elements + 1, len(targets), dtype=torch.float64)
-    references[factor.numbers] = solution.x
-    survey = ResidualSurvey(references, n_worst, **metric_kwargs) if log_metrics else None
-    if survey is not None:
-        _survey(survey, cache, source, ranks, items, max_num_elements)
-    reports = fit_reports(items, factor, solution, ridge, survey)
-    log_reports(reports, log_metrics)
-    seen = torch.zeros(max_num_elements + 1, dtype=torch.bool)
-    seen[factor.numbers] = True
-    return {
-        target: LinearReferences(
-            references[:, t], max_num_elements, seen, unseen_elements, atomic_numbers_field, fit_report=report
-        )
-        for t, (target, report) in enumerate(zip(targets, reports, strict=True))
-    }
+        _log(references[target].fit_report, log_metrics)
+    return references
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
 
 
 def _check_arguments(
-    targets: Any, batch_size: int, num_batches: int | None, max_num_elements: int, ridge: float, n_worst: int
+    targets: Any,
+    batch_size: int,
+    num_batches: int | None,
+    max_num_elements: int,
+    ridge: float,
+    n_worst: int,
+    count_by: str,
 ) -> None:
     if isinstance(targets, str) or not targets or len(set(targets)) != len(targets):
         raise ConfigError(
-            f"targets = {targets!r}: expected a list of different names, such as ['energy'] "
-            "(config: data.reference.fit.targets)"
+            f"targets = {targets!r}: expected a list of different names, such as ['energy'] (argument targets)"
         )
     bounds = (
         ("batch_size", batch_size, 1),
@@ -151,7 +159,24 @@ def _check_arguments(
     )
     for name, value, smallest in bounds:
         if not smallest <= value < math.inf:
-            raise ConfigError(f"{name} = {value}: expected at least {smallest} (config: data.reference.fit.{name})")
+            raise ConfigError(f"{name} = {value}: expected at least {smallest} (argument {name})")
+    if count_by not in ("molecule", "sample"):
+        raise ConfigError(f"count_by = {count_by!r}: expected 'molecule' or 'sample' (argument count_by)")
+
+
+def _weigher(weights: str | SampleWeigher | None) -> SampleWeigher:
+    if weights is None:
+        return ConstantSampleWeigher()
+    return FieldSampleWeigher(weights) if isinstance(weights, str) else weights
+
+
+def _fields(targets: Sequence[str], weigher: SampleWeigher, atomic_numbers_field: str, count_by: CountBy) -> FitFields:
+    where = dict.fromkeys(targets, "argument targets")
+    where |= dict.fromkeys(weigher.fields or (), "argument weights")
+    where[atomic_numbers_field] = "argument atomic_numbers_field"
+    names = ["mol_id", "scf_iteration", "has_energy_label", *(["pos"] if count_by == "molecule" else [])]
+    all_names = None if weigher.fields is None else (*names, *weigher.fields)
+    return FitFields(all_names, tuple(targets), atomic_numbers_field, where)
 
 
 def _length(dataset: Any) -> int:
@@ -159,83 +184,113 @@ def _length(dataset: Any) -> int:
         n = len(dataset)
     except TypeError as error:
         raise ConfigError(
-            f"fitting references needs a data set with a length and an index, not a {type(dataset).__name__}"
+            f"fitting references needs a data set with a length and an index, not a {type(dataset).__name__} "
+            "(argument dataset)"
         ) from error
     if n == 0:
-        raise StatisticsError("the data set is empty: there is nothing to fit references to (config: data.split)")
+        raise StatisticsError("the data set is empty: there is nothing to fit references to (argument dataset)")
     return n
 
 
-def _indices(n: int, batch_size: int, num_batches: int | None, shuffle: bool, seed: int) -> Tensor:
+def _indices(n: int, batch_size: int, num_batches: int | None, shuffle: bool, seed: int) -> Sequence[int]:
     available = -(-n // batch_size)
     if num_batches is not None and num_batches > available:
         warnings.warn(
             f"num_batches = {num_batches}, but {n} samples make {available} batches of {batch_size}: all are used "
-            "(config: data.reference.fit.num_batches)",
+            "(argument num_batches)",
             stacklevel=3,
         )
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(n)
-    return order if num_batches is None else order[: num_batches * batch_size]
+    n_used = n if num_batches is None else min(n, num_batches * batch_size)
+    if not shuffle:
+        return range(n_used)
+    order: list[int] = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:n_used].tolist()
+    return order
 
 
-def _source(
-    items: CompositionItems, indices: Tensor, batch_size: int, num_workers: int, seed: int, ranks: Ranks
-) -> BatchSource:
-    share = indices[ranks.rank :: ranks.world_size]
-
-    def batches() -> Iterator[Data]:
-        return iter(row_loader(items, share, batch_size, num_workers, seed))
-
-    n_rounds = -(-ranks.longest_shard(len(indices)) // batch_size)
-    return BatchSource(batches, n_rounds, len(share), False, ranks.world_size > 1)
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _for_each_row(
-    source: BatchSource, ranks: Ranks, items: CompositionItems, max_num_elements: int, action: RowAction
-) -> None:
-    waiting: list[Data] = []
-
-    def reduce() -> None:
-        if waiting:
-            rows = checked_rows(waiting, items.targets, max_num_elements)
-            waiting.clear()
-            action(*rows)
-
-    def step(batch: Data) -> None:
-        waiting.append(batch)
-        if len(waiting) * len(waiting[0].index) >= ROWS_PER_REDUCTION:
-            reduce()
-
-    for_each_batch(source, ranks, step)
-    error: Exception | None = None
-    try:
-        reduce()
-    except Exception as caught:
-        error = caught
-    ranks.raise_together(error)
+def _solve(accumulator: StatisticsAccumulator, count_by: CountBy, ridge: float, solver: str) -> list[FittedReference]:
+    """Returns the references of each target."""
+    if int(accumulator.count_results()["n_samples"][accumulator.labelled.start]) == 0:
+        raise StatisticsError(
+            "no sample has a positive weight (samples with has_energy_label=False have none): there is nothing to fit "
+            "(argument weights)"
+        )
+    (energies,) = computed(accumulator.energy).values()
+    return [
+        energies.linear_reference(count_by, target, ridge, solver) for target in range(len(accumulator.energy_fields))
+    ]
 
 
-def _survey(
-    survey: ResidualSurvey,
-    cache: RowCache,
+def _statistics(
+    accumulator: StatisticsAccumulator, fitted: Sequence[FittedReference], count_by: CountBy
+) -> list[DatasetStatistics]:
+    """Returns, for each target, what the pass has measured, as the statistics of a data set have it."""
+    ((key, energies),) = computed(accumulator.energy).items()
+    counts, labelled = accumulator.count_results(), accumulator.labelled.start
+    seen = counts["n_atoms"][labelled] > 0
+    elements = [z for z, occurs in zip(accumulator.elements, seen.tolist(), strict=True) if occurs]
+    name = linear_reference_name(count_by)
+    return [
+        DatasetStatistics.from_arrays(
+            # samples without label have no part in anything here
+            count_arrays(key, counts, seen, labelled, labelled) | energy_arrays(key, energies, {name: f}, seen, target),
+            {"atomic_numbers": elements},
+        )
+        for target, f in enumerate(fitted)
+    ]
+
+
+def _measure(
+    statistics: Sequence[DatasetStatistics],
+    accumulator: StatisticsAccumulator,
+    fitted: Sequence[FittedReference],
+    count_by: CountBy,
+    n_worst: int,
     source: BatchSource,
     ranks: Ranks,
-    items: CompositionItems,
-    max_num_elements: int,
+    metric_kwargs: dict[str, Any],
 ) -> None:
-    """Measures residuals, from memory where every process has its rows there, else in a second pass."""
-    survey.update(*no_rows(len(items.targets)))
-    if _anywhere(cache.overflown, ranks):
-        _for_each_row(source, ranks, items, max_num_elements, survey.update)
-    else:
-        for rows in cache:
-            survey.update(*rows)
+    """Makes the second pass, and adds what it finds to each target's statistics."""
+    key, name = accumulator.weighers[0].summary_string(), linear_reference_name(count_by)
+    columns = [
+        ResidualColumn(reference.direction(accumulator.layout, target), accumulator.labelled.start, target, n_worst)
+        for target, reference in enumerate(fitted)
+    ]
+    measured, worst = measure_residuals(
+        accumulator, columns, source, ranks, "references: residuals", False, metric_kwargs
+    )
+    for target, (of_target, molecules) in enumerate(zip(statistics, worst, strict=True)):
+        column = {statistic: values[target : target + 1] for statistic, values in measured.items()}
+        for full_key, value in residual_arrays([(key, name)], column).items():
+            weigher_key, _, statistic = full_key.partition("/")
+            of_target.save_statistic(weigher_key, statistic, value)
+        of_target.attributes[WORST_MOLECULES[name]] = {key: [molecule.to_plain() for molecule in molecules]}
 
 
-def _anywhere(flag: bool, ranks: Ranks) -> bool:
-    """Tells whether a flag is set on any process: all must take the same road."""
-    if ranks.group is None:
-        return flag
-    flags = torch.tensor([float(flag)])
-    dist.all_reduce(flags, dist.ReduceOp.MAX, group=ranks.group)
-    return bool(flags.item())
+def _log(report: FitReport | None, log_metrics: bool) -> None:
+    """Logs rank deficient fits, and MAE, RMSE and R2 if `log_metrics`."""
+    if report is None:
+        return
+    if report.rank is not None and report.rank < len(report.atomic_numbers):
+        logger.warning(
+            "references of %r: the compositions of %d %s have rank %d for the %d elements %s; the references of "
+            "minimum norm are used (see LinearReferences.summary())",
+            report.target,
+            report.n_samples,
+            report.rows,
+            report.rank,
+            len(report.atomic_numbers),
+            [symbol(z) if z <= MAX_ATOMIC_NUMBER else z for z in report.atomic_numbers],
+        )
+    if log_metrics:
+        logger.info(
+            "references of %r fitted on %d %s: MAE %.6g, RMSE %.6g, R2 %.6g",
+            report.target,
+            report.n_samples,
+            report.rows,
+            report.mae,
+            report.rmse,
+            report.r2,
+        )

@@ -116,7 +116,7 @@ def load_references_from_config(
         <target>: References of one target: ``{file: ...}``, ``{values: ...}``, or the values themselves, a mapping of
             elements or a list by atomic number (see `references_from_values`).
 
-    Where a target has several sources, its own entry wins over `fit`, and `fit` over `file`; a warning says so. After
+    Where a target has several sources, its own entry wins over `file`, and `file` over `fit`; a warning says so. After
     a fit ``config["fit"]["fitted"]`` is set to true, so that a run resumed with this config takes the fitted
     references from `checkpoint_dir` instead of fitting again.
 
@@ -144,7 +144,7 @@ def load_references_from_config(
     in_file = _references_of_file(Path(config["file"])) if config.get("file") is not None else {}
     _warn_of_conflicts(in_file, fit_targets, own)
     references = {**in_file, **own}
-    wanted = [target for target in fit_targets if target not in own]
+    wanted = [target for target in fit_targets if target not in own and target not in in_file]
     resumed = fit is not None and bool(fit.get("fitted", False))
     if wanted and resumed:
         references.update(_fitted_before(wanted, checkpoint_dir))
@@ -248,7 +248,7 @@ def _references_of_file(path: Path) -> dict[str, LinearReferences]:
 
 def _warn_of_conflicts(in_file: Mapping[str, Any], fit_targets: Sequence[str], own: Mapping[str, Any]) -> None:
     for target in sorted({*in_file, *fit_targets, *own}):
-        places = (("its own entry", own), ("'fit'", fit_targets), ("'file'", in_file))
+        places = (("its own entry", own), ("'file'", in_file), ("'fit'", fit_targets))
         sources = [name for name, targets in places if target in targets]
         if len(sources) > 1:
             warnings.warn(

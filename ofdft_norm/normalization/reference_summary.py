@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import hill_order, symbol
+from ofdft_norm.statistics.arrays import WORST_MOLECULES
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.least_squares import solve_r_factor
+from ofdft_norm.statistics.least_squares import solve_least_squares
+from ofdft_norm.statistics.references import CountBy, linear_problem, linear_reference_name
+from ofdft_norm.statistics.residuals import WorstMolecule
+from ofdft_norm.tables import text_table
 
 # Combinations of element counts are ratios of small integers; beyond this denominator they are shown as numbers.
 _LARGEST_DENOMINATOR = 200
 _ZERO = 1e-9
+_PROBLEMS = {"molecule": "linear_ref_factor", "sample": "energy_factor"}
+# A standard deviation below this fraction of the mean is rounding.
+_EQUAL = 1e-13
 
 
 @dataclass(frozen=True)
@@ -44,33 +52,12 @@ class ElementReference:
 
 
 @dataclass(frozen=True)
-class WorstMolecule:
-    """A sample that the references fit badly; what is not known is None.
-
-    Attributes:
-        name: Name of the molecule.
-        formula: Its elements.
-        target: Its target.
-        residual: The target less its reference.
-        index: Index of the sample in the data set of the fit.
-        scf_iteration: Which of the molecule's samples this is.
-    """
-
-    name: str
-    formula: str
-    target: float
-    residual: float
-    index: int | None = None
-    scf_iteration: int | None = None
-
-
-@dataclass(frozen=True)
 class FitReport:
     """How a reference was fitted, in plain types that a checkpoint can carry; what is not known is None.
 
     Attributes:
         target: Name of the target.
-        n_samples: Samples of positive weight, or molecules, see `rows`.
+        n_samples: Rows of the fit: samples of positive weight, or molecules, see `rows`.
         rank: Rank of their compositions.
         condition_number: Largest over smallest singular value of the compositions that counts.
         degrees_of_freedom: n_samples - rank.
@@ -136,7 +123,7 @@ class ReferenceSummary:
         unit = f" [{self.unit}]" if self.unit else ""
         header = ["element", f"reference{unit}", "std. error", "atoms", "molecules", ""]
         rows = [_element_row(e) for e in self.elements]
-        lines = _table([header, *rows])
+        lines = text_table(header, rows).splitlines()
         if self.fit is None:
             return "\n".join([*lines, "values as given: no fit is known"])
         return "\n".join([*lines, *_fit_lines(self.fit, unit), *self._rank_lines(), *_worst_lines(self.fit, unit)])
@@ -185,53 +172,89 @@ def summarize_references(values: Tensor, seen: Tensor, fit: FitReport | None, un
 
 
 def report_from_statistics(
-    statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str, ridge: float = 0.0
+    statistics: DatasetStatistics,
+    weigher_key: str,
+    atomic_numbers: Sequence[int],
+    count_by: CountBy = "molecule",
+    ridge: float = 0.0,
+    target: str | None = None,
 ) -> FitReport:
-    """Returns what a data set's statistics know of the fit of ``linear_ref``.
+    """Returns what a data set's statistics know of the fit of linear references.
 
-    The fit's rows are molecules, each with its mean energy; MAE, RMSE, R2 and the worst molecules are of samples, with
-    the references of minimum norm. Statistics of others may lack some or all of it.
+    MAE, RMSE, R2 and the worst molecules are of samples, whatever the rows of the fit; with a ridge that is not the
+    statistics' own, those of the solution of minimum norm. Statistics of others may lack some or all of it.
+
+    Args:
+        statistics: The statistics.
+        weigher_key: Whose.
+        atomic_numbers: The elements of per-element statistics.
+        count_by: Whether every molecule counts once in the fit, with the mean of its samples, or every sample.
+        ridge: Relative ridge of the fit.
+        target: Name of the energy.
     """
 
     def known(name: str) -> float | None:
         found = f"{weigher_key}/{name}" in statistics
         return float(statistics.load_statistic(weigher_key, name)) if found else None
 
-    seen = statistics.load_statistic(weigher_key, "n_atoms") > 0
-    n_molecules, rank = known("n_molecules"), known("linear_ref_rank")
-    freedom = None if n_molecules is None or rank is None else int(n_molecules - rank)
-    rmse, std = known("energy_minus_linear_ref/rms"), known("energy/std")
+    name, by_molecule = linear_reference_name(count_by), count_by == "molecule"
+    n_atoms = statistics.load_statistic(weigher_key, "n_atoms")
+    seen = n_atoms > 0
+    n_rows, rank = known("n_molecules" if by_molecule else "n_labelled_samples"), known(f"{name}_rank")
+    freedom = None if n_rows is None or rank is None else int(n_rows - rank)
+    mean, std, rmse = known("energy/mean"), known("energy/std"), known(f"energy_minus_{name}/rms")
     report = FitReport(
-        target=None,
-        n_samples=None if n_molecules is None else int(n_molecules),
+        target=target,
+        n_samples=None if n_rows is None else int(n_rows),
         rank=None if rank is None else int(rank),
-        condition_number=known("linear_ref_condition_number"),
+        condition_number=known(f"{name}_condition_number"),
         degrees_of_freedom=freedom,
-        mae=known("energy_minus_linear_ref/mae"),
+        mae=known(f"energy_minus_{name}/mae"),
         rmse=rmse,
-        r2=1 - (rmse / std) ** 2 if rmse is not None and std else None,
+        r2=_r_squared(rmse, std, mean),
         ridge=ridge,
-        atomic_numbers=[int(z) for z in basis_info.atomic_numbers[seen]],
-        n_atoms=[int(n) for n in statistics.load_statistic(weigher_key, "n_atoms")[seen]],
-        worst=[WorstMolecule(**w) for w in statistics.attributes.get("worst_molecules", {}).get(weigher_key, [])],
-        rows="molecules",
+        atomic_numbers=[int(z) for z in np.asarray(atomic_numbers)[seen]],
+        n_atoms=[int(n) for n in n_atoms[seen]],
+        worst=[WorstMolecule(**w) for w in statistics.attributes.get(WORST_MOLECULES[name], {}).get(weigher_key, [])],
+        rows="molecules" if by_molecule else "samples",
     )
-    if f"{weigher_key}/linear_ref_factor" not in statistics or freedom is None:
+    if freedom is None or not has_linear_problem(statistics, weigher_key, count_by):
         return report
-    n = len(seen)
-    factor = torch.as_tensor(statistics.load_statistic(weigher_key, "linear_ref_factor"))
+    problem = stored_linear_problem(statistics, weigher_key, count_by)
     elements = torch.as_tensor(seen).nonzero().squeeze(1)
-    root, target = factor[elements][:, elements], factor[elements, n:]
-    solution = solve_r_factor(root, target, ridge)
-    residual = float((target - root @ solution.x).square().sum() + factor[n, n].square())
+    left, right = problem[elements][:, elements], problem[elements, -1]
+    solution = solve_least_squares(left, right, ridge)
+    residual = float((right - left @ solution.x).square().sum() + problem[-1, -1].square())
     variance = residual / freedom if freedom > 0 else math.nan
-    with_element = statistics.load_statistic(weigher_key, "n_molecules_per_element")
+    per_element = "n_molecules_per_element" if by_molecule else "n_labelled_samples_per_element"
     return replace(
         report,
         standard_errors=(solution.covariance.diagonal().clamp(min=0) * variance).sqrt().tolist(),
-        n_molecules=[int(m) for m in with_element[seen]],
+        n_molecules=[int(m) for m in statistics.load_statistic(weigher_key, per_element)[seen]],
         null_space=solution.null_space.tolist(),
     )
+
+
+def has_linear_problem(statistics: DatasetStatistics, weigher_key: str, count_by: CountBy) -> bool:
+    """Whether statistics hold what `stored_linear_problem` needs; those of other programs do not."""
+    return f"{weigher_key}/{_PROBLEMS[count_by]}" in statistics
+
+
+def stored_linear_problem(statistics: DatasetStatistics, weigher_key: str, count_by: CountBy) -> Tensor:
+    """Returns the (n_types + 1, n_types + 1) `linear_problem` of the fit to molecules, or to samples.
+
+    Raises:
+        StatisticsError: If the statistics lack it.
+    """
+    factor = torch.as_tensor(statistics.load_statistic(weigher_key, _PROBLEMS[count_by]))
+    return factor if count_by == "molecule" else linear_problem(factor[:, 1:-1], factor[:, -1])
+
+
+def _r_squared(rmse: float | None, std: float | None, mean: float | None) -> float | None:
+    """Returns 1 - rmse^2 / std^2; NaN where all energies are equal, to rounding."""
+    if rmse is None or std is None or mean is None:
+        return None
+    return 1 - (rmse / std) ** 2 if std > _EQUAL * abs(mean) else math.nan
 
 
 def describe_null_space(null_space: Tensor, atomic_numbers: list[int]) -> list[str]:
@@ -307,12 +330,6 @@ def _element_row(e: ElementReference) -> list[str]:
     return [e.symbol, f"{e.value:.6f}", _number(e.standard_error, ".2g"), *counts, note]
 
 
-def _table(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    cells = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
-    return ["  ".join(row).rstrip() for row in cells]
-
-
 def _fit_lines(fit: FitReport, unit: str) -> list[str]:
     about = "" if fit.target is None else f" of {fit.target!r}"
     ridge = f", ridge {fit.ridge:g}" if fit.ridge else ""
@@ -328,7 +345,7 @@ def _worst_lines(fit: FitReport, unit: str) -> list[str]:
     if not fit.worst:
         return []
     rows = [[w.name or "-", w.formula, _place(w), f"{w.target:.6f}", f"{w.residual:+.3g}"] for w in fit.worst]
-    return _table([["worst molecules", "formula", "sample", f"target{unit}", "residual"], *rows])
+    return text_table(["worst molecules", "formula", "sample", f"target{unit}", "residual"], rows).splitlines()
 
 
 def _place(molecule: WorstMolecule) -> str:

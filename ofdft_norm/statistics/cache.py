@@ -33,7 +33,7 @@ def default_cache_dir() -> Path:
 
 
 def dataset_fingerprint(
-    dataset: Any, basis_info: BasisInfo, settings: dict[str, Any], contents: bool = False
+    dataset: Any, basis_info: BasisInfo | None, settings: dict[str, Any], contents: bool = False
 ) -> str | None:
     """Returns a hex digest of everything that a fit over a label data set depends on.
 
@@ -47,7 +47,7 @@ def dataset_fingerprint(
         The digest; None for data sets that are not label files, or whose pre-transform cannot be pickled: there is
         then no way to tell whether they changed, and their statistics are never reused.
     """
-    if not isinstance(dataset, OFDataset):
+    if not isinstance(dataset, OFDataset) or basis_info is None:
         return None
     try:
         transform = hashlib.sha256(pickle.dumps(dataset.transform)).hexdigest()

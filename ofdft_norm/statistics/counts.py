@@ -2,63 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 from torchmetrics import Metric
-
-from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.statistics.element_blocks import BatchBlocks, composition, on_cpu
-from ofdft_norm.statistics.sample_weighers import SampleWeigher, sample_weights
 
 
 class SampleCounts(Metric):
-    """Counts samples of positive weight and their atoms of each element.
+    """Counts samples of positive weight, their atoms of each element, and the samples that have each element.
 
     Args:
-        basis_info: The basis.
-        weighers: K sample weighers.
+        n_weighers: K.
+        n_types: Number of elements.
         **kwargs: Passed to `torchmetrics.Metric`.
 
     Example:
-        >>> import torch
-        >>> from ofdft_norm import BasisInfo, ConstantSampleWeigher, OFData
-        >>> basis_info = BasisInfo([1, 8], ["1x0e", "1x0e"])
-        >>> water = OFData.construct_new(basis_info, torch.zeros(3, 3), [8, 1, 1], torch.zeros(3))
-        >>> counts = SampleCounts(basis_info, [ConstantSampleWeigher()])
-        >>> counts.update(water)
-        >>> counts.compute()["constant"]["n_atoms"].tolist()
-        [2, 1]
+        >>> counts = SampleCounts(1, 2)
+        >>> counts.update(torch.ones(1, 2), torch.tensor([[2.0, 1.0], [2.0, 0.0]]))
+        >>> counts.compute()["n_atoms"].tolist(), counts.compute()["n_samples_per_element"].tolist()
+        ([[4, 1]], [[2, 1]])
     """
 
     full_state_update = False
-    n_samples: Tensor
-    n_atoms: Tensor
+    counts: Tensor
 
-    def __init__(self, basis_info: BasisInfo, weighers: Sequence[SampleWeigher], **kwargs: Any) -> None:
+    def __init__(self, n_weighers: int, n_types: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.basis_info = basis_info
-        self.weighers = list(weighers)
-        self.add_state("n_samples", torch.zeros(len(self.weighers), dtype=torch.int64), dist_reduce_fx="sum")
-        n_atoms = torch.zeros(len(self.weighers), basis_info.n_types, dtype=torch.int64)
-        self.add_state("n_atoms", n_atoms, dist_reduce_fx="sum")
+        self.n_types = n_types
+        counts = torch.zeros(n_weighers, 1 + 2 * n_types, dtype=torch.int64)
+        self.add_state("counts", counts, dist_reduce_fx="sum")
 
-    def update(self, batch: Data | BatchBlocks, rows: slice = slice(None)) -> None:
-        """Takes in a batch of samples, or the blocks they have been cut into, with `rows` of the blocks' weights."""
-        if isinstance(batch, BatchBlocks):
-            positive, counts = batch.weights[rows] > 0, batch.composition
-        else:
-            positive = sample_weights(self.weighers, batch) > 0
-            counts = composition(on_cpu(batch), self.basis_info)
-        self.n_samples = self.n_samples + positive.sum(1).to(self.n_samples)
-        self.n_atoms = self.n_atoms + (positive.to(torch.float64) @ counts).to(self.n_atoms)
+    def update(self, weights: Tensor, composition: Tensor) -> None:
+        """Takes in samples.
 
-    def compute(self) -> dict[str, dict[str, Tensor]]:
-        """Returns, per weigher key, `n_samples` () and `n_atoms` (n_types,)."""
-        return {
-            w.summary_string(): {"n_samples": self.n_samples[k], "n_atoms": self.n_atoms[k]}
-            for k, w in enumerate(self.weighers)
-        }
+        Args:
+            weights: (K, S).
+            composition: (S, n_types) number of atoms of each element.
+        """
+        table = torch.cat([torch.ones_like(composition[:, :1]), composition, (composition > 0).to(composition)], dim=1)
+        self.counts = self.counts + ((weights > 0).to(composition) @ table).to(self.counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns `n_samples` (K,), `n_atoms` and `n_samples_per_element`, both (K, n_types)."""
+        n_samples, n_atoms, n_per_element = self.counts.split([1, self.n_types, self.n_types], dim=1)
+        return {"n_samples": n_samples[:, 0], "n_atoms": n_atoms, "n_samples_per_element": n_per_element}

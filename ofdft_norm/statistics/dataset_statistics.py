@@ -98,7 +98,7 @@ class DatasetStatistics:
         cls,
         path: str | Path | None,
         dataset: Any,
-        basis_info: BasisInfo,
+        basis_info: BasisInfo | None,
         atom_ref_fit_sample_weighers: Sequence[SampleWeigher] = (HasEnergyLabelSampleWeigher(),),
         initial_guess_sample_weighers: Sequence[SampleWeigher] = (),
         with_bias: bool = True,
@@ -107,29 +107,34 @@ class DatasetStatistics:
         residuals: bool = True,
         progress: bool = True,
         attributes: Mapping[str, Any] | None = None,
+        energy_field: str = "energy_label",
+        atomic_numbers_field: str = "atomic_numbers",
     ) -> DatasetStatistics:
         """Fits statistics in one pass over a data set, and writes them.
 
         Samples of weight 0 change nothing; energies and gradients of samples without label are never used. A molecule
-        counts once in the energy references, however many samples it has. A loader may scatter the samples of a
-        molecule: the fit then keeps sums for every molecule, n_basis numbers for each weigher.
+        counts once in the energy references, however many samples it has; samples without `mol_id` are molecules of
+        their own. Samples that do not come molecule by molecule may scatter those of one molecule: the fit then keeps
+        sums for every molecule, n_basis numbers for each weigher.
 
         Args:
             path: Where to write; must not exist. None: memory only. Under torch.distributed only rank 0 writes.
             dataset: A data set (`OFDataset`: read molecule by molecule, sharded over ranks; any other data set of
-                samples: read in order, sharded over ranks), or a loader (read as it comes, on every rank alike). PyG's
-                own `DataLoader` without worker processes is asked for its samples, of which only the fields that the
-                fit needs are joined.
-            basis_info: The basis.
+                samples: read in order, sharded over ranks, only the fields that the fit needs), or a loader (read as it
+                comes, on every rank alike).
+            basis_info: The basis; None: samples that have energies alone, of which only the references that are linear
+                in the composition are fitted, over the elements that occur.
             atom_ref_fit_sample_weighers: Weighers for coefficients, gradients and atomic references.
             initial_guess_sample_weighers: Weighers for the statistics of `initial_guess_delta`.
             with_bias: Whether the atomic reference has a constant.
             min_atoms_per_type: An element that is seen, but on fewer atoms than this, is an error.
-            n_batches: Use only the first batches (of 32 molecules, or of 128 samples, or the loader's).
+            n_batches: Use only the first batches (of 32 molecules, or of 512 samples, or the loader's).
             residuals: Whether a second pass over energies and coefficients measures what the references leave
                 (`abs_max` and `mae`).
             progress: Whether rank 0 shows a progress bar.
             attributes: Written beside the fit's own.
+            energy_field: Field of the energies.
+            atomic_numbers_field: Field of the atomic numbers; where a sample lacks it, PyG's ``z`` is used.
 
         Returns:
             The statistics, on every rank.
@@ -148,6 +153,8 @@ class DatasetStatistics:
             n_batches=n_batches,
             residuals=residuals,
             progress=progress,
+            energy_field=energy_field,
+            atomic_numbers_field=atomic_numbers_field,
         )
         statistics = cls.from_arrays(arrays, {**fit_attributes, **(attributes or {})})
         if path is not None:
@@ -165,6 +172,23 @@ class DatasetStatistics:
             error = caught
         ranks.raise_together(error)
         self.path = path
+
+    def elements(self, basis_info: BasisInfo | None = None) -> list[int]:
+        """Returns the atomic numbers that per-element statistics are of.
+
+        Args:
+            basis_info: The basis; None: they are stored.
+
+        Raises:
+            StatisticsError: If they are neither stored nor given.
+        """
+        stored = self.attributes.get("atomic_numbers") if basis_info is None else basis_info.atomic_numbers
+        if stored is None:
+            raise StatisticsError(
+                f"{self.path or 'statistics'}: which elements they are of is not stored in these statistics; pass "
+                "basis_info (config: data.source.basis_info)"
+            )
+        return [int(z) for z in stored]
 
     def keys_recursive(self) -> list[str]:
         """Returns all keys, sorted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from torchmetrics import Metric
 
 from ofdft_norm.errors import OFDFTNormError, StatisticsError
 
@@ -32,9 +34,12 @@ class Ranks:
         """Returns this rank's indices among n: every index on one rank, none twice, none padded."""
         return range(self.rank, n, self.world_size)
 
-    def longest_shard(self, n: int) -> int:
-        """Returns the length of the longest shard of n."""
-        return -(-n // self.world_size)
+    def gathered(self, value: Any) -> list[Any]:
+        """Returns every rank's value, in the order of ranks; a collective that all ranks must reach."""
+        values: list[Any] = [value] * self.world_size
+        if self.group is not None:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def raise_together(self, error: Exception | None) -> None:
         """Raises on every rank if any rank has an error; a collective that all ranks must reach.
@@ -53,9 +58,7 @@ class Ranks:
         dist.all_reduce(failed, dist.ReduceOp.MAX, group=self.group)
         if not failed.item():
             return
-        messages: list[Any] = [None] * self.world_size
-        own = None if error is None else (type(error).__name__, str(error))
-        dist.all_gather_object(messages, own, group=self.group)
+        messages = self.gathered(None if error is None else (type(error).__name__, str(error)))
         if error is not None:
             raise error
         rank, (kind, text) = next((r, m) for r, m in enumerate(messages) if m is not None)
@@ -83,6 +86,13 @@ def current_ranks() -> Ranks:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
     return Ranks(dist.get_rank(), dist.get_world_size(), _cpu_group(dist.group.WORLD))
+
+
+def computed(metric: Metric) -> Any:
+    """Returns what a metric has found over all ranks; a rank whose share is empty has nothing to warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before", UserWarning)
+        return metric.compute()
 
 
 @lru_cache(maxsize=1)

@@ -16,18 +16,14 @@ from torch_geometric.data import Data
 from torchmetrics import Metric
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.statistics.element_blocks import BatchBlocks, batch_blocks
-from ofdft_norm.statistics.finite import refuse_non_finite
 from ofdft_norm.statistics.sample_weighers import SampleWeigher, labelled_weights, sample_weights
+from ofdft_norm.statistics.weighed_batch import WeighedBatch
 
 WEIGHT, MEAN, M2, MINIMUM, MAXIMUM = range(5)
 
-# States of batches are merged when this many have come: a merge costs as much as a batch has to offer.
-_STATES_PER_MERGE = 32
-
-# Rows are reduced in bundles of this many first: one long vector is several times faster than many short ones.
-_ROWS_PER_BUNDLE = 32
-_FEWEST_BUNDLES = 6
+# Extrema are taken over stacks of this many rows first: one long vector is several times faster than many short ones.
+_ROWS_PER_STACK = 32
+_FEWEST_STACKS = 6
 
 
 def empty_moments(n_weighers: int, n_basis: int) -> Tensor:
@@ -60,22 +56,22 @@ def merge_moments(states: Tensor) -> Tensor:
     return merged
 
 
-def moments_of_kinds(field: str, blocks: BatchBlocks, used: Sequence[bool], n_basis: int) -> Tensor:
-    """Takes the moments of a field for each kind of samples, every atom counting once.
+def moments_of_groups(field: str, batch: WeighedBatch, used: Sequence[bool], n_basis: int) -> Tensor:
+    """Takes the moments of a field for each group of samples, every atom counting once.
 
     Args:
         field: Name of the per-function field.
-        blocks: The batch's blocks.
-        used: Which kinds are wanted.
+        batch: The samples.
+        used: Which groups are wanted.
         n_basis: Number of functions over all elements.
 
     Returns:
-        (n_kinds, 5, n_basis); kinds that are not wanted are empty.
+        (G, 5, n_basis); groups that are not wanted are empty.
     """
     states = empty_moments(len(used), n_basis)
-    for block, rows in zip(blocks.elements, blocks.pop_rows(field), strict=True):
-        columns = states[:, :, block.columns].unbind(1)
-        for state, x, wanted in zip(columns, rows.split(block.atoms_of_kind), used, strict=True):
+    for element, matrix in zip(batch.elements, batch.matrices(field), strict=True):
+        columns = states[:, :, element.columns].unbind(1)
+        for state, x, wanted in zip(columns, matrix.split(element.atoms_per_group), used, strict=True):
             if wanted and len(x):
                 weight, mean, m2, minimum, maximum = state.unbind(0)
                 weight.fill_(len(x))
@@ -92,12 +88,12 @@ def moments_of_kinds(field: str, blocks: BatchBlocks, used: Sequence[bool], n_ba
 
 def _over_rows(x: Tensor, reduce: Any, out: Tensor) -> None:
     """Minimum or maximum over the rows of (n, dim)."""
-    n_bundles = len(x) // _ROWS_PER_BUNDLE
-    if n_bundles < _FEWEST_BUNDLES:
+    n_stacks = len(x) // _ROWS_PER_STACK
+    if n_stacks < _FEWEST_STACKS:
         reduce(x, 0, out=out)
         return
-    whole = n_bundles * _ROWS_PER_BUNDLE
-    best = reduce(x[:whole].view(n_bundles, -1), 0).view(_ROWS_PER_BUNDLE, -1)
+    whole = n_stacks * _ROWS_PER_STACK
+    best = reduce(x[:whole].view(n_stacks, -1), 0).view(_ROWS_PER_STACK, -1)
     reduce(best if whole == len(x) else torch.cat([best, x[whole:]]), 0, out=out)
 
 
@@ -145,8 +141,6 @@ class FieldMoments(Metric):
 
     full_state_update = False
     moments: Tensor
-    waiting: list[Tensor]
-    waiting_weights: list[Tensor]
 
     def __init__(self, basis_info: BasisInfo, field: str, weighers: Sequence[SampleWeigher], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -155,52 +149,30 @@ class FieldMoments(Metric):
         self.weighers = list(weighers)
         state = empty_moments(len(self.weighers), basis_info.n_basis)
         self.add_state("moments", state, dist_reduce_fx=merge_moments)
-        self.add_state("waiting", [], dist_reduce_fx="cat")
-        self.add_state("waiting_weights", [], dist_reduce_fx="cat")
 
-    def weights(self, batch: Data) -> Tensor:
-        """Returns the (K, S) weights with which this field of the batch's samples counts."""
-        weigh = labelled_weights if self.field == "gradient_label" else sample_weights
-        return weigh(self.weighers, batch)
-
-    def update(self, batch: Data | BatchBlocks, rows: slice = slice(None)) -> None:
+    def update(self, batch: Data | WeighedBatch, rows: slice = slice(None)) -> None:
         """Takes in a batch of samples (or one sample), on any device.
 
         Args:
-            batch: The samples, or the blocks they have been cut into: their rows of the field are overwritten.
-            rows: Which of the blocks' weights are this accumulator's.
+            batch: The samples, perhaps weighed already.
+            rows: Which of a `WeighedBatch`'s weights are this accumulator's.
 
         Raises:
             StatisticsError: If a number of a sample of positive weight is not finite.
             BatchError: If the samples lack a field.
         """
-        if isinstance(batch, BatchBlocks):
-            blocks = batch
-        else:
-            blocks = batch_blocks([batch], self.basis_info, self.weights(batch))
-        weights = blocks.weights_of_kind[rows]
+        if not isinstance(batch, WeighedBatch):
+            weigh = labelled_weights if self.field == "gradient_label" else sample_weights
+            batch = WeighedBatch(batch, weigh(self.weighers, batch), self.basis_info)
+        weights = batch.group_weights[rows]
         used = weights.any(0).tolist()
         if not any(used):
             return
-        states = moments_of_kinds(self.field, blocks, used, self.basis_info.n_basis)
+        states = moments_of_groups(self.field, batch, used, self.basis_info.n_basis)
         if not torch.isfinite(states[:, M2].sum()):
-            refuse_non_finite(blocks.batches, self.field, blocks.weights[rows])
-        kinds = slice(None) if all(used) else torch.tensor(used)
-        self.waiting.append(states[kinds].to(self.device))
-        self.waiting_weights.append(weights.T[kinds].to(self.device))
-        if sum(map(len, self.waiting)) >= _STATES_PER_MERGE:
-            self._merge_waiting()
-
-    def _merge_waiting(self) -> None:
-        if isinstance(self.waiting, list) and self.waiting:
-            counted = count_with_weights(torch.cat(self.waiting).cpu(), torch.cat(self.waiting_weights).cpu())
-            self.moments = merge_moments(torch.cat([self.moments.cpu()[None], counted])).to(self.device)
-            self.waiting, self.waiting_weights = [], []
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Merges waiting batches, then lets torchmetrics gather the states of all ranks."""
-        self._merge_waiting()
-        super().sync(*args, **kwargs)
+            batch.refuse_non_finite(self.field, batch.weights[rows])
+        counted = count_with_weights(states, weights.T)
+        self.moments = merge_moments(torch.cat([self.moments.cpu()[None], counted])).to(self.device)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
         """Returns, per weigher key, `mean`, `std`, `abs_max`, `minimum`, `maximum`, `weight`: (n_basis,) float64.
@@ -208,7 +180,6 @@ class FieldMoments(Metric):
         Dimensions that no atom of positive weight has are neutral: 0 throughout. (A basis of one single function
         gives scalars: torchmetrics squeezes them.)
         """
-        self._merge_waiting()
         return {w.summary_string(): finish_moments(self.moments[:, k]) for k, w in enumerate(self.weighers)}
 
 

@@ -18,7 +18,13 @@ class SampleWeigher:
 
     Subclasses implement `get_weights` and `summary_string`. Weighers multiply: ``a * b`` gives each sample the
     product of both weights and joins the keys with ``_times_``.
+
+    Attributes:
+        fields: The fields of samples that `get_weights` reads, so that a fit joins no others; None: not known, all are
+            joined.
     """
+
+    fields: tuple[str, ...] | None = None
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights >= 0 of a batch's (or a single sample's) samples."""
@@ -38,6 +44,8 @@ class SampleWeigher:
 class ConstantSampleWeigher(SampleWeigher):
     """The same weight for every sample. Key: ``constant``, or ``constant_2`` for weight 2."""
 
+    fields = ()
+
     def __init__(self, weight: float = 1) -> None:
         if not 0 <= weight < float("inf"):
             raise StatisticsError(f"ConstantSampleWeigher: weight {weight} is not a finite number >= 0")
@@ -55,6 +63,8 @@ class ConstantSampleWeigher(SampleWeigher):
 class HasEnergyLabelSampleWeigher(SampleWeigher):
     """Weight 1 for samples whose energy and gradient labels may be used, else 0. Key: ``has_energy_label``."""
 
+    fields = ("has_energy_label",)
+
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
         return _field(batch, "has_energy_label", self).to(torch.float64)
@@ -64,8 +74,26 @@ class HasEnergyLabelSampleWeigher(SampleWeigher):
         return "has_energy_label"
 
 
+class FieldSampleWeigher(SampleWeigher):
+    """The weight that each sample has in a field. Key: ``field_<name>``."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        self.fields = (field,)
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights."""
+        return torch.as_tensor(_field(batch, self.field, self)).reshape(-1).to(torch.float64)
+
+    def summary_string(self) -> str:
+        """Returns the key of this weigher's statistics."""
+        return f"field_{self.field}"
+
+
 class MinSCFIterationSampleWeigher(SampleWeigher):
     """Weight 1 from SCF iteration `min_scf_iteration` on (0 is the initial guess). Key: ``min_scf_iteration_3``."""
+
+    fields = ("scf_iteration",)
 
     def __init__(self, min_scf_iteration: int) -> None:
         self.min_scf_iteration = int(min_scf_iteration)
@@ -82,6 +110,8 @@ class MinSCFIterationSampleWeigher(SampleWeigher):
 class InitialGuessOnlySampleWeigher(SampleWeigher):
     """Weight 1 for SCF iteration 0, else 0. Key: ``initial_guess_only``."""
 
+    fields = ("scf_iteration",)
+
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
         return (_field(batch, "scf_iteration", self) == 0).to(torch.float64)
@@ -93,6 +123,8 @@ class InitialGuessOnlySampleWeigher(SampleWeigher):
 
 class GroundStateOnlySampleWeigher(SampleWeigher):
     """Weight 1 for the converged density (`coeffs` is `ground_state_coeffs`), else 0. Key: ``ground_state_only``."""
+
+    fields = ("coeffs", "ground_state_coeffs")
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
@@ -113,6 +145,8 @@ class ProductSampleWeigher(SampleWeigher):
 
     def __init__(self, weighers: Sequence[SampleWeigher]) -> None:
         self.weighers = list(weighers)
+        known = [weigher.fields for weigher in self.weighers]
+        self.fields = None if None in known else tuple(name for fields in known for name in fields or ())
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
@@ -177,9 +211,17 @@ def labelled_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
     return sample_weights(weighers, batch) * has_label(batch)
 
 
-def has_label(batch: Data) -> Tensor:
-    """Returns (S,) float64: 1 where a sample's energy and gradient labels may be used."""
+def has_label(batch: Data, required: bool = True) -> Tensor:
+    """Returns (S,) float64: 1 where a sample's energy and gradient labels may be used.
+
+    Args:
+        batch: A batch of S samples.
+        required: Whether samples without `has_energy_label` are refused; if not, they all have labels.
+
+    Raises:
+        BatchError: If the samples lack `has_energy_label`, and it is required.
+    """
     flags = batch.get("has_energy_label")
-    if flags is None:
+    if flags is None and required:
         raise BatchError("the sample lacks the field 'has_energy_label', which says whether its labels may be used")
-    return flags.cpu().to(torch.float64)
+    return torch.ones(n_molecules(batch), dtype=torch.float64) if flags is None else flags.cpu().to(torch.float64)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.reference_energy import REFERENCES
+from ofdft_norm.statistics.references import REFERENCES
 from ofdft_norm.tables import text_table
 
 _UNKNOWN = "-"

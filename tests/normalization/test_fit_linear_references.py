@@ -3,7 +3,6 @@
 import logging
 import math
 import multiprocessing
-import pickle
 import socket
 
 import numpy as np
@@ -12,18 +11,20 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
+from ofdft_norm import ConstantSampleWeigher, OFDFTDataModule
+from ofdft_norm.config import LinearReference
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import formula
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.of_dataset import OFDataset
 from ofdft_norm.errors import BatchError, ConfigError, StatisticsError
-from ofdft_norm.normalization import fit_linear_references as module
-from ofdft_norm.normalization.composition_fit import CompositionFit
-from ofdft_norm.normalization.composition_rows import RowCache
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
+from ofdft_norm.statistics.energy_fit import EnergyFit
+from ofdft_norm.statistics.row_factor import RowLayout
 from ofdft_norm.statistics.sample_weighers import SampleWeigher
+from ofdft_norm.statistics.weighed_batch import WeighedBatch
 
 # Python 3.12 warns of forks of processes with threads; torch's loaders fork all the same
 NO_FORK_WARNING = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -133,14 +134,18 @@ def test_the_embedded_set_agrees_with_numpy():
     assert 37 < float(references.element_references[6]) < 39
 
 
-def test_nothing_is_kept_of_each_molecule():
-    counts, y = dense(molecules(500))
-    metric = CompositionFit(1)
+def test_nothing_is_kept_of_each_sample():
+    metric = EnergyFit(RowLayout(118), [ConstantSampleWeigher()], molecules=None)
+    data = molecules(500)
     sizes = []
     for start in range(0, 500, 100):
-        metric.update(torch.tensor(counts[start : start + 100]), torch.tensor(y[start : start + 100])[:, None])
-        sizes.append(len(pickle.dumps(metric)))
-    assert max(sizes) - min(sizes) < 100
+        batch = Batch.from_data_list([Data(pos=torch.zeros(len(d.atomic_numbers), 3), **d) for d in data[start:][:100]])
+        metric.update(WeighedBatch(batch, torch.ones(1, 100, dtype=torch.float64), None, ["energy"]))
+        metric._reduce()
+        sizes.append(sum(len(factor) for factor in metric.factors))
+    assert sizes == [1] * 5
+    assert not metric.molecules
+    assert not metric.rows
 
 
 def test_planted_references_come_back_from_large_energies():
@@ -277,27 +282,80 @@ def test_without_metrics_nothing_is_measured_or_logged(caplog):
     assert report.rmse > 0
 
 
-def test_large_data_sets_are_read_twice_with_the_same_result(monkeypatch):
+def test_the_data_are_read_once_more_for_metrics():
     data = Recording(molecules(64))
-    cached = fit_linear_references(["energy"], data, 8)["energy"].fit_report
-    n_cached = len(data.asked)
-    monkeypatch.setattr(module, "RowCache", lambda limit=0: RowCache(limit=100))
+    fit_linear_references(["energy"], data, 8, log_metrics=False)
+    assert sorted(data.asked) == list(range(64))
     data.asked = []
-    second_pass = fit_linear_references(["energy"], data, 8)["energy"].fit_report
-    assert second_pass.mae == pytest.approx(cached.mae, rel=1e-12)
-    assert second_pass.worst == cached.worst
-    assert len(data.asked) == n_cached + 64
+    fit_linear_references(["energy"], data, 8)
+    assert sorted(data.asked) == sorted([*range(64), *range(64)])
+
+
+def several_samples(n_molecules):
+    """Samples of which every molecule has another number; their energies differ."""
+    rng = np.random.default_rng(4)
+    return [
+        Data(
+            z=first.atomic_numbers,
+            pos=torch.full((len(first.atomic_numbers), 3), float(m)),
+            energy=first.energy + rng.normal(),
+            weight=rng.uniform(0.5, 2),
+            mol_id=first.mol_id,
+        )
+        for m, first in enumerate(molecules(n_molecules))
+        for _ in range(1 + m % 4)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+@pytest.mark.parametrize("weights", [None, "weight"])
+def test_molecules_count_once_with_the_mean_of_their_samples(batch_size, weights):
+    data = several_samples(20)
+    counts, y = dense(data, field="z")
+    w = np.array([1.0 if weights is None else d.weight for d in data])
+    names = [d.mol_id for d in data]
+    means = [np.average(y[[n == name for n in names]], weights=w[[n == name for n in names]]) for name in set(names)]
+    rows = np.array([counts[names.index(name)] for name in set(names)])
+    by_molecule = fit_linear_references(["energy"], data, batch_size, weights=weights, count_by="molecule")["energy"]
+    np.testing.assert_allclose(by_molecule.element_references.numpy(), naive(rows, np.array(means)), atol=1e-9)
+    report = by_molecule.fit_report
+    assert (report.n_samples, report.rows, report.degrees_of_freedom) == (20, "molecules", 15)
+    assert report.n_molecules == (rows[:, sorted(ENERGIES)] > 0).sum(0).tolist()
+    by_sample = fit_linear_references(["energy"], data, batch_size, weights=weights)["energy"]
+    np.testing.assert_allclose(by_sample.element_references.numpy(), naive(counts, y, w), atol=1e-9)
+    assert (by_sample.fit_report.n_samples, by_sample.fit_report.rows) == (len(data), "samples")
+    assert len({m.name for m in report.worst}) == len(report.worst) == 10
+
+
+def test_the_data_module_and_the_function_give_the_same():
+    data = several_samples(12)
+    for count_by in ("molecule", "sample"):
+        expected = fit_linear_references(["energy"], data, 7, count_by=count_by)["energy"]
+        datamodule = OFDFTDataModule.wrap(
+            train=data, energy_field="energy", reference=LinearReference(count_by=count_by)
+        )
+        datamodule.setup("fit")
+        found = datamodule.normalizer.reference
+        np.testing.assert_allclose(found.element_references, expected.element_references, rtol=0, atol=1e-10)
+        for name in ("n_samples", "rank", "degrees_of_freedom", "n_atoms", "n_molecules", "rows", "atomic_numbers"):
+            assert getattr(found.fit_report, name) == getattr(expected.fit_report, name), name
+        for name in ("mae", "rmse", "r2", "standard_errors", "condition_number"):
+            np.testing.assert_allclose(
+                getattr(found.fit_report, name), getattr(expected.fit_report, name), rtol=1e-9, err_msg=name
+            )
+        assert [m.index for m in found.fit_report.worst] == [m.index for m in expected.fit_report.worst]
 
 
 def test_samples_without_label_and_of_weight_zero_are_left_out_whatever_they_hold():
     data = molecules(20)
+    for item in data:
+        item.has_energy_label = torch.tensor([True])
     data[3].has_energy_label = torch.tensor([False])
     data[3].energy = torch.tensor([torch.nan])
-    data[5].has_energy_label = torch.tensor([True])
 
     class SkipTenth(SampleWeigher):
         def get_weights(self, batch):
-            return torch.tensor([0.0 if batch.mol_id == "m10" else 2.0])
+            return torch.tensor([0.0 if name == "m10" else 2.0 for name in batch.mol_id])
 
         def summary_string(self):
             return "skip_tenth"
@@ -355,16 +413,16 @@ def test_targets_that_are_not_finite_are_named(bad):
     for item in data:
         item.other = torch.tensor([1.0])
     data[7].other = torch.tensor([bad])
-    with pytest.raises(StatisticsError, match=f"sample 7 has the target 'other' = {bad}"):
+    with pytest.raises(StatisticsError, match=rf"\(sample 7\): field 'other' is {bad}"):
         fit_linear_references(["energy", "other"], data, 4)
 
 
 def test_atomic_numbers_out_of_range_are_refused():
     data = molecules(10)
-    with pytest.raises(StatisticsError, match=r"has the atomic number \d; expected 1 ... 6 .*max_num_elements"):
+    with pytest.raises(StatisticsError, match=r"has the atomic number \d; expected 1 ... 6"):
         fit_linear_references(["energy"], data, 4, max_num_elements=6)
     data[2].atomic_numbers = torch.tensor([1, 0])
-    with pytest.raises(StatisticsError, match="sample 2 has the atomic number 0"):
+    with pytest.raises(StatisticsError, match=r"\(sample 2\) has the atomic number 0"):
         fit_linear_references(["energy"], data, 4)
 
 
@@ -377,7 +435,7 @@ def test_missing_and_malformed_fields_are_named():
         fit_linear_references(["energy"], data, 2)
     with pytest.raises(BatchError, match=r"sample \d lacks the field 'atomic_numbers' \(or 'z'\)"):
         fit_linear_references(["energy"], [Data(energy=1.0)], 2)
-    with pytest.raises(StatisticsError, match=r"sample 0 has the weight -1\.0"):
+    with pytest.raises(StatisticsError, match=r"'field_w' gave sample 0 .*the weight -1\.0"):
         fit_linear_references(["energy"], [Data(z=torch.tensor([1]), energy=1.0, w=-1.0)], 2, weights="w")
 
 
@@ -400,27 +458,6 @@ def test_arguments_out_of_range_are_refused():
 # --- accumulators ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [(1, 2, 5, 32), (40,), (20, 20), (1,) * 40])
-def test_composition_fit_does_not_depend_on_how_rows_arrive(sizes):
-    counts, y = dense(molecules(40))
-    whole = CompositionFit(1)
-    whole.update(torch.tensor(counts), torch.tensor(y)[:, None])
-    expected = whole.compute()
-    parts = CompositionFit(1)
-    other = CompositionFit(1)
-    start = 0
-    for i, size in enumerate(sizes):
-        rows = slice(start, start + size)
-        (parts if i % 2 == 0 else other).update(torch.tensor(counts[rows]), torch.tensor(y[rows])[:, None])
-        start += size
-    parts.merge_state(other)
-    found = parts.compute()
-    torch.testing.assert_close(found.r.T @ found.r, expected.r.T @ expected.r, rtol=1e-12, atol=1e-9)
-    torch.testing.assert_close(found.beyond, expected.beyond, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found.total, expected.total, rtol=1e-12, atol=0)
-    assert (found.n_samples, found.n_atoms.tolist()) == (40, expected.n_atoms.tolist())
-
-
 def test_equal_targets_have_no_r2():
     data = [Data(z=torch.tensor([1] * n), energy=-12345.678) for n in (1, 2, 3)]
     assert math.isnan(fit_linear_references(["energy"], data, 2)["energy"].fit_report.r2)
@@ -430,11 +467,11 @@ def _fit_on_rank(rank, world_size, port, n, queue):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     try:
         torch.set_num_threads(1)
-        references = fit_linear_references(["energy"], molecules(n), 2)["energy"]
+        references = fit_linear_references(["energy"], molecules(n), 2, distributed=True)["energy"]
         bad = molecules(n)
         bad[n - 1].energy = torch.tensor([torch.nan])
         try:
-            fit_linear_references(["energy"], bad, 2)
+            fit_linear_references(["energy"], bad, 2, distributed=True)
             message = ""
         except StatisticsError as error:
             message = str(error)
@@ -467,4 +504,4 @@ def test_two_processes_fit_what_one_fits(n):
     if n == 7:  # a single molecule's residual is rounding alone
         assert [w["index"] for w in report["worst"]] == [w.index for w in expected.fit_report.worst]
     for text in (message, other_message):
-        assert f"sample {n - 1} has the target 'energy' = nan" in text
+        assert f"(sample {n - 1}): field 'energy' is nan" in text

@@ -176,24 +176,27 @@ def test_one_file_may_hold_all_targets(tmp_path):
         }
 
 
-def test_own_entries_win_over_the_fit_and_the_fit_over_the_file_with_a_warning(tmp_path):
+def test_own_entries_win_over_the_file_and_the_file_over_the_fit_with_a_warning(tmp_path):
     data = molecules()
     given = {target: references_from_values({"H": 1.0}).state_dict() for target in ("energy", "gap", "other")}
     torch.save(given, tmp_path / "all.pt")
+    for item in data:
+        item.fitted = item.energy
     config = {
         "file": str(tmp_path / "all.pt"),
-        "fit": {"targets": ["energy", "gap"], "batch_size": 4},
+        "fit": {"targets": ["energy", "gap", "fitted"], "batch_size": 4},
         "gap": {"H": 7.0},
     }
     with pytest.warns(UserWarning, match="have several sources") as record:
         references = load_references_from_config(config, data)
     messages = sorted(str(w.message) for w in record)
     assert messages == [
-        "the references of 'energy' have several sources, 'fit' and 'file': 'fit' is used",
-        "the references of 'gap' have several sources, its own entry and 'fit' and 'file': its own entry is used",
+        "the references of 'energy' have several sources, 'file' and 'fit': 'file' is used",
+        "the references of 'gap' have several sources, its own entry and 'file' and 'fit': its own entry is used",
     ]
-    expected = fit_linear_references(["energy"], data, 4)["energy"]
-    assert torch.equal(references["energy"].element_references, expected.element_references)
+    expected = fit_linear_references(["fitted"], data, 4)["fitted"]
+    assert torch.equal(references["fitted"].element_references, expected.element_references)
+    assert values_of(references["energy"], 1) == [1.0]
     assert values_of(references["gap"], 1) == [7.0]
     assert values_of(references["other"], 1) == [1.0]
 

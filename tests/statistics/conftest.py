@@ -60,7 +60,12 @@ def _moments(samples: Sequence[OFData], weights: Sequence[float], values: Sequen
 
 
 def _reference(
-    samples: Sequence[OFData], weights: Sequence[float], basis_info: BasisInfo, slope: Any, with_bias: bool
+    samples: Sequence[OFData],
+    weights: Sequence[float],
+    basis_info: BasisInfo,
+    slope: Any,
+    with_bias: bool,
+    by_sample: bool = False,
 ) -> tuple[Any, float, list[float]]:
     """Returns the elements' energies, the constant, and each sample's residual."""
     reduced, composition, by_molecule = [], [], defaultdict(list)
@@ -69,12 +74,13 @@ def _reference(
         reduced.append(float(sample.energy_label) - float(slope[b] @ p))
         composition.append([(sample.atomic_numbers.numpy() == z).sum() for z in basis_info.atomic_numbers])
         if weights[i] > 0:
-            by_molecule[sample.mol_id].append(i)
+            by_molecule[i if by_sample else sample.mol_id].append(i)
     rows, targets = [], []
     for members in by_molecule.values():
         w = np.array([weights[i] for i in members])
-        rows.append(composition[members[0]] + [1] * with_bias)
-        targets.append(np.average([reduced[i] for i in members], weights=w))
+        root = w[0] ** 0.5 if by_sample else 1.0  # a molecule counts once, a sample with its weight
+        rows.append([root * n for n in composition[members[0]] + [1] * with_bias])
+        targets.append(root * np.average([reduced[i] for i in members], weights=w))
     solution = np.linalg.lstsq(np.array(rows, dtype=float), np.array(targets), rcond=1e-12)[0]
     t, constant = solution[: basis_info.n_types], solution[-1] if with_bias else 0.0
     return t, constant, [r - float(np.array(c) @ t) - constant for r, c in zip(reduced, composition, strict=True)]
@@ -105,12 +111,13 @@ def naive_statistics(
     energies = np.array([float(s.energy_label) for s in kept])
     mean = np.average(energies, weights=w)
     residuals = {"energy": energies - mean}
-    slopes = {"atom_ref": gbar, "scalar_atom_ref": np.where(scalar, gbar, 0), "linear_ref": np.zeros(n_basis)}
+    slopes = {"atom_ref": gbar, "scalar_atom_ref": np.where(scalar, gbar, 0)}
+    slopes |= dict.fromkeys(("linear_ref", "linear_ref_by_sample"), np.zeros(n_basis))
     for name, slope in slopes.items():
-        bias = with_bias and name != "linear_ref"
-        t, constant, residual = _reference(kept, kept_weights, basis_info, slope, bias)
+        bias = with_bias and not name.startswith("linear_ref")
+        t, constant, residual = _reference(kept, kept_weights, basis_info, slope, bias, name == "linear_ref_by_sample")
         out[f"{name}_atom_type_bias"] = t
-        if name != "linear_ref":
+        if not name.startswith("linear_ref"):
             out[f"{name}_global_bias"] = constant
         residuals[f"energy_minus_{name}"] = np.array(residual)
     for folder, residual in residuals.items():
@@ -122,6 +129,7 @@ def naive_statistics(
         if folder != "energy":
             out[f"{folder}/rms"] = np.sqrt(np.average(residual**2, weights=w))
     out["n_samples"] = sum(weight > 0 for weight in weights)
+    out["n_labelled_samples"] = len(used)
     out["n_molecules"] = len({s.mol_id for s in kept})
     counted = [s.atomic_numbers.numpy() for s, weight in zip(samples, weights, strict=True) if weight > 0]
     out["n_atoms"] = np.array([sum((n == z).sum() for n in counted) for z in basis_info.atomic_numbers])

@@ -26,6 +26,7 @@ from ofdft_norm import (
 )
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics import energy_fit, fit
+from ofdft_norm.statistics.references import REFERENCES
 
 Samples = Callable[..., list[OFData]]
 
@@ -74,7 +75,7 @@ def test_results_do_not_depend_on_batches_or_order(
 ) -> None:
     samples = scf_samples(basis_info, np.random.default_rng(0), every_element(basis_info) * 4, n_scf=5)
     whole = fit_quietly(samples, basis_info, field_weighers)
-    monkeypatch.setattr(energy_fit, "SAMPLES_PER_REDUCTION", 7)
+    monkeypatch.setattr(energy_fit, "ROWS_PER_REDUCTION", 7)
     torch.manual_seed(0)
     loaders = [DataLoader(samples, n, shuffle=n != 6, follow_batch=["coeffs"]) for n in (1, 3, 6, 100)]
     for loader in loaders:
@@ -146,7 +147,7 @@ def test_micro_hartrees_on_top_of_a_hundred_thousand(
     basis_info: BasisInfo, make_sample: Any, naive: Any, slope: float, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # energies t.n + slope.p + 1e-6 noise: what the reference leaves is 1e11 times smaller than the energies
-    monkeypatch.setattr(energy_fit, "SAMPLES_PER_REDUCTION", 40)
+    monkeypatch.setattr(energy_fit, "ROWS_PER_REDUCTION", 40)
     rng = np.random.default_rng(0)
     samples = []
     for i in range(200):
@@ -202,7 +203,7 @@ def test_without_residuals_the_data_are_read_once(basis_info: BasisInfo, scf_sam
     full = fit_quietly(twice, basis_info, [ConstantSampleWeigher()])
     assert (once.passes, twice.passes) == (1, 2)
     extra = set(full.keys_recursive()) - set(short.keys_recursive())
-    folders = ("energy", "energy_minus_atom_ref", "energy_minus_scalar_atom_ref", "energy_minus_linear_ref")
+    folders = ("energy", *(f"energy_minus_{name}" for name in REFERENCES))
     assert extra == {f"constant/{folder}/{name}" for folder in folders for name in ("abs_max", "mae")}
 
 

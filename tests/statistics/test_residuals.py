@@ -16,8 +16,11 @@ from torch_geometric.loader import DataLoader
 from ofdft_norm import BasisInfo, ConstantSampleWeigher, DatasetStatistics, OFData, SampleWeigher
 from ofdft_norm.data.elements import formula
 from ofdft_norm.normalization.element_references import LinearReferences
-from ofdft_norm.statistics.residual_errors import ResidualErrors
-from ofdft_norm.statistics.worst_molecules import described
+from ofdft_norm.statistics.distributed import Ranks
+from ofdft_norm.statistics.residuals import ResidualColumn, Residuals
+from ofdft_norm.statistics.row_factor import RowLayout
+from ofdft_norm.statistics.sample_weighers import labelled_weights
+from ofdft_norm.statistics.weighed_batch import WeighedBatch
 
 
 @pytest.fixture(scope="module")
@@ -68,41 +71,43 @@ def test_against_a_plain_sort(
 @given(seed=st.integers(0, 2**32 - 1), n_parts=st.integers(2, 5))
 def test_parts_merge_in_any_order(basis_info: BasisInfo, samples: list[OFData], seed: int, n_parts: int) -> None:
     rng, weighers = np.random.default_rng(seed), [ConstantSampleWeigher()]
-    arrays = _references_of(samples, basis_info, weighers)
+    layout = RowLayout(basis_info.n_types, 1, basis_info.n_basis)
+    direction = torch.zeros(layout.width, dtype=torch.float64)
+    direction[layout.composition], direction[layout.energies] = torch.tensor([1.0, 20.0, 30.0]), 1.0
     part_of_sample = rng.integers(0, n_parts, len(samples))
 
-    def survey(chosen: Sequence[OFData]) -> ResidualErrors:
-        errors = ResidualErrors(basis_info, weighers, arrays)
+    def measured(chosen: Sequence[OFData]) -> Residuals:
+        residuals = Residuals([ResidualColumn(direction, 0, n_worst=10)], basis_info.atomic_numbers)
         for batch in DataLoader(list(chosen), 8, follow_batch=["coeffs"]):
-            errors.update(batch)
-        return errors
+            residuals.update(WeighedBatch(batch, labelled_weights(weighers, batch), basis_info))
+        return residuals
 
-    parts = [survey([s for s, p in zip(samples, part_of_sample, strict=True) if p == part]) for part in range(n_parts)]
+    parts = [measured([s for s, p in zip(samples, part_of_sample, strict=True) if p == n]) for n in range(n_parts)]
     while len(parts) > 1:
         i, j = rng.choice(len(parts), 2, replace=False)
         parts[i].merge_state(parts[j])
         del parts[j]
-    found, whole = parts[0].worst_rows()["constant"], survey(samples).worst_rows()["constant"]
-    assert described(found, basis_info) == described(whole, basis_info)
-
-
-def _references_of(samples: Sequence[OFData], basis_info: BasisInfo, weighers: Sequence[SampleWeigher]) -> Any:
-    return fit_quietly(list(samples), basis_info, weighers, residuals=False).to_arrays()
+    whole = measured(samples)
+    assert parts[0].worst(Ranks()) == whole.worst(Ranks())
+    for name, value in whole.compute().items():
+        torch.testing.assert_close(parts[0].compute()[name], value, rtol=1e-13, atol=0)
 
 
 def test_fewer_molecules_than_ten_long_names_and_no_names(basis_info: BasisInfo, samples: list[OFData]) -> None:
     named = [s.clone() for s in samples[:12]]
     for sample in named[:4]:
-        sample.mol_id = "é" * 60  # 120 bytes
+        sample.mol_id = "é" * 60
     for sample in named:
         sample.has_energy_label = torch.tensor([True])
     (worst,) = fit_quietly(named, basis_info, [ConstantSampleWeigher()]).attributes["worst_molecules"].values()
-    assert len(worst) == 3
-    assert {w["name"] for w in worst} == {"é" * 32, "molecule 1", "molecule 2"}
+    assert {w["name"] for w in worst} == {"é" * 60, "molecule 1", "molecule 2"}
     for sample in named:
         del sample.mol_id, sample.scf_iteration
     statistics = fit_quietly(named, basis_info, [ConstantSampleWeigher()])
-    assert [w["name"] for w in statistics.attributes["worst_molecules"]["constant"]] == ["", "", ""]
+    (worst,) = statistics.attributes["worst_molecules"].values()
+    assert [w["name"] for w in worst] == [""] * 10  # samples without name are molecules of their own
+    assert len({w["index"] for w in worst}) == 10
+    assert statistics.load_statistic("constant", "n_molecules") == 12
     table = str(LinearReferences.from_dataset_statistics(statistics, basis_info, "constant").summary())
     assert [line.split()[0] for line in table.splitlines()[-3:]] == ["-"] * 3
 
