@@ -136,8 +136,13 @@ def write_zarr(
     chunk_rows: int | None = 1,
     compressor: Any = None,
     zarr_format: Any = 2,
+    write_empty_chunks: bool = False,
+    plain: Sequence[str] = (),
 ) -> Path:
-    """Writes named arrays with the zarr library, to a directory or, for names ending in .zip, a zip file."""
+    """Writes named arrays with the zarr library, to a directory or, for names ending in .zip, a zip file.
+
+    Those in `plain` are not compressed.
+    """
     store = zarr.storage.ZipStore(path, mode="w") if path.suffix == ".zip" else zarr.storage.LocalStore(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fixed-length strings have no settled zarr v3 form
@@ -149,7 +154,8 @@ def write_zarr(
                 shape=values.shape,
                 dtype=values.dtype,
                 chunks=(min(chunk_rows or 1, rows), *values.shape[1:]) if rows else values.shape,
-                compressors=compressor,
+                compressors=None if name in plain else compressor,
+                config={"write_empty_chunks": write_empty_chunks},
             )
             array[...] = values
     store.close()

@@ -13,8 +13,8 @@ The layout is STRUCTURES25's, so that its tools read these files and this packag
 The root's attribute ``p_order`` says in which order the functions of a p shell stand: ``yzx`` (m = -1, 0, 1) or
 ``xyz``. STRUCTURES25's own files have no such attribute; their order is PySCF's, ``xyz``.
 
-Two differences, invisible to a zarr reader: chunks are compressed without loss, and chunks that are all zero
-(gradients of the initial guess) are left out, since they read as zeros anyway.
+Two differences, invisible to a zarr reader: chunks are compressed without loss, and gradients that are all zero (those
+of the initial guess, which has no label) are left out, since they read as zeros anyway.
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def _write(root: zarr.Group, group_name: str, arrays: Mapping[str, Array]) -> No
             chunks=(1, array.shape[1]) if matrix else array.shape,
             compressors=blosc if matrix else None,
             filters=None,
+            # a missing chunk is an error of the reader, except where there is no label
+            config={"write_empty_chunks": not name.startswith("spatial/grad")},
         )
         created[...] = array
 

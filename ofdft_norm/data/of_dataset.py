@@ -143,7 +143,8 @@ class OFDataset(Dataset[OFData]):
         return join_labels([self._read(run[0], of_run) for run, of_run in runs], self.basis_info)
 
     def _read(self, molecule: int, iterations: IntArray) -> MoleculeLabels:
-        labels = read_molecule(self.paths[molecule], self.energy_key, self.gradient_key, iterations)
+        n_iterations = int(self.selection.n_scf_iterations[molecule])
+        labels = read_molecule(self.paths[molecule], self.energy_key, self.gradient_key, iterations, n_iterations)
         self._check_p_order(labels.path, labels.p_order)
         return labels
 

@@ -1,14 +1,13 @@
-"""Reads small zarr v2 arrays out of a directory or a zip file.
+"""Reads small zarr arrays out of a directory or a zip file.
 
 Label files and statistics are dozens of tiny arrays. The zarr library spends 1 to 2 ms on opening each of them,
 reading the bytes takes a hundredth of that; a data set of 1e5 label files is read in minutes here, in half an hour
-there. What this reader does not know (zarr v3 groups, object arrays) it hands to the library.
+there. Files are not trusted: `ofdft_norm.data.zarr_metadata` says what is read, and everything else is an error.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import zipfile
 from collections.abc import Iterator
@@ -16,10 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numcodecs
 import numpy as np
 import numpy.typing as npt
-import zarr
+
+from ofdft_norm.data.zarr_metadata import ArrayMetadata, ZarrError, parse_json, parse_v2, parse_v3
+
+Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.bool_]
+
+FILL_VALUES_ATTRIBUTE = "missing_chunks_are_fill_values"
+"""A group with this attribute, true, may lack any chunk: its writer leaves out chunks that hold fill values alone."""
 
 
 class ZarrReader:
@@ -30,16 +35,25 @@ class ZarrReader:
 
     Raises:
         FileNotFoundError: If nothing is there.
-        zipfile.BadZipFile: If a zip file is truncated or is none.
+        ZarrError: If it is neither a directory nor a readable zip file.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist")
-        self._zip = None if self.path.is_dir() else zipfile.ZipFile(self.path)
-        self._metadata: dict[str, dict[str, Any]] = {}
-        self._zip_store: zarr.storage.ZipStore | None = None
+        self._zip: zipfile.ZipFile | None = None
+        self._metadata: dict[str, ArrayMetadata] = {}
+        if self.path.is_dir():
+            return
+        if not self.path.is_file():  # opening a named pipe would wait for a writer
+            raise ZarrError("is neither a folder nor a file")
+        try:
+            self._zip = zipfile.ZipFile(self.path)
+        except PermissionError:
+            raise
+        except Exception as error:  # zipfile raises many types on bytes that are no zip file
+            raise ZarrError(f"{type(error).__name__}: {error}") from error
 
     def __enter__(self) -> ZarrReader:
         return self
@@ -49,14 +63,17 @@ class ZarrReader:
     ) -> None:
         if self._zip is not None:
             self._zip.close()
-        if self._zip_store is not None:
-            self._zip_store.close()
 
     def _bytes(self, key: str) -> bytes | None:
-        if self._zip is not None:
-            return self._zip.read(key) if key in self._zip.NameToInfo else None
-        file = self.path / key
-        return file.read_bytes() if file.is_file() else None
+        if self._zip is None:
+            file = self.path / key
+            return file.read_bytes() if file.is_file() else None
+        if key not in self._zip.NameToInfo:
+            return None
+        try:
+            return self._zip.read(key)
+        except Exception as error:  # damage, encryption, unknown compression: each has its own type
+            raise ZarrError(f"{key!r}: {type(error).__name__}: {error}") from error
 
     def _keys(self) -> Iterator[str]:
         if self._zip is not None:
@@ -66,101 +83,125 @@ class ZarrReader:
                 if file.is_file():
                     yield file.relative_to(self.path).as_posix()
 
-    def arrays(self) -> list[str]:
-        """Returns the names of all arrays, sorted."""
-        if self._is_v3():
-            members = self._library_group().members(max_depth=None)
-            return sorted(name for name, member in members if isinstance(member, zarr.Array))
-        return sorted(key.removesuffix("/.zarray") for key in self._keys() if key.endswith("/.zarray"))
-
-    def attributes(self, group: str = "") -> dict[str, Any]:
-        """Returns the attributes of a group, empty where it has none."""
-        if self._is_v3():
-            return dict(self._library_group(group).attrs)
-        content = self._bytes(f"{group}/.zattrs" if group else ".zattrs")
-        return {} if content is None else dict(json.loads(content))
+    def _json(self, key: str) -> dict[str, Any] | None:
+        content = self._bytes(key)
+        if content is None:
+            return None
+        try:
+            return parse_json(content)
+        except ZarrError as error:
+            raise ZarrError(f"{key!r}: {error}") from error
 
     def _is_v3(self) -> bool:
         return self._bytes(".zgroup") is None and self._bytes("zarr.json") is not None
 
-    def _array_metadata(self, name: str) -> dict[str, Any]:
+    def arrays(self) -> list[str]:
+        """Returns the names of all arrays, sorted."""
+        if not self._is_v3():
+            return sorted(key.removesuffix("/.zarray") for key in self._keys() if key.endswith("/.zarray"))
+        nodes = [key.removesuffix("/zarr.json") for key in self._keys() if key.endswith("/zarr.json")]
+        return sorted(n for n in nodes if (self._json(f"{n}/zarr.json") or {}).get("node_type") == "array")
+
+    def attributes(self, group: str = "") -> dict[str, Any]:
+        """Returns the attributes of a group, empty where it has none."""
+        name = "zarr.json" if self._is_v3() else ".zattrs"
+        content = self._json(f"{group}/{name}" if group else name) or {}
+        return dict(content.get("attributes", {})) if name == "zarr.json" else content
+
+    def metadata(self, name: str) -> ArrayMetadata:
+        """Returns how an array is stored; its codecs are on the list of those that are read.
+
+        Raises:
+            KeyError: If there is no array of that name.
+            ZarrError: If the metadata are malformed, or ask for what is not read.
+        """
         if name not in self._metadata:
-            content = self._bytes(f"{name}/.zarray")
+            content, parse = self._json(f"{name}/.zarray"), parse_v2
+            if content is None:
+                content, parse = self._json(f"{name}/zarr.json"), parse_v3
             if content is None:
                 raise KeyError(name)
-            self._metadata[name] = json.loads(content)
+            try:
+                self._metadata[name] = parse(content)
+            except ZarrError as error:
+                raise ZarrError(f"array {name!r}: {error}") from error
         return self._metadata[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of an array; raises KeyError if there is none of that name."""
-        if self._is_v3():
-            return tuple(self._library_array(name).shape)
-        return tuple(self._array_metadata(name)["shape"])
+        return self.metadata(name).shape
 
-    def _library_group(self, group: str = "") -> zarr.Group:
-        if self._zip is None:
-            return zarr.open_group(str(self.path), mode="r", path=group)
-        if self._zip_store is None:
-            self._zip_store = zarr.storage.ZipStore(self.path, mode="r")
-        return zarr.open_group(self._zip_store, mode="r", path=group)
-
-    def _library_array(self, name: str) -> Any:
-        return self._library_group()[name]
-
-    def read(self, name: str, row: int | None = None) -> npt.NDArray[Any]:
+    def read(self, name: str, row: int | None = None, may_lack: Rows | bool = False) -> Array:
         """Reads a whole array, or one row of it.
 
         Args:
             name: The array's name inside the group, such as ``"of_labels/spatial/coeffs"``.
             row: Index along the first axis; only the chunks that hold it are read.
+            may_lack: Whether chunks may be missing, and then hold the fill value: for all of the array, or for each of
+                its rows. Where the group has the attribute `FILL_VALUES_ATTRIBUTE`, all may.
 
         Returns:
             The array in memory, writable.
 
         Raises:
             KeyError: If there is no array of that name.
-            ValueError: If a chunk does not have the length that the metadata gives it.
+            IndexError: If the array has no such row.
+            ZarrError: If a chunk is missing, or is not what the metadata say.
         """
-        if self._is_v3():
-            array = self._library_array(name)
-            return np.asarray(array[...] if row is None else array[row])
-        meta = self._array_metadata(name)
-        if meta["order"] != "C" or meta["filters"] or np.dtype(meta["dtype"]).hasobject:
-            array = self._library_array(name)
-            return np.asarray(array[...] if row is None else array[row])
+        meta = self.metadata(name)
+        grid = meta.grid
         if row is None:
-            return self._read_chunks(name, meta, [range(math.ceil(s / c)) for s, c in _axes(meta)], 0)
-        n_rows, chunk_rows = meta["shape"][0], meta["chunks"][0]
-        if not 0 <= row < n_rows:
-            raise IndexError(f"{self.path}: row {row} of {name!r}, which has {n_rows}")
-        first = row // chunk_rows
-        ranges = [range(first, first + 1), *(range(math.ceil(s / c)) for s, c in list(_axes(meta))[1:])]
-        return self._read_chunks(name, meta, ranges, first * chunk_rows)[row - first * chunk_rows]
+            return self._join(name, meta, grid, 0, may_lack)
+        if not meta.shape or not 0 <= row < meta.shape[0]:
+            raise IndexError(f"{self.path}: row {row} of {name!r}, which has shape {meta.shape}")
+        first = row // meta.chunks[0]
+        start = first * meta.chunks[0]
+        return self._join(name, meta, [range(first, first + 1), *grid[1:]], start, may_lack)[row - start]
 
-    def _read_chunks(self, name: str, meta: dict[str, Any], ranges: list[range], first_row: int) -> npt.NDArray[Any]:
-        """Decodes the chunks of `ranges` (one range of chunk indices per axis) and joins them."""
-        shape, chunks, dtype = list(meta["shape"]), meta["chunks"], np.dtype(meta["dtype"])
-        if ranges:
-            shape[0] = min(meta["shape"][0], ranges[0].stop * chunks[0]) - first_row
-        fill = dtype.type() if meta["fill_value"] is None else np.array(meta["fill_value"]).astype(dtype)
-        out = np.full(shape, fill, dtype=dtype)
-        codec = numcodecs.get_codec(meta["compressor"]) if meta["compressor"] else None
-        separator = meta.get("dimension_separator", ".")
-        for index in itertools.product(*ranges):
-            content = self._bytes(f"{name}/{separator.join(map(str, index)) or '0'}")
-            if content is None:
-                continue  # a chunk that was never written holds the fill value
-            decoded = np.frombuffer(content if codec is None else codec.decode(content), dtype=dtype)
-            if decoded.size != math.prod(chunks):
-                raise ValueError(f"chunk {index} of {name!r} has {decoded.size} entries, expected {math.prod(chunks)}")
-            starts = [i * c for i, c in zip(index, chunks, strict=True)]
+    def _join(self, name: str, meta: ArrayMetadata, grid: list[range], first_row: int, may_lack: Rows | bool) -> Array:
+        """Decodes chunks (one range of indices per axis) and joins them; memory is asked for when all are decoded."""
+        blocks = {index: self._chunk(name, meta, index, may_lack) for index in itertools.product(*grid)}
+        shape = meta.shape
+        if shape:
+            shape = (max(0, min(shape[0], grid[0].stop * meta.chunks[0]) - first_row), *shape[1:])
+        if len(blocks) == 1 and shape == meta.chunks:
+            block = next(iter(blocks.values()))
+            return meta.filled(shape) if block is None else np.array(block, order="C")
+        lacks = any(block is None for block in blocks.values())
+        out = meta.filled(shape) if lacks else np.empty(shape, dtype=meta.dtype)
+        for index, block in blocks.items():
+            if block is None:
+                continue
+            starts = [i * c for i, c in zip(index, meta.chunks, strict=True)]
             if starts:
                 starts[0] -= first_row
-            target = tuple(slice(a, a + c) for a, c in zip(starts, chunks, strict=True))
-            kept = tuple(slice(0, out[target].shape[axis]) for axis in range(len(chunks)))
-            out[target] = decoded.reshape(chunks)[kept]
+            target = tuple(slice(a, a + c) for a, c in zip(starts, meta.chunks, strict=True))
+            out[target] = block[tuple(slice(0, n) for n in out[target].shape)]
         return out
 
+    def _chunk(self, name: str, meta: ArrayMetadata, index: tuple[int, ...], may_lack: Rows | bool) -> Array | None:
+        content: Any = self._bytes(f"{name}/{meta.chunk_name(index)}")
+        if content is None:
+            allowed = may_lack if isinstance(may_lack, bool) else bool(may_lack[_rows_of(meta, index)].all())
+            if allowed or self.attributes().get(FILL_VALUES_ATTRIBUTE) is True:
+                return None
+            raise ZarrError(
+                f"chunk {meta.chunk_name(index)} of array {name!r} is missing: it was lost, or its writer leaves out "
+                f"chunks of fill values and does not say so (root attribute {FILL_VALUES_ATTRIBUTE!r}: true)"
+            )
+        try:
+            for decoder in meta.decoders:
+                content = decoder.decode(content)
+            decoded = np.frombuffer(content, dtype=meta.dtype)
+        except Exception as error:  # each codec has its own types for bytes that are not what it wrote
+            raise ZarrError(f"chunk {index} of {name!r}: {type(error).__name__}: {error}") from error
+        expected = math.prod(meta.chunks)
+        if decoded.size != expected:
+            raise ZarrError(f"chunk {index} of {name!r} has {decoded.size} entries, expected {expected}")
+        if decoded.dtype.kind == "b" and decoded.view(np.uint8).max() > 1:
+            raise ZarrError(f"chunk {index} of {name!r} holds booleans other than 0 and 1")
+        return decoded.reshape(meta.chunks, order=meta.order)
 
-def _axes(meta: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    return zip(meta["shape"], meta["chunks"], strict=True)
+
+def _rows_of(meta: ArrayMetadata, index: tuple[int, ...]) -> slice:
+    return slice(index[0] * meta.chunks[0], (index[0] + 1) * meta.chunks[0]) if index else slice(None)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from tqdm import tqdm
 
 from ofdft_norm.data.label_writer import write_label_file
+from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import OFDFTNormError
 from ofdft_norm.labelling.checks import CheckReport, CheckTolerances, check_labels
 from ofdft_norm.labelling.errors import LabellingError
@@ -222,12 +222,9 @@ def _read_reports(paths: Mapping[str, Path], result: GenerationResult) -> list[d
 def _read(path: Path) -> tuple[dict[str, Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Returns attributes, atomic numbers and positions of a label file."""
     try:
-        with zarr.storage.ZipStore(path, mode="r") as store:
-            root = zarr.open_group(store, mode="r", zarr_format=2)
-            arrays = [np.asarray(root[f"geometry/{name}"]) for name in ("atomic_numbers", "atom_pos")]
-            return dict(root.attrs), arrays[0], arrays[1]
+        with ZarrReader(path) as reader:
+            return reader.attributes(), reader.read("geometry/atomic_numbers"), reader.read("geometry/atom_pos")
     except Exception as error:
-        # zipfile and zarr raise many types here; all mean the same to the user
         raise LabellingError(f"{path}: not a label file ({error}); delete it to have it made again") from error
 
 

@@ -234,7 +234,7 @@ def test_a_wrong_length_is_named_whichever_row_is_read(
 def test_coefficients_must_be_a_matrix_with_rows(make: Any, labels: Any) -> None:
     path = labels.write(change=replacing(COEFFS, make))
     for action in (read_n_scf_iterations, read):
-        with pytest.raises(LabelFileError, match=rf"'water': array '{COEFFS}' has shape .*data.source.exclude"):
+        with pytest.raises(LabelFileError, match=rf"array '{COEFFS}'.*(has shape|chunks is) .*data.source.exclude"):
             action(path)
 
 
@@ -330,14 +330,23 @@ def test_an_unknown_compressor_is_an_error_of_the_file(labels: Any) -> None:
     assert str(path) in str(error.value)
 
 
-def test_a_chunk_that_was_never_written_reads_as_zeros(labels: Any) -> None:
+def test_chunks_of_rows_without_label_may_be_missing(labels: Any) -> None:
     path = labels.write("water.zarr")
     (path / GRADIENT / "0.0").unlink(missing_ok=True)  # the initial guess: zarr leaves out chunks of zeros, or not
-    (path / GRADIENT / "2.0").unlink()
-    gradient = read(path).gradient
+    np.testing.assert_array_equal(read(path).gradient, labels.written[path][GRADIENT])
+    np.testing.assert_array_equal(read(path, [0]).gradient, np.zeros_like(read(path, [0]).gradient))
+
+
+def test_a_writer_may_say_that_missing_chunks_are_fill_values(labels: Any) -> None:
+    path = labels.write("water.zarr")
+    for chunk in ("2.0", "3.0"):
+        (path / GRADIENT / chunk).unlink()
+    with pytest.raises(LabelFileError, match=rf"'water': cannot be read: chunk 2\.0 of array '{GRADIENT}' is missing"):
+        read(path)
+    (path / ".zattrs").write_text(json.dumps({"missing_chunks_are_fill_values": True}))
     expected = labels.written[path][GRADIENT].copy()
-    expected[2] = 0
-    np.testing.assert_array_equal(gradient, expected)
+    expected[2:] = 0
+    np.testing.assert_array_equal(read(path).gradient, expected)
     np.testing.assert_array_equal(read(path, [2]).gradient[0], expected[2])
 
 

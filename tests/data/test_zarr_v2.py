@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ofdft_norm.data.zarr_metadata import ZarrError
 from ofdft_norm.data.zarr_v2 import ZarrReader
 
 COMPRESSORS = [None, numcodecs.Blosc(cname="zstd", shuffle=numcodecs.Blosc.SHUFFLE), numcodecs.Zlib(level=1)]
@@ -65,13 +65,13 @@ def test_arrays_and_rows_equal_what_the_library_reads(
     with ZarrReader(path) as reader:
         assert reader.arrays() == ["group/values"]
         assert reader.shape("group/values") == values.shape
-        read = reader.read("group/values")
+        read = reader.read("group/values", may_lack=True)
         assert read.dtype == expected.dtype
         assert read.flags.writeable
         np.testing.assert_array_equal(read, expected[...])
         np.testing.assert_array_equal(read, values)
         for row in range(len(values) if values.ndim else 0):
-            np.testing.assert_array_equal(reader.read("group/values", row=row), expected[row])
+            np.testing.assert_array_equal(reader.read("group/values", row=row, may_lack=True), expected[row])
         for row in (-1, len(values)) if values.ndim else ():
             with pytest.raises(IndexError, match="group/values"):
                 reader.read("group/values", row=row)
@@ -92,9 +92,16 @@ def test_a_chunk_that_was_never_written_holds_the_fill_value(fill: Any, suffix: 
         path = Path(shutil.make_archive(str(tmp_path / "file.zarr"), "zip", path))
     expected = values.copy()
     expected[2, 2] = 0.0 if fill is None else float(fill)
+    rows = np.array([False, False, True, False])
     with ZarrReader(path) as reader:
-        np.testing.assert_array_equal(reader.read("group/values"), expected)
-        np.testing.assert_array_equal(reader.read("group/values", row=2), expected[2])
+        for may_lack in (True, rows):
+            np.testing.assert_array_equal(reader.read("group/values", may_lack=may_lack), expected)
+            np.testing.assert_array_equal(reader.read("group/values", row=2, may_lack=may_lack), expected[2])
+        for may_lack in (False, ~rows):
+            for row in (None, 2):
+                with pytest.raises(ZarrError, match=r"chunk 2\.1 of array 'group/values' is missing"):
+                    reader.read("group/values", row=row, may_lack=may_lack)
+            np.testing.assert_array_equal(reader.read("group/values", row=1, may_lack=may_lack), expected[1])
 
 
 def test_one_row_reads_only_its_own_chunks(tmp_path: Path) -> None:
@@ -123,7 +130,7 @@ def test_a_chunk_of_the_wrong_length_is_an_error(length: int, tmp_path: Path) ->
 
 @pytest.mark.parametrize("suffix", [".zarr", ".zarr.zip"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_fortran_order_goes_through_the_library(suffix: str, order: Any, tmp_path: Path) -> None:
+def test_both_orders_are_read(suffix: str, order: Any, tmp_path: Path) -> None:
     path = tmp_path / f"file{suffix}"
     values = np.arange(12.0).reshape(4, 3)
     store = zarr.storage.ZipStore(path, mode="w") if suffix.endswith("zip") else zarr.storage.LocalStore(path)
@@ -136,7 +143,7 @@ def test_fortran_order_goes_through_the_library(suffix: str, order: Any, tmp_pat
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".zarr.zip"])
-def test_zarr_v3_groups_are_read_through_the_library(suffix: str, tmp_path: Path) -> None:
+def test_zarr_v3_groups_are_read(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"file{suffix}"
     values = np.arange(12.0).reshape(4, 3)
     store = zarr.storage.ZipStore(path, mode="w") if suffix.endswith("zip") else zarr.storage.LocalStore(path)
@@ -169,7 +176,7 @@ def test_missing_and_foreign_paths(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.zarr"):
         ZarrReader(tmp_path / "nowhere.zarr")
     (tmp_path / "text.zarr.zip").write_text("no zip file")
-    with pytest.raises(zipfile.BadZipFile):
+    with pytest.raises(ZarrError, match="BadZipFile"):
         ZarrReader(tmp_path / "text.zarr.zip")
     write(tmp_path / "file.zarr", np.zeros(1), (1,), None)
     with ZarrReader(tmp_path / "file.zarr") as reader, pytest.raises(KeyError, match="group/absent"):

@@ -61,10 +61,11 @@ def test_reads_what_others_write(tmp_path: Path) -> None:
         "has_energy_label/coeffs/mean": np.arange(5.0),
         "has_energy_label/energy_minus_atom_ref/mean": np.array(3.0),
         "has_energy_label/energy_minus_atom_ref/std": np.array(5.0),  # the root mean square, uncentred
-        "has_energy_label/coeffs/std": np.zeros(5),  # no chunk is written
+        "has_energy_label/coeffs/std": np.zeros(5),
     }
     for key, value in values.items():
-        array = root.create_array(key, shape=value.shape, dtype=value.dtype)
+        # zarr 2, which STRUCTURES25 uses, writes chunks of zeros as well
+        array = root.create_array(key, shape=value.shape, dtype=value.dtype, config={"write_empty_chunks": True})
         array[...] = value
     statistics = DatasetStatistics(tmp_path / "s.zarr")
     np.testing.assert_array_equal(statistics.load_statistic("has_energy_label", "coeffs/mean"), np.arange(5.0))
@@ -136,7 +137,7 @@ def test_damaged_and_foreign_directories(tmp_path: Path) -> None:
     some_statistics().save_to(path)
     without_chunk = Path(shutil.copytree(path, tmp_path / "without_chunk"))
     (without_chunk / "constant/coeffs/std/0").unlink()
-    with pytest.raises(StatisticsError, match=r"'constant/coeffs/std'\] hold no finite numbers.*truncated"):
+    with pytest.raises(StatisticsError, match=r"chunk 0 of array 'constant/coeffs/std' is missing"):
         DatasetStatistics(without_chunk)
     cut = Path(shutil.copytree(path, tmp_path / "cut"))
     (cut / "constant/coeffs/mean/0").write_bytes(b"1234")
