@@ -16,8 +16,8 @@ from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.file_states import scf_iteration_counts
 from ofdft_norm.data.lazy_parts import LazyParts
 from ofdft_norm.data.of_dataset import OFDataset, Transform
-from ofdft_norm.data.split import check_files_exist, check_split, random_split
-from ofdft_norm.data.split_files import read_split_file
+from ofdft_norm.data.split import check_files_exist, check_label_files, check_split, random_split
+from ofdft_norm.data.split_files import locate_entries, read_split_entries
 from ofdft_norm.data.transformed_dataset import CopyThen, TransformedDataset
 from ofdft_norm.data.wrapped_data import dataset_of, parts_of, refuse_normalized
 from ofdft_norm.errors import ConfigError
@@ -107,15 +107,20 @@ class LabelFiles(CheckedConfig):
         return repr(([os.path.abspath(p) for p in paths], sorted(self.exclude), split, digest))
 
     def split_files(self, split: Split) -> tuple[dict[str, list[Path]], dict[Path, int]]:
-        """Returns the label files of each part, and the number of SCF iterations of those where the split says it."""
+        """Returns the label files of each part, and the number of SCF iterations of those where the split says it.
+
+        Raises:
+            SplitError: If a label file is reached twice, or an entry of the split fits none or several.
+        """
         if split.file is None:
             shares = {"train": split.train, "val": split.val, "test": split.test}
-            return random_split(self.label_files(), shares, split.seed, str(self.paths)), {}
-        known = {path.name: path for path in self.label_files()}
-        parts, iterations = read_split_file(Path(split.file))
-        located = {part: [known.get(name, Path(name)) for name in names] for part, names in parts.items()}
+            located = random_split(self.label_files(), shares, split.seed, str(self.paths))
+            check_split(located, str(self.paths))
+            return located, {}
+        entries = read_split_entries(Path(split.file))
+        located, iterations = locate_entries(entries, self.label_files(), self.exclude, split.file)
         check_split(located, split.file)
-        return located, {known[name]: n for name, n in iterations.items() if name in known}
+        return located, iterations
 
     def datasets(
         self,
@@ -147,6 +152,7 @@ class LabelFiles(CheckedConfig):
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> OFDataset:
         """Returns the data set of all label files, without a split."""
         paths = self.label_files()
+        check_label_files({"all": paths}, str(self.paths))
         return self._dataset(paths, transform, scf_iteration_counts(paths, index_dir))
 
     def _dataset(self, paths: list[Path], transform: Transform | None, counts: Sequence[int]) -> OFDataset:

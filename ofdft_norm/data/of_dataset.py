@@ -16,6 +16,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.file_states import file_states
 from ofdft_norm.data.joined_batch import make_batch
 from ofdft_norm.data.label_files import MoleculeLabels, read_molecule, read_n_scf_iterations
+from ofdft_norm.data.molecule_names import MoleculeNames
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.p_order import POrderCheck
 from ofdft_norm.data.scf_iterations import IntArray, ScfSelection
@@ -61,6 +62,7 @@ class OFDataset(Dataset[OFData]):
         self.gradient_key = gradient_key
         self.transform = transform
         self._check_p_order = POrderCheck(basis_info.p_order)
+        self._names = MoleculeNames()
         if n_scf_iterations is None:
             n_scf_iterations = [read_n_scf_iterations(path) for path in self.paths]
         if len(n_scf_iterations) != len(self.paths):
@@ -146,6 +148,7 @@ class OFDataset(Dataset[OFData]):
         n_iterations = int(self.selection.n_scf_iterations[molecule])
         labels = read_molecule(self.paths[molecule], self.energy_key, self.gradient_key, iterations, n_iterations)
         self._check_p_order(labels.path, labels.p_order)
+        self._names.check(labels.path, labels.mol_id, labels.pos, labels.atomic_numbers)
         return labels
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from ofdft_norm.errors import SplitError
 
 SPLITS = ("train", "val", "test")
+
+_SHOWN = 20
 
 
 def random_split(
@@ -61,8 +63,8 @@ def _parts(path: Path) -> tuple[str, ...]:
     return path.parts
 
 
-def check_split(split: dict[str, list[Path]], where: str) -> None:
-    """Refuses a split with an empty training part, or a file in two parts.
+def check_split(split: Mapping[str, Sequence[Path]], where: str) -> None:
+    """Refuses a split with an empty training part, or in which a label file stands twice.
 
     Whether files exist is checked where a part is used (`check_files_exist`): a test needs no training files.
 
@@ -71,16 +73,56 @@ def check_split(split: dict[str, list[Path]], where: str) -> None:
     """
     if not split.get("train"):
         raise SplitError(f"{where}: the training split has no molecule (config: data.split)")
-    seen: dict[str, str] = {}
-    twice = []
-    for name, paths in split.items():
-        for path in paths:
-            key = os.path.abspath(path)
-            if seen.setdefault(key, name) != name:
-                twice.append(f"{path} (in {seen[key]} and {name})")
-    if twice:
-        shown = "\n  ".join(twice[:20])
-        raise SplitError(f"{where}: {len(twice)} molecules are in two splits (config: data.split.file):\n  {shown}")
+    check_label_files(split, where)
+
+
+def check_label_files(split: Mapping[str, Sequence[Path]], where: str) -> None:
+    """Refuses label files that are reached twice, on whatever paths, and paths that cannot be shown in one line.
+
+    Raises:
+        SplitError: With the list of what is wrong.
+    """
+    seen: dict[str, tuple[str, Path]] = {}
+    twice, unprintable = [], []
+    for part, paths in split.items():
+        for path, file in zip(paths, resolved_files(paths), strict=True):
+            if not file.isprintable():  # a line break, or bytes that are no UTF-8
+                unprintable.append(repr(str(path)))
+            if file in seen:
+                other_part, other = seen[file]
+                same = "" if other == path else f"; the same file as {other}"
+                twice.append(f"{path} (in {other_part} and {part}{same})")
+            seen[file] = part, path
+    refuse_paths(where, "label files whose path has characters that cannot be printed: rename them", unprintable)
+    refuse_paths(where, "label files that are listed twice", twice)
+
+
+def refuse_paths(where: str, what: str, found: Sequence[str]) -> None:
+    """Raises a `SplitError` that lists what was found, if there is any."""
+    if found:
+        shown = [*found[:_SHOWN], *([f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])]
+        raise SplitError(
+            f"{where}: {what}: {len(found)} (config: data.split.file, data.source.paths)\n  " + "\n  ".join(shown)
+        )
+
+
+def resolved_files(paths: Sequence[Path]) -> list[str]:
+    """Returns the file that each path leads to: two paths of one label file give the same.
+
+    Each folder is resolved and listed once, so that 1e5 paths take a fraction of a second.
+    """
+    folders: dict[str, tuple[str, set[str]]] = {}
+    resolved = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            place = os.path.realpath(folder)
+            links = {e.name for e in os.scandir(place) if e.is_symlink()} if os.path.isdir(place) else set()
+            folders[folder] = place, links
+        place, links = folders[folder]
+        file = os.path.join(place, name)
+        resolved.append(os.path.realpath(file) if name in links or name == ".." else file)
+    return resolved
 
 
 def check_files_exist(part: str, paths: Sequence[Path], where: str) -> None:
@@ -93,9 +135,4 @@ def check_files_exist(part: str, paths: Sequence[Path], where: str) -> None:
     for folder in {os.path.dirname(path) or "." for path in paths}:
         names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     missing = [str(path) for path in paths if path.name not in names[os.path.dirname(path) or "."]]
-    if missing:
-        shown = "\n  ".join([*missing[:20], *([f"... and {len(missing) - 20} more"] if len(missing) > 20 else [])])
-        raise SplitError(
-            f"{where}: {len(missing)} label files of the {part} split do not exist (config: data.source, "
-            f"data.split):\n  {shown}"
-        )
+    refuse_paths(where, f"label files of the {part} split that do not exist", missing)

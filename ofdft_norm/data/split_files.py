@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import yaml
 
 from ofdft_norm.data.split import SPLITS
 from ofdft_norm.errors import SplitError
+
+SUFFIXES = (".zarr", ".zarr.zip")
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,6 @@ class SplitEntry:
     name: str
     dataset: str | None = None
     n_scf_iterations: int | None = None
-
-
-def read_split_file(path: Path) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Reads which label files of one data set belong to which part; see `read_split_entries`.
-
-    Returns:
-        Names of the label files of each part, and the number of SCF iterations where given.
-    """
-    parts = read_split_entries(path)
-    names = {part: [entry.name for entry in entries] for part, entries in parts.items()}
-    known = [entry for entries in parts.values() for entry in entries if entry.n_scf_iterations is not None]
-    return names, {entry.name: int(entry.n_scf_iterations or 0) for entry in known}
 
 
 def read_split_entries(path: Path) -> dict[str, list[SplitEntry]]:
@@ -94,11 +85,66 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _entry(path: Path, part: str, entry: Any) -> SplitEntry:
-    if isinstance(entry, str):
+    if isinstance(entry, str) and entry.endswith(SUFFIXES):
         return SplitEntry(entry)
-    if isinstance(entry, list | tuple) and len(entry) == 3 and str(entry[2]).isdecimal() and int(entry[2]) > 0:
-        return SplitEntry(str(entry[1]), str(entry[0]), int(entry[2]))
+    if isinstance(entry, list | tuple) and len(entry) == 3:
+        dataset, name, n_iterations = (str(value) for value in entry)
+        if name.endswith(SUFFIXES) and n_iterations.isdecimal() and int(n_iterations) > 0:
+            return SplitEntry(name, dataset, int(n_iterations))
     raise SplitError(
-        f"{path}: {part} has the entry {entry!r}; expected the name of a label file, or (data set, label file, "
-        "number of SCF iterations)"
+        f"{path}: {part} has the entry {entry!r}; expected the name of a label file ({SUFFIXES}), or (data set, "
+        "label file, number of SCF iterations) (config: data.split.file)"
     )
+
+
+def locate_entries(
+    parts: Mapping[str, Sequence[SplitEntry]], files: Sequence[Path], exclude: Collection[str], where: str
+) -> tuple[dict[str, list[Path]], dict[Path, int]]:
+    """Finds the entries of a split among label files.
+
+    An entry of a data set whose name is a folder on the way to some of the files is looked for among those alone. A
+    name with folders in it must be the end of a path; a name that is not found is taken as a path of its own.
+
+    Args:
+        parts: The entries of each part.
+        files: The label files of the source.
+        exclude: Names of label files to leave out.
+        where: The split file, for messages.
+
+    Returns:
+        The label files of each part, and the number of SCF iterations of each that is known.
+
+    Raises:
+        SplitError: If an entry fits several label files, or none of its data set.
+    """
+    datasets = {name for path in files for name in path.parts[:-1]}
+    by_name: dict[str, list[Path]] = {}
+    for path in files:
+        by_name.setdefault(path.name, []).append(path)
+    located: dict[str, list[Path]] = {part: [] for part in parts}
+    iterations: dict[Path, int] = {}
+    for part, entries in parts.items():
+        for entry in entries:
+            name = Path(entry.name)
+            if name.name in exclude:
+                continue
+            found = [path for path in by_name.get(name.name, []) if path.parts[-len(name.parts) :] == name.parts]
+            if entry.dataset in datasets:
+                found = [path for path in found if entry.dataset in path.parts[:-1]]
+            path = _only(entry, found, entry.dataset in datasets, where)
+            located[part].append(path)
+            if entry.n_scf_iterations is not None:
+                iterations[path] = entry.n_scf_iterations
+    return located, iterations
+
+
+def _only(entry: SplitEntry, found: list[Path], in_dataset: bool, where: str) -> Path:
+    if len(found) == 1:
+        return found[0]
+    if found or in_dataset:
+        raise SplitError(
+            f"{where}: the entry {entry.name!r} of the data set {entry.dataset!r} fits {len(found)} label files, "
+            f"{[str(path) for path in found[:5]]}, expected one: write more of its path (config: data.split.file, "
+            "data.source.paths)"
+        )
+    return Path(entry.name)

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from ofdft_norm.data.split import check_split, refuse_paths
 from ofdft_norm.data.split_files import SplitEntry
 from ofdft_norm.errors import BasisError, SplitError
 
 _EVEN_TEMPERED = re.compile(r"even_tempered_(\d+(?:\.\d+)?)")
-_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def locate_split(
     names = {dataset: _file_names(folder, dataset) for dataset, folder in folders.items()}
     located: dict[str, list[Path]] = {part: [] for part in parts}
     iterations: dict[Path, int] = {}
-    seen: dict[Path, str] = {}
-    missing, twice = [], []
+    missing = []
     for part, entries in parts.items():
         for entry in entries:
             if entry.name in exclude:
@@ -94,16 +93,11 @@ def locate_split(
             path = folders[dataset] / entry.name
             if entry.name not in names[dataset]:
                 missing.append(str(path))
-            if path in seen:
-                twice.append(f"{dataset}/{entry.name} (in {seen[path]} and {part})")
-            seen[path] = part
             located[part].append(path)
             if entry.n_scf_iterations is not None:
                 iterations[path] = entry.n_scf_iterations
-    _refuse(where, "missing label files", missing)
-    _refuse(where, "molecules listed twice", twice)
-    if not located.get("train"):
-        raise SplitError(f"{where}: the training split has no molecule (config: data.split.file)")
+    refuse_paths(where, "missing label files", missing)
+    check_split(located, where)
     return located, iterations
 
 
@@ -126,9 +120,3 @@ def _dataset(entry: SplitEntry, folders: Mapping[str, Path], where: str) -> str:
         f"{where}: the entry {entry.name!r} belongs to the data set {entry.dataset!r}; expected one of {list(folders)} "
         "(config: data.source.dataset takes a list)"
     )
-
-
-def _refuse(where: str, what: str, found: list[str]) -> None:
-    if found:
-        shown = [*found[:_SHOWN], *([f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])]
-        raise SplitError(f"{where}: {what}: {len(found)} (config: data.split.file)\n  " + "\n  ".join(shown))
