@@ -143,7 +143,7 @@ class DensityModule(NormalizerMixin, LightningModule):
     # --- training -----------------------------------------------------------------------------------------------
 
     def loss(self, batch: Data, energy: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-        """Returns `loss` and its parts, `energy` and `gradient`: means over labelled samples, zero if there is none."""
+        """Returns `loss` and its terms, `energy` and `gradient`: means over labelled samples, zero if there is none."""
         labelled = batch.has_energy_label.reshape(-1)
         n_atoms = torch.bincount(molecule_index(batch, "pos"), minlength=len(labelled))
         # masked before any product: labels that are not to be used may be NaN, and 0 NaN is NaN
@@ -155,11 +155,11 @@ class DensityModule(NormalizerMixin, LightningModule):
         # the offset keeps the square root differentiable at zero
         gradient_errors = (squares + NORM_OFFSET).sqrt() - math.sqrt(NORM_OFFSET)
         n_labelled = labelled.sum().clamp(min=1)
-        parts = {
+        terms = {
             "energy": energy_errors.sum() / n_labelled,
             "gradient": gradient_errors.sum() / n_labelled,
         }
-        return {"loss": self.energy_weight * parts["energy"] + self.gradient_weight * parts["gradient"], **parts}
+        return {"loss": self.energy_weight * terms["energy"] + self.gradient_weight * terms["gradient"], **terms}
 
     def training_step(self, batch: Data, batch_idx: int) -> Tensor:
         """Returns the loss of a batch."""
@@ -168,12 +168,12 @@ class DensityModule(NormalizerMixin, LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch.has_energy_label))
         return losses["loss"]
 
-    def _evaluation_step(self, batch: Data, part: str) -> None:
-        cast(LabelErrors, self.errors[f"{part}_errors"]).update(self.normalizer, batch, *self.predict(batch))
+    def _evaluation_step(self, batch: Data, split: str) -> None:
+        cast(LabelErrors, self.errors[f"{split}_errors"]).update(self.normalizer, batch, *self.predict(batch))
 
-    def _log_errors(self, part: str) -> None:
-        metric = cast(LabelErrors, self.errors[f"{part}_errors"])
-        self.log_dict({f"{part}/{name}": value.to(torch.float32) for name, value in metric.compute().items()})
+    def _log_errors(self, split: str) -> None:
+        metric = cast(LabelErrors, self.errors[f"{split}_errors"])
+        self.log_dict({f"{split}/{name}": value.to(torch.float32) for name, value in metric.compute().items()})
         metric.reset()
 
     def validation_step(self, batch: Data, batch_idx: int) -> None:

@@ -122,11 +122,12 @@ class DensityNetwork(nn.Module):
         """Returns, for l = 1, 2, each atom's moments (atoms, n_types n_radial, 2l+1) of its neighbours' directions."""
         moments = []
         channels = self.n_types * self.n_radial
-        slots = receivers * self.n_types + atom_ind[senders]
+        # one row for each atom and element of its neighbours
+        rows = receivers * self.n_types + atom_ind[senders]
         for harmonics in directions(units, self.p_order):
             products = radial[:, :, None] * harmonics[:, None, :]
             total = products.new_zeros(len(atom_ind) * self.n_types, *products.shape[1:])
-            total = total.index_add(0, slots, products)
+            total = total.index_add(0, rows, products)
             moments.append(total.reshape(len(atom_ind), channels, -1))
         return moments
 

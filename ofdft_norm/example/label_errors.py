@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import hashlib
+import uuid
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from ofdft_norm.data.of_data import molecule_index, n_molecules
 from ofdft_norm.normalization.normalizer import Normalizer
@@ -48,32 +51,36 @@ class LabelErrors(Metric):
     """Errors of predictions in hartree over all labelled samples, each sample counting once.
 
     `compute` returns, by name:
-        energy_mae_mHa, energy_rmse_mHa: Mean absolute and root mean square error of the energy [mHa].
+        energy_mae_mHa, energy_median_mHa, energy_rmse_mHa: Mean and median absolute error, and root mean square error,
+            of the energy [mHa].
+        energy_mae_within_molecule_mHa: Mean absolute error of the energy after each molecule's mean error is
+            subtracted: what is wrong along the densities of one molecule, not between molecules [mHa].
         energy_mae_per_electron_mHa: Mean of |error| / N [mHa per electron].
         gradient_mae_mHa: Mean absolute component of the projected gradient's error, over all components [mHa].
         gradient_norm_mHa: Mean over samples of the norm of the projected gradient's error [mHa].
 
-    Without any labelled sample all are NaN.
+    Without any labelled sample all are NaN. Samples without `mol_id` are molecules of their own.
     """
 
     full_state_update = False
     higher_is_better = False
     NAMES = (
         "energy_mae_mHa",
+        "energy_median_mHa",
         "energy_rmse_mHa",
+        "energy_mae_within_molecule_mHa",
         "energy_mae_per_electron_mHa",
         "gradient_mae_mHa",
         "gradient_norm_mHa",
     )
-    sums: Tensor
-    n_samples: Tensor
-    n_components: Tensor
+    rows: list[Tensor] | Tensor
+    molecules: list[Tensor] | Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(len(self.NAMES), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n_samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("n_components", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        # of each labelled sample: its energy's error, electrons, absolute and squared gradient errors, their number
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("molecules", [], dist_reduce_fx="cat")
 
     def update(self, normalizer: Normalizer, batch: Data, energy: Tensor, gradient: Tensor) -> None:
         """Takes in a batch of predictions.
@@ -85,26 +92,68 @@ class LabelErrors(Metric):
             gradient: (n_basis,) predicted gradients with respect to the original coefficients [hartree].
         """
         labelled = batch.has_energy_label.reshape(-1)
-        errors = (energy.detach() - normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch))[labelled]
-        electrons = n_electrons(normalizer, batch)[labelled]
+        errors = energy.detach() - normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)
         difference = gradient.detach() - normalizer.denormalize_gradient(batch.gradient_label, batch)
         difference = project_in_original_coordinates(normalizer, batch, difference)
-        sizes = sums_over_molecules(torch.ones_like(difference), batch)
-        self.sums += torch.stack(
-            [
-                errors.abs().sum(),
-                errors.square().sum(),
-                (errors.abs() / electrons).sum(),
-                sums_over_molecules(difference.abs(), batch)[labelled].sum(),
-                sums_over_molecules(difference.square(), batch)[labelled].sqrt().sum(),
-            ]
-        )
-        self.n_samples += labelled.sum()
-        self.n_components += sizes[labelled].sum().to(torch.int64)
+        columns = [
+            errors,
+            n_electrons(normalizer, batch),
+            sums_over_molecules(difference.abs(), batch),
+            sums_over_molecules(difference.square(), batch),
+            sums_over_molecules(torch.ones_like(difference), batch),
+        ]
+        cast(list, self.rows).append(torch.stack(columns, dim=1)[labelled])
+        cast(list, self.molecules).append(_molecule_keys(batch, labelled))
+
+    def _samples(self) -> tuple[Tensor, Tensor]:
+        """Returns the (n, 5) rows and (n,) molecules of all samples so far."""
+        if len(self.rows) == 0:
+            return torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+        return dim_zero_cat(self.rows), dim_zero_cat(self.molecules)
+
+    @property
+    def n_samples(self) -> int:
+        """Labelled samples so far, in this process."""
+        return len(self._samples()[0])
+
+    @property
+    def n_molecules(self) -> int:
+        """Different molecules that they belong to."""
+        return len(self._samples()[1].unique())
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the errors by name, see the class."""
-        absolute, square, per_electron, components, norms = self.sums
-        means = [absolute, (square * self.n_samples).sqrt(), per_electron, None, norms]
-        values = [components / self.n_components if mean is None else mean / self.n_samples for mean in means]
+        rows, molecules = self._samples()
+        if len(rows) == 0:
+            return dict.fromkeys(self.NAMES, torch.tensor(torch.nan, dtype=torch.float64))
+        errors, electrons, absolute, squares, components = rows.T
+        values = (
+            errors.abs().mean(),
+            errors.abs().quantile(0.5),
+            errors.square().mean().sqrt(),
+            (errors - means_by_group(errors, molecules)).abs().mean(),
+            (errors.abs() / electrons).mean(),
+            absolute.sum() / components.sum(),
+            squares.sqrt().mean(),
+        )
         return {name: MILLI * value for name, value in zip(self.NAMES, values, strict=True)}
+
+
+def means_by_group(values: Tensor, keys: Tensor) -> Tensor:
+    """Returns, for each value, the mean of all values with the same key.
+
+    Example:
+        >>> means_by_group(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([7, 3, 3])).tolist()
+        [1.0, 4.0, 4.0]
+    """
+    _, index, counts = keys.unique(return_inverse=True, return_counts=True)
+    return (values.new_zeros(len(counts)).index_add(0, index, values) / counts)[index]
+
+
+def _molecule_keys(batch: Data, labelled: Tensor) -> Tensor:
+    """Returns a number for the molecule of each labelled sample, the same in every process."""
+    names = batch.get("mol_id") or [uuid.uuid4().hex for _ in labelled]
+    names = [names] if isinstance(names, str) else names
+    digests = [hashlib.blake2b(name.encode(), digest_size=7).digest() for name in names]
+    keys = [int.from_bytes(digest, "big") for digest in digests]
+    return torch.tensor(keys, dtype=torch.int64, device=labelled.device)[labelled]

@@ -44,15 +44,17 @@ def gradient_ranges(
     """
     key = "gradient_label"
     before: Array = statistics.load_statistic(weigher_key, f"{key}/abs_max")
-    slope = np.zeros_like(before)
+    reference_gradient = np.zeros_like(before)
     if isinstance(normalizer.reference, AtomRef):
-        slope = normalizer.reference.g_z.cpu().numpy()
+        reference_gradient = normalizer.reference.g_z.cpu().numpy()
     if f"{weigher_key}/{key}/maximum" in statistics:
         high = statistics.load_statistic(weigher_key, f"{key}/maximum")
         low = statistics.load_statistic(weigher_key, f"{key}/minimum")
-        after = np.maximum(np.abs(high - slope), np.abs(low - slope))
-    else:  # statistics of STRUCTURES25: the maximum after the reference is stored, where a slope is subtracted
-        after = statistics.load_statistic(weigher_key, "gradient_max_after_atom_ref") if slope.any() else before
+        after = np.maximum(np.abs(high - reference_gradient), np.abs(low - reference_gradient))
+    elif reference_gradient.any():  # statistics of STRUCTURES25 have the maximum after the reference instead
+        after = statistics.load_statistic(weigher_key, "gradient_max_after_atom_ref")
+    else:
+        after = before
     scale = np.full_like(before, float(normalizer.energy_scale))
     if normalizer.rescaling is not None:
         scale = scale * (normalizer.rescaling.lambda_z.cpu().numpy() + normalizer.rescaling.epsilon)

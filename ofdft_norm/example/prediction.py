@@ -106,7 +106,7 @@ def split_batch(outputs: dict[str, torch.Tensor], batch: Any, labels: torch.Tens
         functions = [int(i) for i in batch.coeffs_ptr]
     for i in range(n):
         own = slice(atoms[i], atoms[i + 1])
-        part = torch.empty(0) if gradient is None else gradient[functions[i] : functions[i + 1]]
+        own_gradient = torch.empty(0) if gradient is None else gradient[functions[i] : functions[i + 1]]
         yield Prediction(
             names[i],
             -1 if iterations is None else int(iterations[i]),
@@ -114,7 +114,7 @@ def split_batch(outputs: dict[str, torch.Tensor], batch: Any, labels: torch.Tens
             batch.pos[own].double().cpu().numpy(),
             float(outputs["energy"][i]),
             float(labels[i]),
-            part.double().cpu().numpy(),
+            own_gradient.double().cpu().numpy(),
         )
 
 

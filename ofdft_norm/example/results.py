@@ -1,9 +1,10 @@
-"""What a trained model is worth: its errors beside those of two baselines, as a table."""
+"""What a trained model is worth: its errors beside those of baselines, as a table."""
 
 from __future__ import annotations
 
 import copy
 import csv
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ofdft_norm.data.files import written_whole
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.label_errors import LabelErrors
+from ofdft_norm.example.xc_baseline import CompositionAndXC, read_xc_energies
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.tables import text_table
@@ -26,12 +28,14 @@ Predictor = Callable[[Data], Prediction]
 
 CONSTANT_PER_ELEMENT = "constant per element"
 REFERENCE_ONLY = "reference only"
+COMPOSITION_AND_XC = "composition and E_xc"
 MODEL = "model"
 
-_HEADINGS = {
+# what a table shows of the errors; files hold all of them
+HEADINGS = {
     "energy_mae_mHa": "E MAE",
-    "energy_rmse_mHa": "E RMSE",
-    "energy_mae_per_electron_mHa": "E MAE / electron",
+    "energy_median_mHa": "E median",
+    "energy_mae_within_molecule_mHa": "E within molecule",
     "gradient_mae_mHa": "gradient MAE",
     "gradient_norm_mHa": "gradient norm",
 }
@@ -44,12 +48,14 @@ class ResultRow:
     Attributes:
         split: ``val`` or ``test``.
         predictor: Which predictor.
+        n_molecules: Molecules that the split's labelled samples belong to.
         n_samples: Labelled samples.
         errors: By the names of `LabelErrors`, in mHa and mHa per electron.
     """
 
     split: str
     predictor: str
+    n_molecules: int
     n_samples: int
     errors: dict[str, float]
 
@@ -112,47 +118,36 @@ def evaluate(
         for name, predict in predictors.items():
             metrics[name].update(normalizer, batch, *predict(batch))
     return [
-        ResultRow(split, name, int(metric.n_samples), {k: float(v) for k, v in metric.compute().items()})
+        ResultRow(split, name, metric.n_molecules, metric.n_samples, {k: float(v) for k, v in metric.compute().items()})
         for name, metric in metrics.items()
     ]
 
 
 def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> SplitEnergies:
     """Collects predicted, true and reference energies of all labelled samples [hartree]."""
-    parts: list[Tensor] = []
+    columns: list[Tensor] = []
     for batch in batches:
         labelled = batch.has_energy_label.reshape(-1)
         energy = predict(batch)[0].detach()
         true = normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)
-        columns = [energy, true, batch.energy_reference]
-        parts.append(torch.stack(columns)[:, labelled].cpu())
-    predicted, true, reference = torch.cat(parts, dim=1) if parts else torch.zeros(3, 0, dtype=torch.float64)
+        columns.append(torch.stack([energy, true, batch.energy_reference])[:, labelled].cpu())
+    predicted, true, reference = torch.cat(columns, dim=1) if columns else torch.zeros(3, 0, dtype=torch.float64)
     return SplitEnergies(predicted, true, reference)
 
 
 def split_batches(datamodule: OFDFTDataModule, split: str, device: torch.device | str = "cpu") -> Iterable[Data]:
-    """Yields the normalised batches of ``val`` or ``test``, on the given device."""
-    loader = datamodule.val_dataloader() if split == "val" else datamodule.test_dataloader()
+    """Yields the normalised batches of ``train``, ``val`` or ``test``, on the given device."""
+    loader = getattr(datamodule, f"{split}_dataloader")()
     # outside of a trainer, which calls this hook itself
     return (datamodule.on_after_batch_transfer(batch.to(device), 0) for batch in loader)
 
 
-def results_table(
-    model: Predictor,
-    datamodule: OFDFTDataModule,
-    splits: Sequence[str] = ("val", "test"),
-    device: torch.device | str = "cpu",
-) -> list[ResultRow]:
-    """Measures a model and both baselines on held-out splits.
+def baselines(datamodule: OFDFTDataModule, device: torch.device | str = "cpu") -> dict[str, Predictor]:
+    """Returns what a model is to beat, fitted on the training split, by name.
 
     Args:
-        model: The trained model.
-        datamodule: Its data; the constant for each element comes from the statistics of its training split.
-        splits: Which splits.
-        device: Where the model is.
-
-    Returns:
-        Three rows for each split.
+        datamodule: The data; the constant for each element comes from the statistics of its training split.
+        device: Where batches are.
 
     Raises:
         ConfigError: If the data have no density basis.
@@ -163,19 +158,45 @@ def results_table(
         raise ConfigError(
             "a results table needs density coefficients, but the data have no basis (config: data.source)"
         )
-    # a copy: the data module's own stays on the CPU, where its workers use it
-    normalizer = copy.deepcopy(datamodule.normalizer).to(device)
     references = LinearReferences.from_dataset_statistics(
         datamodule.statistics,
         basis_info,
         datamodule.statistics_config.weigher_key,
         unseen_elements="zero" if datamodule.settings.unseen_elements == "identity" else "error",
     ).to(device)
-    predictors: dict[str, Predictor] = {
-        CONSTANT_PER_ELEMENT: constant_per_element(references),
-        REFERENCE_ONLY: reference_only(normalizer),
-        MODEL: model,
-    }
+    # a copy: the data module's own stays on the CPU, where its workers use it
+    normalizer = copy.deepcopy(datamodule.normalizer).to(device)
+    predictors = {CONSTANT_PER_ELEMENT: constant_per_element(references), REFERENCE_ONLY: reference_only(normalizer)}
+    xc_energies = read_xc_energies(datamodule)
+    if xc_energies is not None:
+        batches = split_batches(datamodule, "train", device)
+        predictors[COMPOSITION_AND_XC] = CompositionAndXC.fitted(xc_energies, batches, normalizer, basis_info.n_types)
+    return predictors
+
+
+def results_table(
+    model: Predictor,
+    datamodule: OFDFTDataModule,
+    splits: Sequence[str] = ("val", "test"),
+    device: torch.device | str = "cpu",
+) -> list[ResultRow]:
+    """Measures a model and the baselines on held-out splits.
+
+    Args:
+        model: The trained model.
+        datamodule: Its data, see `baselines`.
+        splits: Which splits.
+        device: Where the model is.
+
+    Returns:
+        A row for each predictor, the model last, for each split.
+
+    Raises:
+        ConfigError: If the data have no density basis.
+        StatisticsError: If the statistics have no linear references.
+    """
+    predictors = {**baselines(datamodule, device), MODEL: model}
+    normalizer = copy.deepcopy(datamodule.normalizer).to(device)
     rows = []
     for split in splits:
         rows += evaluate(predictors, split_batches(datamodule, split, device), normalizer, split)
@@ -183,10 +204,16 @@ def results_table(
 
 
 def format_table(rows: Sequence[ResultRow]) -> str:
-    """Returns the rows as a text table; energies in mHa, and per electron in mHa."""
-    header = ["split", "predictor", "samples", *(f"{heading} [mHa]" for heading in _HEADINGS.values())]
+    """Returns the rows as a text table; ``-`` where a predictor says nothing."""
+    header = ["errors in mHa", "", "molecules", "samples", *HEADINGS.values()]
     cells = [
-        [row.split, row.predictor, str(row.n_samples), *(f"{row.errors[name]:.3f}" for name in _HEADINGS)]
+        [
+            row.split,
+            row.predictor,
+            str(row.n_molecules),
+            str(row.n_samples),
+            *("-" if math.isnan(row.errors[name]) else f"{row.errors[name]:.1f}" for name in HEADINGS),
+        ]
         for row in rows
     ]
     return text_table(header, cells, n_left=2)
@@ -196,8 +223,7 @@ def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
     """Writes the rows as CSV, at full precision: whole, or not at all."""
     with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["split", "predictor", "n_samples", *LabelErrors.NAMES])
+        writer.writerow(["split", "predictor", "n_molecules", "n_samples", *LabelErrors.NAMES])
         for row in rows:
-            writer.writerow(
-                [row.split, row.predictor, row.n_samples, *(repr(row.errors[n]) for n in LabelErrors.NAMES)]
-            )
+            errors = (repr(row.errors[name]) for name in LabelErrors.NAMES)
+            writer.writerow([row.split, row.predictor, row.n_molecules, row.n_samples, *errors])

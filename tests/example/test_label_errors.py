@@ -28,7 +28,7 @@ def normalizer(energy_scale: float = 2.0) -> Normalizer:
 
 def naive_errors(samples, energies, gradients):
     """Predicted energies [hartree] and raw gradients [hartree] against the raw samples' labels."""
-    absolute, per_electron, norms, components = [], [], [], []
+    absolute, per_electron, norms, components, by_molecule = [], [], [], [], {}
     for sample, energy, gradient in zip(samples, energies, gradients, strict=True):
         if not sample.has_energy_label.item():
             continue
@@ -36,11 +36,15 @@ def naive_errors(samples, energies, gradients):
         difference = gradient - sample.gradient_label.numpy()
         difference = difference - w * (w @ difference) / (w @ w)
         absolute.append(abs(energy - sample.energy_label.item()))
+        by_molecule.setdefault(sample.mol_id, []).append(energy - sample.energy_label.item())
         per_electron.append(absolute[-1] / (w @ p))
         norms.append(np.sqrt((difference**2).sum()))
         components.extend(np.abs(difference))
     return {
         "energy_mae_mHa": 1000 * np.mean(absolute),
+        "energy_median_mHa": 1000 * np.median(absolute),
+        "energy_mae_within_molecule_mHa": 1000
+        * np.mean(np.concatenate([np.abs(np.array(errors) - np.mean(errors)) for errors in by_molecule.values()])),
         "energy_rmse_mHa": 1000 * np.sqrt(np.mean(np.square(absolute))),
         "energy_mae_per_electron_mHa": 1000 * np.mean(per_electron),
         "gradient_mae_mHa": 1000 * np.mean(components),
@@ -51,7 +55,8 @@ def naive_errors(samples, energies, gradients):
 def samples_and_predictions(make_sample, n=7):
     rng = np.random.default_rng(1)
     samples = [
-        make_sample(BASIS, rng, rng.choice([1, 8], 1 + i % 3).tolist(), has_energy_label=i != 2) for i in range(n)
+        make_sample(BASIS, rng, rng.choice([1, 8], 1 + i % 3).tolist(), f"molecule_{i % 3}", has_energy_label=i != 2)
+        for i in range(n)
     ]
     for sample in samples:
         sample.coeffs = sample.coeffs.abs()  # a positive number of electrons
@@ -80,7 +85,7 @@ def test_errors_are_those_of_raw_samples(make_sample, make_batch, batch_size, sc
         metric.update(*predictions(make_batch, samples[part], energies[part], gradients[part], scale))
     got = {name: float(value) for name, value in metric.compute().items()}
     assert got == pytest.approx(naive_errors(samples, energies, gradients), rel=1e-8)
-    assert int(metric.n_samples) == 6
+    assert (metric.n_samples, metric.n_molecules) == (6, 3)
 
 
 def test_labels_that_may_not_be_used_do_not_count_even_if_nan(make_sample, make_batch):
@@ -101,6 +106,16 @@ def test_without_labelled_samples_errors_are_nan(make_sample, make_batch):
     assert all(torch.isnan(value) for value in metric.compute().values())
 
 
+def test_samples_without_a_molecules_name_are_molecules_of_their_own(make_sample, make_batch):
+    samples, energies, gradients = samples_and_predictions(make_sample)
+    for sample in samples:
+        del sample.mol_id
+    metric = LabelErrors()
+    metric.update(*predictions(make_batch, samples, energies, gradients))
+    assert metric.n_molecules == 6
+    assert float(metric.compute()["energy_mae_within_molecule_mHa"]) == 0
+
+
 def test_electrons_are_counted_in_original_coordinates(make_sample, make_batch):
     samples, _, _ = samples_and_predictions(make_sample)
     batch = normalizer().normalize(make_batch(samples))
@@ -108,10 +123,10 @@ def test_electrons_are_counted_in_original_coordinates(make_sample, make_batch):
     assert n_electrons(normalizer(), batch).tolist() == pytest.approx(expected, rel=1e-10)
 
 
-def _rank(rank: int, folder: str, states: list[dict]) -> None:
+def _rank(rank: int, folder: str, states: list[tuple]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     metric = LabelErrors()
-    metric.sums, metric.n_samples, metric.n_components = states[rank]["state"]
+    metric.rows, metric.molecules = ([state] for state in states[rank])
     torch.save(metric.compute(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -122,7 +137,7 @@ def test_two_processes_give_the_errors_of_all_samples(make_sample, make_batch, t
     for part in (slice(0, 5), slice(5, None)):
         metric = LabelErrors()
         metric.update(*predictions(make_batch, samples[part], energies[part], gradients[part]))
-        states.append({"state": (metric.sums, metric.n_samples, metric.n_components)})
+        states.append((torch.cat(metric.rows), torch.cat(metric.molecules)))
     multiprocessing.spawn(_rank, (str(tmp_path), states), nprocs=2)
     for rank in range(2):
         got = {name: float(v) for name, v in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items()}

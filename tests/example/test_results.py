@@ -12,6 +12,7 @@ from torch_geometric.loader import DataLoader
 from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, LinearReferences, Normalizer
 from ofdft_norm.example import LabelErrors
 from ofdft_norm.example.results import (
+    HEADINGS,
     ResultRow,
     constant_per_element,
     evaluate,
@@ -93,18 +94,21 @@ def test_energies_are_collected_in_hartree_from_labelled_samples(samples, batche
 
 
 def rows():
+    errors = {name: 1 / 3 + i for i, name in enumerate(LabelErrors.NAMES)}
     return [
-        ResultRow("val", "reference only", 10, {name: 100.25 + i for i, name in enumerate(LabelErrors.NAMES)}),
-        ResultRow("test", "model", 9, {name: 1 / 3 + i for i, name in enumerate(LabelErrors.NAMES)}),
+        ResultRow("val", "reference only", 3, 10, {name: 100.25 + i for i, name in enumerate(LabelErrors.NAMES)}),
+        ResultRow("test", "model", 2, 9, {**errors, "gradient_norm_mHa": float("nan")}),
     ]
 
 
 def test_table_lines_up_and_names_its_units():
     lines = format_table(rows()).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[0].count("[mHa]") == len(LabelErrors.NAMES)
-    assert lines[1].split()[:4] == ["val", "reference", "only", "10"]
-    assert lines[2].split()[3:] == ["0.333", "1.333", "2.333", "3.333", "4.333"]
+    assert lines[0].startswith("errors in mHa")
+    assert lines[1].split()[:5] == ["val", "reference", "only", "3", "10"]
+    shown = [f"{1 / 3 + LabelErrors.NAMES.index(name):.1f}" for name in HEADINGS]
+    assert lines[2].split()[4:-1] == shown[:-1]
+    assert lines[2].split()[-1] == "-"
 
 
 def test_csv_holds_every_digit(tmp_path):
@@ -112,10 +116,11 @@ def test_csv_holds_every_digit(tmp_path):
     write_csv(rows(), path)
     with path.open(newline="") as file:
         read = list(csv.DictReader(file))
-    assert [(r["split"], r["predictor"], int(r["n_samples"])) for r in read] == [
-        ("val", "reference only", 10),
-        ("test", "model", 9),
+    assert [(r["split"], r["predictor"], int(r["n_molecules"]), int(r["n_samples"])) for r in read] == [
+        ("val", "reference only", 3, 10),
+        ("test", "model", 2, 9),
     ]
     for line, row in zip(read, rows(), strict=True):
-        assert {name: float(line[name]) for name in LabelErrors.NAMES} == row.errors
+        read_errors = [float(line[name]) for name in LabelErrors.NAMES]
+        np.testing.assert_array_equal(read_errors, list(row.errors.values()))  # NaN equals NaN here
     assert [p.name for p in path.parent.iterdir()] == ["results.csv"]

@@ -125,10 +125,10 @@ def test_logged_errors_are_those_of_the_label_files_in_hartree(run, folder):
     assert metrics["results/test/energy_mae_mHa"] == pytest.approx(metrics["test/energy_mae_mHa"], rel=1e-5)
 
 
-def test_results_hold_both_baselines_for_both_splits(run, folder):
+def test_results_hold_all_baselines_for_both_splits(run, folder):
     with (folder / "output" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    predictors = ["constant per element", "reference only", "model"]
+    predictors = ["constant per element", "reference only", "composition and E_xc", "model"]
     assert [(r["split"], r["predictor"]) for r in rows] == [(s, p) for s in ("val", "test") for p in predictors]
 
 
