@@ -15,6 +15,7 @@ MODULES = sorted(path for path in (ROOT / "ofdft_norm").rglob("*.py") if "_hydra
 # module and the mixin, is of the layer "datamodule"
 LAYERS = {
     "errors": 0,
+    "settings": 0,
     "version": 0,
     "tables": 0,
     "data": 1,

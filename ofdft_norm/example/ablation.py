@@ -378,11 +378,15 @@ def _read(file: Path) -> RunResult:
 
 def _baselines(settings: AblationSettings) -> dict[str, list[dict[str, float]]]:
     """Returns the test errors of predictors that are not trained, by name, one for each fold."""
-    errors: dict[str, list[dict[str, float]]] = {}
-    for fold in range(settings.n_folds):
+    by_fold = [_baseline_errors(settings, fold) for fold in range(settings.n_folds)]
+    return {predictor: [errors[predictor] for errors in by_fold] for predictor in by_fold[0]}
+
+
+def _baseline_errors(settings: AblationSettings, fold: int) -> dict[str, dict[str, float]]:
+    file = settings.output / "runs" / f"baselines_fold{fold}.json"
+    if not file.exists():
         datamodule: OFDFTDataModule = instantiate(_composed(settings, "both", fold).data)
         datamodule.setup("fit")
         rows = evaluate(baselines(datamodule), split_batches(datamodule, "test"), datamodule.normalizer, "test")
-        for row in rows:
-            errors.setdefault(row.predictor, []).append(row.errors)
-    return errors
+        write_text(file, json.dumps({row.predictor: row.errors for row in rows}, indent=1))
+    return json.loads(file.read_text())
