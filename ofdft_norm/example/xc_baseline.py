@@ -88,8 +88,10 @@ def read_xc_energies(datamodule: OFDFTDataModule) -> XCEnergies | None:
         The energies; None where the source has no label files, more than `MAX_FILES`, or files without them.
     """
     source = datamodule.source
-    files = source.label_files() if isinstance(source, LabelFiles) else []
-    if not 0 < len(files) <= MAX_FILES:
+    if not isinstance(source, LabelFiles):
+        return None
+    files = source.label_files()
+    if len(files) > MAX_FILES:
         return None
     samples = OFDataset(files, source.basis(), XC_KEY, source.gradient_key)
     try:
