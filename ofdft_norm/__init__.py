@@ -18,6 +18,7 @@ from ofdft_norm.statistics.sample_weighers import (
     HasEnergyLabelSampleWeigher,
     InitialGuessOnlySampleWeigher,
     MinSCFIterationSampleWeigher,
+    ProductSampleWeigher,
     SampleWeigher,
 )
 from ofdft_norm.transforms.project_gradient import ProjectGradient, project_gradient
@@ -38,6 +39,7 @@ __all__ = [
     "OFDFTDataModule",
     "OFData",
     "OFDataset",
+    "ProductSampleWeigher",
     "ProjectGradient",
     "SampleWeigher",
     "create_element_references",

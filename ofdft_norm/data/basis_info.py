@@ -6,13 +6,15 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from ofdft_norm.data.elements import atomic_number
 from ofdft_norm.errors import BasisError
 
 MAX_ATOMIC_NUMBER = 118
@@ -24,7 +26,27 @@ P_ORDERS: tuple[POrder, ...] = get_args(POrder)
 # m of the three functions of a p shell: real harmonics of m = -1, 0, 1 are proportional to y, z, x
 _P_SHELL_M: dict[str, tuple[int, int, int]] = {"yzx": (-1, 0, 1), "xyz": (1, -1, 0)}
 
+ArrayOrTensor = TypeVar("ArrayOrTensor", npt.NDArray[Any], Tensor)
+
 _SHELL = re.compile(r"(\d+)x(\d+)([eo])?")
+
+
+def shells_to_irreps(momenta: Iterable[int]) -> str:
+    """Returns e.g. ``"2x0e+1x1o"`` for shells of angular momenta 0, 0, 1, in this order."""
+    return "+".join(f"{len(list(group))}x{l}{'eo'[l % 2]}" for l, group in itertools.groupby(momenta))
+
+
+def split_axis(values: ArrayOrTensor, lengths: Sequence[int], axis: int, what: str) -> tuple[ArrayOrTensor, ...]:
+    """Splits an array or tensor into consecutive pieces of given lengths.
+
+    Raises:
+        BasisError: If they do not sum to the length of the axis.
+    """
+    if values.shape[axis] != sum(lengths):
+        raise BasisError(f"axis {axis} has {values.shape[axis]} entries, but {what} has {sum(lengths)} functions")
+    if isinstance(values, np.ndarray):
+        return tuple(np.split(values, np.cumsum(lengths)[:-1], axis=axis))
+    return values.split(list(lengths), dim=axis)
 
 
 def _parse_irreps(irreps: str, atomic_number: int) -> list[tuple[int, int]]:
@@ -178,6 +200,58 @@ class BasisInfo:
         if lowest < 0 or highest >= self.n_types:
             raise BasisError(f"field 'atom_ind' has {lowest} ... {highest}, expected 0 ... {self.n_types - 1}")
         return np.concatenate([self.atom_ind_to_basis_function_ind[i] for i in atom_ind])
+
+    def split_field_by_atom_type(self, values: ArrayOrTensor, axis: int = 0) -> tuple[ArrayOrTensor, ...]:
+        """Splits a per-dimension quantity by element.
+
+        Args:
+            values: An array or tensor with `n_basis` entries along `axis`, such as a statistic.
+            axis: The axis.
+
+        Returns:
+            One array or tensor (a view) for each element, `basis_dim_per_atom` entries long.
+
+        Raises:
+            BasisError: If the length is another.
+        """
+        return split_axis(values, self.basis_dim_per_atom.tolist(), axis, "the basis")
+
+    def is_subset(self, other: BasisInfo) -> bool:
+        """Returns whether each element of this basis has the same functions, in the same order, in the other basis."""
+        own, others = self._functions(), other._functions()
+        return all(others.get(number) == functions for number, functions in own.items())
+
+    def _functions(self) -> dict[int, list[list[int]]]:
+        """Returns, for each element, l and m of each of its functions."""
+        functions = np.stack([self.l_per_basis_func, self.m_per_basis_func])
+        return {
+            number: functions[:, index].tolist()
+            for number, index in zip(self.atomic_numbers.tolist(), self.atom_ind_to_basis_function_ind, strict=True)
+        }
+
+    @classmethod
+    def from_mol(cls, mol: Any) -> BasisInfo:
+        """Describes the basis of a molecule of PySCF, as it is: its elements only, p functions ordered x, y, z.
+
+        Args:
+            mol: A `pyscf.gto.Mole` with spherical functions, which in every atom are sorted by angular momentum.
+
+        Returns:
+            The basis, elements sorted by atomic number.
+
+        Raises:
+            BasisError: If functions are Cartesian or not sorted, or atoms of one element differ.
+        """
+        if mol.cart:
+            raise BasisError("from_mol: the molecule has Cartesian functions (mol.cart), expected spherical ones")
+        momenta: dict[int, list[int]] = {}
+        for atom in range(mol.natm):
+            own = [int(mol.bas_angular(i)) for i in mol.atom_shell_ids(atom) for _ in range(mol.bas_nctr(i))]
+            number = atomic_number(mol.atom_pure_symbol(atom))
+            if momenta.setdefault(number, own) != own:
+                raise BasisError(f"from_mol: atoms of element {number} have different functions")
+        irreps = {z: shells_to_irreps(momenta[z]) for z in sorted(momenta)}
+        return cls(list(irreps), list(irreps.values()), p_order="xyz")
 
     @classmethod
     def from_json(cls, path: str | Path) -> BasisInfo:

@@ -61,7 +61,8 @@ class OFData(Data):
             ground_state_coeffs: (n_basis,) or None.
             gradient_label: (n_basis,) [hartree] or None.
             energy_label: A number [hartree] or None.
-            has_energy_label: Whether the labels may be used; by default, whether `energy_label` is given.
+            has_energy_label: Whether the labels may be used: True or False (1 or 0), bare or the one value of a list,
+                an array or a tensor; by default, whether `energy_label` is given.
             dual_basis_integrals: (n_basis,) [electrons] or None.
             mol_id: Name of the geometry.
             scf_iteration: Index of the density along its SCF path.
@@ -71,7 +72,7 @@ class OFData(Data):
 
         Raises:
             BasisError: If an element is not part of the basis.
-            LabelFileError: If a field has the wrong length.
+            LabelFileError: If a field has the wrong length, or `has_energy_label` is neither true nor false.
         """
         where = f"molecule {mol_id!r}" if mol_id is not None else "sample"
         atom_ind = basis_info.atom_indices(atomic_numbers, where)
@@ -105,7 +106,7 @@ class OFData(Data):
                     f"{where}: field 'energy_label' has shape {tuple(energy.shape)}, expected one number [hartree]"
                 )
             sample.energy_label = energy.reshape(1)
-        labelled = energy_label is not None if has_energy_label is None else bool(has_energy_label)
+        labelled = energy_label is not None if has_energy_label is None else _flag(has_energy_label, where)
         sample.has_energy_label = torch.tensor([labelled])
         if mol_id is not None:
             sample.mol_id = str(mol_id)
@@ -122,6 +123,16 @@ def _as_float_tensor(value: Any) -> Tensor:
         array = np.asarray(value)
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor if tensor.is_floating_point() else tensor.to(torch.float64)
+
+
+def _flag(value: Any, where: str) -> bool:
+    """Returns one true or false value; never the truth of a list or an array, which is its having entries."""
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
+        raise LabelFileError(
+            f"{where}: field 'has_energy_label' is {value!r}, expected one value, True or False (1 or 0)"
+        )
+    return bool(array.item())
 
 
 def _vector(value: Any, field: str, n_basis: int, where: str) -> Tensor:
@@ -156,10 +167,13 @@ def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
     index = batch.get(name)
     if index is not None:
         return index
-    if batch.get("ptr") is not None or batch.get("batch") is not None:
-        raise BatchError(
-            f"the batch has no '{name}': give PyG's DataLoader follow_batch=['coeffs'] (OFDFTDataModule's loaders do)"
+    if isinstance(batch, Batch) or batch.get("ptr") is not None or batch.get("batch") is not None:
+        way = (
+            "give the samples 'pos', from which PyG counts atoms"
+            if field == "pos"
+            else (f"give PyG's DataLoader follow_batch=['{field}'] (OFDFTDataModule's loaders do)")
         )
+        raise BatchError(f"the batch has no '{name}': {way}")
     names = ("atomic_numbers", "z", "pos") if field == "pos" else (field,)
     for values in (batch.get(name) for name in names):
         if values is not None:
@@ -168,12 +182,23 @@ def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
 
 
 def n_molecules(batch: Data) -> int:
-    """Returns the number of molecules of a batch; 1 for a single sample."""
-    ptr = batch.get("ptr")
-    if ptr is not None:
-        return int(ptr.numel()) - 1
-    index = batch.get("batch")
-    return 1 if index is None else int(index.max()) + 1
+    """Returns the number of molecules of a batch; 1 for a single sample.
+
+    This is the one definition, whatever fields the samples have: PyG's boundaries (``ptr``) or, for samples without
+    positions, which have none, the number of samples that PyG joined or the boundaries of the coefficients.
+    """
+    for name in ("ptr", "coeffs_ptr"):
+        boundaries = batch.get(name)
+        if boundaries is not None:
+            return int(boundaries.numel()) - 1
+    joined = getattr(batch, "_num_graphs", None)  # what PyG's Batch.num_graphs says
+    if joined is not None:
+        return int(joined)
+    for name in ("batch", "coeffs_batch"):
+        index = batch.get(name)
+        if index is not None:
+            return int(index.max()) + 1 if index.numel() else 0
+    return 1
 
 
 def sample_name(batch: Data, sample: int) -> str | None:

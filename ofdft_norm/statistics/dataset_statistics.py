@@ -21,7 +21,7 @@ from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.statistics.fit import fit_statistics
-from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher
+from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher, check_keys
 from ofdft_norm.statistics.zarr_store import put_array, write_arrays
 
 Array = npt.NDArray[Any]
@@ -143,6 +143,7 @@ class DatasetStatistics:
             StatisticsError: If the data set is empty, a weigher gives no sample weight, or atoms are too few.
             LabelFileError: If a label is malformed; under torch.distributed, on every rank.
         """
+        check_keys([*atom_ref_fit_sample_weighers, *initial_guess_sample_weighers])
         arrays, fit_attributes = fit_statistics(
             dataset,
             basis_info,

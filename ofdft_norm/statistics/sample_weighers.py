@@ -35,14 +35,14 @@ class SampleWeigher:
         raise TypeError(f"{type(self).__name__} does not define summary_string")
 
     def __mul__(self, other: SampleWeigher) -> ProductSampleWeigher:
-        return ProductSampleWeigher([self, other])
+        return ProductSampleWeigher(self, other)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary_string()!r})"
 
 
 class ConstantSampleWeigher(SampleWeigher):
-    """The same weight for every sample. Key: ``constant``, or ``constant_2`` for weight 2."""
+    """The same weight for every sample. Key: ``constant``, or ``constant_2`` for weight 2 (all digits of others)."""
 
     fields = ()
 
@@ -57,7 +57,9 @@ class ConstantSampleWeigher(SampleWeigher):
 
     def summary_string(self) -> str:
         """Returns the key of this weigher's statistics."""
-        return "constant" if self.weight == 1 else f"constant_{self.weight:g}"
+        # six digits, as STRUCTURES25 names it, or as many as tell the weight from every other
+        names = (f"{self.weight:.{digits}g}" for digits in range(6, 18))
+        return "constant" if self.weight == 1 else f"constant_{next(n for n in names if float(n) == self.weight)}"
 
 
 class HasEnergyLabelSampleWeigher(SampleWeigher):
@@ -141,11 +143,17 @@ class GroundStateOnlySampleWeigher(SampleWeigher):
 
 
 class ProductSampleWeigher(SampleWeigher):
-    """The product of several weighers' weights. Key: theirs, joined with ``_times_``."""
+    """The product of several weighers' weights. Key: theirs, joined with ``_times_``.
 
-    def __init__(self, weighers: Sequence[SampleWeigher]) -> None:
-        self.weighers = list(weighers)
-        known = [weigher.fields for weigher in self.weighers]
+    Args:
+        weighers: The weighers, one or more.
+    """
+
+    def __init__(self, *weighers: SampleWeigher) -> None:
+        if not weighers:
+            raise StatisticsError("ProductSampleWeigher needs at least one weigher")
+        self.weighers = weighers
+        known = [weigher.fields for weigher in weighers]
         self.fields = None if None in known else tuple(name for fields in known for name in fields or ())
 
     def get_weights(self, batch: Data) -> Tensor:
@@ -165,6 +173,34 @@ def _field(batch: Data, name: str, weigher: SampleWeigher) -> Tensor:
             "OFData.construct_new or choose another weigher (config: data.statistics.weighers)"
         )
     return value
+
+
+def check_keys(weighers: Sequence[SampleWeigher]) -> None:
+    """Refuses different weighers of one key, whose statistics would overwrite each other.
+
+    Args:
+        weighers: All weighers of a fit; equal ones may occur several times.
+
+    Raises:
+        StatisticsError: With the key.
+    """
+    by_key: dict[str, SampleWeigher] = {}
+    for weigher in weighers:
+        key = weigher.summary_string()
+        if not _are_equal(by_key.setdefault(key, weigher), weigher):
+            raise StatisticsError(
+                f"two different weighers, a {type(by_key[key]).__name__} and a {type(weigher).__name__}, have the "
+                f"key {key!r}, under which the statistics of one only can be stored: give one of them another "
+                "summary_string() (config: data.statistics.weighers)"
+            )
+
+
+def _are_equal(a: SampleWeigher, b: SampleWeigher) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, ProductSampleWeigher) and isinstance(b, ProductSampleWeigher):
+        return len(a.weighers) == len(b.weighers) and all(map(_are_equal, a.weighers, b.weighers))
+    return type(a) is type(b) and vars(a) == vars(b)
 
 
 def sample_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:

@@ -196,6 +196,52 @@ def test_a_missing_basis_file_is_named(tmp_path: Path) -> None:
         BasisInfo.from_json(tmp_path / "nowhere.json")
 
 
+@given(data=st.data())
+def test_fields_are_split_by_element(data: st.DataObject, some_bases: Any) -> None:
+    basis = data.draw(some_bases)
+    values = np.random.default_rng(0).normal(size=(2, basis.n_basis))
+    for found in (
+        basis.split_field_by_atom_type(values, axis=1),
+        basis.split_field_by_atom_type(torch.from_numpy(values), axis=-1),
+    ):
+        expected = [values[:, index] for index in basis.atom_ind_to_basis_function_ind]
+        for own, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(own), theirs)
+    with pytest.raises(BasisError, match=rf"axis 0 has 2 entries, but the basis has {basis.n_basis} functions"):
+        basis.split_field_by_atom_type(np.zeros((2, basis.n_basis + 1)))
+
+
+def test_a_subset_has_every_element_with_the_same_functions() -> None:
+    large = BasisInfo([1, 6, 8], ["2x0e", "3x0e+1x1o", "2x0e+1x1o"])
+    assert large.is_subset(large)
+    assert BasisInfo([8, 1], ["1x0e+1x0e+1x1o", "2x0e"]).is_subset(large)
+    assert BasisInfo([1], ["2x0e"], "xyz").is_subset(large)
+    assert not large.is_subset(BasisInfo([1, 6], ["2x0e", "3x0e+1x1o"]))
+    assert not BasisInfo([8], ["3x0e+1x1o"]).is_subset(large)
+    assert not BasisInfo([8], ["2x0e+1x1o"], "xyz").is_subset(large)
+
+
+def test_the_basis_of_a_pyscf_molecule_is_described_as_it_is() -> None:
+    gto = pytest.importorskip("pyscf.gto")
+    mol = gto.M(atom="O 0 0 0; H 0 0 1; H 0 1 0", basis="cc-pvdz", verbose=0)
+    basis = BasisInfo.from_mol(mol)
+    assert basis == BasisInfo([1, 8], ["2x0e+1x1o", "3x0e+2x1o+1x2e"], "xyz")
+    indices = basis.basis_function_ind(basis.atom_indices(mol.atom_charges()))
+    letters = ["spdf".index(name.split()[2][1]) for name in mol.ao_labels()]
+    assert basis.l_per_basis_func[indices].tolist() == letters
+    components = {"px": 1, "py": -1, "pz": 0}
+    for label, m in zip(mol.ao_labels(), basis.m_per_basis_func[indices], strict=True):
+        assert components.get(label.split()[2][1:], m) == m
+    with pytest.raises(BasisError, match="Cartesian"):
+        BasisInfo.from_mol(gto.M(atom="He 0 0 0", basis="cc-pvdz", cart=True, verbose=0))
+    with pytest.raises(BasisError, match="element 2 have different"):
+        BasisInfo.from_mol(gto.M(atom="He1 0 0 0; He2 0 0 9", basis={"He1": "cc-pvdz", "He2": "sto-3g"}, verbose=0))
+    unsorted = gto.M(atom="He 0 0 0", basis={"He": [[1, [1.0, 1.0]], [0, [1.0, 1.0]]]}, verbose=0)
+    if [unsorted.bas_angular(i) for i in range(2)] == [1, 0]:
+        with pytest.raises(BasisError, match="not sorted"):
+            BasisInfo.from_mol(unsorted)
+
+
 def test_p_shells_in_the_order_of_pyscf() -> None:
     basis = BasisInfo([8], ["1x0e+2x1o+1x2e"], p_order="xyz")
     assert basis.m_per_basis_func.tolist() == [0, 1, -1, 0, 1, -1, 0, -2, -1, 0, 1, 2]

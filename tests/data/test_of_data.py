@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch_geometric.data import Batch
 
-from ofdft_norm import OFData
+from ofdft_norm import ConstantSampleWeigher, OFData, ProjectGradient
 from ofdft_norm.data.of_data import join_batches, molecule_index, n_molecules, with_sample_fields
 from ofdft_norm.errors import BasisError, BatchError, LabelFileError
 
@@ -179,3 +180,43 @@ def test_fields_added_after_collation_are_cut_into_samples(
     assert_same_fields(batch[1], samples[1])
     sample = samples[0].clone()
     assert with_sample_fields(sample, ["score"]) is sample
+
+
+WRAPPINGS = [bool, int, float, np.bool_, lambda v: [v], lambda v: (v,), np.array, lambda v: np.array([v]), torch.tensor]
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS)
+@pytest.mark.parametrize("flag", [True, False])
+def test_has_energy_label_is_the_value_given_however_it_is_wrapped(basis_info: Any, wrap: Any, flag: bool) -> None:
+    made = OFData.construct_new(basis_info, np.zeros((1, 3)), [1], np.ones(5), has_energy_label=wrap(flag))
+    assert made.has_energy_label.tolist() == [flag]
+    assert made.has_energy_label.dtype == torch.bool
+
+
+@pytest.mark.parametrize("flag", [2, -1, 0.5, float("nan"), "False", [], [True, False], torch.ones(2), {"a": 1}])
+def test_has_energy_label_that_is_neither_is_refused(basis_info: Any, flag: Any) -> None:
+    with pytest.raises(LabelFileError, match="molecule 'water': field 'has_energy_label' is .*True or False"):
+        OFData.construct_new(basis_info, np.zeros((1, 3)), [1], np.ones(5), has_energy_label=flag, mol_id="water")
+
+
+@pytest.mark.parametrize("follow", [["coeffs"], []])
+@pytest.mark.parametrize("n", [1, 3])
+def test_molecules_are_counted_in_one_way_with_and_without_positions(
+    basis_info: Any, make_sample: Any, follow: list[str], n: int
+) -> None:
+    samples = [make_sample(basis_info, np.random.default_rng(i)) for i in range(n)]
+    with_positions = Batch.from_data_list(samples, follow_batch=follow)
+    for sample in samples:
+        del sample.pos
+    without = Batch.from_data_list(samples, follow_batch=follow)
+    assert "ptr" not in without
+    assert n_molecules(without) == n_molecules(with_positions) == n
+    if follow:
+        assert torch.equal(molecule_index(without), molecule_index(with_positions))
+        assert torch.equal(ProjectGradient()(without).gradient_label, ProjectGradient()(with_positions).gradient_label)
+        assert ConstantSampleWeigher().get_weights(without).tolist() == [1.0] * n
+    else:
+        with pytest.raises(BatchError, match=r"no 'coeffs_batch'.*follow_batch=\['coeffs'\]"):
+            molecule_index(without)
+    with pytest.raises(BatchError, match="no 'batch': give the samples 'pos'"):
+        molecule_index(without, "pos")
