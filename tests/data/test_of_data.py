@@ -195,7 +195,7 @@ def test_has_energy_label_is_the_value_given_however_it_is_wrapped(basis_info: A
 
 @pytest.mark.parametrize("flag", [2, -1, 0.5, float("nan"), "False", [], [True, False], torch.ones(2), {"a": 1}])
 def test_has_energy_label_that_is_neither_is_refused(basis_info: Any, flag: Any) -> None:
-    with pytest.raises(LabelFileError, match="molecule 'water': field 'has_energy_label' is .*True or False"):
+    with pytest.raises(LabelFileError, match=r"molecule 'water': field 'has_energy_label' is .*True or False"):
         OFData.construct_new(basis_info, np.zeros((1, 3)), [1], np.ones(5), has_energy_label=flag, mol_id="water")
 
 

@@ -102,7 +102,7 @@ def test_a_product_needs_a_weigher() -> None:
 
 
 def test_a_fit_refuses_different_weighers_of_one_key(path_of_four: list[Any], basis_info: BasisInfo) -> None:
-    with pytest.raises(StatisticsError, match="key 'constant'"):
+    with pytest.raises(StatisticsError, match=r"key 'constant'"):
         DatasetStatistics.from_dataset(
             None, path_of_four, basis_info, [ConstantSampleWeigher()], [Heavy(2)], progress=False
         )
