@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
+import torch.distributed as dist
 
 from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, Normalizer
 from ofdft_norm.example import LabelErrors
 from ofdft_norm.example.label_errors import n_electrons
+from tests.processes import on_ranks
 
 BASIS = BasisInfo([1, 8], ["2x0e+1x1o", "3x0e+1x1o"])
 
@@ -123,22 +122,18 @@ def test_electrons_are_counted_in_original_coordinates(make_sample, make_batch):
     assert n_electrons(normalizer(), batch).tolist() == pytest.approx(expected, rel=1e-10)
 
 
-def _rank(rank: int, folder: str, states: list[tuple]) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def errors_of_all_ranks(states: list[tuple[torch.Tensor, ...]]) -> dict[str, float]:
     metric = LabelErrors()
-    metric.rows, metric.molecules = ([state] for state in states[rank])
-    torch.save(metric.compute(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    metric.rows, metric.molecules = ([state] for state in states[dist.get_rank()])
+    return {name: float(value) for name, value in metric.compute().items()}
 
 
-def test_two_processes_give_the_errors_of_all_samples(make_sample, make_batch, tmp_path: Path):
+def test_two_processes_give_the_errors_of_all_samples(make_sample, make_batch):
     samples, energies, gradients = samples_and_predictions(make_sample)
     states = []
     for part in (slice(0, 5), slice(5, None)):
         metric = LabelErrors()
         metric.update(*predictions(make_batch, samples[part], energies[part], gradients[part]))
         states.append((torch.cat(metric.rows), torch.cat(metric.molecules)))
-    multiprocessing.spawn(_rank, (str(tmp_path), states), nprocs=2)
-    for rank in range(2):
-        got = {name: float(v) for name, v in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items()}
+    for got in on_ranks(errors_of_all_ranks, states):
         assert got == pytest.approx(naive_errors(samples, energies, gradients), rel=1e-8)

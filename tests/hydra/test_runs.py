@@ -1,36 +1,36 @@
 """A run leaves a record of what it was made of, and needs no other configuration when it is distributed."""
 
-import os
-import subprocess
-import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
 
 from ofdft_norm.example.run_record import CHECKPOINT_KEY, RunRecord
 from ofdft_norm.version import package_version
+from tests.processes import as_torchrun, run_script
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "scripts" / "train.py")
+SCRIPT = ROOT / "scripts" / "train.py"
+
+
+def train(folder: Path, *overrides: str) -> int:
+    """Trains; returns the number of processes that did."""
+    warnings.simplefilter("ignore")
+    run_script(SCRIPT, *overrides, folder=folder)
+    return dist.get_world_size()
 
 
 def test_two_torchrun_processes_make_one_run_with_a_full_record(tmp_path: Path, small_run: tuple[str, ...]) -> None:
     folder, cache = tmp_path / "run", tmp_path / "cache"
-    command = (
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(SCRIPT, *small_run, "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1"),
+    overrides = (
+        *(*small_run, "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1"),
         *("data.rescaling.s_grad=0.07", f"hydra.run.dir={folder}"),
     )
-    inherited = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "PYTHONPATH")}
-    environment = {**inherited, "OFDFT_NORM_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        command, env=environment, cwd=tmp_path, text=True, capture_output=True, timeout=180, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Starting with 2 processes" in done.stderr
+    assert as_torchrun(train, tmp_path, *overrides, OFDFT_NORM_CACHE=str(cache)) == [2, 2]
 
     written = yaml.safe_load((folder / "run.yaml").read_text())
     assert written["package_version"] == package_version() != "(not installed)"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 from ofdft_norm import DimensionWiseRescaling, LinearReferences, Normalizer, OFDFTDataModule
 from ofdft_norm.config import (
@@ -28,6 +26,8 @@ from ofdft_norm.config import (
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
 from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
 from ofdft_norm.statistics import fit as statistics_fit
+from tests.lightning.conftest import TinyModel
+from tests.processes import in_new_process
 
 
 def same(a: Normalizer, b: Normalizer) -> bool:
@@ -85,27 +85,20 @@ def test_everything_that_takes_a_checkpoint_uses_its_normalizer_without_training
         loaded.train_dataloader()
 
 
-def test_a_model_denormalises_in_a_process_that_has_no_data(setting: Any, tmp_path: Path, make_setting: Any) -> None:
+def denormalised(path: Path, fields: dict[str, Any]) -> Tensor:
+    model, batch = TinyModel.load_from_checkpoint(path, weights_only=True), Data(**fields)
+    return model.normalizer.denormalize_energy(batch.energy_label.double(), batch)
+
+
+def test_a_model_denormalises_in_a_process_that_has_no_data(setting: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     _, datamodule = setting.fit(path)
     batch = next(iter(datamodule.test_dataloader()))
     expected = datamodule.normalizer.denormalize_energy(batch.energy_label.double(), batch)
     fields = {name: batch[name] for name in ("energy_label", "energy_reference", "normalized")}
-    torch.save(fields, tmp_path / "batch.pt")
     shutil.rmtree(setting.labels)
-    code = f"""
-        import sys, torch
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from conftest import TinyModel
-        from torch_geometric.data import Data
-        model = TinyModel.load_from_checkpoint({str(path)!r}, weights_only=True)
-        fields = torch.load({str(tmp_path / "batch.pt")!r}, weights_only=True)
-        batch = Data(**fields)
-        energy = model.normalizer.denormalize_energy(batch.energy_label.double(), batch)
-        torch.save(energy, {str(tmp_path / "out.pt")!r})
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300)
-    torch.testing.assert_close(torch.load(tmp_path / "out.pt", weights_only=True), expected, rtol=0, atol=0)
+    found = in_new_process(denormalised, path, fields)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_checkpoint_is_plain_data_and_says_where_it_came_from(setting: Any, tmp_path: Path) -> None:

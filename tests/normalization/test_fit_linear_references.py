@@ -2,13 +2,10 @@
 
 import logging
 import math
-import multiprocessing
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
@@ -25,6 +22,7 @@ from ofdft_norm.statistics.energy_fit import EnergyFit
 from ofdft_norm.statistics.row_factor import RowLayout
 from ofdft_norm.statistics.sample_weighers import SampleWeigher
 from ofdft_norm.statistics.weighed_batch import WeighedBatch
+from tests.processes import on_ranks
 
 # Python 3.12 warns of forks of processes with threads; torch's loaders fork all the same
 NO_FORK_WARNING = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -463,39 +461,19 @@ def test_equal_targets_have_no_r2():
     assert math.isnan(fit_linear_references(["energy"], data, 2)["energy"].fit_report.r2)
 
 
-def _fit_on_rank(rank, world_size, port, n, queue):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    try:
-        torch.set_num_threads(1)
-        references = fit_linear_references(["energy"], molecules(n), 2, distributed=True)["energy"]
-        bad = molecules(n)
-        bad[n - 1].energy = torch.tensor([torch.nan])
-        try:
-            fit_linear_references(["energy"], bad, 2, distributed=True)
-            message = ""
-        except StatisticsError as error:
-            message = str(error)
-        queue.put((rank, references.element_references.tolist(), references.fit_report.to_plain(), message))
-    finally:
-        dist.destroy_process_group()
+def fit_on_rank(n):
+    references = fit_linear_references(["energy"], molecules(n), 2, distributed=True)["energy"]
+    bad = molecules(n)
+    bad[n - 1].energy = torch.tensor([torch.nan])
+    with pytest.raises(StatisticsError) as error:
+        fit_linear_references(["energy"], bad, 2, distributed=True)
+    return references.element_references.tolist(), references.fit_report.to_plain(), str(error.value)
 
 
-@NO_FORK_WARNING
 @pytest.mark.parametrize("n", [7, 1])
 def test_two_processes_fit_what_one_fits(n):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=_fit_on_rank, args=(rank, 2, port, n, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = sorted(queue.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(timeout=60)
+    (first, report, message), (second, other_report, other_message) = on_ranks(fit_on_rank, n)
     expected = fit_linear_references(["energy"], molecules(n), 2)["energy"]
-    (_, first, report, message), (_, second, other_report, other_message) = results
     assert first == second
     np.testing.assert_allclose(first, expected.element_references.numpy(), atol=1e-9)
     for key in ("n_samples", "rank", "n_atoms", "n_molecules"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from ofdft_norm.config import LabelFiles, Split, Statistics
 from ofdft_norm.data import file_states as states
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.statistics.cache import default_cache_dir
+from tests.processes import context, in_new_process
 
 ALL_TRAIN = Split(train=1, val=0, test=0)
 
@@ -250,14 +252,86 @@ def test_counts_of_iterations_are_remembered_until_a_file_changes(
     assert not (folder / "few").exists()
 
 
-def test_killed_fits_leave_nothing_half_written_and_fits_at_once_all_succeed(folder: Path) -> None:
-    report = folder / "report.json"
-    script = Path(__file__).with_name("_killed_fits.py")
-    command = [sys.executable, str(script), str(folder), str(report)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(report.read_text())
-    assert set(found["codes"]) == {0}
-    assert found["half"] == 0
-    assert found["killed"] >= 10
-    assert found["entries"] == [1, 1]
+class Killed:
+    """Kills a process of its own before a numbered operation on files below a folder: Python announces each one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.n_operations, self.last = f"{folder}/", 0, -1
+        sys.addaudithook(self.count)
+
+    def count(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if any(isinstance(a, str | os.PathLike) and os.fspath(a).startswith(self.folder) for a in arguments):
+            if self.n_operations == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.n_operations += 1
+
+    def run(self, function: Callable[[], Any], operation: int) -> int:
+        """Returns the exit status of a process that calls the function and is killed at an operation."""
+        child = os.fork()
+        if child == 0:
+            self.n_operations, self.last = 0, operation
+            try:
+                function()
+            finally:
+                os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_writes(folder: Path) -> dict[str, list[int]]:
+    """Fits, kills processes at moments of their write into the cache, and at last writes.
+
+    Returns:
+        The exit status of each killed process, and the numbers of complete and of other entries that they left.
+    """
+    cache, found = folder / "cache", {"statuses": [], "complete": [], "other": []}
+    save_to = DatasetStatistics.save_to
+
+    def kill_before_writing(self: DatasetStatistics, path: Path, overwrite: bool = False) -> None:
+        killed = Killed(folder / "counted")
+        save_to(self, folder / "counted" / path.name)
+        n = killed.n_operations
+        killed.folder = f"{cache}/"
+        for operation in (*range(0, n, n // 8), *range(n - 5, n)):
+            found["statuses"].append(killed.run(lambda: save_to(self, path, overwrite), operation))
+            entries = list(cache.glob("*.zarr"))
+            complete = [DatasetStatistics(entry).equals(self) for entry in entries]
+            found["complete"].append(sum(complete))
+            found["other"].append(len(entries) - sum(complete))
+            for entry in entries:
+                shutil.rmtree(entry)
+        save_to(self, path, overwrite)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DatasetStatistics, "save_to", kill_before_writing)
+        assert not reused(datamodule(folder))
+    return found
+
+
+def test_killed_fits_leave_nothing_half_written(folder: Path) -> None:
+    found = in_new_process(kill_writes, folder)
+    assert len(found["statuses"]) > 10
+    assert set(found["statuses"]) == {-signal.SIGKILL}
+    assert set(found["other"]) == {0}
+    assert set(found["complete"]) == {0, 1}  # the last operations clean up
+    # whoever came next wrote the whole, and whoever comes then uses it
+    assert [p.name for p in (folder / "cache").glob("*.zarr")] == [p.name for p in (folder / "counted").iterdir()]
+    assert reused(datamodule(folder))
+
+
+def fit(folder: Path, out: str) -> None:
+    fitted = datamodule(folder)
+    fitted.setup("fit")
+    fitted.statistics.save_to(folder / out)
+
+
+def test_fits_at_once_all_succeed(folder: Path) -> None:
+    outs = [f"{i}.zarr" for i in range(3)]
+    processes = [context().Process(target=fit, args=(folder, out)) for out in outs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    [entry] = (folder / "cache").glob("*.zarr")
+    for out in outs:
+        assert DatasetStatistics(folder / out).equals(DatasetStatistics(entry))
