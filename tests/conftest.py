@@ -5,10 +5,14 @@ Label files are written with the zarr library alone, so that readers are tested 
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+# read by torch and PySCF when they are imported: tests run in two processes, whose threads would wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
