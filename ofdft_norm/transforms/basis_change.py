@@ -1,0 +1,119 @@
+"""One change of the density basis of one molecule: the steps that it consists of, applied forth and back.
+
+A step is never multiplied out to a matrix: eigenvectors and rotations of atoms are applied one after the other, which
+costs a molecule with ten densities little beside one diagonalisation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Step(ABC):
+    """A matrix T; vectors become T p, dual vectors T^-T g."""
+
+    @abstractmethod
+    def apply(self, rows: Tensor, dual: bool, inverse: bool) -> Tensor:
+        """Transforms each row.
+
+        Args:
+            rows: (n, n_basis) float64.
+            dual: Whether the rows are dual vectors.
+            inverse: Whether to undo the step.
+        """
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Memory that the step holds."""
+
+
+@dataclass(frozen=True)
+class Rotation(Step):
+    """An orthogonal T with one block for each atom: vectors and dual vectors change alike.
+
+    Attributes:
+        blocks: Per atom (n, n).
+    """
+
+    blocks: tuple[Tensor, ...]
+
+    def apply(self, rows: Tensor, dual: bool, inverse: bool) -> Tensor:
+        """See `Step`."""
+        columns = rows.split([len(block) for block in self.blocks], dim=1)
+        blocks = [block.to(rows.device) for block in self.blocks]
+        turned = [c @ (b if inverse else b.T) for c, b in zip(columns, blocks, strict=True)]
+        return torch.cat(turned, dim=1)
+
+    @property
+    def n_bytes(self) -> int:
+        """See `Step`."""
+        return sum(block.nbytes for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Stretch(Step):
+    """T = U diag(s) V^T with orthogonal U and V.
+
+    Attributes:
+        scale: (n_basis,) s > 0.
+        right: (n_basis, n_basis) V.
+        left: (n_basis, n_basis) U; None: the unit matrix.
+    """
+
+    scale: Tensor
+    right: Tensor
+    left: Tensor | None
+
+    def apply(self, rows: Tensor, dual: bool, inverse: bool) -> Tensor:
+        """See `Step`."""
+        right = self.right.to(rows.device)
+        left = right if self.left is self.right else None if self.left is None else self.left.to(rows.device)
+        scale = self.scale.to(rows.device)
+        first, last = (left, right) if inverse else (right, left)
+        rows = rows if first is None else rows @ first
+        rows = rows * scale if dual == inverse else rows / scale
+        return rows if last is None else rows @ last.T
+
+    @property
+    def n_bytes(self) -> int:
+        """See `Step`."""
+        return self.scale.nbytes + self.right.nbytes
+
+
+@dataclass(frozen=True)
+class BasisChange:
+    """T = T_n ... T_1.
+
+    Attributes:
+        steps: T_1 ... T_n.
+    """
+
+    steps: tuple[Step, ...] = ()
+
+    def then(self, step: Step) -> BasisChange:
+        """Returns this change followed by a step."""
+        return BasisChange((*self.steps, step))
+
+    def after(self, n_steps: int) -> BasisChange:
+        """Returns this change without its first steps."""
+        return BasisChange(self.steps[n_steps:])
+
+    def apply(self, rows: Tensor, dual: bool = False, inverse: bool = False) -> Tensor:
+        """Transforms each row, (n, n_basis) float64; see `Step.apply`."""
+        for step in reversed(self.steps) if inverse else self.steps:
+            rows = step.apply(rows, dual, inverse)
+        return rows
+
+    def apply_to_form(self, form: Tensor) -> Tensor:
+        """Returns T^-T C T^-1 of a symmetric bilinear form C such as the overlap, (n_basis, n_basis)."""
+        return self.apply(self.apply(form, dual=True).T, dual=True) if self.steps else form
+
+    def matrices(self, n_basis: int) -> tuple[Tensor, Tensor]:
+        """Returns T and T^-1, (n_basis, n_basis) float64 each."""
+        unit = torch.eye(n_basis, dtype=torch.float64)
+        return self.apply(unit).T.contiguous(), self.apply(unit, inverse=True).T.contiguous()

@@ -1,0 +1,91 @@
+"""The overlap of the density basis: what the sample brings, or PySCF's integrals over the basis's own functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.elements import symbol
+from ofdft_norm.errors import BasisError
+from ofdft_norm.labelling.pyscf_import import pyscf_module
+from ofdft_norm.transforms.molecule import Molecule
+
+Array = npt.NDArray[np.float64]
+
+# Relative; stored integrals have at least single precision.
+_SAME = 1e-5
+
+
+def overlap_of(molecule: Molecule) -> Array:
+    """Returns the overlap matrix S of a molecule's density basis, (n_basis, n_basis).
+
+    Raises:
+        BasisError: If the sample brings none and the basis does not say its exponents, or if they are not those of the
+            sample's integrals.
+        ImportError: If PySCF is needed and not installed.
+    """
+    if molecule.overlap is not None:
+        return molecule.overlap
+    exponents = molecule.basis_info.exponents_per_function
+    if exponents is None:
+        raise BasisError(
+            f"molecule {molecule.name!r}: natural reparametrisation needs the overlap of the density basis, but the basis "
+            "does not say its exponents and the sample has no field 'overlap_matrix': add exponents_per_atom to the "
+            "basis (ofdft_norm.labelling.even_tempered_basis makes it), or leave the transform out (config: "
+            "data.source.basis_info, data.pre_transforms)"
+        )
+    _check_integrals(molecule, exponents[molecule.functions])
+    matrix = _pyscf_molecule(molecule).intor_symmetric("int1e_ovlp")
+    order = pyscf_order(molecule)
+    return np.asarray(matrix[np.ix_(order, order)])
+
+
+def _pyscf_molecule(molecule: Molecule):  # type: ignore[no-untyped-def]  # PySCF has no types
+    gto = pyscf_module("gto")
+    basis_info, numbers = molecule.basis_info, sorted(set(molecule.atomic_numbers.tolist()))
+    basis = {symbol(number): _shells(basis_info, number) for number in numbers}
+    atoms = [(symbol(int(z)), tuple(r)) for z, r in zip(molecule.atomic_numbers, molecule.pos, strict=True)]
+    return gto.M(atom=atoms, basis=basis, unit="Bohr", spin=None, cart=False, verbose=0)
+
+
+def _shells(basis_info: BasisInfo, number: int) -> list[list]:
+    """Returns one element's shells as PySCF takes them: angular momentum, exponent, coefficient."""
+    own = basis_info.atom_ind_to_basis_function_ind[int(basis_info.atom_indices(np.array([number]))[0])]
+    first = own[np.diff(basis_info.basis_func_to_shell[own], prepend=-1) > 0]
+    exponents = basis_info.exponents_per_function
+    assert exponents is not None
+    return [[int(basis_info.l_per_basis_func[i]), [float(exponents[i]), 1.0]] for i in first]
+
+
+def pyscf_order(molecule: Molecule) -> npt.NDArray[np.int64]:
+    """Returns the index that each basis function of a molecule has in PySCF, whose p shells are x, y, z."""
+    basis_info, functions = molecule.basis_info, molecule.functions
+    l, m = basis_info.l_per_basis_func[functions], basis_info.m_per_basis_func[functions]
+    within = np.where(l == 1, (m + 2) % 3, m + l)  # m = 1, -1, 0 are x, y, z
+    starts = np.flatnonzero(np.diff(_shell_of_molecule(molecule), prepend=-1))
+    return np.repeat(starts, 2 * l[starts] + 1) + within
+
+
+def _shell_of_molecule(molecule: Molecule) -> npt.NDArray[np.int64]:
+    """Returns a number for each function that differs between neighbouring shells, also of equal atoms."""
+    atom = np.repeat(np.arange(len(molecule.atomic_numbers)), molecule.functions_per_atom)
+    n_shells = int(molecule.basis_info.basis_func_to_shell.max()) + 1
+    return np.asarray(atom * n_shells + molecule.basis_info.basis_func_to_shell[molecule.functions])
+
+
+def _check_integrals(molecule: Molecule, exponents: Array) -> None:
+    """Refuses a basis that is not the one of the labels: a normalised s Gaussian integrates to (2 pi / a)^(3/4)."""
+    if molecule.integrals is None:
+        return
+    scalar = molecule.basis_info.l_per_basis_func[molecule.functions] == 0
+    expected = np.where(scalar, (2 * np.pi / exponents) ** 0.75, 0.0)
+    wrong = np.abs(molecule.integrals - expected) > _SAME * np.abs(expected).max()
+    if wrong.any():
+        i = int(np.flatnonzero(wrong)[0])
+        raise BasisError(
+            f"molecule {molecule.name!r}: field 'dual_basis_integrals' has {molecule.integrals[i]:.6g} for function {i}, "
+            f"but a normalised function with the basis's exponent {exponents[i]:.6g} integrates to {expected[i]:.6g}: "
+            "the labels were made with another basis, or are stored in other coordinates (config: "
+            "data.source.basis_info)"
+        )
