@@ -21,11 +21,15 @@ from ofdft_norm.statistics.sample_weighers import (
     ProductSampleWeigher,
     SampleWeigher,
 )
+from ofdft_norm.transforms.basis_transforms import BasisTransforms
+from ofdft_norm.transforms.local_frames import LocalFrames
+from ofdft_norm.transforms.natural_reparametrization import NaturalReparametrization
 from ofdft_norm.transforms.project_gradient import ProjectGradient, project_gradient
 
 __all__ = [
     "AtomRef",
     "BasisInfo",
+    "BasisTransforms",
     "ConstantSampleWeigher",
     "DatasetStatistics",
     "DimensionWiseRescaling",
@@ -33,7 +37,9 @@ __all__ = [
     "HasEnergyLabelSampleWeigher",
     "InitialGuessOnlySampleWeigher",
     "LinearReferences",
+    "LocalFrames",
     "MinSCFIterationSampleWeigher",
+    "NaturalReparametrization",
     "Normalizer",
     "NormalizerMixin",
     "OFDFTDataModule",

@@ -13,8 +13,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.split_files import read_split_entries
 from ofdft_norm.data.structures25 import locate_split, read_dataset_info
 from ofdft_norm.errors import BasisError
-from ofdft_norm.labelling.density_basis import build_density_basis
-from ofdft_norm.labelling.pyscf_import import pyscf_module
+from ofdft_norm.labelling.density_basis import even_tempered_basis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,32 +79,3 @@ class Structures25Labels(LabelFiles):
         if split.file is None:
             return super().split_files(split)
         return locate_split(read_split_entries(Path(split.file)), self.folders, split.file, self.exclude)
-
-
-def even_tempered_basis(atomic_numbers: Sequence[int], orbital_basis: str, beta: float) -> BasisInfo:
-    """Makes the even-tempered density basis that belongs to an orbital basis, with PySCF's `aug_etb`.
-
-    Args:
-        atomic_numbers: The elements.
-        orbital_basis: Name of the orbital basis, e.g. ``"6-31G(2df,p)"``.
-        beta: Ratio of neighbouring exponents.
-
-    Returns:
-        The basis.
-
-    Raises:
-        BasisError: If PySCF lacks the orbital basis for one of the elements.
-        ImportError: If PySCF is not installed.
-    """
-    gto = pyscf_module("gto")
-    # one atom of each element, far apart: the basis depends on each element alone
-    atoms = [(int(number), (0.0, 0.0, 10.0 * i)) for i, number in enumerate(atomic_numbers)]
-    try:
-        mol = gto.M(atom=atoms, basis=orbital_basis, spin=None, verbose=0)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise BasisError(
-            f"PySCF has no orbital basis {orbital_basis!r} for the elements {list(atomic_numbers)}: {error} "
-            "(config: data.source.atomic_numbers, data.source.basis_info)"
-        ) from error
-    irreps = build_density_basis(mol, beta).irreps_per_atom
-    return BasisInfo(sorted(irreps), [irreps[number] for number in sorted(irreps)])

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -79,6 +80,11 @@ def _as_integers(atomic_numbers: Any, context: str) -> npt.NDArray[np.int64]:
     return integers
 
 
+@lru_cache(maxsize=16)
+def _unpickled(arguments: str) -> BasisInfo:
+    return BasisInfo(**json.loads(arguments))
+
+
 class BasisInfo:
     """Atom-centred density basis: per element, an ordered list of shells sorted by angular momentum.
 
@@ -91,6 +97,8 @@ class BasisInfo:
             shells, one d shell; a shell of angular momentum l has 2l+1 functions, m = -l ... l.
         p_order: In which order the functions of a p shell stand: ``"yzx"`` is m = -1, 0, 1, as in every other shell;
             ``"xyz"`` is PySCF's, and that of STRUCTURES25's label files. Shells of other l are the same in both.
+        exponents_per_atom: Per element one Gaussian exponent [1/bohr^2] for each shell, in the order of its irreps.
+            None: they are not known, and nothing that needs integrals over the basis can be computed.
 
     Attributes:
         n_types: Number of elements.
@@ -99,13 +107,14 @@ class BasisInfo:
         l_per_basis_func: (n_basis,) angular momentum of each function.
         m_per_basis_func: (n_basis,) magnetic quantum number of each function.
         basis_func_to_shell: (n_basis,) running index of the shell that each function belongs to.
+        exponent_per_shell: (n_shells,) Gaussian exponents; None where they are not known.
         atomic_number_to_atom_index: (119,) index of each element; `UNKNOWN_ELEMENT` where it is not part of the
             basis (an index that raises, never one that picks another element).
         atom_ind_to_basis_function_ind: Per element, the slice of `arange(n_basis)` that is its own.
 
     Raises:
-        BasisError: If an element is repeated, unknown, or its irreps cannot be read or are not sorted by l, or if
-            `p_order` is neither of the two.
+        BasisError: If an element is repeated, unknown, or its irreps cannot be read or are not sorted by l, if
+            `p_order` is neither of the two, or if there is not one positive exponent for each shell.
 
     Example:
         >>> basis_info = BasisInfo([1, 8], ["2x0e", "3x0e+1x1o"])
@@ -120,6 +129,7 @@ class BasisInfo:
         atomic_numbers: Sequence[int] | npt.NDArray[Any],
         irreps_per_atom: Sequence[str],
         p_order: POrder = "yzx",
+        exponents_per_atom: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self.atomic_numbers = _as_integers(atomic_numbers, "")
         self.irreps_per_atom = [str(irreps) for irreps in irreps_per_atom]
@@ -129,6 +139,7 @@ class BasisInfo:
             raise BasisError(f"p_order is {p_order!r}, expected one of {list(P_ORDERS)}")
         shells = [_parse_irreps(i, int(z)) for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True)]
         l_of_shell = np.array([l for element in shells for n, l in element for _ in range(n)], dtype=np.int64)
+        self.exponent_per_shell = self._exponents(exponents_per_atom, [sum(n for n, _ in e) for e in shells])
 
         self.n_types = len(self.atomic_numbers)
         self.basis_dim_per_atom = np.array([sum(n * (2 * l + 1) for n, l in e) for e in shells], dtype=np.int64)
@@ -156,6 +167,22 @@ class BasisInfo:
         bad = [z for z in self.atomic_numbers.tolist() if not 1 <= z <= MAX_ATOMIC_NUMBER]
         if bad:
             raise BasisError(f"atomic_numbers: {bad} outside 1 ... {MAX_ATOMIC_NUMBER}")
+
+    def _exponents(
+        self, per_atom: Sequence[Sequence[float]] | None, n_shells: list[int]
+    ) -> npt.NDArray[np.float64] | None:
+        if per_atom is None:
+            return None
+        found = [np.asarray(exponents, dtype=np.float64).reshape(-1) for exponents in per_atom]
+        if [len(exponents) for exponents in found] != n_shells:
+            raise BasisError(
+                f"exponents_per_atom has {[len(exponents) for exponents in found]} exponents for the elements "
+                f"{self.atomic_numbers.tolist()}, expected {n_shells}: one for each shell of irreps_per_atom"
+            )
+        joined = np.concatenate([*found, np.zeros(0)])
+        if not (np.isfinite(joined) & (joined > 0)).all():
+            raise BasisError("exponents_per_atom has an exponent that is not a positive number")
+        return joined
 
     def atom_indices(self, atomic_numbers: npt.NDArray[Any], context: str = "") -> npt.NDArray[np.int64]:
         """Returns the index of each atom's element.
@@ -255,7 +282,7 @@ class BasisInfo:
 
     @classmethod
     def from_json(cls, path: str | Path) -> BasisInfo:
-        """Reads a JSON file with the keys `atomic_numbers`, `irreps_per_atom` and, where it is not "yzx", `p_order`.
+        """Reads a JSON file with the constructor's arguments; `p_order` and `exponents_per_atom` may be left out.
 
         Raises:
             BasisError: If the file cannot be read, lacks a key, or describes no basis; the message names the file.
@@ -270,27 +297,53 @@ class BasisInfo:
         if missing:
             raise BasisError(f"{path}: lacks {missing}; it has {names} {key}")
         try:
-            return cls(content["atomic_numbers"], content["irreps_per_atom"], content.get("p_order", "yzx"))
-        except (BasisError, TypeError) as error:  # TypeError: a value is null or a number
+            return cls(
+                content["atomic_numbers"],
+                content["irreps_per_atom"],
+                content.get("p_order", "yzx"),
+                content.get("exponents_per_atom"),
+            )
+        except (BasisError, TypeError, ValueError) as error:  # a value is null, a number, or a word among numbers
             raise BasisError(f"{path}: {error} {key}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python, e.g. for JSON or a checkpoint."""
+        exponents = None
+        if self.exponent_per_shell is not None:
+            shells = [self.basis_func_to_shell[own] for own in self.atom_ind_to_basis_function_ind]
+            exponents = [self.exponent_per_shell[np.unique(own)].tolist() for own in shells]
         return {
             "atomic_numbers": self.atomic_numbers.tolist(),
             "irreps_per_atom": list(self.irreps_per_atom),
             "p_order": self.p_order,
+            **({} if exponents is None else {"exponents_per_atom": exponents}),
         }
 
+    @cached_property
+    def _json(self) -> str:
+        return json.dumps(self.to_dict())
+
     def fingerprint(self) -> str:
-        """Returns a hex digest of the elements, their shells and the order within p shells."""
-        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()
+        """Returns a hex digest of the elements, their shells, the order within p shells and known exponents."""
+        return hashlib.sha256(self._json.encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, BasisInfo) and self.to_dict() == other.to_dict()
+        """Compares elements, shells and order, and exponents where both know them."""
+        if not isinstance(other, BasisInfo) or self._shells != other._shells:
+            return False
+        a, b = self.exponent_per_shell, other.exponent_per_shell
+        return a is None or b is None or np.allclose(a, b, rtol=1e-8, atol=0.0)
+
+    @property
+    def _shells(self) -> tuple[Any, ...]:
+        return (*self.atomic_numbers.tolist(), *self.irreps_per_atom, self.p_order)
 
     def __hash__(self) -> int:
-        return hash(self.fingerprint())
+        return hash(self._shells)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as JSON, and is made once in each process: samples carry their basis."""
+        return _unpickled, (self._json,)
 
     def __repr__(self) -> str:
         elements = ", ".join(f"{z}: {i}" for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True))

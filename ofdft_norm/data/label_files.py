@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.basis_info import POrder
+from ofdft_norm.data.coordinates import stated_coordinates
 from ofdft_norm.data.p_order import stated_p_order
 from ofdft_norm.data.zarr_metadata import ZarrError
 from ofdft_norm.data.zarr_v2 import ZarrReader
@@ -53,6 +54,7 @@ class MoleculeLabels:
         has_energy_label: (n,) bool.
         dual_basis_integrals: (n, n_basis) [electrons].
         p_order: Order of the functions of a p shell; None: the file does not say.
+        coordinates: What coefficients, gradients and integrals are given in; ``raw``: the density basis as it is.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class MoleculeLabels:
     has_energy_label: npt.NDArray[np.bool_]
     dual_basis_integrals: FloatArray
     p_order: POrder | None
+    coordinates: str
 
 
 @contextmanager
@@ -237,6 +240,7 @@ def read_molecule(
             values = file.numbers(name, (n_rows, n_basis), row=single, **options)
             return values[rows] if single is None else values[None]
 
+        attributes = reader.attributes()
         atomic_numbers = file.atomic_numbers()
         gradient, energy = f"of_labels/spatial/{gradient_key}", f"of_labels/energies/{energy_key}"
         labels = MoleculeLabels(
@@ -252,7 +256,8 @@ def read_molecule(
             energy=file.numbers(energy, (n_rows,), config_key="data.source.energy_key", may_lack=~has_label)[rows],
             has_energy_label=has_label[rows],
             dual_basis_integrals=spatial(_INTEGRALS),
-            p_order=stated_p_order(reader.attributes(), file.where),
+            p_order=stated_p_order(attributes, file.where),
+            coordinates=stated_coordinates(attributes, file.where),
         )
     _check_labels(labels, file.where, energy_key, gradient_key)
     return labels

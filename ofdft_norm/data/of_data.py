@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.coordinates import RAW
 from ofdft_norm.errors import BatchError, LabelFileError
 
 DataT = TypeVar("DataT", bound=Data)
@@ -32,6 +33,9 @@ class OFData(Data):
         atom_ind: (n_atom,) index of each atom's element in the basis.
         basis_function_ind: (n_basis,) index of each function in the concatenation over elements.
         mol_id: name of the geometry; scf_iteration: (1,) index of the density along its SCF path.
+        basis_info: the density basis.
+        coordinates: what vectors and dual vectors are given in: ``raw`` is the density basis as it is, anything else
+            the names of changes of basis (`ofdft_norm.transforms`), such as ``natural_symmetric``.
         normalized: (1,) bool, set by `Normalizer.normalize`.
         energy_reference: (1,) float64 [hartree], set by `Normalizer.normalize`.
     """
@@ -50,6 +54,7 @@ class OFData(Data):
         dual_basis_integrals: Any | None = None,
         mol_id: str | None = None,
         scf_iteration: int | None = None,
+        coordinates: str = RAW,
     ) -> OFData:
         """Builds a sample and checks that every field fits the basis.
 
@@ -66,6 +71,7 @@ class OFData(Data):
             dual_basis_integrals: (n_basis,) [electrons] or None.
             mol_id: Name of the geometry.
             scf_iteration: Index of the density along its SCF path.
+            coordinates: What coefficients, gradients and integrals are given in; ``raw``: the density basis as it is.
 
         Returns:
             The sample; floating-point arrays and tensors keep their dtype, Python numbers and integers become float64.
@@ -89,6 +95,8 @@ class OFData(Data):
             atomic_numbers=torch.as_tensor(basis_info.atomic_numbers[atom_ind]),
             atom_ind=torch.as_tensor(atom_ind),
             basis_function_ind=torch.as_tensor(basis_function_ind),
+            basis_info=basis_info,
+            coordinates=coordinates,
         )
         vectors = {
             "coeffs": coeffs,

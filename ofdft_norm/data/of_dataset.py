@@ -167,6 +167,7 @@ def _sample(labels: MoleculeLabels, basis_info: BasisInfo) -> OFData:
             labels.dual_basis_integrals[0],
             labels.mol_id,
             int(labels.scf_iterations[0]),
+            labels.coordinates,
         )
     except (BasisError, LabelFileError) as error:
         raise type(error)(f"{labels.path}: {error}") from None
@@ -194,6 +195,8 @@ def join_labels(of_molecule: Sequence[MoleculeLabels], basis_info: BasisInfo) ->
         "has_energy_label": joined("has_energy_label"),
         "mol_id": [labels.mol_id for labels, n in zip(of_molecule, n_rows, strict=True) for _ in range(n)],
         "scf_iteration": joined("scf_iterations"),
+        "basis_info": [basis_info] * sum(n_rows),
+        "coordinates": [labels.coordinates for labels, n in zip(of_molecule, n_rows, strict=True) for _ in range(n)],
     }
     per_function = {
         "basis_function_ind": repeated("basis_function_ind"),

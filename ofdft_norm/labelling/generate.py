@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ofdft_norm.data.coordinates import RAW
 from ofdft_norm.data.label_writer import write_label_file
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import OFDFTNormError
 from ofdft_norm.labelling.checks import CheckReport, CheckTolerances, check_labels
+from ofdft_norm.labelling.density_basis import even_tempered_basis
 from ofdft_norm.labelling.errors import LabellingError
 from ofdft_norm.labelling.geometries import Geometry
 from ofdft_norm.labelling.labels import LabelSettings, make_labels
@@ -70,6 +72,7 @@ def label_molecule(geometry: Geometry, path: Path, settings: LabelSettings, tole
             "settings": _plain(asdict(settings)),
             "check": report.to_dict(),
             "irreps_per_atom": irreps,
+            "coordinates": "natural_symmetric" if settings.natural_reparametrization else RAW,
         },
         density_basis=f"even_tempered_{settings.beta:g}",
         orbital_basis=settings.kohn_sham.basis,
@@ -130,7 +133,8 @@ def generate(
             bar.update()
     irreps = _read_reports(paths, result)
     if result.reports and n_shards == 1:
-        write_basis_info(folder, merge_irreps(irreps))
+        elements = list(merge_irreps(irreps))
+        write_basis_info(folder, even_tempered_basis(elements, settings.kohn_sham.basis, settings.beta))
         write_provenance(
             folder,
             settings=_plain(asdict(settings)),

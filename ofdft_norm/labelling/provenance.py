@@ -48,9 +48,8 @@ def merge_irreps(per_molecule: Iterable[Mapping[int, str]]) -> dict[int, str]:
     return dict(sorted(merged.items()))
 
 
-def write_basis_info(folder: Path, irreps: Mapping[int, str]) -> None:
-    """Writes `basis_info.json`: the elements, their shells, and the order within p shells."""
-    basis_info = BasisInfo(list(irreps), list(irreps.values()))
+def write_basis_info(folder: Path, basis_info: BasisInfo) -> None:
+    """Writes `basis_info.json`: the elements, their shells and exponents, and the order within p shells."""
     write_text(folder / BASIS_FILE, json.dumps(basis_info.to_dict(), indent=1) + "\n")
 
 

@@ -2,8 +2,8 @@
 
 One matrix T for each molecule, from its geometry and basis alone: vectors (coefficients) become T p, dual vectors
 (gradients, integrals) T^-T g, so that w.p, g.p and energies stay what they are. Which field is what says
-`ofdft_norm.data.fields`. A sample says in its field `coordinates` what it has been changed to, by the names of the
-transforms, for example ``"local_frames+natural_symmetric"``; without that field it is in the density basis as it is.
+`ofdft_norm.data.fields`. A sample says in its field `coordinates` which changes it has seen, by their names: for
+example ``"local_frames+natural_symmetric"``; ``"raw"``, or no such field, means the density basis as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from ofdft_norm.data.coordinates import RAW
 from ofdft_norm.data.fields import DUAL_VECTORS, VECTORS
 from ofdft_norm.data.of_data import n_molecules, with_sample_fields
 from ofdft_norm.errors import BatchError, ConfigError
@@ -26,7 +27,6 @@ from ofdft_norm.transforms.molecule import Molecule, molecules_of
 
 DataT = TypeVar("DataT", bound=Data)
 
-RAW = "raw"
 # Changes of basis that are remembered: those of a few large molecules, a batch of small ones.
 _CACHE_BYTES = 128 * 2**20
 _cache: OrderedDict[tuple[str, str], BasisChange] = OrderedDict()
@@ -95,7 +95,7 @@ class BasisTransforms(BaseTransform):
     brings samples to the density basis as it is, and applying the same changes twice does nothing.
 
     Args:
-        transforms: The changes, in the order of application.
+        transforms: The changes, in the order of application; kept as `changes`.
 
     Raises:
         ConfigError: If they cannot follow each other.
@@ -109,12 +109,12 @@ class BasisTransforms(BaseTransform):
     works_on_batches = True
 
     def __init__(self, transforms: Sequence[BasisTransform]) -> None:
-        self.transforms = chain(tuple(transforms))
+        self.changes = chain(tuple(transforms))
 
     @property
     def coordinates(self) -> str:
         """What a sample says of itself after these changes."""
-        return name_of(self.transforms)
+        return name_of(self.changes)
 
     def matrix(self, sample: Data) -> tuple[Tensor, Tensor]:
         """Returns T and T^-1 from the density basis to these coordinates, (n_basis, n_basis) float64.
@@ -126,11 +126,11 @@ class BasisTransforms(BaseTransform):
             BatchError: If it is a batch, or lacks a field.
         """
         molecule = _one(sample)
-        return basis_change(self.transforms, molecule).matrices(len(molecule.functions))
+        return basis_change(self.changes, molecule).matrices(len(molecule.functions))
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample or batch (already a copy of the caller's) in these coordinates, in float64."""
-        return _move(data, transforms_of(coordinates_of(data)), self.transforms)
+        return _move(data, transforms_of(coordinates_of(data)), self.changes)
 
     def inverse(self, data: DataT) -> DataT:
         """Returns a copy in the density basis as it is: undoes the changes in reverse order.
@@ -141,10 +141,10 @@ class BasisTransforms(BaseTransform):
         found = coordinates_of(data)
         if found != self.coordinates:
             raise ConfigError(f"{self!r} cannot be undone: the sample is in the coordinates {found!r}")
-        return _move(data.__copy__(), self.transforms, ())
+        return _move(data.__copy__(), self.changes, ())
 
     def __repr__(self) -> str:
-        return f"BasisTransforms([{', '.join(map(repr, self.transforms))}])"
+        return f"BasisTransforms([{', '.join(map(repr, self.changes))}])"
 
 
 # --- coordinates by name ----------------------------------------------------------------------------------------------
@@ -199,7 +199,9 @@ def coordinates_of(data: Data) -> str:
     found = data.get("coordinates")
     names = {RAW} if not found else {found} if isinstance(found, str) else set(found)
     if len(names) > 1:
-        raise BatchError(f"a batch mixes samples in the coordinates {sorted(names)}, expected one (config: data.source)")
+        raise BatchError(
+            f"a batch mixes samples in the coordinates {sorted(names)}, expected one (config: data.source)"
+        )
     return next(iter(names))
 
 
@@ -247,13 +249,9 @@ def _move(data: DataT, old: tuple[BasisTransform, ...], new: tuple[BasisTransfor
         dual = [name in DUAL_VECTORS for name in fields]
         for name, value in zip(fields, _changed([data[n] for n in fields], dual, molecules, old, new), strict=True):
             data[name] = value
-    if new:
-        single = data.get("ptr") is None
-        data.coordinates = name_of(new) if single else [name_of(new)] * n_molecules(data)
-        return with_sample_fields(data, ("coordinates",))
-    if "coordinates" in data:
-        del data.coordinates
-    return data
+    single = data.get("ptr") is None
+    data.coordinates = name_of(new) if single else [name_of(new)] * n_molecules(data)
+    return with_sample_fields(data, ("coordinates",))
 
 
 def _changed(

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.errors import BasisError
 from ofdft_norm.transforms.basis_change import BasisChange, Rotation
 from ofdft_norm.transforms.basis_transforms import BasisTransform, register
 from ofdft_norm.transforms.molecule import Molecule
@@ -48,26 +50,35 @@ class LocalFrames(BasisTransform):
         return "local_frames"
 
     def step(self, molecule: Molecule, before: BasisChange) -> Rotation:
-        """Returns one block for each atom. It is the same after symmetric natural reparametrisation, which it commutes with."""
-        basis_info, functions = molecule.basis_info, molecule.functions
-        sizes = molecule.functions_per_atom
-        axes = local_axes(molecule.pos, molecule.atomic_numbers)[:, [1, 2, 0]]
-        blocks = [np.zeros((n, n)) for n in sizes]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        l_of_functions = basis_info.l_per_basis_func[functions]
-        turned = {int(l): rotation_of_harmonics(int(l), axes) for l in np.unique(l_of_functions)}
-        for atom, block in enumerate(blocks):
-            l_of, m_of = (
-                values[functions[starts[atom] : starts[atom + 1]]]
-                for values in (basis_info.l_per_basis_func, basis_info.m_per_basis_func)
-            )
-            start = 0
-            while start < len(block):
-                l = int(l_of[start])
-                shell = slice(start, start + 2 * l + 1)
-                block[shell, shell] = turned[l][atom][:, m_of[shell] + l]
-                start = shell.stop
+        """Returns one block for each atom; the same after symmetric natural reparametrisation, which commutes with it.
+
+        Raises:
+            BasisError: If two atoms coincide.
+        """
+        try:
+            axes = local_axes(molecule.pos, molecule.atomic_numbers)
+        except BasisError as error:
+            raise BasisError(f"molecule {molecule.name!r}: {error}") from None
+        basis_info = molecule.basis_info
+        elements = basis_info.atom_indices(molecule.atomic_numbers, molecule.name)
+        of_atom = [basis_info.atom_ind_to_basis_function_ind[i] for i in elements]
+        largest = int(basis_info.l_per_basis_func.max(initial=0))
+        # polar axis x, first and second axes y and z
+        turned = [rotation_of_harmonics(l, axes[:, [1, 2, 0]]) for l in range(largest + 1)]
+        blocks = [_block(basis_info, own, [t[atom] for t in turned]) for atom, own in enumerate(of_atom)]
         return Rotation(tuple(torch.from_numpy(block) for block in blocks))
+
+
+def _block(basis_info: BasisInfo, functions: npt.NDArray[np.int64], turned: list[Array]) -> Array:
+    """Returns the block of one atom: the Wigner matrix of each shell along the diagonal."""
+    block = np.zeros((len(functions), len(functions)))
+    l_of, m_of = basis_info.l_per_basis_func[functions], basis_info.m_per_basis_func[functions]
+    for l, matrix in enumerate(turned):
+        own = np.flatnonzero(l_of == l)
+        if len(own):
+            columns = matrix[:, m_of[own[: 2 * l + 1]] + l]
+            block[np.ix_(own, own)] = np.kron(np.eye(len(own) // (2 * l + 1)), columns)
+    return block
 
 
 def local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64]) -> Array:
@@ -79,6 +90,9 @@ def local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64]) -> Array:
 
     Returns:
         (n_atom, 3, 3), orthonormal: the rows are x, y, z.
+
+    Raises:
+        BasisError: If two atoms coincide.
     """
     axes = np.empty((len(pos), 3, 3))
     for atom in range(len(pos)):
@@ -97,6 +111,8 @@ def _neighbours(pos: Array, atomic_numbers: npt.NDArray[np.int64], atom: int) ->
     vectors = np.delete(pos - pos[atom], atom, axis=0)
     numbers = np.delete(atomic_numbers, atom)
     distances = np.linalg.norm(vectors, axis=1)
+    if not (distances > 0).all():
+        raise BasisError(f"two atoms stand at the same place, {pos[atom].tolist()} bohr: expected a geometry")
     by_distance = np.argsort(distances, kind="stable")
     rank = np.empty(len(distances), dtype=np.int64)
     rank[by_distance] = np.cumsum(np.diff(distances[by_distance], prepend=0.0) > TIE)

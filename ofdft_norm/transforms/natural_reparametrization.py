@@ -26,8 +26,8 @@ class NaturalReparametrization(BasisTransform):
     ``symmetric``: M = S^(1/2), the orthogonalisation that changes the functions least, so that a coefficient keeps its
     atom and its meaning; it commutes with rotations, local frames and the order of atoms.
 
-    ``canonical``: M = Q Lambda^(1/2), eigenvectors sorted by eigenvalue, smallest first. Of each eigenvector the entry of
-    largest magnitude (the first of several) is positive. Where eigenvalues coincide, as in molecules with symmetry,
+    ``canonical``: M = Q Lambda^(1/2), eigenvectors sorted by eigenvalue, smallest first. Of each eigenvector the entry
+    of largest magnitude (the first of several) is positive. Where eigenvalues coincide, as in molecules with symmetry,
     their eigenvectors are arbitrary.
 
     Conditioning: an even-tempered basis of ratio 2.5 has eigenvalues of S from 1e-5 or so to 10. M^-1 magnifies a
@@ -72,7 +72,7 @@ class NaturalReparametrization(BasisTransform):
             raise BasisError(f"molecule {molecule.name!r}: {error}") from None
 
     def __repr__(self) -> str:
-        return f"NaturalReparametrization(orthogonalization={self.orthogonalization!r}, min_eigenvalue={self.min_eigenvalue})"
+        return f"{type(self).__name__}({self.orthogonalization!r}, min_eigenvalue={self.min_eigenvalue})"
 
 
 def natural_coordinates(
@@ -91,10 +91,10 @@ def natural_coordinates(
     values, vectors = np.linalg.eigh(overlap)
     if not values[0] >= min_eigenvalue:
         raise BasisError(
-            f"the overlap of the density basis has the eigenvalue {values[0]:.2e}, expected at least {min_eigenvalue:.0e}: "
-            "its inverse root would be noise. Are two atoms too close, or the basis's exponents too dense? A smaller "
-            "min_eigenvalue accepts it (config: data.pre_transforms), leaving the molecule out avoids it (config: "
-            "data.source.exclude)"
+            f"the smallest eigenvalue of the density basis's overlap is {values[0]:.2e}, expected at least "
+            f"{min_eigenvalue:.0e}: its inverse root would be noise. Are two atoms too close, or the exponents too "
+            "dense? Accept it with a smaller min_eigenvalue (config: data.pre_transforms), or leave the molecule out "
+            "(config: data.source.exclude)"
         )
     scale = torch.from_numpy(np.sqrt(values))
     if orthogonalization == "symmetric":

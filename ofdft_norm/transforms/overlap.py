@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,35 +29,33 @@ def overlap_of(molecule: Molecule) -> Array:
     """
     if molecule.overlap is not None:
         return molecule.overlap
-    exponents = molecule.basis_info.exponents_per_function
+    exponents = molecule.basis_info.exponent_per_shell
     if exponents is None:
         raise BasisError(
-            f"molecule {molecule.name!r}: natural reparametrisation needs the overlap of the density basis, but the basis "
-            "does not say its exponents and the sample has no field 'overlap_matrix': add exponents_per_atom to the "
-            "basis (ofdft_norm.labelling.even_tempered_basis makes it), or leave the transform out (config: "
-            "data.source.basis_info, data.pre_transforms)"
+            f"molecule {molecule.name!r}: natural reparametrisation needs the overlap of the density basis, but the "
+            "basis does not say its exponents, and the sample has no field 'overlap_matrix': give a basis with "
+            "exponents_per_atom, which ofdft_norm.labelling.even_tempered_basis makes (config: data.source.basis_info)"
         )
-    _check_integrals(molecule, exponents[molecule.functions])
-    matrix = _pyscf_molecule(molecule).intor_symmetric("int1e_ovlp")
+    _check_integrals(molecule, exponents[molecule.basis_info.basis_func_to_shell[molecule.functions]])
+    matrix = _pyscf_molecule(molecule, exponents).intor_symmetric("int1e_ovlp")
     order = pyscf_order(molecule)
     return np.asarray(matrix[np.ix_(order, order)])
 
 
-def _pyscf_molecule(molecule: Molecule):  # type: ignore[no-untyped-def]  # PySCF has no types
+def _pyscf_molecule(molecule: Molecule, exponents: Array) -> Any:
     gto = pyscf_module("gto")
     basis_info, numbers = molecule.basis_info, sorted(set(molecule.atomic_numbers.tolist()))
-    basis = {symbol(number): _shells(basis_info, number) for number in numbers}
+    basis = {symbol(number): _shells(basis_info, number, exponents) for number in numbers}
     atoms = [(symbol(int(z)), tuple(r)) for z, r in zip(molecule.atomic_numbers, molecule.pos, strict=True)]
     return gto.M(atom=atoms, basis=basis, unit="Bohr", spin=None, cart=False, verbose=0)
 
 
-def _shells(basis_info: BasisInfo, number: int) -> list[list]:
+def _shells(basis_info: BasisInfo, number: int, exponents: Array) -> list[list[Any]]:
     """Returns one element's shells as PySCF takes them: angular momentum, exponent, coefficient."""
     own = basis_info.atom_ind_to_basis_function_ind[int(basis_info.atom_indices(np.array([number]))[0])]
-    first = own[np.diff(basis_info.basis_func_to_shell[own], prepend=-1) > 0]
-    exponents = basis_info.exponents_per_function
-    assert exponents is not None
-    return [[int(basis_info.l_per_basis_func[i]), [float(exponents[i]), 1.0]] for i in first]
+    shells, first = np.unique(basis_info.basis_func_to_shell[own], return_index=True)
+    momenta = basis_info.l_per_basis_func[own[first]]
+    return [[int(l), [float(exponents[shell]), 1.0]] for l, shell in zip(momenta, shells, strict=True)]
 
 
 def pyscf_order(molecule: Molecule) -> npt.NDArray[np.int64]:
@@ -84,8 +84,8 @@ def _check_integrals(molecule: Molecule, exponents: Array) -> None:
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])
         raise BasisError(
-            f"molecule {molecule.name!r}: field 'dual_basis_integrals' has {molecule.integrals[i]:.6g} for function {i}, "
-            f"but a normalised function with the basis's exponent {exponents[i]:.6g} integrates to {expected[i]:.6g}: "
-            "the labels were made with another basis, or are stored in other coordinates (config: "
-            "data.source.basis_info)"
+            f"molecule {molecule.name!r}: field 'dual_basis_integrals' has {molecule.integrals[i]:.6g} for basis "
+            f"function {i}, but a normalised function with the basis's exponent {exponents[i]:.6g} integrates to "
+            f"{expected[i]:.6g}: the labels were made with another basis, or are stored in other coordinates than they "
+            "say (config: data.source.basis_info)"
         )

@@ -14,12 +14,13 @@ import pytest
 import yaml
 
 from ofdft_norm.config import Split
-from ofdft_norm.config.structures25 import Structures25Labels, even_tempered_basis
+from ofdft_norm.config.structures25 import Structures25Labels
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.label_files import read_n_scf_iterations
 from ofdft_norm.data.structures25 import read_dataset_info
 from ofdft_norm.errors import BasisError, ConfigError, OFDFTNormError, SplitError
+from ofdft_norm.labelling import even_tempered_basis
 
 DATASET_INFO = {
     "kohn_sham": {"basis": "6-31G(2df,p)", "xc": "PBE", "convergence_tolerance": "1.0e-09"},
