@@ -16,11 +16,12 @@ from ofdft_norm.config.checks import CheckedConfig
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.sample_weighers import SampleWeigher
+from ofdft_norm.transforms.basis_transforms import BasisTransform, BasisTransforms
 from ofdft_norm.transforms.project_gradient import ProjectGradient
 
 # Objects of these kinds, as far as this package defines them, are rebuilt from a checkpoint. Nothing else is: a
 # checkpoint must not be able to call what it names.
-_REBUILT = (CheckedConfig, SampleWeigher, ProjectGradient)
+_REBUILT = (CheckedConfig, SampleWeigher, ProjectGradient, BasisTransform, BasisTransforms)
 # Where classes stood that checkpoints of former versions name.
 _MOVED = {"ofdft_norm.data.transforms": "ofdft_norm.transforms.project_gradient"}
 

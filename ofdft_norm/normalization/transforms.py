@@ -73,8 +73,14 @@ class CheckElements(nn.Module):
 
 
 def cast_floats(sample: DataT, dtype: torch.dtype) -> DataT:
-    """Casts a sample's floating-point fields to `dtype`, in place, all but `energy_reference`."""
+    """Casts a sample's floating-point fields to `dtype`, in place, all but `energy_reference` and `pos_float64`.
+
+    The positions stay in float64 beside the cast ones, as `pos_float64`, where the way back from other coordinates needs
+    them: equally near neighbours change their ranks with the last digit.
+    """
+    if sample.get("coordinates") is not None and sample.get("pos") is not None:
+        sample.pos_float64 = sample.pos.to(torch.float64)
     for field, value in sample.items():
-        if field != "energy_reference" and isinstance(value, Tensor) and value.is_floating_point():
+        if field not in ("energy_reference", "pos_float64") and isinstance(value, Tensor) and value.is_floating_point():
             sample[field] = value.to(dtype)
     return sample

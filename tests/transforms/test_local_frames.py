@@ -207,5 +207,5 @@ def test_neighbours_at_equal_distance_are_ranked_alike_whatever_the_rounding(ran
 def test_atoms_at_one_place_are_refused(make_molecule: Any) -> None:
     sample = make_molecule(np.random.default_rng(9), [6, 8])
     sample.pos[1] = sample.pos[0]
-    with pytest.raises(BasisError, match="'molecule'.*same place"):
+    with pytest.raises(BasisError, match=r"'molecule'.*same place"):
         LocalFrames()(sample)
