@@ -75,8 +75,8 @@ class CheckElements(nn.Module):
 def cast_floats(sample: DataT, dtype: torch.dtype) -> DataT:
     """Casts a sample's floating-point fields to `dtype`, in place, all but `energy_reference` and `pos_float64`.
 
-    The positions stay in float64 beside the cast ones, as `pos_float64`, where the way back from other coordinates needs
-    them: equally near neighbours change their ranks with the last digit.
+    Positions stay in float64 beside the cast ones, as `pos_float64`, for samples that say their coordinates: on the way
+    back to others, equally near neighbours change their ranks with the last digit.
     """
     if sample.get("coordinates") is not None and sample.get("pos") is not None:
         sample.pos_float64 = sample.pos.to(torch.float64)

@@ -252,3 +252,42 @@ def test_a_file_without_p_order_means_m_ascending(tmp_path: Path) -> None:
     path = tmp_path / "basis.json"
     path.write_text('{"atomic_numbers": [8], "irreps_per_atom": ["1x0e+1x1o"]}')
     assert BasisInfo.from_json(path) == BasisInfo([8], ["1x0e+1x1o"], "yzx")
+
+
+def test_exponents_are_kept_for_each_shell_and_written_back() -> None:
+    exponents = [[3.0, 0.4], [9.0, 2.0, 0.5, 1.5]]
+    basis_info = BasisInfo([1, 8], ["2x0e", "3x0e+1x1o"], "xyz", exponents)
+    assert basis_info.exponent_per_shell is not None
+    assert basis_info.exponent_per_shell[basis_info.basis_func_to_shell].tolist() == [3, 0.4, 9, 2, 0.5, 1.5, 1.5, 1.5]
+    assert basis_info.to_dict()["exponents_per_atom"] == exponents
+    assert BasisInfo(**basis_info.to_dict()) == basis_info
+
+
+def test_bases_are_equal_unless_known_exponents_differ() -> None:
+    unknown, known = BasisInfo([1], ["2x0e"]), BasisInfo([1], ["2x0e"], exponents_per_atom=[[3.0, 0.4]])
+    other = BasisInfo([1], ["2x0e"], exponents_per_atom=[[3.0, 0.5]])
+    assert unknown == known
+    assert hash(unknown) == hash(known)
+    assert known != other
+    assert known.fingerprint() != unknown.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("exponents", "message"),
+    [
+        ([[3.0]], r"\[1\] exponents.*expected \[2\]"),
+        ([[3.0, 0.4], [1.0]], r"\[2, 1\] exponents"),
+        ([[3.0, -0.4]], "not a positive number"),
+        ([[3.0, float("nan")]], "not a positive number"),
+    ],
+)
+def test_exponents_that_do_not_fit_the_shells_are_refused(exponents: list[list[float]], message: str) -> None:
+    with pytest.raises(BasisError, match=message):
+        BasisInfo([1], ["2x0e"], exponents_per_atom=exponents)
+
+
+def test_a_basis_is_pickled_once_for_many_samples() -> None:
+    basis_info = BasisInfo([1, 8], ["2x0e", "3x0e+1x1o"], "xyz", [[3.0, 0.4], [9.0, 2.0, 0.5, 1.5]])
+    one, two = pickle.loads(pickle.dumps(basis_info)), pickle.loads(pickle.dumps(basis_info))
+    assert one is two
+    assert one.to_dict() == basis_info.to_dict()
