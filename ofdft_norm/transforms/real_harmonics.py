@@ -53,7 +53,7 @@ def _sampled(l: int) -> tuple[Array, Array]:
     heights, turns = 1 - (2 * np.arange(n) + 1) / n, np.arange(n) * math.pi * (3 - math.sqrt(5))  # Fibonacci's sphere
     radii = np.sqrt(1 - heights**2)
     directions = np.stack([radii * np.cos(turns), radii * np.sin(turns), heights], axis=-1)
-    return directions, np.linalg.pinv(real_harmonics(l, directions))
+    return directions, np.asarray(np.linalg.pinv(real_harmonics(l, directions)), dtype=np.float64)
 
 
 def rotation_of_harmonics(l: int, rotations: Array) -> Array:

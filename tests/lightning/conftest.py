@@ -80,7 +80,8 @@ class Setting:
             shutil.copy(EMBEDDED_DATA / "labels" / f"{name}.zarr.zip", self.labels)
         basis = json.loads((EMBEDDED_DATA / "basis_info.json").read_text())
         known = [i for i, number in enumerate(basis["atomic_numbers"]) if number != 9]  # no molecule has fluorine
-        (folder / "basis_info.json").write_text(json.dumps({k: [v[i] for i in known] for k, v in basis.items()}))
+        known_part = {k: [v[i] for i in known] if isinstance(v, list) else v for k, v in basis.items()}
+        (folder / "basis_info.json").write_text(json.dumps(known_part))
         self.basis_info = str(folder / "basis_info.json")
 
     def source(self, **options: Any) -> LabelFiles:
