@@ -182,7 +182,7 @@ def test_labels_in_another_basis_than_the_checkpoints_are_refused(setting: Any, 
     path = tmp_path / "run.ckpt"
     setting.fit(path)
     basis = json.loads(Path(setting.basis_info).read_text())
-    basis["irreps_per_atom"][0] = "2x0e"
+    basis["irreps_per_atom"][0], basis["exponents_per_atom"] = "2x0e", None
     (tmp_path / "basis.json").write_text(json.dumps(basis))
     setting.basis_info = str(tmp_path / "basis.json")
     other = OFDFTDataModule.load_from_checkpoint(path, source=setting.source())
