@@ -34,7 +34,7 @@ from ofdft_norm.errors import BasisError, LabelFileError
 FORMAT, VERSION = "ofdft_norm packed labels", 1
 META = "meta.json"
 # what the arrays mean, and thus part of the checksum
-_MEANING = ("version", "basis_info", "targets", "pre_transforms", "arrays")
+_MEANING = ("version", "basis_info", "targets", "pre_transforms", "coordinates", "arrays")
 
 Array = npt.NDArray[Any]
 

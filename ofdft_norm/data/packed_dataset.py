@@ -50,7 +50,7 @@ class PackedDataset(OFDataset):
     Raises:
         LabelFileError: If a set is damaged, or lacks the energy or gradient.
         BasisError: If the sets are of different bases.
-        ConfigError: If the sets were packed after different pre-transforms, or in different dtypes.
+        ConfigError: If the sets were packed after different pre-transforms, in different coordinates or dtypes.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class PackedDataset(OFDataset):
         for packed in self.sets:
             _check_target(packed, energy_key, gradient_key)
         self.basis_info = self.sets[0].basis_info
+        self.coordinates = str(self.sets[0].meta["coordinates"])
         self.energy_key = energy_key
         self.gradient_key = gradient_key
         self.transform = transform
@@ -155,7 +156,9 @@ class PackedDataset(OFDataset):
             "scf_iteration": np.array([iteration]),
         }
         mol_id = arrays["mol_ids"][name : name + n_name].tobytes().decode()
-        return make_sample({name: torch.from_numpy(value) for name, value in fields.items()} | {"mol_id": mol_id})
+        tensors = {name: torch.from_numpy(value) for name, value in fields.items()}
+        same = {"basis_info": self.basis_info, "coordinates": self.coordinates}
+        return make_sample(tensors | {"mol_id": mol_id} | same)
 
     def _raw_batch(self, molecules: IntArray, iterations: IntArray) -> OFData:
         """Joins slices of the sets' arrays; no sample is made."""
@@ -182,6 +185,8 @@ class PackedDataset(OFDataset):
             "has_energy_label": self._rows("has_energy_label", sets, sample + iterations),
             "mol_id": self._mol_ids(sets, name, n_name),
             "scf_iteration": torch.from_numpy(iterations),
+            "basis_info": [self.basis_info] * len(molecules),
+            "coordinates": [self.coordinates] * len(molecules),
         }
         return make_batch(per_atom, per_function, per_sample, n_atom, n_basis)
 
@@ -229,19 +234,19 @@ class PackedDataset(OFDataset):
 
 
 def check_alike(sets: Sequence[PackedSet]) -> None:
-    """Refuses to mix sets that are not of one basis, pre-transforms and dtype.
+    """Refuses to mix sets that are not of one basis, pre-transforms, coordinates and dtype.
 
     Raises:
         BasisError: For different bases.
-        ConfigError: For different pre-transforms or dtypes, or no set at all.
+        ConfigError: For different pre-transforms, coordinates or dtypes, or no set at all.
     """
     if not sets:
         raise ConfigError("no packed set is given (config: data.source.paths)")
     first = sets[0]
     for other in sets[1:]:
-        for key, error in (("basis_info", BasisError), ("pre_transforms", ConfigError), ("dtype", ConfigError)):
+        for key in ("basis_info", "pre_transforms", "coordinates", "dtype"):
             if other.meta[key] != first.meta[key]:
-                raise error(
+                raise (BasisError if key == "basis_info" else ConfigError)(
                     f"{first.folder} and {other.folder}: packed with different {key}: {first.meta[key]} and "
                     f"{other.meta[key]}; pack them alike (config: data.source.paths)"
                 )

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,16 @@ _BYTES_BETWEEN = 2**28
 _CONSTANT = ("pos", "atomic_numbers", "dual_basis_integrals", "ground_state_coeffs")
 # What is stored of a sample, and what follows from it.
 _STORED = {*_CONSTANT, "coeffs", "gradient_label", "energy_label", "has_energy_label", "mol_id", "scf_iteration"}
-_KNOWN = _STORED | {"atom_ind", "basis_function_ind", "coeffs_batch", "coeffs_ptr", "batch", "ptr"}
+_KNOWN = _STORED | {
+    "basis_info",
+    "coordinates",
+    "atom_ind",
+    "basis_function_ind",
+    "coeffs_batch",
+    "coeffs_ptr",
+    "batch",
+    "ptr",
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,12 @@ class PackingPlan:
             batches[target] = transform_batch(transform, join_labels([labels], self.basis_info))
         return batches, labels.p_order
 
+    @cached_property
+    def coordinates(self) -> str:
+        """What vectors and dual vectors of the first molecule are given in; the others' must be given in the same."""
+        batches, _ = self.read(self.paths[0])
+        return str(batches[self.targets[0]].coordinates[0])
+
     def description(self) -> dict[str, Any]:
         """Returns what the set is, in plain types."""
         return {
@@ -92,6 +108,7 @@ class PackingPlan:
             "basis_info": self.basis_info.to_dict(),
             "targets": list(self.targets),
             "pre_transforms": described(self.pre_transforms),
+            "coordinates": self.coordinates,
             "dtype": self.dtype,
             "sources": sorted({str(path.absolute().parent) for path in self.paths}),
             "n_molecules": len(self.paths),
@@ -202,9 +219,17 @@ class _Molecules(Dataset[Any]):
         path = self.plan.paths[molecule]
         try:
             batches, p_order = self.plan.read(path)
+            self._check_coordinates(path, str(batches[self.plan.targets[0]].coordinates[0]))
             return molecule_arrays(path, batches), p_order
         except OFDFTNormError as error:
             return error
+
+    def _check_coordinates(self, path: Path, coordinates: str) -> None:
+        if coordinates != self.plan.coordinates:
+            raise LabelFileError(
+                f"{path}: its vectors are given in the coordinates {coordinates!r}, those of {self.plan.paths[0]} in "
+                f"{self.plan.coordinates!r}: a packed set has one (config: data.source.paths, data.source.exclude)"
+            )
 
 
 def _unchanged(molecule: Any) -> Any:

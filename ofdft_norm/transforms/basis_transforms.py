@@ -273,7 +273,10 @@ def _changed(
         back, forth = basis_change(old, molecule).after(common), basis_change(new, molecule).after(common)
         for i, value in enumerate(values):
             rows = value[where].to(torch.float64).reshape(last - first, -1)
-            out[i].append(forth.apply(back.apply(rows, dual[i], inverse=True), dual[i]).reshape(-1))
+            # what all densities of a molecule share is changed once, to the same last digit
+            shared = last - first > 1 and not rows.requires_grad and bool((rows == rows[0]).all())
+            changed = forth.apply(back.apply(rows[:1] if shared else rows, dual[i], inverse=True), dual[i])
+            out[i].append((changed.expand_as(rows) if shared else changed).reshape(-1))
         first = last
     return [torch.cat(changed) for changed in out]
 
