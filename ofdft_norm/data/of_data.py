@@ -155,6 +155,8 @@ def _vector(value: Any, field: str, n_basis: int, where: str) -> Tensor:
 
 def get_field(sample: Any, name: str) -> Any:
     """Returns a field of a sample of any class, a mapping's item or an object's attribute; None: it has none."""
+    if isinstance(sample, dict | Data):  # half the price of asking for an attribute that may be missing
+        return sample.get(name, None)
     return sample.get(name) if isinstance(sample, Mapping) else getattr(sample, name, None)
 
 

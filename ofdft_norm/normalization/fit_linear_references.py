@@ -20,7 +20,7 @@ from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.distributed import Ranks, computed, current_ranks
 from ofdft_norm.statistics.fit import StatisticsAccumulator, for_each_batch, measure_residuals
 from ofdft_norm.statistics.least_squares import check_driver
-from ofdft_norm.statistics.reading import BatchSource, FitFields, sample_source
+from ofdft_norm.statistics.reading import SAMPLES_PER_BATCH, BatchSource, FitFields, sample_source
 from ofdft_norm.statistics.references import CountBy, FittedReference, linear_reference_name
 from ofdft_norm.statistics.residuals import ResidualColumn
 from ofdft_norm.statistics.sample_weighers import ConstantSampleWeigher, FieldSampleWeigher, SampleWeigher
@@ -56,7 +56,7 @@ def fit_linear_references(
     Args:
         targets: Names of the targets: one number for each sample, of shape (), (1,) or (1, 1).
         dataset: Samples with the targets and `atomic_numbers` (or `z`); a PyG data set, a list of `Data`, ....
-        batch_size: Samples in a batch.
+        batch_size: Samples in a batch, as `num_batches` counts them.
         num_batches: How many batches to use, over all processes; None: all samples.
         num_workers: Worker processes of the loader.
         max_num_elements: Largest atomic number; the references have shape (max_num_elements + 1,).
@@ -102,7 +102,8 @@ def fit_linear_references(
     ranks = current_ranks() if distributed else Ranks()
     indices = _indices(_length(dataset), batch_size, num_batches, shuffle, seed)
     fields = _fields(targets, weigher, atomic_numbers_field, count_by)
-    source = sample_source(dataset, ranks, fields, indices, batch_size, num_workers)
+    # a few large batches cost far less than many small ones, and give the same
+    source = sample_source(dataset, ranks, fields, indices, max(batch_size, SAMPLES_PER_BATCH), num_workers)
     metric_kwargs = {"process_group": ranks.group, "sync_on_compute": source.sharded}
     accumulator = StatisticsAccumulator(
         None,

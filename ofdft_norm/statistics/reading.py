@@ -254,10 +254,7 @@ class JoinFields:
 
 def _values(samples: Sequence[Any], name: str) -> list[Any]:
     """Returns a field of all samples, None where one lacks it."""
-    try:
-        return [sample[name] for sample in samples]  # half the price of asking each for an attribute that it may lack
-    except (KeyError, TypeError):
-        return [get_field(sample, name) for sample in samples]
+    return [get_field(sample, name) for sample in samples]
 
 
 def _vectors(values: list[Any]) -> list[Tensor]:
