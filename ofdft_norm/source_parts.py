@@ -10,7 +10,9 @@ from torch_geometric.transforms import Compose
 
 from ofdft_norm.checkpoint_state import files_from_state, files_to_state
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.in_basis import InBasis
 from ofdft_norm.data.lazy_parts import LazyParts
+from ofdft_norm.data.pre_transforms import composed, single_transforms
 from ofdft_norm.errors import ConfigError, SplitError
 
 
@@ -57,10 +59,9 @@ class SourceParts:
             SplitError: If there is no such part.
             ConfigError: If the labels are in another basis than a loaded checkpoint's.
         """
-        self._check_basis()
         if part == "all":
             if self._everything is None:
-                self._everything = self.source.everything(self.transform, self.index_dir)
+                self._everything = self.source.everything(self._transform(), self.index_dir)
             return self._everything
         parts = self._split_parts()
         if part not in parts:
@@ -74,17 +75,23 @@ class SourceParts:
             identity = self.source.split_identity(self.split)
             known = self._state is not None and identity == self._state["identity"]
             files = files_from_state(self._state["files"]) if self._state is not None and known else None
-            self._parts = self.source.datasets(self.split, self.transform, self.index_dir, files)
+            self._parts = self.source.datasets(self.split, self._transform(), self.index_dir, files)
             if not known:
                 self._state = identity and {"identity": identity, "files": files_to_state(self._parts.contents)}
         return self._parts
 
-    def _check_basis(self) -> None:
-        if self._required_basis is not None and self.source.basis() != self._required_basis:
+    def _transform(self) -> Callable[..., Any] | None:
+        """Returns the pre-transforms, followed by the change to a checkpoint's basis where the labels have another."""
+        required = self._required_basis
+        own = None if required is None else self.source.basis()
+        if required is None or own == required:
+            return self.transform
+        if own is None or not own.is_subset(required):
             raise ConfigError(
-                f"the checkpoint's normaliser belongs to the basis {self._required_basis}, but the labels have "
-                f"{self.source.basis()} (config: data.source.basis_info)"
+                f"the checkpoint's normaliser belongs to the basis {required}, but the labels have {own}: expected "
+                "some or all of its elements, with the same functions (config: data.source.basis_info)"
             )
+        return composed([*single_transforms(self.transform), InBasis(own, required)])
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
