@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from ofdft_norm.config.checks import AtomicNumber
 from ofdft_norm.config.sources import LabelFiles, Split
-from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.basis_info import BasisInfo, POrder
+from ofdft_norm.data.p_order import STRUCTURES25_P_ORDER, stated_p_order
 from ofdft_norm.data.split_files import read_split_entries
 from ofdft_norm.data.structures25 import locate_split, read_dataset_info
+from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import BasisError
 from ofdft_norm.labelling.density_basis import even_tempered_basis
 
@@ -50,18 +55,38 @@ class Structures25Labels(LabelFiles):
     def basis(self) -> BasisInfo:
         """Reads the basis, or makes it with PySCF; see `basis_info`.
 
+        The order within p shells is the label files' (PySCF's where they do not say) unless the JSON file says it.
+        Exponents that it lacks come from `dataset_info.yaml`, where that is there and PySCF is installed.
+
         Raises:
             BasisError: If there is neither file, or it cannot be read.
             ImportError: If PySCF is needed and not installed.
         """
         path = Path(self.basis_info).expanduser() if self.basis_info != "auto" else self._find_basis()
-        if path.suffix not in (".yaml", ".yml"):
-            return BasisInfo.from_json(path)
-        info = read_dataset_info(path)
-        return even_tempered_basis(list(self.atomic_numbers), info.orbital_basis, info.beta)
+        if path.suffix in (".yaml", ".yml"):
+            made = _basis_of(path, tuple(self.atomic_numbers))
+            return BasisInfo(**{**made.to_dict(), "p_order": self._p_order()})
+        basis_info = BasisInfo.from_json(path, self._p_order())
+        described = self._folder / "dataset_info.yaml"
+        if basis_info.exponent_per_shell is None and described.is_file() and find_spec("pyscf") is not None:
+            return _with_exponents(basis_info, described)
+        return basis_info
+
+    def _p_order(self) -> POrder:
+        """Returns the order within p shells of the first label file that the folder lists."""
+        for folder in self.folders.values():
+            for entry in os.scandir(folder) if folder.is_dir() else ():
+                if entry.name.endswith((".zarr", ".zarr.zip")):
+                    with ZarrReader(Path(entry.path)) as reader:
+                        return stated_p_order(reader.attributes(), entry.path) or STRUCTURES25_P_ORDER
+        return STRUCTURES25_P_ORDER
+
+    @property
+    def _folder(self) -> Path:
+        return next(iter(self.folders.values())).parent
 
     def _find_basis(self) -> Path:
-        folder = next(iter(self.folders.values())).parent
+        folder = self._folder
         for name in ("basis_info.json", "dataset_info.yaml"):
             if (folder / name).is_file():
                 return folder / name
@@ -79,3 +104,19 @@ class Structures25Labels(LabelFiles):
         if split.file is None:
             return super().split_files(split)
         return locate_split(read_split_entries(Path(split.file)), self.folders, split.file, self.exclude)
+
+
+@lru_cache(maxsize=8)
+def _basis_of(dataset_info: Path, atomic_numbers: tuple[int, ...]) -> BasisInfo:
+    """Makes the basis that a `dataset_info.yaml` names."""
+    info = read_dataset_info(dataset_info)
+    return even_tempered_basis(atomic_numbers, info.orbital_basis, info.beta)
+
+
+def _with_exponents(basis_info: BasisInfo, dataset_info: Path) -> BasisInfo:
+    """Adds exponents to a basis, if it has the shells of the one that `dataset_info.yaml` names."""
+    given, made = basis_info.to_dict(), _basis_of(dataset_info, tuple(basis_info.atomic_numbers.tolist())).to_dict()
+    rows = [made["atomic_numbers"].index(number) for number in given["atomic_numbers"]]
+    if [made["irreps_per_atom"][row] for row in rows] != given["irreps_per_atom"]:
+        return basis_info
+    return BasisInfo(**given, exponents_per_atom=[made["exponents_per_atom"][row] for row in rows])

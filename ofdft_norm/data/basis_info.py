@@ -281,8 +281,12 @@ class BasisInfo:
         return cls(list(irreps), list(irreps.values()), p_order="xyz")
 
     @classmethod
-    def from_json(cls, path: str | Path) -> BasisInfo:
+    def from_json(cls, path: str | Path, p_order: POrder = "yzx") -> BasisInfo:
         """Reads a JSON file with the constructor's arguments; `p_order` and `exponents_per_atom` may be left out.
+
+        Args:
+            path: The file.
+            p_order: Order within p shells where the file does not say it.
 
         Raises:
             BasisError: If the file cannot be read, lacks a key, or describes no basis; the message names the file.
@@ -300,7 +304,7 @@ class BasisInfo:
             return cls(
                 content["atomic_numbers"],
                 content["irreps_per_atom"],
-                content.get("p_order", "yzx"),
+                content.get("p_order", p_order),
                 content.get("exponents_per_atom"),
             )
         except (BasisError, TypeError, ValueError) as error:  # a value is null, a number, or a word among numbers

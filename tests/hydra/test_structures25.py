@@ -106,6 +106,19 @@ def test_json_basis_goes_before_dataset_info(root: Path, tmp_path: Path) -> None
     assert Structures25Labels(root=str(tmp_path), dataset="QM9", basis_info=given).basis().n_types == 5
 
 
+def test_exponents_and_order_are_found_beside_a_json_basis(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "QM9", tmp_path / "QM9")
+    shells = json.loads((EMBEDDED_DATA / "basis_info.json").read_text())
+    plain = {key: shells[key][::-1] for key in ("atomic_numbers", "irreps_per_atom")}
+    (tmp_path / "QM9" / "basis_info.json").write_text(json.dumps(plain))
+    found = Structures25Labels(root=str(tmp_path), dataset="QM9").basis().to_dict()
+    assert found == {**plain, "p_order": "yzx", "exponents_per_atom": shells["exponents_per_atom"][::-1]}
+    # files that do not say are those of STRUCTURES25's code
+    for file in (tmp_path / "QM9" / "labels").iterdir():
+        file.unlink()
+    assert Structures25Labels(root=str(tmp_path), dataset="QM9").basis().p_order == "xyz"
+
+
 def test_missing_label_files_are_refused_with_the_list(root: Path, tmp_path: Path) -> None:
     split = good_split()
     split["train"].append(("QM9", "benzene.zarr.zip", 5))
