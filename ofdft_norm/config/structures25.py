@@ -75,10 +75,10 @@ class Structures25Labels(LabelFiles):
     def _p_order(self) -> POrder:
         """Returns the order within p shells of the first label file that the folder lists."""
         for folder in self.folders.values():
-            for entry in os.scandir(folder) if folder.is_dir() else ():
-                if entry.name.endswith((".zarr", ".zarr.zip")):
-                    with ZarrReader(Path(entry.path)) as reader:
-                        return stated_p_order(reader.attributes(), entry.path) or STRUCTURES25_P_ORDER
+            names = os.listdir(folder) if folder.is_dir() else []
+            for name in (name for name in names if name.endswith((".zarr", ".zarr.zip"))):
+                with ZarrReader(folder / name) as reader:
+                    return stated_p_order(reader.attributes(), str(folder / name)) or STRUCTURES25_P_ORDER
         return STRUCTURES25_P_ORDER
 
     @property

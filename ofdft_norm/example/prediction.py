@@ -20,13 +20,15 @@ from ofdft_norm.data.files import written_whole
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.tables import text_table
+from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, transforms_of
 from ofdft_norm.version import package_version
 
 ANGSTROM_PER_BOHR = 0.529177210903  # CODATA 2018
 UNITS = {
     "energy": "hartree",
     "energy_label": "hartree",
-    "gradient": "hartree, derivative with respect to the density coefficients as they are in the labels",
+    "gradient": "hartree, derivative with respect to the density coefficients in the coordinates of the sample",
+    "coordinates": "what density coefficients are given in; raw: the density basis as it is",
     "pos": "bohr",
 }
 
@@ -43,6 +45,7 @@ class Prediction:
         energy: [hartree].
         energy_label: [hartree]; NaN where the sample has none.
         gradient: (n_basis,) [hartree]; empty where the model predicts none.
+        coordinates: What the coefficients are given in that the gradient is the derivative with respect to.
     """
 
     mol_id: str
@@ -52,6 +55,7 @@ class Prediction:
     energy: float
     energy_label: float
     gradient: npt.NDArray[np.float64]
+    coordinates: str
 
 
 class PredictionCollector(Callback):
@@ -59,9 +63,18 @@ class PredictionCollector(Callback):
 
     `predict_step` is to return a dict with `energy`, (n_molecules,), and optionally `gradient`, (n_basis,), both in
     hartree.
+
+    Args:
+        coordinates: What to bring gradients to, ``raw`` or names of changes of basis; None: those of the samples.
+
+    Raises:
+        ConfigError: If there are no such coordinates.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, coordinates: str | None = None) -> None:
+        if coordinates is not None:
+            transforms_of(coordinates)
+        self.coordinates = coordinates
         self.predictions: list[Prediction] = []
 
     def on_predict_batch_end(
@@ -83,7 +96,11 @@ class PredictionCollector(Callback):
                 f"{type(pl_module).__name__}.predict_step returned a {type(outputs).__name__}; expected a dict with "
                 "'energy' and optionally 'gradient' [hartree] (config: model._target_)"
             )
-        self.predictions += split_batch(outputs, batch, _labels(pl_module, batch))
+        coordinates = coordinates_of(batch) if self.coordinates is None else self.coordinates
+        if outputs.get("gradient") is not None:
+            gradient = change_coordinates(outputs["gradient"], batch, True, coordinates_of(batch), coordinates)
+            outputs = {**outputs, "gradient": gradient}
+        self.predictions += split_batch(outputs, batch, _labels(pl_module, batch), coordinates)
 
 
 def _labels(module: Any, batch: Any) -> torch.Tensor:
@@ -95,7 +112,9 @@ def _labels(module: Any, batch: Any) -> torch.Tensor:
     return torch.where(batch.has_energy_label, module.normalizer.denormalize_energy(energy, batch), labels)
 
 
-def split_batch(outputs: dict[str, torch.Tensor], batch: Any, labels: torch.Tensor) -> Iterator[Prediction]:
+def split_batch(
+    outputs: dict[str, torch.Tensor], batch: Any, labels: torch.Tensor, coordinates: str
+) -> Iterator[Prediction]:
     """Yields the prediction of each sample of a batch."""
     n = len(labels)
     names = batch.get("mol_id") or [""] * n
@@ -115,6 +134,7 @@ def split_batch(outputs: dict[str, torch.Tensor], batch: Any, labels: torch.Tens
             float(outputs["energy"][i]),
             float(labels[i]),
             own_gradient.double().cpu().numpy(),
+            coordinates,
         )
 
 
@@ -122,7 +142,8 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     """Predicts for all samples of a source, writes the file and prints the first of them.
 
     Args:
-        cfg: With `ckpt_path`, `model._target_`, `data`, `output`, `head`, `accelerator`; see ``configs/predict.yaml``.
+        cfg: With `ckpt_path`, `model._target_`, `data`, `output`, `coordinates`, `head`, `accelerator`; see
+            ``configs/predict.yaml``.
 
     Returns:
         The predictions, in the source's order.
@@ -137,7 +158,7 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     model_class: Any = get_class(cfg.model._target_)
     model = model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     datamodule: OFDFTDataModule = instantiate(cfg.data, checkpoint_path=str(checkpoint))
-    collector = PredictionCollector()
+    collector = PredictionCollector(cfg.coordinates)
     trainer = Trainer(
         accelerator=cfg.accelerator,
         devices=1,
@@ -185,6 +206,7 @@ def write_npz(file: IO[bytes], predictions: list[Prediction], checkpoint: str) -
         "atomic_numbers": np.concatenate([p.atomic_numbers for p in predictions]),
         "pos": np.concatenate([p.pos for p in predictions]),
         "gradient": np.concatenate([p.gradient for p in predictions]),
+        "coordinates": np.array([p.coordinates for p in predictions], dtype=np.str_),
         "units": np.array(json.dumps(UNITS)),
         "checkpoint": np.array(checkpoint),
         "package_version": np.array(package_version()),

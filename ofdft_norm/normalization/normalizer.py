@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.fields import PER_FUNCTION, VECTORS
+from ofdft_norm.data.fields import DUAL_VECTORS, PER_FUNCTION, VECTORS
 from ofdft_norm.data.of_data import molecule_index, n_molecules, with_sample_fields
 from ofdft_norm.errors import ConfigError, NormalizationError
 from ofdft_norm.normalization.affine import Affine
@@ -23,6 +23,7 @@ from ofdft_norm.normalization.guards import (
     check_vector,
 )
 from ofdft_norm.normalization.reference import Reference
+from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, to_coordinates
 
 DataT = TypeVar("DataT", bound=Data)
 
@@ -137,8 +138,15 @@ class Normalizer(Float64Module):
         out = {name: self.affine(name, with_reference).normalize(fields[name]) for name in self._transformed(fields)}
         return {**out, "energy_reference": reference}
 
-    def denormalize(self, sample_or_batch: DataT) -> DataT:
+    def denormalize(self, sample_or_batch: DataT, coordinates: str | None = None) -> DataT:
         """Returns a copy in physical units, in float64: the inverse of `normalize`.
+
+        Args:
+            sample_or_batch: Normalised.
+            coordinates: What to return coefficients, gradients and integrals in: ``raw`` is the density basis as it is;
+                None: the coordinates that were normalised. The change of basis is made again from geometry and basis,
+                molecule by molecule; see `ofdft_norm.transforms`. Gradients that were projected in other coordinates
+                differ from the raw label's projection by a multiple of the integrals.
 
         Raises:
             NormalizationError: If the sample is not normalised.
@@ -150,7 +158,7 @@ class Normalizer(Float64Module):
             out[name] = self.affine(name, batch).denormalize(batch[name])
         del out.energy_reference
         del out.normalized
-        return out
+        return out if coordinates is None else to_coordinates(out, coordinates)
 
     def affine(self, name: str, fields: Fields) -> Affine:
         """Returns origin and unit of a field: the formulas of this class, for both directions.
@@ -196,37 +204,44 @@ class Normalizer(Float64Module):
         check_energy("energy", energy, batch.energy_reference.numel(), batch)
         return self.affine(self.energy_field, batch).denormalize(energy)
 
-    def denormalize_gradient(self, gradient: Tensor, batch: Data) -> Tensor:
+    def denormalize_gradient(self, gradient: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
         """Returns gradients with respect to the original coefficients, (n_basis,) float64 [hartree].
 
         Args:
             gradient: (n_basis,) predicted g' = dE'/dp', any dtype.
             batch: The batch it was predicted for.
+            coordinates: As for `denormalize`.
 
         Raises:
             NormalizationError: If the gradient does not have one entry for each basis function of the batch.
         """
         check_vector("gradient", gradient, batch)
-        return self.affine("gradient_label", batch).denormalize(gradient)
+        return _in_coordinates(
+            self.affine("gradient_label", batch).denormalize(gradient), "gradient_label", batch, coordinates
+        )
 
-    def denormalize_gradient_difference(self, difference: Tensor, batch: Data) -> Tensor:
+    def denormalize_gradient_difference(
+        self, difference: Tensor, batch: Data, coordinates: str | None = None
+    ) -> Tensor:
         """Returns the difference of two gradients in original coordinates: without the reference, which cancels."""
         check_vector("gradient difference", difference, batch)
-        return self.affine("gradient_label", batch).denormalize_difference(difference)
+        difference = self.affine("gradient_label", batch).denormalize_difference(difference)
+        return _in_coordinates(difference, "gradient_label", batch, coordinates)
 
     def denormalize_forces(self, forces: Tensor, batch: Data) -> Tensor:
         """Returns forces F = s F', float64; references do not depend on positions."""
         return Affine(unit=self.energy_scale).denormalize(forces)
 
-    def denormalize_coeffs(self, coeffs: Tensor, batch: Data) -> Tensor:
+    def denormalize_coeffs(self, coeffs: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
         """Returns p = p' / lambda + pbar, (n_basis,) float64; raises as `denormalize_gradient`."""
         check_vector("coeffs", coeffs, batch)
-        return self.affine("coeffs", batch).denormalize(coeffs)
+        return _in_coordinates(self.affine("coeffs", batch).denormalize(coeffs), "coeffs", batch, coordinates)
 
-    def denormalize_integrals(self, integrals: Tensor, batch: Data) -> Tensor:
+    def denormalize_integrals(self, integrals: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
         """Returns w = lambda w', (n_basis,) float64 [electrons]; raises as `denormalize_gradient`."""
         check_vector("dual_basis_integrals", integrals, batch)
-        return self.affine("dual_basis_integrals", batch).denormalize(integrals)
+        integrals = self.affine("dual_basis_integrals", batch).denormalize(integrals)
+        return _in_coordinates(integrals, "dual_basis_integrals", batch, coordinates)
 
     # --- guards -------------------------------------------------------------------------------------------------
 
@@ -247,3 +262,10 @@ class Normalizer(Float64Module):
                 "the batch is not normalised: there is nothing to invert. Use the batches of OFDFTDataModule's "
                 "loaders, or pass the sample through normalize() first"
             )
+
+
+def _in_coordinates(values: Tensor, field: str, batch: Data, coordinates: str | None) -> Tensor:
+    """Brings values of a field into the coordinates that are asked for; None: they stay as they are."""
+    if coordinates is None:
+        return values
+    return change_coordinates(values, batch, field in DUAL_VECTORS, coordinates_of(batch), coordinates)

@@ -241,6 +241,19 @@ def change_coordinates(values: Tensor, data: Data, dual: bool, start: str, targe
     return _changed([values], [dual], molecules_of(data), old, new)[0]
 
 
+def to_coordinates(data: DataT, coordinates: str) -> DataT:
+    """Returns a copy of a sample or batch in coordinates of a name, from whichever it is in.
+
+    Args:
+        data: Not normalised.
+        coordinates: ``raw`` for the density basis as it is, or names of changes of basis joined by ``+``.
+
+    Raises:
+        ConfigError: If the name is unknown.
+    """
+    return _move(data.__copy__(), transforms_of(coordinates_of(data)), transforms_of(coordinates))
+
+
 def _move(data: DataT, old: tuple[BasisTransform, ...], new: tuple[BasisTransform, ...]) -> DataT:
     """Changes a sample's or batch's fields, in place."""
     fields = [name for name in (*VECTORS, *DUAL_VECTORS) if data.get(name) is not None]
