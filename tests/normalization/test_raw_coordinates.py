@@ -82,10 +82,7 @@ def test_energy_and_gradient_agree_in_raw_coordinates(chain: str, stored: list[A
     """Autograd through the whole chain, of a network's energy with respect to coefficients of the density basis."""
     normalizer = some_normalizer(stored[0].basis_info)
     raw = collate([BasisTransforms([])(sample) for sample in stored])
-    if chain == "stored":
-        start = BasisTransforms([NaturalReparametrization()])
-    else:
-        start = CHAINS[chain]
+    start = BasisTransforms([NaturalReparametrization()]) if chain == "stored" else CHAINS[chain]
     raw.coeffs.requires_grad_()
     normalized = normalizer.normalize(start(raw))
     weights = torch.tensor(np.random.default_rng(1).normal(size=len(raw.coeffs)))
