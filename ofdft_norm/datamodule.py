@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
 from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
 
 from ofdft_norm.checkpoint_state import arguments_to_plain
 from ofdft_norm.config import (
@@ -31,7 +31,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.epoch_sampler import EpochSampler
 from ofdft_norm.data.lazy_parts import LazyParts
 from ofdft_norm.data.of_data import molecule_index
-from ofdft_norm.data.transformed_dataset import TransformedDataset
+from ofdft_norm.data.transformed_dataset import JoinSamples, TransformedDataset
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.normalization.fit import NormalizerSettings
 from ofdft_norm.normalization.transforms import CheckElements, NormalizeTransform, batch_dtype
@@ -257,4 +257,6 @@ class OFDFTDataModule(NormalizingDataModule):
 
     def _dataloader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader:
         follow = ["coeffs"] if self.basis_info is not None else []
-        return DataLoader(self._dataset(part), sampler=sampler, follow_batch=follow, **self.loader.keywords())
+        return DataLoader(
+            self._dataset(part), sampler=sampler, collate_fn=JoinSamples(follow), **self.loader.keywords()
+        )

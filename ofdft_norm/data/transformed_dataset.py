@@ -1,17 +1,22 @@
-"""A data set with a transform on top of it."""
+"""A data set with a transform on top of it, whose batches are joined first and transformed once."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 from torch.utils.data import Dataset
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
+
+from ofdft_norm.data.of_dataset import OFDataset
 
 
 class TransformedDataset(Dataset[Data]):
     """Applies a transform to each sample of another data set, exactly once.
+
+    A loader with `JoinSamples` gets the raw samples of a batch at once, joins them, and transforms the joined batch, if
+    the transform says that it `works_on_batches`: the same numbers to rounding, at a fraction of the time.
 
     Args:
         dataset: The data set below.
@@ -38,9 +43,81 @@ class TransformedDataset(Dataset[Data]):
             return copy.copy(sample)
         return sample
 
+    def __getitems__(self, indices: Sequence[int]) -> SelectedSamples:
+        """Returns the transformed samples of a batch, which are not read before they are asked for."""
+        return SelectedSamples(self, indices)
+
+    def batch(self, indices: Sequence[int], follow_batch: Sequence[str]) -> Data:
+        """Returns the batch of some samples: joined, then transformed.
+
+        Args:
+            indices: The samples.
+            follow_batch: Fields that get a field ``<name>_batch``, as in PyG's loader.
+        """
+        if self.keep_in_memory or not getattr(self.transform, "works_on_batches", False):
+            return Batch.from_data_list([self[i] for i in indices], follow_batch=list(follow_batch))
+        joined: Data = self.transform(_join(self.dataset, indices, follow_batch))
+        return joined
+
     def __getstate__(self) -> dict[str, Any]:
         """Pickles without the kept samples: spawned workers and copies of the data module stay small."""
         return {**self.__dict__, "_kept": {}}
+
+
+def _join(dataset: Any, indices: Sequence[int], follow_batch: Sequence[str]) -> Data:
+    """Returns the batch of some samples of the data set below."""
+    if isinstance(dataset, OFDataset):
+        return dataset.batch([i % len(dataset) for i in indices])
+    if isinstance(dataset, TransformedDataset):
+        return dataset.batch(indices, follow_batch)
+    several = getattr(dataset, "__getitems__", None)
+    samples = [dataset[i] for i in indices] if several is None else several(list(indices))
+    return Batch.from_data_list(list(samples), follow_batch=list(follow_batch))
+
+
+class SelectedSamples(Sequence[Data]):
+    """Some samples of a data set: each is read when it is asked for, or all together as a batch.
+
+    Args:
+        dataset: The data set.
+        indices: Which samples.
+    """
+
+    def __init__(self, dataset: TransformedDataset, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Data: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> SelectedSamples: ...
+
+    def __getitem__(self, index: int | slice) -> Data | SelectedSamples:
+        """Reads one sample, or selects some of these."""
+        if isinstance(index, slice):
+            return SelectedSamples(self.dataset, self.indices[index])
+        return self.dataset[self.indices[index]]
+
+
+class JoinSamples:
+    """The `collate_fn` of a loader: joins samples as PyG's loader does, those of a `TransformedDataset` at once.
+
+    Args:
+        follow_batch: Fields that get a field ``<name>_batch``.
+    """
+
+    def __init__(self, follow_batch: Sequence[str] = ()) -> None:
+        self.follow_batch = list(follow_batch)
+
+    def __call__(self, samples: Sequence[Data]) -> Data:
+        """Returns the batch."""
+        if isinstance(samples, SelectedSamples):
+            return samples.dataset.batch(samples.indices, self.follow_batch)
+        return Batch.from_data_list(list(samples), follow_batch=self.follow_batch)
 
 
 class CopyThen:
@@ -52,6 +129,11 @@ class CopyThen:
 
     def __init__(self, transform: Callable[[Any], Any]) -> None:
         self.transform = transform
+
+    @property
+    def works_on_batches(self) -> bool:
+        """Whether the transform may get a batch instead of a sample."""
+        return bool(getattr(self.transform, "works_on_batches", False))
 
     def __call__(self, sample: Any) -> Any:
         """Returns the transformed copy."""

@@ -43,6 +43,8 @@ class NormalizeTransform(nn.Module):
         check_elements: Whether elements are checked here; on a GPU that would wait for the device at every batch.
     """
 
+    works_on_batches = True
+
     def __init__(self, normalizer: Normalizer, dtype: torch.dtype = torch.float32, check_elements: bool = True) -> None:
         super().__init__()
         self.normalizer = normalizer
@@ -61,6 +63,8 @@ class CheckElements(nn.Module):
     Args:
         normalizer: The normaliser.
     """
+
+    works_on_batches = True
 
     def __init__(self, normalizer: Normalizer) -> None:
         super().__init__()
