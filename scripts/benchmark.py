@@ -2,6 +2,8 @@
 
     python scripts/benchmark.py fit                  # the statistics fit: time, memory, processes
     python scripts/benchmark.py fit --only memory    # one part of it
+    python scripts/benchmark.py packed               # packed labels: reading, packing, fitting, processes
+    python scripts/benchmark.py loader               # the training loader from memory, packed labels and zip files
     python scripts/benchmark.py normalize            # normalising a batch: share of a training step, GPU bandwidth
     python scripts/benchmark.py references           # the fit of linear element references
 
@@ -15,7 +17,7 @@ import argparse
 import os
 
 import torch
-from benchmarks import fit, normalize, references
+from benchmarks import fit, loader, normalize, packed, references
 from benchmarks.comparison import print_table
 
 
@@ -26,14 +28,19 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     of_fit = commands.add_parser("fit", help="the fit of dataset statistics")
     of_fit.add_argument("--only", choices=list(fit.PARTS), help="one part only")
+    of_packed = commands.add_parser("packed", help="packed labels: reading, packing, fitting")
+    of_packed.add_argument("--only", choices=list(packed.PARTS), help="one part only")
+    commands.add_parser("loader", help="the training loader from memory, packed labels and zip files")
     commands.add_parser("references", help="the fit of linear element references")
     commands.add_parser("normalize", help="normalising batches")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, torch {torch.__version__}")
-    if arguments.command == "fit":
-        rows = fit.measure(arguments.repeats, [arguments.only] if arguments.only else list(fit.PARTS))
+    if arguments.command in ("fit", "packed"):
+        module = {"fit": fit, "packed": packed}[arguments.command]
+        rows = module.measure(arguments.repeats, [arguments.only] if arguments.only else list(module.PARTS))
     else:
-        rows = {"references": references, "normalize": normalize}[arguments.command].measure(arguments.repeats)
+        module = {"loader": loader, "normalize": normalize, "references": references}[arguments.command]
+        rows = module.measure(arguments.repeats)
     print_table(rows)
 
 

@@ -22,8 +22,9 @@ REMEMBER_FROM = 1000
 def file_states(paths: Sequence[Path], contents: bool = False) -> list[tuple[str, Any, Any]]:
     """Returns name, size and modification time of label files, or a digest of their contents.
 
-    Each folder is listed once: 1e5 files take a second on a local disk. A ``.zarr`` directory counts with all files
-    below it.
+    Names are relative to the folder that holds all of them, so that a copy which keeps times (``rsync -a``), and a
+    linked folder, are the same label set. Each folder is listed once: 1e5 files take a second on a local disk. A
+    ``.zarr`` directory counts with all files below it, links followed.
 
     Args:
         paths: The files.
@@ -32,6 +33,7 @@ def file_states(paths: Sequence[Path], contents: bool = False) -> list[tuple[str
     Raises:
         StatisticsError: If a file does not exist.
     """
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
     listed: dict[str, dict[str, os.DirEntry[str]]] = {}
     states: list[tuple[str, Any, Any]] = []
     for path in paths:
@@ -43,16 +45,19 @@ def file_states(paths: Sequence[Path], contents: bool = False) -> list[tuple[str
         if entry is None:
             raise StatisticsError(f"{path}: no such label file (config: data.source)")
         for file in [entry.path] if not entry.is_dir() else _files_below(entry.path):
+            name = os.path.relpath(file, root)
             if contents:
-                states.append((file, hashlib.sha256(Path(file).read_bytes()).hexdigest(), None))
+                states.append((name, hashlib.sha256(Path(file).read_bytes()).hexdigest(), None))
             else:
                 status = os.stat(file)
-                states.append((file, status.st_size, status.st_mtime_ns))
+                states.append((name, status.st_size, status.st_mtime_ns))
     return states
 
 
 def _files_below(folder: str) -> list[str]:
-    return sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return sorted(
+        os.path.join(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names
+    )
 
 
 def scf_iteration_counts(

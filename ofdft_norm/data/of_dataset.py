@@ -70,12 +70,17 @@ class OFDataset(Dataset[OFData]):
                 f"n_scf_iterations has {len(n_scf_iterations)} numbers for {len(self.paths)} label files, "
                 "expected one for each (config: data.split.file)"
             )
-        self.selection = ScfSelection(
+        self._selection = ScfSelection(
             n_scf_iterations, limit_scf_iterations, keep_initial_guess, lambda molecule: self.paths[molecule]
         )
 
     def __len__(self) -> int:
         return len(self.selection)
+
+    @property
+    def selection(self) -> ScfSelection:
+        """Which SCF iterations of which molecule are the samples."""
+        return self._selection
 
     @property
     def paths(self) -> list[Path]:

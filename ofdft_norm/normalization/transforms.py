@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
 from ofdft_norm.normalization.normalizer import Normalizer
 
@@ -84,6 +84,9 @@ def cast_floats(sample: DataT, dtype: torch.dtype) -> DataT:
     """
     if sample.get("coordinates") is not None and sample.get("pos") is not None:
         sample.pos_float64 = sample.pos.to(torch.float64)
+        if isinstance(sample, Batch) and hasattr(sample, "_slice_dict"):  # its samples have them, too
+            sample._slice_dict = {**sample._slice_dict, "pos_float64": sample._slice_dict["pos"]}
+            sample._inc_dict = {**sample._inc_dict, "pos_float64": None}
     for field, value in sample.items():
         if field not in ("energy_reference", "pos_float64") and isinstance(value, Tensor) and value.is_floating_point():
             sample[field] = value.to(dtype)

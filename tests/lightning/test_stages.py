@@ -212,7 +212,7 @@ def test_unknown_elements_are_refused_in_both_places(setting: Any, make_setting:
         datamodule = other.datamodule(split=Split(file=str(split)), apply=apply)
         with pytest.warns(UserWarning, match="saw no atom"):
             datamodule.setup("fit")
-        with pytest.raises(NormalizationError, match=r"molecule 'water' has the elements \[8\]"):
+        with pytest.raises(NormalizationError, match=r"molecules \['water'\] has the elements \[8\]"):
             next(iter(datamodule.test_dataloader()))
 
 
