@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.basis_info import ArrayOrTensor, BasisInfo, split_axis
 from ofdft_norm.data.coordinates import RAW
-from ofdft_norm.errors import BatchError, LabelFileError
+from ofdft_norm.data.label_files import MoleculeLabels, read_molecule, read_n_scf_iterations
+from ofdft_norm.data.p_order import POrderCheck
+from ofdft_norm.errors import BasisError, BatchError, LabelFileError
 
 DataT = TypeVar("DataT", bound=Data)
 
@@ -121,6 +124,91 @@ class OFData(Data):
         if scf_iteration is not None:
             sample.scf_iteration = torch.tensor([int(scf_iteration)])
         return sample
+
+    @classmethod
+    def from_labels(cls, labels: MoleculeLabels, basis_info: BasisInfo) -> OFData:
+        """Returns the sample of the first row of a molecule's labels.
+
+        Raises:
+            BasisError: If an element is not part of the basis.
+            LabelFileError: If a field has the wrong length.
+        """
+        try:
+            return cls.construct_new(
+                basis_info,
+                labels.pos,
+                labels.atomic_numbers,
+                labels.coeffs[0],
+                labels.ground_state_coeffs,
+                labels.gradient[0],
+                labels.energy[0],
+                bool(labels.has_energy_label[0]),
+                labels.dual_basis_integrals[0],
+                labels.mol_id,
+                int(labels.scf_iterations[0]),
+                labels.coordinates,
+            )
+        except (BasisError, LabelFileError) as error:
+            raise type(error)(f"{labels.path}: {error}") from None
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        scf_iteration: int,
+        basis_info: BasisInfo,
+        energy_key: str = "e_kin",
+        gradient_key: str = "grad_kin",
+    ) -> OFData:
+        """Reads one sample of a label file.
+
+        Args:
+            path: A ``.zarr`` directory or ``.zarr.zip`` file.
+            scf_iteration: The SCF iteration; a negative one counts from the last.
+            basis_info: The density basis of the labels.
+            energy_key: Which energy below ``of_labels/energies`` becomes `energy_label`.
+            gradient_key: Which gradient below ``of_labels/spatial`` becomes `gradient_label`.
+
+        Returns:
+            The sample, in the file's float64.
+
+        Raises:
+            LabelFileError: If the file is missing or malformed, or has no such iteration.
+            BasisError: If an element is not part of the basis.
+        """
+        row = scf_iteration if scf_iteration >= 0 else read_n_scf_iterations(path) + scf_iteration
+        labels = read_molecule(path, energy_key, gradient_key, [row])
+        POrderCheck(basis_info.p_order)(labels.path, labels.p_order)
+        return cls.from_labels(labels, basis_info)
+
+    @property
+    def n_basis_per_atom(self) -> Tensor:
+        """(n_atom,) number of basis functions of each atom.
+
+        Raises:
+            BatchError: If the sample was built without a basis.
+        """
+        given = self.get("basis_info")
+        basis_info = given[0] if isinstance(given, list) else given
+        if basis_info is None:
+            raise BatchError("the sample lacks the field 'basis_info': build samples with OFData.construct_new")
+        return torch.from_numpy(basis_info.basis_dim_per_atom)[self.atom_ind.cpu()]
+
+    def split_field_by_atom(self, values: ArrayOrTensor, axis: int = 0) -> tuple[ArrayOrTensor, ...]:
+        """Splits a field, or anything of its length, by atom.
+
+        Args:
+            values: An array or tensor with one entry for each basis function along `axis`.
+            axis: The axis.
+
+        Returns:
+            One array or tensor (a view) for each atom, `n_basis_per_atom` entries long.
+
+        Raises:
+            BasisError: If the length is another.
+            BatchError: If the sample was built without a basis.
+        """
+        return split_axis(values, self.n_basis_per_atom.tolist(), axis, "the sample")
 
 
 def _as_float_tensor(value: Any) -> Tensor:

@@ -20,7 +20,7 @@ from ofdft_norm.data.molecule_names import MoleculeNames
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.p_order import POrderCheck
 from ofdft_norm.data.scf_iterations import IntArray, ScfSelection
-from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
+from ofdft_norm.errors import ConfigError, LabelFileError
 
 Transform = Callable[[OFData], OFData]
 
@@ -73,6 +73,23 @@ class OFDataset(Dataset[OFData]):
         self._selection = ScfSelection(
             n_scf_iterations, limit_scf_iterations, keep_initial_guess, lambda molecule: self.paths[molecule]
         )
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, basis_info: BasisInfo, **options: Any) -> OFDataset:
+        """Opens all label files of a folder, sorted by name.
+
+        Args:
+            directory: The folder.
+            basis_info: The density basis of the labels.
+            options: The other arguments of the class.
+
+        Raises:
+            LabelFileError: If the folder has no label file; also as the class does.
+        """
+        paths = sorted(p for p in Path(directory).glob("*.zarr*") if p.name.endswith((".zarr", ".zarr.zip")))
+        if not paths:
+            raise LabelFileError(f"{directory}: no label file (*.zarr, *.zarr.zip) there (config: data.source.paths)")
+        return cls(paths, basis_info, **options)
 
     def __len__(self) -> int:
         return len(self.selection)
@@ -141,7 +158,7 @@ class OFDataset(Dataset[OFData]):
         }
 
     def _raw_sample(self, molecule: Any, iteration: Any) -> OFData:
-        return _sample(self._read(molecule, np.array([iteration])), self.basis_info)
+        return OFData.from_labels(self._read(molecule, np.array([iteration])), self.basis_info)
 
     def _raw_batch(self, molecules: IntArray, iterations: IntArray) -> OFData:
         """Reads runs of samples of the same molecule together."""
@@ -157,27 +174,6 @@ class OFDataset(Dataset[OFData]):
         return labels
 
 
-def _sample(labels: MoleculeLabels, basis_info: BasisInfo) -> OFData:
-    """Returns the sample of the first row."""
-    try:
-        return OFData.construct_new(
-            basis_info,
-            labels.pos,
-            labels.atomic_numbers,
-            labels.coeffs[0],
-            labels.ground_state_coeffs,
-            labels.gradient[0],
-            labels.energy[0],
-            bool(labels.has_energy_label[0]),
-            labels.dual_basis_integrals[0],
-            labels.mol_id,
-            int(labels.scf_iterations[0]),
-            labels.coordinates,
-        )
-    except (BasisError, LabelFileError) as error:
-        raise type(error)(f"{labels.path}: {error}") from None
-
-
 def join_labels(of_molecule: Sequence[MoleculeLabels], basis_info: BasisInfo) -> OFData:
     """Returns the batch of all samples of some molecules.
 
@@ -185,7 +181,7 @@ def join_labels(of_molecule: Sequence[MoleculeLabels], basis_info: BasisInfo) ->
         LabelFileError: If labels do not have the basis's length.
         BasisError: If an element is not part of the basis.
     """
-    firsts = [_sample(labels, basis_info) for labels in of_molecule]
+    firsts = [OFData.from_labels(labels, basis_info) for labels in of_molecule]
     n_rows = [len(labels.scf_iterations) for labels in of_molecule]
 
     def repeated(name: str) -> Tensor:

@@ -93,6 +93,10 @@ class AtomRef(Reference):
         """
         return self.energy(sample_or_batch)
 
+    def forward(self, sample_or_batch: Data) -> Tensor:
+        """Returns what `sample_forward` does."""
+        return self.sample_forward(sample_or_batch)
+
     def fields_of(self, sample_or_batch: Data) -> dict[str, Tensor]:
         """Returns coefficients and atoms, with the indices of their functions, elements and molecules."""
         coeffs = require_field("coeffs", sample_or_batch, "the atomic reference needs")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
-from ofdft_norm import ConstantSampleWeigher, OFData, ProjectGradient
+from ofdft_norm import ConstantSampleWeigher, OFData, OFDataset, ProjectGradient
 from ofdft_norm.data.of_data import join_batches, molecule_index, n_molecules, with_sample_fields
 from ofdft_norm.errors import BasisError, BatchError, LabelFileError
 
@@ -220,3 +220,41 @@ def test_molecules_are_counted_in_one_way_with_and_without_positions(
             molecule_index(without)
     with pytest.raises(BatchError, match="no 'batch': give the samples 'pos'"):
         molecule_index(without, "pos")
+
+
+# --- STRUCTURES25's names ---
+
+
+def test_a_file_gives_the_samples_of_its_data_set(labels: Any) -> None:
+    paths = labels.write_several()
+    dataset = OFDataset.from_directory(labels.folder, labels.basis_info, energy_key="e_tot", gradient_key="grad_tot")
+    assert dataset.paths == sorted(paths)
+    for i, expected in enumerate(list(dataset)[:4]):  # formaldehyde, five iterations
+        for iteration in (i, i - 5):
+            found = OFData.from_file(dataset.paths[0], iteration, labels.basis_info, "e_tot", "grad_tot")
+            assert found.keys() == expected.keys()
+            assert found.scf_iteration.tolist() == [i]
+            assert torch.equal(found.gradient_label, expected.gradient_label)
+            assert torch.equal(found.energy_label, expected.energy_label)
+    with pytest.raises(LabelFileError, match="SCF iterations"):
+        OFData.from_file(dataset.paths[0], 5, labels.basis_info)
+    with pytest.raises(LabelFileError, match=r"no label file .*data\.source\.paths"):
+        OFDataset.from_directory(labels.folder / "none", labels.basis_info)
+
+
+def test_fields_are_split_by_atom(basis_info: Any, make_sample: Any, make_batch: Any) -> None:
+    rng = np.random.default_rng(0)
+    samples = [make_sample(basis_info, rng, numbers) for numbers in ([1, 6, 8], [8, 1, 1])]
+    sizes = {1: 5, 6: 14, 8: 10}
+    for data in (*samples, make_batch(samples)):
+        expected = [sizes[z] for z in data.atomic_numbers.tolist()]
+        assert data.n_basis_per_atom.tolist() == expected
+        pieces = data.split_field_by_atom(data.coeffs)
+        assert [len(piece) for piece in pieces] == expected
+        assert torch.equal(torch.cat(pieces), data.coeffs)
+        arrays = data.split_field_by_atom(np.stack([data.coeffs, data.coeffs]), axis=1)
+        assert [array.shape for array in arrays] == [(2, n) for n in expected]
+        with pytest.raises(BasisError, match="axis 0 has 3 entries, but the sample has"):
+            data.split_field_by_atom(np.zeros(3))
+    with pytest.raises(BatchError, match="lacks the field 'basis_info'"):
+        _ = OFData(atom_ind=torch.zeros(1, dtype=torch.int64)).n_basis_per_atom
