@@ -1,8 +1,7 @@
 """Compares normalisations fairly: ``python scripts/ablation.py --output ablation``.
 
-Takes hours; started again, it continues where it stopped.
-
-Further arguments are Hydra overrides of ``configs/train.yaml`` for every run, such as ``data/source=label_files``.
+Takes hours; started again, it continues where it stopped. After ``--overrides`` follow Hydra overrides of
+``configs/train.yaml`` for every run.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Returns the command line's parser; defaults are those of `AblationSettings`."""
     defaults = AblationSettings(Path())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides for every run")
     parser.add_argument("--output", required=True, type=Path, help="folder of the runs' results, table and plot")
+    parser.add_argument("--overrides", nargs="*", default=[], help="Hydra overrides for every run")
     parser.add_argument("--arms", nargs="+", default=list(defaults.arms), choices=list(ARMS), help="what to compare")
     parser.add_argument("--epochs", type=int, default=defaults.epochs, help="of each run")
     parser.add_argument("--search-epochs", type=int, default=defaults.search_epochs, help="of each run of the search")
@@ -41,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
-    options = build_parser().parse_intermixed_args(arguments)
+    options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:

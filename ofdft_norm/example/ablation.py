@@ -361,7 +361,10 @@ def _results(settings: AblationSettings, runs: Sequence[Run]) -> list[RunResult]
 
 
 def _in_processes(settings: AblationSettings, runs: Sequence[Run], keep: Callable[[Run, RunResult], None]) -> None:
-    with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
+    # a spawned process starts with Lightning's own log level: what it says of every run would bury the progress
+    level = logging.getLogger("lightning.pytorch").getEffectiveLevel()
+    context = get_context("spawn")
+    with ProcessPoolExecutor(settings.workers, context, _set_lightning_log_level, (level,)) as pool:
         futures = {pool.submit(train_run, settings, run): run for run in runs}
         try:
             for future in as_completed(futures):
@@ -369,6 +372,10 @@ def _in_processes(settings: AblationSettings, runs: Sequence[Run], keep: Callabl
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _set_lightning_log_level(level: int) -> None:
+    logging.getLogger("lightning.pytorch").setLevel(level)
 
 
 def _read(file: Path) -> RunResult:
@@ -388,5 +395,6 @@ def _baseline_errors(settings: AblationSettings, fold: int) -> dict[str, dict[st
         datamodule: OFDFTDataModule = instantiate(_composed(settings, "both", fold).data)
         datamodule.setup("fit")
         rows = evaluate(baselines(datamodule), split_batches(datamodule, "test"), datamodule.normalizer, "test")
-        write_text(file, json.dumps({row.predictor: row.errors for row in rows}, indent=1))
+        # "reference only" is an arm, too
+        write_text(file, json.dumps({f"{row.predictor}, no network": row.errors for row in rows}, indent=1))
     return json.loads(file.read_text())

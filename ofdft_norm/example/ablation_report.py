@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ofdft_norm.data.files import write_text, written_whole
 from ofdft_norm.example.ablation import CURVES, AblationResult, RunResult
@@ -130,6 +131,9 @@ def plot_ablation(result: AblationResult) -> Figure:
             axes.plot([low, mean + spread], [row, row], color=color, linewidth=1.2)
             axes.scatter([mean], [row], s=34, color=color, marker="D", zorder=3)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label, fontsize=9)
         axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
         axes.tick_params(labelsize=8)

@@ -13,6 +13,7 @@ import pytest
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import ablation
 from ofdft_norm.example.ablation import (
+    ARMS,
     GLOBAL_SCALE,
     AblationSettings,
     Run,
@@ -76,7 +77,9 @@ def test_every_arm_is_searched_alike_and_trained_on_every_fold(
         assert all(len(curve) == 2 and np.isfinite(curve).all() for curve in run.curves.values())
         assert run.errors["val"]["energy_mae_mHa"] == pytest.approx(run.curves["energy_mae_mHa"][-1], rel=1e-4)
         assert np.isfinite(list(run.errors["test"].values())).all()
-    assert set(result.baselines) == {"constant per element", "reference only", "composition and E_xc"}
+    names = ("constant per element", "reference only", "composition and E_xc")
+    assert set(result.baselines) == {f"{name}, no network" for name in names}
+    assert not set(result.baselines) & set(ARMS)
     assert all(len(folds) == 3 for folds in result.baselines.values())
 
 

@@ -41,12 +41,12 @@ def result() -> AblationResult:
         run("none", 1, 1, 300.0, [90.0, 80.0, 70.0, 50.0]),
     ]
     chosen = {"none": (1e-2, 0.5), "both": (3e-3, 5.0)}
-    return AblationResult(chosen, runs, {"reference only": [errors(500.0), errors(700.0)]})
+    return AblationResult(chosen, runs, {"reference only, no network": [errors(500.0), errors(700.0)]})
 
 
 def test_errors_are_means_over_seeds_in_each_fold(result: AblationResult) -> None:
     found = {name: values.tolist() for name, values in errors_by_fold(result, "energy_mae_mHa").items()}
-    assert found == {"reference only": [500.0, 700.0], "none": [100.0, 300.0], "both": [12.0, 24.0]}
+    assert found == {"reference only, no network": [500.0, 700.0], "none": [100.0, 300.0], "both": [12.0, 24.0]}
     assert best_arm(result, "energy_mae_mHa") == "both"
 
 
@@ -58,7 +58,7 @@ def test_speed_is_measured_at_the_best_arms_half_way(result: AblationResult) -> 
 def test_table_holds_mean_and_spread_over_folds(result: AblationResult) -> None:
     lines = {line.split("  ")[0]: line.split() for line in ablation_table(result).splitlines()}
     assert "over 2 folds of molecules, 2 seeds in each" in ablation_table(result)
-    assert lines["reference only"][2:4] == ["600.0", "(141.4)"]
+    assert lines["reference only, no network"][4:6] == ["600.0", "(141.4)"]
     assert lines["both"][1:3] == ["18.0", "(8.5)"]
     assert lines["both"][-4:] == ["2", "2", "0.003", "5"]
     assert lines["none"][1:3] == ["200.0", "(141.4)"]
