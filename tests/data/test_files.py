@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ofdft_norm.data.files import write_text, written_whole
+from ofdft_norm.data import files
+from ofdft_norm.data.files import writable_by_others, write_text, written_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -82,3 +83,37 @@ def test_what_a_killed_writer_leaves_is_recognised_by_its_name(tmp_path: Path) -
     assert re.fullmatch(r"\.water\.zarr\.zip\.[0-9a-f]{8}\.part", left)
     write_text(path, "whole")
     assert names(tmp_path) == [left, path.name]
+
+
+def test_what_others_may_write(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o755)
+    file = folder / "file"
+    file.write_text("mine")
+    for mode, expected in ((0o644, False), (0o600, False), (0o646, True), (0o666, True)):
+        file.chmod(mode)
+        assert writable_by_others(file) is expected
+    file.chmod(0o644)
+    for mode, expected in ((0o755, False), (0o700, False), (0o757, True), (0o777, True), (0o1777, False)):
+        folder.chmod(mode)
+        assert writable_by_others(file) is expected
+    assert not writable_by_others(folder / "absent")
+
+
+def test_a_group_that_is_not_the_users_own_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    file.chmod(0o664)
+    monkeypatch.setattr(files, "_is_private_group", lambda group: True)
+    assert not writable_by_others(file)
+    status = files._open_to_others(os.stat_result((0o100664, 0, 0, 1, 0, 4321, 0, 0, 0, 0)))
+    assert not status
+    monkeypatch.setattr(files, "_is_private_group", lambda group: False)
+    assert files._open_to_others(os.stat_result((0o100664, 0, 0, 1, 0, 4321, 0, 0, 0, 0)))
+
+
+def test_another_users_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("theirs")
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    assert writable_by_others(file) == (file.stat().st_uid != 0)
