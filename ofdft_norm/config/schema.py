@@ -100,6 +100,7 @@ class Statistics(CheckedConfig):
         n_batches: Fit on the first batches of 32 molecules only; None: on all.
         residuals: Make a second pass that measures what the references leave.
         fingerprint: ``mtime`` recognises label files by size and modification time, ``contents`` reads them.
+        trust_shared: Use fitted statistics that other users may have written into `dir`.
         progress: Show a progress bar.
     """
 
@@ -113,6 +114,7 @@ class Statistics(CheckedConfig):
     n_batches: PositiveInt | None = None
     residuals: bool = True
     fingerprint: Literal["mtime", "contents"] = "mtime"
+    trust_shared: bool = False
     progress: bool = True
     config_key = "data.statistics"
 

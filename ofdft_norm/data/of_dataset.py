@@ -144,14 +144,15 @@ class OFDataset(Dataset[OFData]):
         """Reads all samples of one molecule together; see `batch`."""
         return self.batch(range(self.sample_offsets[molecule], self.sample_offsets[molecule + 1]))
 
-    def state(self, contents: bool = False) -> dict[str, Any]:
+    def state(self, contents: bool = False, folder: Path | None = None) -> dict[str, Any]:
         """Describes in plain types what the samples are: equal states, equal raw samples.
 
         Args:
             contents: Tell label files by their contents, not by size and modification time.
+            folder: Where digests of contents are remembered; None: nowhere.
         """
         return {
-            "files": file_states(self.paths, contents),
+            "files": file_states(self.paths, contents, folder),
             "samples": [self.selection.iterations(m).tolist() for m in range(self.n_molecules)],
             "energy_key": self.energy_key,
             "gradient_key": self.gradient_key,

@@ -121,7 +121,7 @@ class PackedDataset(OFDataset):
             for m in molecules.tolist()
         ]
 
-    def state(self, contents: bool = False) -> dict[str, Any]:
+    def state(self, contents: bool = False, folder: Path | None = None) -> dict[str, Any]:
         """Describes the samples by the sets' checksums and what is selected of them; no array is read."""
         return {
             "packed": [packed.meta["checksum"] for packed in self.sets],

@@ -12,8 +12,9 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.normalization.build import build_normalizer
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.statistics.cache import dataset_fingerprint, from_first_rank, load_or_fit
+from ofdft_norm.statistics.cache import dataset_fingerprint, load_or_fit
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.statistics.fit import STATISTICS_VERSION
 from ofdft_norm.statistics.sample_weighers import ConstantSampleWeigher
 
@@ -78,15 +79,15 @@ def statistics_of(
     weighers = [ConstantSampleWeigher()] if basis_info is None else config.weighers
     settings = {
         "statistics_version": STATISTICS_VERSION,
-        "weighers": [w.summary_string() for w in config.weighers],
-        "initial_guess_weighers": [w.summary_string() for w in config.initial_guess_weighers],
+        "weighers": list(config.weighers),
+        "initial_guess_weighers": list(config.initial_guess_weighers),
         "with_bias": config.with_bias,
         "min_atoms_per_type": config.min_atoms_per_type,
         "n_batches": config.n_batches,
         "residuals": config.residuals,
     }
-    by_contents = config.fingerprint == "contents"
-    fingerprint = from_first_rank(lambda: dataset_fingerprint(dataset, basis_info, settings, by_contents))
+    folder = None if config.dir is None else Path(config.dir).expanduser()
+    fingerprint = dataset_fingerprint(dataset, basis_info, settings, config.fingerprint == "contents", folder)
 
     def fit() -> DatasetStatistics:
         return DatasetStatistics.from_dataset(
@@ -100,14 +101,25 @@ def statistics_of(
             n_batches=config.n_batches,
             residuals=config.residuals,
             progress=config.progress,
-            attributes=description,
+            attributes=description if fingerprint is None else {**description, "fingerprint_by": config.fingerprint},
             energy_field=energy_field,
             atomic_numbers_field=atomic_numbers_field,
         )
 
-    folder = None if config.dir is None else Path(config.dir).expanduser()
-    statistics, reused = load_or_fit(fingerprint, folder, fit)
+    statistics, reused = load_or_fit(fingerprint, folder, fit, config.trust_shared)
     return FittedStatistics(statistics, fingerprint, reused)
+
+
+def _opened(training_split: Callable[[], Any]) -> Any:
+    """Opens the training split; where one rank cannot, all stop, instead of waiting for it."""
+    error: Exception | None = None
+    dataset = None
+    try:
+        dataset = training_split()
+    except Exception as caught:
+        error = caught
+    current_ranks().raise_together(error)
+    return dataset
 
 
 def given_statistics(path: str) -> FittedStatistics:
@@ -147,7 +159,7 @@ def fit_normalizer(
         fitted = given_statistics(config.path)
     else:
         fitted = statistics_of(
-            training_split(),
+            _opened(training_split),
             basis_info,
             config,
             {"source": repr(source)[:2000]},

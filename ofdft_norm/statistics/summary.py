@@ -15,6 +15,12 @@ from ofdft_norm.tables import text_table
 
 _UNKNOWN = "-"
 
+# how a later run will see whether label files changed
+_RECOGNISED_BY = {
+    "mtime": "label files are recognised by size and modification time (data.statistics.fingerprint)",
+    "contents": "label files are recognised by their contents (data.statistics.fingerprint)",
+}
+
 
 class Rescaling(Protocol):
     """What a table needs of a rescaling, such as `DimensionWiseRescaling`."""
@@ -44,6 +50,7 @@ def summary_table(
         constant: no reference  -75.0000 Ha  250.00 mHa    -        -   -     -          -
     """
     tables = [_seen(statistics, basis_info), _energies(statistics), _gradients(statistics, rescaling)]
+    tables.append(_RECOGNISED_BY.get(str(statistics.attributes.get("fingerprint_by")), ""))
     return "\n\n".join(table for table in tables if table)
 
 

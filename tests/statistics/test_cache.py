@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +25,15 @@ from ofdft_norm import (
     ConstantSampleWeigher,
     DatasetStatistics,
     HasEnergyLabelSampleWeigher,
+    OFDataset,
     OFDFTDataModule,
     ProjectGradient,
 )
 from ofdft_norm.config import LabelFiles, Split, Statistics
 from ofdft_norm.data import file_states as states
 from ofdft_norm.errors import ConfigError, StatisticsError
-from ofdft_norm.statistics.cache import default_cache_dir
+from ofdft_norm.statistics import cache
+from ofdft_norm.statistics.cache import dataset_fingerprint, default_cache_dir
 from tests.processes import context, in_new_process
 
 ALL_TRAIN = Split(train=1, val=0, test=0)
@@ -152,12 +158,56 @@ def test_a_changed_basis_leads_to_a_new_fit(folder: Path, labels: Any) -> None:
         assert not reused(datamodule(folder))
 
 
-def test_a_transform_that_cannot_be_pickled_is_never_trusted(folder: Path) -> None:
-    for _ in range(2):
-        changed = datamodule(folder, pre_transforms=[ProjectGradient(), lambda data: data])
-        assert not reused(changed)
-        assert changed.fingerprint is None
+def test_a_transform_that_cannot_be_recognised_is_never_trusted_and_the_log_says_so_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        changed = datamodule(folder, pre_transforms=[ProjectGradient(), Scaled(threading.Lock())])  # type: ignore[arg-type]
+        with pytest.raises(TypeError):  # nothing can be multiplied by a lock: the fit was begun
+            changed.setup("fit")
     assert not (folder / "cache").exists()
+    said = [record.message for record in caplog.records if "statistics are fitted in every run" in record.message]
+    assert len(said) == 1
+    assert "transforms[1].factor is a lock" in said[0]
+
+
+def doubled(data: Any, factor: float = 2.0) -> Any:
+    data.coeffs = data.coeffs * factor
+    return data
+
+
+@pytest.mark.parametrize("transform", [doubled, functools.partial(doubled, factor=3.0), lambda data: doubled(data, 4)])
+def test_functions_are_recognised(transform: Any, folder: Path) -> None:
+    assert not reused(datamodule(folder, pre_transforms=[transform]))
+    assert reused(datamodule(folder, pre_transforms=[transform]))
+
+
+class OneName(ConstantSampleWeigher):
+    """A weigher whose key does not tell its argument."""
+
+    def summary_string(self) -> str:
+        return "constant"
+
+
+def test_a_weigher_of_another_argument_leads_to_a_new_fit_under_the_same_key(folder: Path) -> None:
+    def weighed(weight: float) -> OFDFTDataModule:
+        return datamodule(folder, {"weighers": [OneName(weight)], "weigher_key": "constant"})
+
+    assert not reused(weighed(1.0))
+    assert not reused(weighed(2.0))
+    assert reused(weighed(1.0))
+
+
+def test_a_value_changed_with_size_and_time_kept_is_seen_by_contents(folder: Path) -> None:
+    by_contents = {"fingerprint": "contents"}
+    assert not reused(datamodule(folder))
+    assert not reused(datamodule(folder, by_contents))
+    file = folder / "labels/methanol.zarr/of_labels/spatial/coeffs/1.0"
+    before = file.stat()
+    file.write_bytes(np.flip(np.frombuffer(file.read_bytes())).tobytes())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert reused(datamodule(folder))
+    assert not reused(datamodule(folder, by_contents))
 
 
 def test_given_statistics_are_used_and_refused_where_they_do_not_fit(folder: Path, labels: Any) -> None:
@@ -200,6 +250,204 @@ def test_a_damaged_entry_is_fitted_again_with_a_warning(folder: Path) -> None:
     with pytest.warns(UserWarning, match="cannot be read as dataset statistics.*fitting again"):
         assert not reused(datamodule(folder))
     assert reused(datamodule(folder))
+
+
+def flipped(entry: Path) -> None:
+    chunk = entry / "has_energy_label/coeffs/mean/0"
+    data = bytearray(chunk.read_bytes())
+    data[3] ^= 1
+    chunk.write_bytes(data)
+
+
+def zeroed(entry: Path) -> None:
+    chunk = entry / "has_energy_label/coeffs/std/0"
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+
+
+def edited(entry: Path) -> None:
+    attributes = json.loads((entry / ".zattrs").read_text())
+    (entry / ".zattrs").write_text(json.dumps({**attributes, "residuals": "edited"}))
+
+
+def without_checksum(entry: Path) -> None:
+    attributes = json.loads((entry / ".zattrs").read_text())
+    attributes.pop("checksum")
+    (entry / ".zattrs").write_text(json.dumps(attributes))
+
+
+def without_array(entry: Path) -> None:
+    shutil.rmtree(entry / "has_energy_label/gradient_max_after_atom_ref")
+
+
+def with_foreign_array(entry: Path) -> None:
+    shutil.copytree(entry / "has_energy_label/coeffs/std", entry / "has_energy_label/coeffs/other")
+
+
+@pytest.mark.parametrize("damage", [flipped, zeroed, edited, without_checksum, without_array, with_foreign_array])
+def test_an_entry_that_does_not_match_its_checksum_is_fitted_again(
+    damage: Callable[[Path], None], folder: Path
+) -> None:
+    first = datamodule(folder)
+    assert not reused(first)
+    [entry] = (folder / "cache").iterdir()
+    damage(entry)
+    again = datamodule(folder)
+    with pytest.warns(UserWarning, match=r"does not match its checksum.*\(config: data\.statistics\.dir\)"):
+        assert not reused(again)
+    assert again.statistics.equals(first.statistics)
+    assert reused(datamodule(folder))
+
+
+@pytest.mark.parametrize("place", [".", "*.zarr"])
+def test_an_entry_that_others_may_write_is_used_only_where_that_is_allowed(place: str, folder: Path) -> None:
+    assert not reused(datamodule(folder))
+    for path in (folder / "cache").glob(place) if place != "." else [folder / "cache"]:
+        path.chmod(0o777)
+    assert reused(datamodule(folder, {"trust_shared": True}))
+    with pytest.warns(UserWarning, match=r"others may write it: it is not used.*data\.statistics\.trust_shared"):
+        assert not reused(datamodule(folder))
+
+
+# --- ranks that see different data ------------------------------------------------------------------------------------
+
+
+class Threads:
+    """Two ranks as threads: what `Ranks` does, without processes."""
+
+    group = "threads"
+    world_size = 2
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2, timeout=60)
+        self.values: list[Any] = [None, None]
+        self.here = threading.local()
+
+    @property
+    def rank(self) -> int:
+        return int(self.here.rank)
+
+    def gathered(self, value: Any) -> list[Any]:
+        self.values[self.rank] = value
+        self.barrier.wait()
+        values = list(self.values)
+        self.barrier.wait()
+        return values
+
+    def raise_together(self, error: Exception | None) -> None:
+        errors = self.gathered(error)
+        failed = next((e for e in errors if e is not None), None)
+        if failed is not None:
+            raise error or failed
+
+
+def on_two_ranks(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], Any]) -> list[Any]:
+    """Returns what each rank returns or raises."""
+    ranks = Threads()
+    monkeypatch.setattr(cache, "current_ranks", lambda: ranks)
+
+    def run(rank: int) -> Any:
+        ranks.here.rank = rank
+        try:
+            return action(rank)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, range(2)))
+
+
+def seen(folder: Path, changes: Callable[[list[Path]], list[Path]] = list, **options: Any) -> OFDataset:
+    paths = changes(sorted((folder / "labels").iterdir()))
+    return OFDataset(paths, BasisInfo.from_json(folder / "basis_info.json"), **options)
+
+
+def copied(folder: Path, tmp_path: Path, keep_times: bool = True) -> Path:
+    copy = Path(shutil.copytree(folder, tmp_path / "node_1", copy_function=shutil.copy2 if keep_times else shutil.copy))
+    assert len(list((copy / "labels").iterdir())) == 3
+    return copy
+
+
+def test_ranks_that_see_the_same_agree(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [folder, copied(folder, tmp_path / "other")]
+    basis_info = BasisInfo.from_json(folder / "basis_info.json")
+    found = on_two_ranks(monkeypatch, lambda rank: dataset_fingerprint(seen(places[rank]), basis_info, {"a": 1}))
+    assert all(isinstance(fingerprint, str) for fingerprint in found)
+
+
+DIFFERENCES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
+    "a file less": (
+        lambda copy: (copy / "labels/ketene.zarr.zip").unlink(),
+        {},
+        r"see 1 label files .*\n  ketene\.zarr\.zip: rank 0 has \[\d+, \d+\], rank 1 has no such file",
+    ),
+    "an older version": (
+        lambda copy: touched(copy / "labels/ketene.zarr.zip"),
+        {},
+        r"\n  ketene\.zarr\.zip: rank 0 has",
+    ),
+    "a chunk of a folder": (
+        lambda copy: touched(copy / "labels/methanol.zarr"),
+        {},
+        r"methanol\.zarr/of_labels/.*0\.0",
+    ),
+    "another target": (lambda copy: None, {"energy_key": "e_tot"}, r"different data or settings: \['energy_key'\]"),
+    "a pre-transform": (lambda copy: None, {"transform": Scaled(2.0)}, r"different data or settings: \['settings'\]"),
+    "an iteration less": (lambda copy: None, {"limit_scf_iterations": 2}, r"data or settings: \['samples'\]"),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_ranks_that_see_different_data_stop_together(
+    case: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, options, message = DIFFERENCES[case]
+    places = [folder, copied(folder, tmp_path / "other")]
+    change(places[1])
+    basis_info = BasisInfo.from_json(folder / "basis_info.json")
+
+    def action(rank: int) -> Any:
+        return dataset_fingerprint(seen(places[rank], **(options if rank else {})), basis_info, {})
+
+    for error in on_two_ranks(monkeypatch, action):
+        assert isinstance(error, StatisticsError)
+        assert re.search(message, str(error))
+        assert "(config: data" in str(error)
+
+
+def test_copies_that_differ_in_time_alone_agree_by_contents(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [folder, copied(folder, tmp_path / "other", keep_times=False)]
+    basis_info = BasisInfo.from_json(folder / "basis_info.json")
+    for contents in (False, True):
+        found = on_two_ranks(
+            monkeypatch,
+            lambda rank, contents=contents: dataset_fingerprint(
+                seen(places[rank]), basis_info, {}, contents, tmp_path / f"memory_{rank}"
+            ),
+        )
+        assert [isinstance(f, str) for f in found] == [contents, contents]
+    assert isinstance(found[0], str)
+
+
+def test_a_rank_that_cannot_look_stops_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = seen(folder)
+
+    class Unreadable(OFDataset):
+        def state(self, *args: Any, **options: Any) -> dict[str, Any]:
+            raise StatisticsError("rank 1 cannot look")
+
+    other = Unreadable(dataset.paths, dataset.basis_info)
+    found = on_two_ranks(
+        monkeypatch, lambda rank: dataset_fingerprint(other if rank else dataset, dataset.basis_info, {})
+    )
+    assert [str(error) for error in found] == ["rank 1 cannot look"] * 2
+
+
+def test_data_sets_of_different_length_stop_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in on_two_ranks(monkeypatch, lambda rank: dataset_fingerprint([0] * (60 + rank), None, {})):
+        assert isinstance(error, StatisticsError)
+        assert "different data or settings: ['length']" in str(error)
 
 
 @pytest.mark.parametrize("kind", ["below a file", "read-only"])
