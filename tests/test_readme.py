@@ -55,12 +55,3 @@ def test_the_table_of_references_is_the_one_that_is_printed(tmp_path: Path, monk
     datamodule = instantiate(config.data)
     datamodule.setup("fit")
     assert f"```\n{datamodule.normalizer.reference.summary('hartree')}\n```" in README.read_text()
-
-
-def test_the_two_lines_for_a_fresh_machine_are_the_ones_that_ci_types() -> None:
-    script = (README.parent / ".ci" / "run").read_text()
-    commands = [part.strip() for block in _code_blocks("bash")[:2] for part in block.split("&&")]
-    assert len(commands) == 4
-    for command in commands:
-        words = [word.strip("'\"") for word in command.split() if word not in ("install",)]
-        assert all(word in script for word in words), command

@@ -193,7 +193,7 @@ def _write_meta(plan: PackingPlan, arrays: GrowingArrays, command: str | None) -
         "n_samples": arrays.done.lengths["has_energy_label"],
         "label_files": arrays.plan["label_files"],
         "created_by": f"ofdft_norm {package_version()}",
-        "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
         "arrays": {

@@ -76,7 +76,7 @@ def write_provenance(
     shifts = sorted(checks, key=lambda c: c["kinetic_shift"])
     content = {
         "command": command,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "geometries": [{"file": path.name, "sha256": sha256(path)} for path in geometry_files],
         "n_molecules": len(checks),
         "n_labelled": {

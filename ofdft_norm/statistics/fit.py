@@ -180,7 +180,7 @@ def fit_statistics(
     if source.sharded:
         ranks.take_from_first(arrays)
     attributes = {
-        "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "created_by": f"ofdft_norm {package_version()}",
         "statistics_version": STATISTICS_VERSION,
         "fitted_on": _description(dataset),
