@@ -1,7 +1,7 @@
 """Real labels from Kohn-Sham calculations with PySCF (``pip install 'ofdft-norm[labels]'``).
 
 The way of a molecule: `read_geometries` -> `run_kohn_sham` (every iteration, with its Fock weights) ->
-`fit_densities` -> `evaluate_potentials` -> labels -> `NaturalReparametrization` -> `check_labels` -> a label
+`fit_densities` -> `evaluate_potentials` -> labels -> `reparametrize` -> `check_labels` -> a label
 file. `make_labels` does it for one molecule, `generate` for a set. PySCF is imported only when a calculation
 runs.
 """
@@ -12,8 +12,7 @@ from ofdft_norm.labelling.errors import GeometryError, KohnShamError, LabelCheck
 from ofdft_norm.labelling.generate import GenerationResult, generate
 from ofdft_norm.labelling.geometries import Geometry, read_geometries
 from ofdft_norm.labelling.kohn_sham import KohnShamSettings, run_kohn_sham
-from ofdft_norm.labelling.labels import LabelSettings, MoleculeLabels, make_labels
-from ofdft_norm.labelling.natural_reparametrization import NaturalReparametrization
+from ofdft_norm.labelling.labels import KohnShamLabels, LabelSettings, make_labels
 from ofdft_norm.labelling.provenance import verify_checksums
 
 __all__ = [
@@ -23,12 +22,11 @@ __all__ = [
     "Geometry",
     "GeometryError",
     "KohnShamError",
+    "KohnShamLabels",
     "KohnShamSettings",
     "LabelCheckError",
     "LabelSettings",
     "LabellingError",
-    "MoleculeLabels",
-    "NaturalReparametrization",
     "check_labels",
     "even_tempered_basis",
     "generate",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ofdft_norm.labelling.density_fit import FitMethod, check_fit_method
 from ofdft_norm.labelling.errors import LabelCheckError, LabellingError
-from ofdft_norm.labelling.labels import TARGETS, MoleculeLabels
+from ofdft_norm.labelling.labels import TARGETS, KohnShamLabels
 
 Array = npt.NDArray[Any]
 
@@ -160,7 +160,7 @@ def finite_difference_errors(
     return np.asarray(np.abs(predicted - changes)[compared] / np.maximum(np.abs(changes), least_change)[compared])
 
 
-def check_labels(labels: MoleculeLabels, tolerances: CheckTolerances | None = None) -> CheckReport:
+def check_labels(labels: KohnShamLabels, tolerances: CheckTolerances | None = None) -> CheckReport:
     """Checks the labels of one molecule.
 
     Args:
@@ -191,7 +191,7 @@ def check_labels(labels: MoleculeLabels, tolerances: CheckTolerances | None = No
     return report
 
 
-def _finite_differences(labels: MoleculeLabels, tolerances: CheckTolerances) -> Array:
+def _finite_differences(labels: KohnShamLabels, tolerances: CheckTolerances) -> Array:
     """Returns the relative errors of all energy differences that are compared, of all targets."""
     rows = labels.has_energy_label
     errors = [

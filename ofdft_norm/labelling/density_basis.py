@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.pyscf_import import pyscf_module
 from ofdft_norm.errors import BasisError
 from ofdft_norm.labelling.errors import LabellingError
-from ofdft_norm.labelling.pyscf_import import pyscf_module
 
 Array = npt.NDArray[np.float64]
 _PARITY = "eo"

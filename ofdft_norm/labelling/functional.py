@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ofdft_norm.data.pyscf_import import pyscf_module
 from ofdft_norm.labelling.density_basis import DensityBasis
 from ofdft_norm.labelling.errors import LabellingError
-from ofdft_norm.labelling.pyscf_import import pyscf_module
 
 Array = npt.NDArray[np.float64]
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ofdft_norm.data.pyscf_import import pyscf_module
 from ofdft_norm.labelling.diis import RecordingDIIS
 from ofdft_norm.labelling.errors import KohnShamError
 from ofdft_norm.labelling.geometries import Geometry
-from ofdft_norm.labelling.pyscf_import import pyscf_module
 
 Array = npt.NDArray[np.float64]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ofdft_norm.labelling.density_basis import DensityBasis, build_density_basis
 from ofdft_norm.labelling.density_fit import DensityFit, FitMethod, check_fit_method, fit_densities
@@ -14,7 +15,8 @@ from ofdft_norm.labelling.errors import LabellingError
 from ofdft_norm.labelling.functional import Potentials, evaluate_potentials
 from ofdft_norm.labelling.geometries import Geometry
 from ofdft_norm.labelling.kohn_sham import KohnShamSettings, KohnShamTrajectory, run_kohn_sham
-from ofdft_norm.labelling.natural_reparametrization import NaturalReparametrization
+from ofdft_norm.transforms.basis_change import Stretch
+from ofdft_norm.transforms.natural_reparametrization import natural_coordinates
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +57,7 @@ class LabelSettings:
 
 
 @dataclass(frozen=True)
-class MoleculeLabels:
+class KohnShamLabels:
     """Labels of one molecule; row 0 is the initial guess, which has none (zeros).
 
     Attributes:
@@ -81,7 +83,7 @@ class MoleculeLabels:
     irreps_per_atom: dict[int, str]
 
 
-def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> MoleculeLabels:
+def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> KohnShamLabels:
     """Makes all labels of one molecule (`checks.check_labels` says whether they are any good).
 
     Args:
@@ -100,11 +102,7 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Mo
     fit = fit_densities(trajectory, basis, settings.density_fit)
     potentials = evaluate_potentials(fit.coeffs, basis, fit.coulomb_metric, trajectory.grid, settings.kohn_sham.xc)
     labels = _assemble(geometry, trajectory, basis, fit, potentials, settings.targets)
-    return (
-        reparametrize(labels, NaturalReparametrization(basis.overlap()))
-        if settings.natural_reparametrization
-        else labels
-    )
+    return reparametrize(labels, natural_coordinates(basis.overlap())) if settings.natural_reparametrization else labels
 
 
 def kinetic_gradients(trajectory: KohnShamTrajectory, effective_potential: Array) -> Array:
@@ -129,13 +127,17 @@ def kinetic_gradients(trajectory: KohnShamTrajectory, effective_potential: Array
     return gradients
 
 
-def reparametrize(labels: MoleculeLabels, transform: NaturalReparametrization) -> MoleculeLabels:
-    """Returns the labels in natural coordinates; energies stay as they are."""
-    return MoleculeLabels(
+def reparametrize(labels: KohnShamLabels, natural: Stretch) -> KohnShamLabels:
+    """Returns the labels in natural coordinates (see `natural_coordinates`); energies stay as they are."""
+
+    def turned(rows: Array, dual: bool) -> Array:
+        return natural.apply(torch.from_numpy(np.atleast_2d(rows)), dual, inverse=False).numpy().reshape(rows.shape)
+
+    return KohnShamLabels(
         geometry=labels.geometry,
-        coeffs=transform.transform_coeffs(labels.coeffs),
-        gradients={name: transform.transform_dual(gradient) for name, gradient in labels.gradients.items()},
-        dual_basis_integrals=transform.transform_dual(labels.dual_basis_integrals),
+        coeffs=turned(labels.coeffs, dual=False),
+        gradients={name: turned(gradient, dual=True) for name, gradient in labels.gradients.items()},
+        dual_basis_integrals=turned(labels.dual_basis_integrals, dual=True),
         energies=labels.energies,
         ks_energies=labels.ks_energies,
         has_energy_label=labels.has_energy_label,
@@ -151,7 +153,7 @@ def _assemble(
     fit: DensityFit,
     potentials: Potentials,
     targets: tuple[str, ...],
-) -> MoleculeLabels:
+) -> KohnShamLabels:
     labelled = np.arange(len(trajectory.iterations)) > 0
     names = list(trajectory.iterations[0].energies)
     kohn_sham = {name: np.array([iteration.energies[name] for iteration in trajectory.iterations]) for name in names}
@@ -161,7 +163,7 @@ def _assemble(
         for target in targets
     }
     masked = {name: np.where(labelled, values, 0.0) for name, values in _energies(kohn_sham, potentials).items()}
-    return MoleculeLabels(
+    return KohnShamLabels(
         geometry=geometry,
         coeffs=fit.coeffs,
         gradients={name: np.where(labelled[:, None], gradient, 0.0) for name, gradient in gradients.items()},

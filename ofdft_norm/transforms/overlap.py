@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
+from ofdft_norm.data.pyscf_import import pyscf_module
 from ofdft_norm.errors import BasisError
-from ofdft_norm.labelling.pyscf_import import pyscf_module
 from ofdft_norm.transforms.molecule import Molecule
 
 Array = npt.NDArray[np.float64]
