@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch_geometric.transforms import BaseTransform
 
 import ofdft_norm
 from ofdft_norm.config import EmbeddedLabels, LabelFiles
@@ -81,11 +82,10 @@ def pre_transform(text: str) -> Callable[[Any], Any]:
     """Makes a transform from its name and settings."""
     match = re.fullmatch(r"(\w+)(?:\((.*)\))?", text)
     found = getattr(ofdft_norm, match[1], None) if match else None
-    if match is None or not callable(found):
+    if match is None or not (isinstance(found, type) and issubclass(found, BaseTransform)):
         raise ConfigError(f"{text!r}: ofdft_norm has no such pre-transform (option --pre-transforms)")
     settings = dict(setting.split("=", 1) for setting in (match[2] or "").split(",") if setting)
-    made: Callable[[Any], Any] = found(**{name.strip(): yaml.safe_load(value) for name, value in settings.items()})
-    return made
+    return found(**{name.strip(): yaml.safe_load(value) for name, value in settings.items()})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

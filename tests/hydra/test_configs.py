@@ -19,6 +19,7 @@ OPTIONS = [name for name in FILES if "/" in name]
 # what an option needs beside itself
 NEEDS = {
     "data/source/label_files": ["data.source.paths=labels", "data.source.basis_info=basis_info.json"],
+    "data/source/packed": ["data.source.paths=packed"],
     "data/source/structures25": ["data.source.root=."],
     "data/source/samples": ["data.source.path=samples.npz", "data.source.basis_info=basis_info.json"],
     "data/source/datamodule": ["data.source.datamodule={_target_: lightning.LightningDataModule}"],
