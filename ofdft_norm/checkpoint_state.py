@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ofdft_norm.config.checks import CheckedConfig
 from ofdft_norm.errors import ConfigError
+from ofdft_norm.settings import Settings
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.sample_weighers import SampleWeigher
 from ofdft_norm.transforms.basis_transforms import BasisTransform, BasisTransforms
@@ -21,9 +21,26 @@ from ofdft_norm.transforms.project_gradient import ProjectGradient
 
 # Objects of these kinds, as far as this package defines them, are rebuilt from a checkpoint. Nothing else is: a
 # checkpoint must not be able to call what it names.
-_REBUILT = (CheckedConfig, SampleWeigher, ProjectGradient, BasisTransform, BasisTransforms)
-# Where classes stood that checkpoints of former versions name.
-_MOVED = {"ofdft_norm.data.transforms": "ofdft_norm.transforms.project_gradient"}
+_REBUILT = (Settings, SampleWeigher, ProjectGradient, BasisTransform, BasisTransforms)
+
+# where the classes that checkpoints of 0.1.0 name stand now
+_MOVED = {
+    "ofdft_norm.config.schema": {
+        "AtomicReference": ("ofdft_norm.normalization.atom_ref", "AtomRefConfig"),
+        "LinearReference": ("ofdft_norm.normalization.element_references", "LinearReferencesConfig"),
+        "Loader": ("ofdft_norm.data.loader", "LoaderConfig"),
+        "Rescaling": ("ofdft_norm.normalization.dimension_wise_rescaling", "RescalingConfig"),
+        "Statistics": ("ofdft_norm.statistics.config", "StatisticsConfig"),
+    },
+    "ofdft_norm.config.sources": {
+        "EmbeddedLabels": ("ofdft_norm.data.label_source", "EmbeddedLabels"),
+        "LabelFiles": ("ofdft_norm.data.label_source", "LabelFiles"),
+        "Split": ("ofdft_norm.data.split", "SplitConfig"),
+        "WrappedData": ("ofdft_norm.data.wrapped_data", "WrappedData"),
+    },
+    "ofdft_norm.config.sample_file": {"SampleFile": ("ofdft_norm.data.sample_file", "SampleFile")},
+    "ofdft_norm.data.transforms": {"ProjectGradient": ("ofdft_norm.transforms.project_gradient", "ProjectGradient")},
+}
 
 
 class NotPlainError(Exception):
@@ -48,7 +65,7 @@ def to_plain(value: Any) -> Any:
     kind = type(value)
     if not isinstance(value, _REBUILT) or not kind.__module__.startswith("ofdft_norm."):
         raise NotPlainError(f"{kind.__module__}.{kind.__qualname__}")
-    if isinstance(value, CheckedConfig):
+    if isinstance(value, Settings):
         fields = [f.name for f in dataclasses.fields(value) if f.init]  # type: ignore[arg-type]
         content = {name: getattr(value, name) for name in fields}
     else:
@@ -69,7 +86,7 @@ def from_plain(plain: Any) -> Any:
     if "mapping" in plain:
         return {from_plain(k): from_plain(v) for k, v in plain["mapping"]}
     kind, content = _class_of(plain), from_plain(plain["content"])
-    if issubclass(kind, CheckedConfig):
+    if issubclass(kind, Settings):
         return kind(**content)
     rebuilt = object.__new__(kind)
     vars(rebuilt).update(content)
@@ -77,7 +94,8 @@ def from_plain(plain: Any) -> Any:
 
 
 def _class_of(plain: Mapping[str, Any]) -> type[Any]:
-    module, name = _MOVED.get(plain["module"], plain["module"]), plain["class"]
+    module, name = plain["module"], plain["class"]
+    module, name = _MOVED.get(module, {}).get(name, (module, name))
     found = None
     if module.startswith("ofdft_norm."):
         try:

@@ -15,18 +15,17 @@ from torch_geometric.data import Data
 
 from ofdft_norm.checkpoint_state import arguments_to_plain
 from ofdft_norm.config import (
-    AtomicReference,
+    AtomRefConfig,
     EmbeddedLabels,
     LabelFiles,
-    LinearReference,
-    Loader,
-    Rescaling,
-    Split,
-    Statistics,
+    LinearReferencesConfig,
+    LoaderConfig,
+    RescalingConfig,
+    SampleFile,
+    SplitConfig,
+    StatisticsConfig,
     WrappedData,
 )
-from ofdft_norm.config.checks import check_arguments
-from ofdft_norm.config.sample_file import SampleFile
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.epoch_sampler import EpochSampler
 from ofdft_norm.data.lazy_parts import LazyParts
@@ -36,6 +35,7 @@ from ofdft_norm.errors import ConfigError
 from ofdft_norm.normalization.fit import NormalizerSettings
 from ofdft_norm.normalization.transforms import CheckElements, NormalizeTransform, batch_dtype
 from ofdft_norm.normalizing_datamodule import NormalizingDataModule
+from ofdft_norm.settings import check_arguments
 from ofdft_norm.source_parts import SourceParts
 from ofdft_norm.statistics.cache import default_cache_dir
 from ofdft_norm.transforms.project_gradient import ProjectGradient
@@ -85,11 +85,11 @@ class OFDFTDataModule(NormalizingDataModule):
     def __init__(
         self,
         source: LabelFiles | WrappedData | SampleFile | None = None,
-        reference: AtomicReference | LinearReference | None = AtomicReference(),  # noqa: B008 (frozen)
-        rescaling: Rescaling | None = Rescaling(),  # noqa: B008 (frozen)
-        statistics: Statistics = Statistics(),  # noqa: B008 (frozen)
-        split: Split = Split(),  # noqa: B008 (frozen)
-        loader: Loader = Loader(),  # noqa: B008 (frozen)
+        reference: AtomRefConfig | LinearReferencesConfig | None = AtomRefConfig(),  # noqa: B008 (frozen)
+        rescaling: RescalingConfig | None = RescalingConfig(),  # noqa: B008 (frozen)
+        statistics: StatisticsConfig = StatisticsConfig(),  # noqa: B008 (frozen)
+        split: SplitConfig = SplitConfig(),  # noqa: B008 (frozen)
+        loader: LoaderConfig = LoaderConfig(),  # noqa: B008 (frozen)
         pre_transforms: Sequence[Callable[..., Any]] | None = None,
         energy_scale: float | str = 1.0,
         energy_scale_per_atom: bool = False,
@@ -143,8 +143,8 @@ class OFDFTDataModule(NormalizingDataModule):
         basis_info: str | BasisInfo | None = None,
         energy_field: str = "energy_label",
         forces_field: str | None = None,
-        reference: AtomicReference | LinearReference | None = LinearReference(),  # noqa: B008 (frozen)
-        rescaling: Rescaling | None = None,
+        reference: AtomRefConfig | LinearReferencesConfig | None = LinearReferencesConfig(),  # noqa: B008 (frozen)
+        rescaling: RescalingConfig | None = None,
         **kwargs: Any,
     ) -> OFDFTDataModule:
         """Normalises somebody else's data: references are fitted on its training split, all splits are normalised.

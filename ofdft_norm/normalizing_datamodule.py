@@ -10,7 +10,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ofdft_norm.checkpoint_state import arguments_from_plain, statistics_from_state, statistics_to_state
-from ofdft_norm.config import Statistics
+from ofdft_norm.config import StatisticsConfig
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.mixin import held_normalizer
@@ -38,7 +38,7 @@ class NormalizingDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, parts: SourceParts, settings: NormalizerSettings, statistics: Statistics, arguments: dict[str, Any]
+        self, parts: SourceParts, settings: NormalizerSettings, statistics: StatisticsConfig, arguments: dict[str, Any]
     ) -> None:
         super().__init__()
         self.parts = parts

@@ -22,8 +22,7 @@ import yaml
 from torch_geometric.transforms import BaseTransform
 
 import ofdft_norm
-from ofdft_norm.config import EmbeddedLabels, LabelFiles
-from ofdft_norm.config.structures25 import Structures25Labels
+from ofdft_norm.config import EmbeddedLabels, LabelFiles, Structures25Labels
 from ofdft_norm.data.packed_writer import PackingPlan, pack_labels, verify_packed
 from ofdft_norm.errors import ConfigError, OFDFTNormError
 

@@ -29,10 +29,6 @@ LAYERS = {
     "scripts": 7,
 }
 APART_FROM_HYDRA_AND_TRAINER = {"data", "transforms", "labelling", "statistics", "normalization"}
-EXCEPTIONS = {
-    ("ofdft_norm.normalization.build", "ofdft_norm.config"),
-    ("ofdft_norm.normalization.fit", "ofdft_norm.config"),
-}
 
 
 def layer(module: str) -> str:
@@ -62,8 +58,7 @@ def imports(path: Path) -> Iterator[str]:
 def test_a_module_imports_only_layers_before_its_own(path: Path) -> None:
     module = dotted_name(path)
     for imported in imports(path):
-        excepted = any(module == name and imported.startswith(target) for name, target in EXCEPTIONS)
-        if imported.startswith("ofdft_norm") and not excepted:
+        if imported.startswith("ofdft_norm"):
             own, other = layer(module), layer(imported)
             assert LAYERS[other] <= LAYERS[own], f"{module} ({own}) imports {imported} ({other})"
 

@@ -1,7 +1,7 @@
 """Short messages for configuration errors: what is wrong, the closest valid name, the file that defines it.
 
-Values are checked where they enter (`ofdft_norm.config.checks`), keys by Hydra, group options by Hydra; this module
-alone decides how a failed run tells of it.
+Values are checked where they enter (`ofdft_norm.settings`), keys and group options by Hydra; this module alone decides
+how a failed run tells of it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ofdft_norm.errors import OFDFTNormError
+from ofdft_norm.errors import OFDFTNormError, closest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,25 +96,20 @@ def explain(error: BaseException, overrides: Sequence[str] = (), script: str = "
 def _lines(error: BaseException, files: Mapping[str, Path]) -> list[str]:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _unknown_option(error.missing_cfg_file, list(error.options))
-    unknown = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'@=]+)", str(error))
-    if unknown is None and _is_key_error(error):
-        unknown = re.search(r"full_key: (\S+)", str(error))
-    if unknown:
-        return _unknown_key(unknown[1], files)
+    if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
+        return _unknown_key(str(error.__cause__.full_key), files)
     root = _root_cause(error)
-    argument = re.search(r"unexpected keyword argument '(\w+)'", str(root))
-    place = re.search(r"full_key: (\S+)", str(error))
-    if argument and place:
-        return _unknown_key(f"{place[1]}.{argument[1]}", files)
-    text = str(root) if isinstance(root, OFDFTNormError | OmegaConfBaseException) else str(error)
-    words = re.findall(r"[a-z]\w*(?:\.\w+)*", text)
-    named = [key for key in words if key in files and ("." in key or text.startswith(f"{key} ="))]
-    key = named[0] if named else place[1] if place and place[1] in files else None
-    return [f"error: {text.strip()}", *([f"  config file: {files[key]}"] if key else [])]
+    text = str(root if isinstance(root, OFDFTNormError | OmegaConfBaseException) else error).strip()
+    keys = [text.partition(" = ")[0], *(_known(word, files) for word in re.findall(r"[a-z]\w*(?:\.\w+)+", text))]
+    shown = dict.fromkeys(files[key] for key in keys if key in files)
+    return [f"error: {text}", *(f"  config file: {file}" for file in shown)]
 
 
-def _is_key_error(error: BaseException) -> bool:
-    return "is not in struct" in f"{error}{error.__cause__}" or "Key '" in str(error)
+def _known(word: str, files: Mapping[str, Path]) -> str:
+    """Returns the key that a word of a message is, or the closest key above it; empty: none."""
+    while word not in files and "." in word:
+        word = word.rpartition(".")[0]
+    return word if "." in word else ""
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -128,36 +122,31 @@ def _unknown_option(name: str, options: list[str]) -> list[str]:
     group, _, option = name.rpartition("/")
     folder = config_dir() / group
     lines = [f"error: unknown option {option!r} of the config group {group!r}"]
-    lines += [f"  did you mean: {group}={close}" for close in get_close_matches(option, options, n=1)]
+    lines += [f"  did you mean: {group}={close}" for close in closest(option, options)]
     lines.append(f"  options: {', '.join(options)}")
     return lines + ([f"  config files: {folder}"] if folder.is_dir() else [])
 
 
 def _unknown_key(key: str, files: Mapping[str, Path]) -> list[str]:
-    groups = config_groups()
-    if "/" in key:
-        close = _closest(key, list(groups), "/")
-        lines = [f"error: unknown config group {key!r}"]
-        return lines + ([f"  did you mean: {close}", f"  config files: {groups[close]}"] if close else [])
-    lines = [f"error: unknown config key {key!r}"]
-    close = _closest(key, list(files), ".")
+    group = "/" in key
+    places, separator = (config_groups(), "/") if group else (files, ".")
+    lines = [f"error: unknown config {'group' if group else 'key'} {key!r}"]
+    close = _closest(key, places, separator)
     if close:
-        return [*lines, f"  did you mean: {close}", f"  config file: {files[close]}"]
-    parent = key.rpartition(".")[0]
-    while parent and parent not in files:
-        parent = parent.rpartition(".")[0]
+        return [*lines, f"  did you mean: {close}", f"  config file{'s' if group else ''}: {places[close]}"]
+    parent = _known(key, files)
     below = sorted(name.rpartition(".")[2] for name in files if name.rpartition(".")[0] == parent)
     lines.append(f"  valid keys{' of ' + parent if parent else ''}: {', '.join(below) or 'none'} (+{key}=... adds one)")
     return lines + ([f"  config file: {files[parent]}"] if parent else [])
 
 
-def _closest(key: str, names: list[str], separator: str) -> str | None:
+def _closest(key: str, names: Iterable[str], separator: str) -> str | None:
     """Compares the last part of names: first with those beside it, then with all."""
     parent, _, last = key.rpartition(separator)
-    beside = {name.rpartition(separator)[2]: name for name in names if name.rpartition(separator)[0] == parent}
     everywhere = {name.rpartition(separator)[2]: name for name in names}
+    beside = {name.rpartition(separator)[2]: name for name in names if name.rpartition(separator)[0] == parent}
     for candidates, cutoff in ((beside, 0.6), (everywhere, 0.8)):
-        for match in get_close_matches(last, candidates, n=1, cutoff=cutoff):
+        for match in closest(last, candidates, cutoff=cutoff):
             return candidates[match]
     return None
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ofdft_norm.config.checks import AtomicNumber
-from ofdft_norm.config.sources import LabelFiles, Split
 from ofdft_norm.data.basis_info import BasisInfo, POrder
+from ofdft_norm.data.label_source import LabelFiles
 from ofdft_norm.data.p_order import STRUCTURES25_P_ORDER, stated_p_order
+from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.split_files import read_split_entries
 from ofdft_norm.data.structures25 import locate_split, read_dataset_info
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import BasisError
 from ofdft_norm.labelling.density_basis import even_tempered_basis
+from ofdft_norm.settings import AtomicNumber
 
 
-@dataclass(frozen=True, kw_only=True)
-class Structures25Labels(LabelFiles):
+class Structures25Labels(LabelFiles, kw_only=True):
     """Label files as STRUCTURES25 lays them out: ``<root>/<dataset>/<labels>/*.zarr.zip``.
 
     Attributes:
@@ -43,7 +43,6 @@ class Structures25Labels(LabelFiles):
     paths: str | Sequence[str] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "paths", [glob.escape(str(folder)) for folder in self.folders.values()])
 
     @property
@@ -95,7 +94,7 @@ class Structures25Labels(LabelFiles):
             "(config: data.source.basis_info)"
         )
 
-    def split_files(self, split: Split) -> tuple[dict[str, list[Path]], dict[Path, int]]:
+    def split_files(self, split: SplitConfig) -> tuple[dict[str, list[Path]], dict[Path, int]]:
         """Returns the label files of each part, and the number of SCF iterations of those where the split says it.
 
         Raises:

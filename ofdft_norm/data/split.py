@@ -9,10 +9,31 @@ from pathlib import Path
 import numpy as np
 
 from ofdft_norm.errors import SplitError
+from ofdft_norm.settings import NonNegativeInt, Settings, Share
 
 SPLITS = ("train", "val", "test")
 
 _SHOWN = 20
+
+
+class SplitConfig(Settings):
+    """Which molecules train, validate and test. Molecules are never divided, and SCF iterations stay together.
+
+    Attributes:
+        train: Share of the molecules to train on, 0 ... 1.
+        val: Share to validate on.
+        test: Share to test on.
+        seed: Seed of the random split.
+        file: A YAML, JSON or npz file with lists of label files for `train`, `val`, `test`; then the shares and the
+            seed are not used.
+    """
+
+    train: Share = 0.8
+    val: Share = 0.1
+    test: Share = 0.1
+    seed: NonNegativeInt = 1
+    file: str | None = None
+    config_key = "data.split"
 
 
 def random_split(

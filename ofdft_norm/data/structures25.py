@@ -118,5 +118,5 @@ def _dataset(entry: SplitEntry, folders: Mapping[str, Path], where: str) -> str:
         return next(iter(folders))
     raise SplitError(
         f"{where}: the entry {entry.name!r} belongs to the data set {entry.dataset!r}; expected one of {list(folders)} "
-        "(config: data.source.dataset takes a list)"
+        "(a list of several is possible; config: data.source.dataset)"
     )

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ofdft_norm.errors import NormalizationError, SplitError
+from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.lazy_parts import LazyParts
+from ofdft_norm.data.of_dataset import Transform
+from ofdft_norm.data.split import SplitConfig
+from ofdft_norm.data.transformed_dataset import CopyThen, TransformedDataset
+from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
+from ofdft_norm.settings import Settings
 
 _LOADERS = {
     "train": "train_dataloader",
@@ -13,6 +21,84 @@ _LOADERS = {
     "predict": "predict_dataloader",
 }
 _STAGES = {"train": "fit", "val": "fit", "test": "test", "predict": "predict"}
+
+
+class WrappedData(Settings):
+    """Data sets of somebody else, normalised as they are: a LightningDataModule's, or PyG data sets.
+
+    Samples with density coefficients need `basis_info`; samples with energies (and forces) alone take linear references
+    and an energy scale.
+
+    Attributes:
+        datamodule: A LightningDataModule; None: `train`, `val` and `test` are given.
+        train: Data set to train on.
+        val: Data set to validate on.
+        test: Data set to test on.
+        basis_info: JSON file with the density basis, or a `BasisInfo`; None: the samples have no coefficients.
+        energy_field: Field of the samples that holds the energy.
+        forces_field: Field that holds forces, (n_atom, 3); None: there are none.
+        atomic_numbers_field: Field that holds atomic numbers; where it is missing, PyG's ``z`` is used.
+        keep_in_memory: Keep each normalised sample after it was first read.
+    """
+
+    datamodule: Any = None
+    train: Any = None
+    val: Any = None
+    test: Any = None
+    basis_info: str | BasisInfo | None = None
+    energy_field: str = "energy_label"
+    forces_field: str | None = None
+    atomic_numbers_field: str = "atomic_numbers"
+    keep_in_memory: bool = False
+    config_key = "data.source"
+
+    def __post_init__(self) -> None:
+        if (self.datamodule is None) == (self.train is None):
+            raise ConfigError("data.source needs either a datamodule or a train data set")
+
+    def basis(self) -> BasisInfo | None:
+        """Returns the basis; None for samples without coefficients."""
+        if self.basis_info is None or isinstance(self.basis_info, BasisInfo):
+            return self.basis_info
+        return BasisInfo.from_json(self.basis_info)
+
+    def prepare_data(self) -> None:
+        """Lets the wrapped data module download what it needs."""
+        if self.datamodule is not None:
+            self.datamodule.prepare_data()
+
+    def split_identity(self, split: SplitConfig) -> None:
+        """Wrapped data come split."""
+
+    def datasets(
+        self,
+        split: SplitConfig,
+        transform: Transform | None,
+        index_dir: Path | None = None,
+        files: Mapping[str, Sequence[str]] | None = None,
+    ) -> LazyParts:
+        """Returns the parts as they come; `split`, `index_dir` and `files` are not used.
+
+        Pre-transforms are applied to samples with density coefficients.
+        """
+        given = {"train": self.train, "val": self.val, "test": self.test}
+
+        def build(part: str, found: Any) -> Any:
+            dataset = found if self.datamodule is None else dataset_of(self.datamodule, part)
+            refuse_normalized(dataset, part)
+            if transform is None or self.basis_info is None:
+                return dataset
+            return TransformedDataset(dataset, CopyThen(transform))
+
+        return LazyParts(given if self.datamodule is None else dict.fromkeys(parts_of(self.datamodule), True), build)
+
+    def everything(self, transform: Transform | None, index_dir: Path | None = None) -> Any:
+        """Wrapped data are read part by part.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError("data.predict_on = 'all': wrapped data have train, val, test and predict parts; name one")
 
 
 def parts_of(datamodule: Any) -> list[str]:
@@ -44,8 +130,8 @@ def dataset_of(datamodule: Any, part: str) -> Any:
     if dataset is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise SplitError(
             f"{type(datamodule).__name__}.{_LOADERS[part]}() returned a {type(loader).__name__}, expected one loader "
-            "over a map-style data set of single samples; pass the data sets themselves (config: data.source.train, "
-            "data.source.val, data.source.test)"
+            "over a map-style data set of single samples; pass the data sets themselves as the arguments train, val "
+            "and test instead of it (config: data.source)"
         )
     return dataset
 

@@ -11,13 +11,13 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from ofdft_norm.config.checks import NonNegative, NonNegativeInt, Positive, PositiveInt, check_arguments
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.density_network import DensityNetwork
 from ofdft_norm.example.label_errors import LabelErrors, project_in_original_coordinates, sums_over_molecules
 from ofdft_norm.mixin import NormalizerMixin
+from ofdft_norm.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, check_arguments
 
 NORM_OFFSET = 1e-12
 

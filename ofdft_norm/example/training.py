@@ -11,7 +11,6 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ofdft_norm.config.checks import NonNegativeInt, PositiveInt, check_value
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.files import write_text
 from ofdft_norm.datamodule import OFDFTDataModule
@@ -19,10 +18,24 @@ from ofdft_norm.example.density_module import DensityModule
 from ofdft_norm.example.plots import plot_energies, plot_gradient_ranges, save_figure
 from ofdft_norm.example.results import MODEL, format_table, predicted_energies, results_table, split_batches, write_csv
 from ofdft_norm.example.run_record import RunRecord
+from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("val", "test")
+
+
+class RunConfig(Settings):
+    """What stands at the top of a run's configuration.
+
+    Attributes:
+        seed: Of initial weights and shuffling.
+        threads: CPU threads of each process; None: torch's default.
+    """
+
+    seed: NonNegativeInt
+    threads: PositiveInt | None = None
+    config_key = ""
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -37,11 +50,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         ``results/<split>/<error>``.
     """
     output_dir = Path(cfg.output_dir)
-    check_value(cfg.seed, NonNegativeInt, "seed")
-    seed_everything(cfg.seed, workers=True)
-    if cfg.get("threads") is not None:
-        check_value(cfg.threads, PositiveInt, "threads")
-        torch.set_num_threads(cfg.threads)
+    run = RunConfig(cfg.seed, cfg.get("threads"))
+    seed_everything(run.seed, workers=True)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
     datamodule: OFDFTDataModule = instantiate(cfg.data)
     model: DensityModule = instantiate(cfg.model)
     config = _without_hydra(cfg)

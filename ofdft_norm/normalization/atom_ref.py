@@ -13,8 +13,25 @@ from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.guards import check_vector, require_field
 from ofdft_norm.normalization.reference import Reference
+from ofdft_norm.settings import Settings
 from ofdft_norm.statistics.dataset_statistics import Array, DatasetStatistics
 from ofdft_norm.statistics.references import reference_gradient
+
+
+class AtomRefConfig(Settings):
+    """The atomic reference, linear in coefficients and composition (`AtomRef`).
+
+    Attributes:
+        scalar_only: Use the coefficients' mean gradient for l = 0 only.
+    """
+
+    scalar_only: bool = False
+    config_key = "data.reference"
+
+    @property
+    def statistics_name(self) -> str:
+        """Name of this reference among the statistics."""
+        return "scalar_atom_ref" if self.scalar_only else "atom_ref"
 
 
 class AtomRef(Reference):

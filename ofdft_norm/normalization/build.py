@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ofdft_norm.config import AtomicReference, LinearReference, Rescaling
 from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.errors import StatisticsError
-from ofdft_norm.normalization.atom_ref import AtomRef
-from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
-from ofdft_norm.normalization.element_references import LinearReferences, create_element_references
+from ofdft_norm.normalization.atom_ref import AtomRef, AtomRefConfig
+from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling, RescalingConfig
+from ofdft_norm.normalization.element_references import (
+    LinearReferences,
+    LinearReferencesConfig,
+    create_element_references,
+)
 from ofdft_norm.normalization.energy_scale import resolve_energy_scale
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.reference import Reference
@@ -27,8 +30,8 @@ GIVEN_REFERENCE = "given_ref"
 def build_normalizer(
     statistics: DatasetStatistics,
     basis_info: BasisInfo | None,
-    reference: AtomicReference | LinearReference | None,
-    rescaling: Rescaling | None,
+    reference: AtomRefConfig | LinearReferencesConfig | None,
+    rescaling: RescalingConfig | None,
     weigher_key: str = "has_energy_label",
     energy_scale: float | str = 1.0,
     energy_scale_per_atom: bool = False,
@@ -60,7 +63,7 @@ def build_normalizer(
     check_seen = unseen_elements == "error" and basis_info is not None
     if basis_info is not None:
         check_basis(statistics, basis_info, weigher_key)
-    given = linear_references(reference) if isinstance(reference, LinearReference) else None
+    given = linear_references(reference) if isinstance(reference, LinearReferencesConfig) else None
     if given is not None:
         statistics = with_given_references(statistics, weigher_key, given, basis_info)
     name = GIVEN_REFERENCE if given is not None else None if reference is None else reference.statistics_name
@@ -88,12 +91,12 @@ def build_normalizer(
 def _reference(
     statistics: DatasetStatistics,
     basis_info: BasisInfo | None,
-    reference: AtomicReference | LinearReference | None,
+    reference: AtomRefConfig | LinearReferencesConfig | None,
     weigher_key: str,
 ) -> Reference | None:
     if reference is None:
         return None
-    if isinstance(reference, AtomicReference):
+    if isinstance(reference, AtomRefConfig):
         return AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, reference.scalar_only)
     return LinearReferences.from_dataset_statistics(
         statistics,
@@ -106,7 +109,7 @@ def _reference(
     )
 
 
-def linear_references(reference: LinearReference) -> LinearReferences | None:
+def linear_references(reference: LinearReferencesConfig) -> LinearReferences | None:
     """Returns the references that a configuration gives by values or file; None if they are to be fitted."""
     if reference.file is not None:
         references = create_element_references(reference.file)

@@ -16,9 +16,32 @@ from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.affine import Affine
 from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.guards import check_vector, require_field
+from ofdft_norm.settings import NonNegative, Positive, Settings
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 Array = npt.NDArray[np.float64]
+
+# the values of [M-OFDFT] and [STR25]
+S_COEFF = 50.0
+S_GRAD = 0.05  # hartree
+EPSILON = 1e-8
+
+
+class RescalingConfig(Settings):
+    """Dimension-wise rescaling of coefficients and gradients (`DimensionWiseRescaling`).
+
+    Attributes:
+        equivariant: One scale for all components of a shell, no bias for l > 0.
+        s_coeff: Maximal scale of the rescaled coefficients.
+        s_grad: Target scale of the rescaled gradients [hartree].
+        epsilon: Added to lambda where gradients are divided.
+    """
+
+    equivariant: bool = False
+    s_coeff: Positive = S_COEFF
+    s_grad: Positive = S_GRAD
+    epsilon: NonNegative = EPSILON
+    config_key = "data.rescaling"
 
 
 class DimensionWiseRescaling(Float64Module):
@@ -54,9 +77,9 @@ class DimensionWiseRescaling(Float64Module):
         coeff_biases: Tensor | Array,
         coeff_stds: Tensor | Array,
         max_grads: Tensor | Array,
-        s_coeff: float = 50,
-        s_grad: float = 0.05,
-        epsilon: float = 1e-8,
+        s_coeff: float = S_COEFF,
+        s_grad: float = S_GRAD,
+        epsilon: float = EPSILON,
     ) -> None:
         super().__init__()
         for name, value, smallest in (("s_coeff", s_coeff, 0), ("s_grad", s_grad, 0), ("epsilon", epsilon, -1e-300)):
@@ -160,9 +183,9 @@ class DimensionWiseRescaling(Float64Module):
         basis_info: BasisInfo | None = None,
         weigher_key: str = "has_energy_label",
         equivariant: bool = False,
-        s_coeff: float = 50,
-        s_grad: float = 0.05,
-        epsilon: float = 1e-8,
+        s_coeff: float = S_COEFF,
+        s_grad: float = S_GRAD,
+        epsilon: float = EPSILON,
     ) -> DimensionWiseRescaling:
         """Takes biases, standard deviations and largest gradients from a data set's statistics.
 

@@ -23,6 +23,7 @@ from ofdft_norm.normalization.reference_summary import (
     stored_linear_problem,
     summarize_references,
 )
+from ofdft_norm.settings import AtomicNumber, NonNegative, Settings
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.least_squares import solve_least_squares
 from ofdft_norm.statistics.references import CountBy, linear_reference_name
@@ -30,6 +31,38 @@ from ofdft_norm.statistics.references import CountBy, linear_reference_name
 UnseenPolicy = Literal["error", "zero"]
 
 _EXTRA_STATE = "_extra_state"  # torch's name for what get_extra_state returns
+
+
+class LinearReferencesConfig(Settings):
+    """A reference energy for each element (`LinearReferences`), fitted on the training split or given.
+
+    Attributes:
+        values: Given energies [hartree] by element symbol or atomic number; None: fitted.
+        file: A .pt or .npz file with `element_references` [hartree]; None: fitted.
+        ridge: Relative ridge of the fit; 0: the solution of minimum norm.
+        count_by: What counts once in the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
+        unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them none.
+        max_num_elements: Largest atomic number.
+    """
+
+    values: Mapping[str | int, float] | None = None
+    file: str | None = None
+    ridge: NonNegative = 0.0
+    count_by: CountBy = "molecule"
+    unseen_elements: UnseenPolicy = "error"
+    max_num_elements: AtomicNumber = 118
+    config_key = "data.reference"
+
+    def __post_init__(self) -> None:
+        if self.values is not None and self.file is not None:
+            raise ConfigError(
+                "data.reference gives both values and file: keep one of them (data.reference.values=null)"
+            )
+
+    @property
+    def statistics_name(self) -> str:
+        """Name of this reference among the statistics."""
+        return linear_reference_name(self.count_by)
 
 
 class LinearReferences(Reference):
@@ -109,7 +142,7 @@ class LinearReferences(Reference):
         if numbers is None:
             raise BatchError(
                 f"element references need the field {self.atomic_numbers_field!r} (or 'z'), which the sample lacks "
-                "(config: data.reference.atomic_numbers_field)"
+                "(config: data.source.atomic_numbers_field)"
             )
         return numbers.long()
 

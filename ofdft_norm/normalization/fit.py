@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofdft_norm.config import AtomicReference, LinearReference, Rescaling, Statistics
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import ConfigError
+from ofdft_norm.normalization.atom_ref import AtomRefConfig
 from ofdft_norm.normalization.build import build_normalizer
+from ofdft_norm.normalization.dimension_wise_rescaling import RescalingConfig
+from ofdft_norm.normalization.element_references import LinearReferencesConfig
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.cache import dataset_fingerprint, load_or_fit
+from ofdft_norm.statistics.config import StatisticsConfig
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.statistics.fit import STATISTICS_VERSION
 from ofdft_norm.statistics.sample_weighers import ConstantSampleWeigher
 
-ReferenceConfig = AtomicReference | LinearReference | None
+ReferenceConfig = AtomRefConfig | LinearReferencesConfig | None
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class NormalizerSettings:
     """
 
     reference: ReferenceConfig
-    rescaling: Rescaling | None
+    rescaling: RescalingConfig | None
     energy_scale: float | str
     energy_scale_per_atom: bool
     unseen_elements: str
@@ -58,7 +61,7 @@ class FittedStatistics:
 def statistics_of(
     dataset: Any,
     basis_info: BasisInfo | None,
-    config: Statistics,
+    config: StatisticsConfig,
     description: dict[str, str],
     energy_field: str = "energy_label",
     atomic_numbers_field: str = "atomic_numbers",
@@ -133,7 +136,7 @@ def fit_normalizer(
     training_split: Callable[[], Any],
     source: Any,
     basis_info: BasisInfo | None,
-    config: Statistics,
+    config: StatisticsConfig,
     settings: NormalizerSettings,
 ) -> tuple[FittedStatistics, Normalizer]:
     """Returns the statistics of a training split, given, cached or fitted, and the normaliser that follows.
@@ -149,7 +152,7 @@ def fit_normalizer(
         ConfigError: If the settings do not fit the data.
         StatisticsError: See `DatasetStatistics.from_dataset`.
     """
-    if basis_info is None and (isinstance(settings.reference, AtomicReference) or settings.rescaling is not None):
+    if basis_info is None and (isinstance(settings.reference, AtomRefConfig) or settings.rescaling is not None):
         raise ConfigError(
             "the atomic reference and rescaling need density coefficients, and the samples have none (no "
             "data.source.basis_info is given): choose data/reference=linear (or fixed, none) and data/rescaling=none"

@@ -166,17 +166,15 @@ def _plain(value: Any) -> Any:
 def _check_fit(fit: Any) -> list[str]:
     """Checks the section `fit` and returns its targets."""
     if not isinstance(fit, MutableMapping | DictConfig):
-        raise ConfigError(f"fit = {fit!r}: expected a mapping of the arguments {_FIT_ARGUMENTS} (config: fit)")
+        raise ConfigError(f"fit = {fit!r}: expected a mapping of the arguments {_FIT_ARGUMENTS}")
     for key in fit:
         _refuse_unknown(str(key), [*_FIT_ARGUMENTS, "fitted"], "fit")
     missing = [key for key in ("targets", "batch_size") if fit.get(key) is None]
     if missing:
-        raise ConfigError(f"fit lacks {missing}; for example fit: {{targets: [energy], batch_size: 64}} (config: fit)")
+        raise ConfigError(f"fit lacks {missing}; for example fit: {{targets: [energy], batch_size: 64}}")
     targets = _plain(fit["targets"])
     if not isinstance(targets, list | tuple):
-        raise ConfigError(
-            f"fit.targets = {targets!r}: expected a list of names, such as [energy] (config: fit.targets)"
-        )
+        raise ConfigError(f"fit.targets = {targets!r}: expected a list of names, such as [energy]")
     return [str(target) for target in targets]
 
 
@@ -184,7 +182,7 @@ def _refuse_unknown(key: str, known: Sequence[str], where: str) -> None:
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"unknown key {key!r} in {where}: expected one of {list(known)}{hint} (config: {where})")
+        raise ConfigError(f"unknown key {key!r} in {where}: expected one of {list(known)}{hint}")
 
 
 def _target_references(target: str, entry: Any) -> LinearReferences:
@@ -193,7 +191,7 @@ def _target_references(target: str, entry: Any) -> LinearReferences:
         keys = [str(key) for key in entry]
         if "file" in keys or "values" in keys:
             if len(keys) > 1:
-                raise ConfigError(f"{target} has the keys {keys}: expected 'file' or 'values' alone (config: {target})")
+                raise ConfigError(f"{target} has the keys {keys}: expected 'file' or 'values' alone")
             if "file" in keys:
                 return create_element_references(entry["file"])
             return _values(target, entry["values"])
@@ -201,7 +199,7 @@ def _target_references(target: str, entry: Any) -> LinearReferences:
         if foreign:
             raise ConfigError(
                 f"{target} has the keys {foreign} of a fit: fits stand under 'fit', with {target!r} among its targets; "
-                f"did you mean the key 'fit' instead of {target!r}? (config: {target})"
+                f"did you mean the key 'fit' instead of {target!r}?"
             )
         for key in entry:
             if isinstance(key, str) and not key.isdecimal() and key not in SYMBOLS and len(key) > 2:
@@ -213,7 +211,7 @@ def _target_references(target: str, entry: Any) -> LinearReferences:
     hint = f"did you mean the key {close[0]!r}?" if close else f"for a file write {target}: {{file: ...}}"
     raise ConfigError(
         f"{target} = {entry!r}: expected {{file: ...}}, a mapping of elements to values, or a list by atomic number; "
-        f"{hint} (config: {target})"
+        f"{hint}"
     )
 
 
@@ -230,7 +228,6 @@ def _references_of_file(path: Path) -> dict[str, LinearReferences]:
     if "element_references" in content:
         raise StatisticsError(
             f"{path}: holds the references of a single target; name the target: <target>: {{file: {path}}} "
-            "(config: file)"
         )
     references = {}
     for target, state in content.items():
@@ -241,7 +238,6 @@ def _references_of_file(path: Path) -> dict[str, LinearReferences]:
         else:
             raise StatisticsError(
                 f"{path}: {target!r} is a {type(state).__name__}, expected a state dict with 'element_references' "
-                "(config: file)"
             )
     return references
 
@@ -262,14 +258,13 @@ def _fitted_before(targets: Sequence[str], checkpoint_dir: str | Path | None) ->
     if path is None or not path.is_file():
         raise ConfigError(
             f"fit.fitted is true, but {'checkpoint_dir is not given' if path is None else f'{path} does not exist'}: "
-            "give the folder of the run that fitted, or remove fit.fitted to fit again (config: fit.fitted)"
+            "give the folder of the run that fitted, or remove fit.fitted to fit again"
         )
     references = _references_of_file(path)
     missing = [target for target in targets if target not in references]
     if missing:
         raise StatisticsError(
             f"{path}: lacks the references of {missing}; it has {sorted(references)}: remove fit.fitted to fit again "
-            "(config: fit.fitted)"
         )
     return {target: references[target] for target in targets}
 

@@ -16,7 +16,7 @@ from ofdft_norm import (
     HasEnergyLabelSampleWeigher,
     OFDFTDataModule,
 )
-from ofdft_norm.config import AtomicReference, Rescaling, Statistics
+from ofdft_norm.config import AtomRefConfig, RescalingConfig, StatisticsConfig
 from ofdft_norm.example import DensityModule
 from ofdft_norm.normalization.build import build_normalizer
 from ofdft_norm.normalization.transforms import NormalizeTransform
@@ -35,7 +35,7 @@ def measure(repeats: int) -> list[Row]:
 
 def step_rows(repeats: int) -> list[Row]:
     """Normalising an epoch's batches, as `apply=batch` does, over the worked example's training steps on them."""
-    datamodule = OFDFTDataModule(statistics=Statistics(progress=False), apply="batch")
+    datamodule = OFDFTDataModule(statistics=StatisticsConfig(progress=False), apply="batch")
     raw = list(datamodule.train_dataloader())
     normalize = NormalizeTransform(datamodule.normalizer, torch.float32, check_elements=False)
     batches = [normalize(batch) for batch in raw]
@@ -58,7 +58,7 @@ def bandwidth_rows(repeats: int) -> list[Row]:
     """Compiled normalisation on a GPU over a copy of as many bytes: about 1.2e6 coefficients."""
     samples = samples_in_memory(8, 8)
     statistics = DatasetStatistics.from_dataset(None, samples, BASIS, [HasEnergyLabelSampleWeigher()], progress=False)
-    normalizer = build_normalizer(statistics, BASIS, AtomicReference(), Rescaling()).cuda()
+    normalizer = build_normalizer(statistics, BASIS, AtomRefConfig(), RescalingConfig()).cuda()
     raw = Batch.from_data_list(samples * 16, follow_batch=["coeffs"]).cuda()
     fields, n = normalizer.fields_of(raw), len(raw.energy_label)
     compiled = torch.compile(normalizer.normalize_fields, fullgraph=True)

@@ -12,12 +12,12 @@ import pytest
 from lightning import Trainer
 
 from ofdft_norm import OFDFTDataModule
-from ofdft_norm.config import LabelFiles, Loader, Split, Statistics
+from ofdft_norm.config import LabelFiles, LoaderConfig, SplitConfig, StatisticsConfig
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 
 # all have H, C, N and O, so that any of them can train
 MOLECULES = ("cyanic_acid", "fulminic_acid", "isocyanic_acid", "isofulminic_acid", "methyl_nitrite", "nitromethane")
-SPLIT = Split(train=0.66, val=0.17, test=0.17, seed=2)  # 4, 1 and 1 molecules
+SPLIT = SplitConfig(train=0.66, val=0.17, test=0.17, seed=2)  # 4, 1 and 1 molecules
 
 IGNORED = (
     # Lightning 2.6 with torch 2.13
@@ -50,8 +50,8 @@ class LabelledMolecules:
         defaults: dict[str, Any] = {
             "source": LabelFiles(paths=str(self.labels), basis_info=self.basis_info),
             "split": SPLIT,
-            "statistics": Statistics(dir=str(self.folder / "cache"), progress=False),
-            "loader": Loader(batch_size=8),
+            "statistics": StatisticsConfig(dir=str(self.folder / "cache"), progress=False),
+            "loader": LoaderConfig(batch_size=8),
         }
         return OFDFTDataModule(**{**defaults, **options})
 

@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 
 from ofdft_norm import BasisInfo, NormalizerMixin
 from ofdft_norm.config.readable_errors import config_dir
-from ofdft_norm.config.sample_file import SampleFileDataset
 from ofdft_norm.data.elements import symbol
+from ofdft_norm.data.sample_file import SampleFileDataset
 from ofdft_norm.errors import ConfigError, LabelFileError, SplitError
 from ofdft_norm.example import DensityModule
 from ofdft_norm.example.prediction import predict
@@ -156,7 +156,7 @@ def test_sample_files_that_do_not_fit_are_refused(trained: Any, tmp_path: Path) 
 
 
 def test_wrong_settings_of_a_prediction_are_named(trained: Any, tmp_path: Path) -> None:
-    from ofdft_norm.config.sample_file import SampleFile
+    from ofdft_norm.config import SampleFile
 
     checkpoint = trained.folder / "run.ckpt"
     with pytest.raises(ConfigError, match=r"no such checkpoint \(config: ckpt_path\)"):

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from ofdft_norm import OFDataset
-from ofdft_norm.config import LabelFiles
-from ofdft_norm.config import Split as SplitConfig
-from ofdft_norm.config.structures25 import Structures25Labels
+from ofdft_norm.config import LabelFiles, SplitConfig, Structures25Labels
 from ofdft_norm.data.split import check_label_files, resolved_files
 from ofdft_norm.data.split_files import SplitEntry, locate_entries
 from ofdft_norm.errors import LabelFileError, SplitError

@@ -11,7 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
+import ofdft_norm
 from ofdft_norm.config.readable_errors import config_dir, config_files
+from ofdft_norm.settings import plain
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
@@ -102,6 +104,27 @@ def test_every_key_is_an_argument_of_what_it_configures(name: str) -> None:
             continue
         groups = {path.name for path in (CONFIGS / name).parent.iterdir() if path.is_dir()}
         assert {str(key) for key in node} - {"_target_", "defaults"} <= set(arguments) - groups, target
+
+
+# files whose purpose is another value than the class's default
+MEANT = {
+    ("data/reference/fixed.yaml", "values"),
+    ("data/source/structures25.yaml", "dataset"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_value_is_the_default_of_what_it_configures(name: str) -> None:
+    for node in targets(OmegaConf.load(CONFIGS / name)):
+        target = node["_target_"]
+        if not target.startswith("ofdft_norm.") or not target.rpartition(".")[2][0].isupper():
+            continue
+        for key, parameter in inspect.signature(get_class(target)).parameters.items():
+            if key not in node or OmegaConf.is_missing(node, key) or (name, key) in MEANT:
+                continue
+            value = hydra.utils.instantiate(node[key]) if OmegaConf.is_config(node[key]) else node[key]
+            default = [ofdft_norm.ProjectGradient()] if key == "pre_transforms" else parameter.default
+            assert plain(value) == default or repr(list(value)) == repr(list(default)), (target, key)
 
 
 def targets(node: object) -> Iterator[DictConfig]:

@@ -151,9 +151,9 @@ def test_composing_imports_neither_the_package_nor_torch(
 def test_the_applications_own_files_win(train: Callable[..., Process], app: Path) -> None:
     split = app / "conf" / "data" / "split"
     split.mkdir()
-    (split / "random.yaml").write_text("_target_: ofdft_norm.config.Split\ntrain: 0.5\n")
+    (split / "random.yaml").write_text("_target_: ofdft_norm.config.SplitConfig\ntrain: 0.5\n")
     composed = yaml.safe_load(train("--cfg", "job", "data=ofdft_norm").stdout)
-    assert composed["data"]["split"] == {"_target_": "ofdft_norm.config.Split", "train": 0.5}
+    assert composed["data"]["split"] == {"_target_": "ofdft_norm.config.SplitConfig", "train": 0.5}
     assert yaml.safe_load(train("--cfg", "job").stdout) == {"data": {"_target_": "mnist.DataModule"}}
 
 
@@ -209,7 +209,7 @@ def test_application_trains_and_sweeps_at_the_same_time(
     [
         ("data.rescaling.s_gard=1", "Key 's_gard' is not in struct"),
         ("data/reference=atomref", "Could not find 'data/reference/atomref'"),
-        ("data.rescaling.s_grad=-1", "data.rescaling.s_grad = -1: expected a number > 0"),
+        ("data.rescaling.s_grad=-1", "data.rescaling.s_grad = -1: should be greater than 0"),
     ],
 )
 def test_wrong_settings_are_readable_in_the_application_too(

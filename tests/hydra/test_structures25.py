@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ofdft_norm.config import Split
-from ofdft_norm.config.structures25 import Structures25Labels
+from ofdft_norm.config import SplitConfig, Structures25Labels
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.label_files import read_n_scf_iterations
@@ -71,7 +70,7 @@ def write_split(path: Path, split: dict[str, list[Any]]) -> str:
 def test_split_files_of_all_kinds_lead_to_the_same_samples(root: Path, tmp_path: Path, suffix: str) -> None:
     source = Structures25Labels(root=str(root), dataset=["QM9", "QMUGS"])
     file = write_split(tmp_path / f"split{suffix}", good_split())
-    datasets = source.datasets(Split(file=file), None)
+    datasets = source.datasets(SplitConfig(file=file), None)
     found = {part: [str(path.relative_to(root)) for path in data.paths] for part, data in datasets.items()}
     assert found == {
         "train": ["QM9/labels/water.zarr.zip", "QM9/labels/methane.zarr.zip"],
@@ -125,7 +124,7 @@ def test_missing_label_files_are_refused_with_the_list(root: Path, tmp_path: Pat
     split["val"].append(("QM9", "toluene.zarr.zip", 5))
     source = Structures25Labels(root=str(root), dataset=["QM9", "QMUGS"])
     with pytest.raises(SplitError) as caught:
-        source.datasets(Split(file=write_split(tmp_path / "split.json", split)), None)
+        source.datasets(SplitConfig(file=write_split(tmp_path / "split.json", split)), None)
     for expected in ("missing label files: 2", "QM9/labels/benzene.zarr.zip", "QM9/labels/toluene.zarr.zip"):
         assert expected in str(caught.value)
     assert "water" not in str(caught.value)
@@ -137,7 +136,7 @@ def test_a_molecule_listed_twice_is_refused_with_the_list(root: Path, tmp_path: 
     split[other].append(entry("QM9", "methane"))
     source = Structures25Labels(root=str(root), dataset=["QM9", "QMUGS"])
     with pytest.raises(SplitError, match=rf"twice: 1 .*\n  .*QM9/labels/methane.zarr.zip \(in train and {other}\)"):
-        source.datasets(Split(file=write_split(tmp_path / "split.json", split)), None)
+        source.datasets(SplitConfig(file=write_split(tmp_path / "split.json", split)), None)
 
 
 def test_excluded_molecules_may_be_missing_but_not_all_of_training(root: Path, tmp_path: Path) -> None:
@@ -146,21 +145,21 @@ def test_excluded_molecules_may_be_missing_but_not_all_of_training(root: Path, t
     file = write_split(tmp_path / "split.json", split)
     names = ["QM9", "QMUGS"]
     source = Structures25Labels(root=str(root), dataset=names, exclude=["benzene.zarr.zip", "methane.zarr.zip"])
-    assert [path.name for path in source.split_files(Split(file=file))[0]["train"]] == ["water.zarr.zip"]
+    assert [path.name for path in source.split_files(SplitConfig(file=file))[0]["train"]] == ["water.zarr.zip"]
     everything = [name for _, name, _ in split["train"]]
     with pytest.raises(SplitError, match="training split has no molecule"):
-        Structures25Labels(root=str(root), dataset=names, exclude=everything).split_files(Split(file=file))
+        Structures25Labels(root=str(root), dataset=names, exclude=everything).split_files(SplitConfig(file=file))
 
 
 def test_a_data_set_that_is_not_configured_is_refused(root: Path, tmp_path: Path) -> None:
     file = write_split(tmp_path / "split.json", good_split())
     with pytest.raises(SplitError, match=r"'water.zarr.zip' belongs to the data set 'QMUGS'.*data.source.dataset"):
-        Structures25Labels(root=str(root), dataset="QM9").split_files(Split(file=file))
+        Structures25Labels(root=str(root), dataset="QM9").split_files(SplitConfig(file=file))
 
 
 def test_random_split_covers_the_folder_of_labels(root: Path) -> None:
     source = Structures25Labels(root=str(root), dataset=["QM9", "QMUGS"])
-    parts, _ = source.split_files(Split(train=0.6, val=0.2, test=0.2))
+    parts, _ = source.split_files(SplitConfig(train=0.6, val=0.2, test=0.2))
     files = sorted(path for paths in parts.values() for path in paths)
     assert files == sorted(root.rglob("*.zarr.zip"))
 
@@ -173,11 +172,11 @@ def test_pickled_splits_are_never_opened(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "split.pkl"
     path.write_bytes(pickle.dumps({"train": [Bomb()]}))
     with pytest.raises(SplitError, match=r"pickle\.load"):
-        Structures25Labels(root=str(root), dataset="QM9").split_files(Split(file=str(path)))
+        Structures25Labels(root=str(root), dataset="QM9").split_files(SplitConfig(file=str(path)))
     array = tmp_path / "split.npz"
     np.savez(array, train=np.array([Bomb()], dtype=object))
     with pytest.raises(SplitError, match=r"split\.npz: cannot be read as a split"):
-        Structures25Labels(root=str(root), dataset="QM9").split_files(Split(file=str(array)))
+        Structures25Labels(root=str(root), dataset="QM9").split_files(SplitConfig(file=str(array)))
     assert not (tmp_path / "exploded").exists()
 
 
@@ -186,11 +185,11 @@ def test_the_conversion_that_the_message_proposes_works(root: Path, tmp_path: Pa
     write_split(path, good_split())
     source = Structures25Labels(root=str(root), dataset=["QM9", "QMUGS"])
     with pytest.raises(SplitError) as caught:
-        source.split_files(Split(file=str(path)))
+        source.split_files(SplitConfig(file=str(path)))
     command = str(caught.value).split("`")[1].replace("python", shlex.quote(sys.executable), 1)
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
-    assert source.split_files(Split(file=str(tmp_path / "split.json"))) == source.split_files(
-        Split(file=write_split(tmp_path / "direct.json", good_split()))
+    assert source.split_files(SplitConfig(file=str(tmp_path / "split.json"))) == source.split_files(
+        SplitConfig(file=write_split(tmp_path / "direct.json", good_split()))
     )
 
 
@@ -210,7 +209,7 @@ def test_malformed_splits_name_the_file_and_what_is_wrong(root: Path, tmp_path: 
     path = tmp_path / "split.json"
     path.write_text(json.dumps(content))
     with pytest.raises(SplitError, match=r"split\.json: "):
-        Structures25Labels(root=str(root), dataset="QM9").split_files(Split(file=str(path)))
+        Structures25Labels(root=str(root), dataset="QM9").split_files(SplitConfig(file=str(path)))
 
 
 @pytest.mark.parametrize("change", [{"of_basis_set": "def2-universal-jfit"}, {"kohn_sham": None}, {"kohn_sham": {}}])

@@ -14,12 +14,12 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from ofdft_norm import NormalizerMixin, OFDFTDataModule
-from ofdft_norm.config import LabelFiles, Loader, Split, Statistics
+from ofdft_norm.config import LabelFiles, LoaderConfig, SplitConfig, StatisticsConfig
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 
 # all have H, C, N and O, so that any of them can train
 MOLECULES = ("cyanic_acid", "fulminic_acid", "isocyanic_acid", "isofulminic_acid", "methyl_nitrite", "nitromethane")
-SPLIT = Split(train=0.66, val=0.17, test=0.17, seed=2)  # 4, 1 and 1 molecules; 37 samples train
+SPLIT = SplitConfig(train=0.66, val=0.17, test=0.17, seed=2)  # 4, 1 and 1 molecules; 37 samples train
 
 
 class TinyModel(NormalizerMixin, LightningModule):
@@ -91,8 +91,8 @@ class Setting:
         defaults: dict[str, Any] = {
             "source": self.source(),
             "split": SPLIT,
-            "statistics": Statistics(dir=str(self.folder / "cache"), progress=False),
-            "loader": Loader(batch_size=batch_size, **(loader or {})),
+            "statistics": StatisticsConfig(dir=str(self.folder / "cache"), progress=False),
+            "loader": LoaderConfig(batch_size=batch_size, **(loader or {})),
         }
         return OFDFTDataModule(**{**defaults, **options})
 

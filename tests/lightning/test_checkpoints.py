@@ -17,11 +17,11 @@ from torch_geometric.data import Data
 
 from ofdft_norm import DimensionWiseRescaling, LinearReferences, Normalizer, OFDFTDataModule
 from ofdft_norm.config import (
-    AtomicReference,
-    LinearReference,
-    Rescaling,
-    Split,
-    Statistics,
+    AtomRefConfig,
+    LinearReferencesConfig,
+    RescalingConfig,
+    SplitConfig,
+    StatisticsConfig,
 )
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
 from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
@@ -78,7 +78,7 @@ def test_everything_that_takes_a_checkpoint_uses_its_normalizer_without_training
     assert loaded.batch_size == datamodule.batch_size
     assert setting.trainer().test(type(model).load_from_checkpoint(path), datamodule=loaded, verbose=False) == [before]
     # the model brings its normaliser along, to a data module that knows no checkpoint
-    rest = setting.datamodule(split=Split(train=0, val=1, test=0))
+    rest = setting.datamodule(split=SplitConfig(train=0, val=1, test=0))
     assert setting.trainer().validate(type(model).load_from_checkpoint(path), datamodule=rest, verbose=False)
     assert same(rest.normalizer, normalizer)
     with pytest.raises(SplitError, match="4 label files of the train split do not exist"):
@@ -119,9 +119,13 @@ def test_a_checkpoint_is_plain_data_and_says_where_it_came_from(setting: Any, tm
 
 
 SETTINGS = {
-    "linear": {"reference": LinearReference(), "rescaling": Rescaling(equivariant=True), "energy_scale": "std"},
-    "given": {"reference": LinearReference(values={"H": -0.5, "C": -38, "N": -54, "O": -75}), "rescaling": None},
-    "scalar": {"reference": AtomicReference(scalar_only=True), "rescaling": Rescaling(s_coeff=20, s_grad=0.2)},
+    "linear": {
+        "reference": LinearReferencesConfig(),
+        "rescaling": RescalingConfig(equivariant=True),
+        "energy_scale": "std",
+    },
+    "given": {"reference": LinearReferencesConfig(values={"H": -0.5, "C": -38, "N": -54, "O": -75}), "rescaling": None},
+    "scalar": {"reference": AtomRefConfig(scalar_only=True), "rescaling": RescalingConfig(s_coeff=20, s_grad=0.2)},
     "none": {"reference": None, "rescaling": None, "energy_scale": 2.0, "unseen_elements": "identity"},
 }
 
@@ -146,7 +150,7 @@ def test_every_kind_of_normalizer_survives_a_checkpoint_to_the_last_bit(
 def test_the_checkpoint_wins_and_a_warning_says_how_it_differs(setting: Any, tmp_path: Path, tiny_model: Any) -> None:
     path = tmp_path / "run.ckpt"
     _, trained = setting.fit(path)
-    other = setting.datamodule(split=Split(train=0.66, val=0.17, test=0.17, seed=1), energy_scale=3.0)
+    other = setting.datamodule(split=SplitConfig(train=0.66, val=0.17, test=0.17, seed=1), energy_scale=3.0)
     other.setup("fit")
     assert not same(other.normalizer, trained.normalizer)
     with pytest.warns(UserWarning, match=r"checkpoint's normaliser differs.*rescaling\.coeff_biases.*energy_scale"):
@@ -174,7 +178,7 @@ def test_files_that_come_later_do_not_change_a_remembered_split(setting: Any, tm
     assert parts(OFDFTDataModule.load_from_checkpoint(path)) == before
     assert parts(setting.datamodule()) != before
     # other settings, other split: the checkpoint's says nothing about it
-    split = Split(train=0.25, val=0.25, test=0.5, seed=0)
+    split = SplitConfig(train=0.25, val=0.25, test=0.5, seed=0)
     assert sum(map(len, parts(OFDFTDataModule.load_from_checkpoint(path, split=split)).values())) == 12
 
 
@@ -249,7 +253,8 @@ def test_given_statistics_need_no_training_files(setting: Any, tmp_path: Path) -
     names = [path.name for path in first.datasets["val"].dataset.paths]
     (tmp_path / "split.json").write_text(json.dumps({"train": ["gone.zarr.zip"], "val": names}))
     second = setting.datamodule(
-        statistics=Statistics(path=str(tmp_path / "given.zarr")), split=Split(file=str(tmp_path / "split.json"))
+        statistics=StatisticsConfig(path=str(tmp_path / "given.zarr")),
+        split=SplitConfig(file=str(tmp_path / "split.json")),
     )
     second.setup("validate")
     assert len(list(second.val_dataloader())) > 0

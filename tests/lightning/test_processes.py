@@ -12,7 +12,7 @@ import torch
 from lightning import seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 
-from ofdft_norm.config import Statistics
+from ofdft_norm.config import StatisticsConfig
 from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
 from ofdft_norm.statistics import fit as statistics_fit
 from tests.lightning.conftest import Setting, TinyModel
@@ -40,7 +40,7 @@ def train_and_test(setting: Setting, batch_size: int, apply: str, devices: int) 
         batch_size=batch_size,
         apply=apply,
         dtype="float64",
-        statistics=Statistics(dir=str(cache), progress=False),
+        statistics=StatisticsConfig(dir=str(cache), progress=False),
     )
     model = Recorder()
     trainer = setting.trainer(

@@ -12,7 +12,7 @@ from lightning.pytorch.tuner import Tuner
 from torch import Tensor
 
 from ofdft_norm import OFDFTDataModule
-from ofdft_norm.config import Loader, Split
+from ofdft_norm.config import LoaderConfig, SplitConfig
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
 from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
 from ofdft_norm.normalization.transforms import NormalizeTransform
@@ -150,7 +150,7 @@ def test_dtypes_can_be_set_against_the_precision(setting: Any) -> None:
         assert {batch[f].dtype for f in ("coeffs", "pos", "gradient_label", "energy_label")} == {dtype}
         assert batch.energy_reference.dtype == torch.float64
     for name in ("dtype", "apply", "predict_on", "unseen_elements"):
-        with pytest.raises(ConfigError, match=rf"data\.{name} = 'nothing': expected "):
+        with pytest.raises(ConfigError, match=rf"data\.{name} = 'nothing': should be '"):
             setting.datamodule(**{name: "nothing"})
 
 
@@ -181,7 +181,7 @@ def test_transforms_pickle_in_kilobytes_and_loaders_get_their_arguments(setting:
     assert torch.equal(dataset[1].coeffs, dataset[1].coeffs)
     assert len(pickle.dumps(dataset)) < 50_000  # the kept samples stay behind
     assert datamodule.train_dataloader().pin_memory
-    keywords = Loader(num_workers=0, persistent_workers=True, multiprocessing_context="spawn").keywords()
+    keywords = LoaderConfig(num_workers=0, persistent_workers=True, multiprocessing_context="spawn").keywords()
     assert keywords["persistent_workers"] is False
     assert keywords["multiprocessing_context"] is None
 
@@ -209,7 +209,7 @@ def test_unknown_elements_are_refused_in_both_places(setting: Any, make_setting:
         other = make_setting(tmp_path / apply, ["methane", "ethane", "ethyne", "water"])
         split = tmp_path / apply / "split.json"
         split.write_text('{"train": ["methane.zarr.zip", "ethane.zarr.zip"], "test": ["water.zarr.zip"]}')
-        datamodule = other.datamodule(split=Split(file=str(split)), apply=apply)
+        datamodule = other.datamodule(split=SplitConfig(file=str(split)), apply=apply)
         with pytest.warns(UserWarning, match="saw no atom"):
             datamodule.setup("fit")
         with pytest.raises(NormalizationError, match=r"molecules \['water'\] has the elements \[8\]"):
@@ -245,7 +245,7 @@ def test_normalising_twice_is_refused(setting: Any) -> None:
 
 
 def test_training_without_a_validation_split_goes_on_without_validation(setting: Any, tiny_model: Any) -> None:
-    datamodule, trainer = setting.datamodule(split=Split(train=1.0, val=0, test=0)), setting.trainer()
+    datamodule, trainer = setting.datamodule(split=SplitConfig(train=1.0, val=0, test=0)), setting.trainer()
     model = tiny_model()
     with pytest.warns(UserWarning, match="Total length of `list` across ranks is zero"):
         trainer.fit(model, datamodule=datamodule)
@@ -255,11 +255,11 @@ def test_training_without_a_validation_split_goes_on_without_validation(setting:
 
 
 def test_a_missing_part_and_missing_files_are_named(setting: Any) -> None:
-    datamodule = setting.datamodule(split=Split(train=1.0, val=0, test=0))
+    datamodule = setting.datamodule(split=SplitConfig(train=1.0, val=0, test=0))
     datamodule.setup("fit")
     with pytest.raises(SplitError, match=r"no 'test' part; they have \['train'\]"):
         datamodule.test_dataloader()
-    for_tests = setting.datamodule(split=Split(train=0, val=0, test=1))
+    for_tests = setting.datamodule(split=SplitConfig(train=0, val=0, test=1))
     with pytest.raises(SplitError, match=r"no 'train' part"):
         for_tests.setup("fit")
     gone = setting.datamodule()

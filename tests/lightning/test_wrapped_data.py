@@ -17,11 +17,11 @@ from torch_geometric.loader import DataLoader
 
 from ofdft_norm import NormalizerMixin, OFDFTDataModule
 from ofdft_norm.config import (
-    AtomicReference,
-    LinearReference,
-    Loader,
-    Rescaling,
-    Statistics,
+    AtomRefConfig,
+    LinearReferencesConfig,
+    LoaderConfig,
+    RescalingConfig,
+    StatisticsConfig,
 )
 from ofdft_norm.errors import BatchError, ConfigError, SplitError
 
@@ -115,7 +115,7 @@ def three_splits() -> tuple[list[Data], list[Data], list[Data]]:
 def test_energies_and_forces_of_somebody_else_are_normalised(setting: Any, kind: str) -> None:
     splits = three_splits()
     options: dict[str, Any] = {"energy_field": "y", "forces_field": "force", "energy_scale": "std", "dtype": "float64"}
-    options["loader"] = Loader(batch_size=4)
+    options["loader"] = LoaderConfig(batch_size=4)
     if kind == "datamodule":
         datamodule = OFDFTDataModule.wrap(SomebodysDataModule(lambda: splits), **options)
     elif kind == "in_memory":
@@ -206,11 +206,11 @@ def test_densities_of_somebody_else_are_normalised_as_ours(setting: Any) -> None
         train=train,
         test=test,
         basis_info=basis_info,
-        reference=AtomicReference(),
-        rescaling=Rescaling(),
+        reference=AtomRefConfig(),
+        rescaling=RescalingConfig(),
         dtype="float64",
-        loader=Loader(batch_size=8, shuffle=False),
-        statistics=Statistics(dir=str(setting.folder / "other"), progress=False),
+        loader=LoaderConfig(batch_size=8, shuffle=False),
+        statistics=StatisticsConfig(dir=str(setting.folder / "other"), progress=False),
     )
     wrapped.setup("fit")
     assert wrapped.fingerprint is None
@@ -224,12 +224,12 @@ def test_densities_of_somebody_else_are_normalised_as_ours(setting: Any) -> None
 def test_what_wrapped_data_lack_is_named(setting: Any) -> None:
     train = molecules(5, 0)
     with pytest.raises(ConfigError, match="need density coefficients"):
-        OFDFTDataModule.wrap(train=train, energy_field="y", reference=AtomicReference()).setup("fit")
+        OFDFTDataModule.wrap(train=train, energy_field="y", reference=AtomRefConfig()).setup("fit")
     with pytest.raises(ConfigError, match="either a datamodule or a train data set"):
         OFDFTDataModule.wrap()
     with pytest.raises((BatchError, ValueError), match="energy"):
         OFDFTDataModule.wrap(train=train, energy_field="energy").setup("fit")
-    given = OFDFTDataModule.wrap(train=train, energy_field="y", reference=LinearReference(values={"H": -0.5}))
+    given = OFDFTDataModule.wrap(train=train, energy_field="y", reference=LinearReferencesConfig(values={"H": -0.5}))
     with pytest.raises(ValueError, match=r"element"):
         given.setup("fit")
 

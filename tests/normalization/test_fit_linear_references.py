@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 
 from ofdft_norm import ConstantSampleWeigher, OFDFTDataModule
-from ofdft_norm.config import LinearReference
+from ofdft_norm.config import LinearReferencesConfig
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import formula
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
@@ -330,7 +330,7 @@ def test_the_data_module_and_the_function_give_the_same():
     for count_by in ("molecule", "sample"):
         expected = fit_linear_references(["energy"], data, 7, count_by=count_by)["energy"]
         datamodule = OFDFTDataModule.wrap(
-            train=data, energy_field="energy", reference=LinearReference(count_by=count_by)
+            train=data, energy_field="energy", reference=LinearReferencesConfig(count_by=count_by)
         )
         datamodule.setup("fit")
         found = datamodule.normalizer.reference

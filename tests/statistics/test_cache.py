@@ -29,14 +29,14 @@ from ofdft_norm import (
     OFDFTDataModule,
     ProjectGradient,
 )
-from ofdft_norm.config import LabelFiles, Split, Statistics
+from ofdft_norm.config import LabelFiles, SplitConfig, StatisticsConfig
 from ofdft_norm.data import file_states as states
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.statistics import cache
 from ofdft_norm.statistics.cache import dataset_fingerprint, default_cache_dir
 from tests.processes import context, in_new_process
 
-ALL_TRAIN = Split(train=1, val=0, test=0)
+ALL_TRAIN = SplitConfig(train=1, val=0, test=0)
 
 
 class Scaled(BaseTransform):
@@ -69,7 +69,7 @@ def datamodule(folder: Path, statistics: dict[str, Any] | None = None, **options
         paths=str(folder / "labels"), basis_info=str(folder / "basis_info.json"), **options.pop("source", {})
     )
     keep = {"dir": str(folder / "cache"), "progress": False}
-    defaults: dict[str, Any] = {"split": ALL_TRAIN, "statistics": Statistics(**{**keep, **(statistics or {})})}
+    defaults: dict[str, Any] = {"split": ALL_TRAIN, "statistics": StatisticsConfig(**{**keep, **(statistics or {})})}
     return OFDFTDataModule(source, **{**defaults, **options})
 
 
@@ -95,7 +95,7 @@ def test_nothing_changed_is_reused(folder: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "split": lambda folder: {"split": Split(train=0.67, val=0.33, test=0)},
+    "split": lambda folder: {"split": SplitConfig(train=0.67, val=0.33, test=0)},
     "excluded file": lambda folder: {"source": {"exclude": ["ketene.zarr.zip"]}},
     "target energy": lambda folder: {"source": {"energy_key": "e_tot"}},
     "target gradient": lambda folder: {"source": {"gradient_key": "grad_tot"}},

@@ -1,4 +1,4 @@
-"""The schema of the data module's configuration: where samples come from, and how they are split."""
+"""Label files as a source of samples."""
 
 from __future__ import annotations
 
@@ -6,46 +6,20 @@ import glob
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ofdft_norm.config.checks import CheckedConfig, NonNegativeInt, Share
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.file_states import scf_iteration_counts
 from ofdft_norm.data.lazy_parts import LazyParts
 from ofdft_norm.data.of_dataset import OFDataset, Transform
-from ofdft_norm.data.split import check_files_exist, check_label_files, check_split, random_split
+from ofdft_norm.data.split import SplitConfig, check_files_exist, check_label_files, check_split, random_split
 from ofdft_norm.data.split_files import locate_entries, read_split_entries
-from ofdft_norm.data.transformed_dataset import CopyThen, TransformedDataset
-from ofdft_norm.data.wrapped_data import dataset_of, parts_of, refuse_normalized
 from ofdft_norm.errors import ConfigError
+from ofdft_norm.settings import Settings
 
 
-@dataclass(frozen=True)
-class Split(CheckedConfig):
-    """Which molecules train, validate and test. Molecules are never divided, and SCF iterations stay together.
-
-    Attributes:
-        train: Share of the molecules to train on, 0 ... 1.
-        val: Share to validate on.
-        test: Share to test on.
-        seed: Seed of the random split.
-        file: A YAML, JSON or npz file with lists of label files for `train`, `val`, `test`; then the shares and the
-            seed are not used.
-    """
-
-    train: Share = 0.8
-    val: Share = 0.1
-    test: Share = 0.1
-    seed: NonNegativeInt = 1
-    file: str | None = None
-    config_key = "data.split"
-
-
-@dataclass(frozen=True)
-class LabelFiles(CheckedConfig):
+class LabelFiles(Settings):
     """Label files in STRUCTURES25's layout, one molecule each.
 
     Attributes:
@@ -99,14 +73,15 @@ class LabelFiles(CheckedConfig):
             )
         return sorted((path for path in found if path.name not in excluded), key=lambda path: path.parts)
 
-    def split_identity(self, split: Split) -> str:
+    def split_identity(self, split: SplitConfig) -> str:
         """Returns what the split follows from; a checkpoint's split holds for a data module with the same."""
         paths = [self.paths] if isinstance(self.paths, str) else list(self.paths)
         written = None if split.file is None or not Path(split.file).is_file() else Path(split.file).read_bytes()
         digest = hashlib.sha256(written or b"").hexdigest()
-        return repr(([os.path.abspath(p) for p in paths], sorted(self.exclude), split, digest))
+        settings = repr(split).replace("SplitConfig", "Split")  # its name in the checkpoints of 0.1.0
+        return f"({[os.path.abspath(p) for p in paths]}, {sorted(self.exclude)}, {settings}, {digest!r})"
 
-    def split_files(self, split: Split) -> tuple[dict[str, list[Path]], dict[Path, int]]:
+    def split_files(self, split: SplitConfig) -> tuple[dict[str, list[Path]], dict[Path, int]]:
         """Returns the label files of each part, and the number of SCF iterations of those where the split says it.
 
         Raises:
@@ -124,7 +99,7 @@ class LabelFiles(CheckedConfig):
 
     def datasets(
         self,
-        split: Split,
+        split: SplitConfig,
         transform: Transform | None,
         index_dir: Path | None = None,
         files: Mapping[str, Sequence[str]] | None = None,
@@ -178,90 +153,9 @@ def _label_files_at(path: Path) -> list[Path]:
     return [p for p in path.iterdir() if p.name.endswith((".zarr", ".zarr.zip"))] if path.is_dir() else []
 
 
-@dataclass(frozen=True)
 class EmbeddedLabels(LabelFiles):
     """The labels that come with the package: small molecules of H, C, N, O, F; see `ofdft_norm.data.embedded_data`."""
 
     paths: str | Sequence[str] = str(EMBEDDED_DATA / "labels")
     basis_info: str = str(EMBEDDED_DATA / "basis_info.json")
     keep_in_memory: bool = True
-
-
-@dataclass(frozen=True)
-class WrappedData(CheckedConfig):
-    """Data sets of somebody else, normalised as they are: a LightningDataModule's, or PyG data sets.
-
-    Samples with density coefficients need `basis_info`; samples with energies (and forces) alone take linear references
-    and an energy scale.
-
-    Attributes:
-        datamodule: A LightningDataModule; None: `train`, `val` and `test` are given.
-        train: Data set to train on.
-        val: Data set to validate on.
-        test: Data set to test on.
-        basis_info: JSON file with the density basis, or a `BasisInfo`; None: the samples have no coefficients.
-        energy_field: Field of the samples that holds the energy.
-        forces_field: Field that holds forces, (n_atom, 3); None: there are none.
-        atomic_numbers_field: Field that holds atomic numbers; where it is missing, PyG's ``z`` is used.
-        keep_in_memory: Keep each normalised sample after it was first read.
-    """
-
-    datamodule: Any = None
-    train: Any = None
-    val: Any = None
-    test: Any = None
-    basis_info: str | BasisInfo | None = None
-    energy_field: str = "energy_label"
-    forces_field: str | None = None
-    atomic_numbers_field: str = "atomic_numbers"
-    keep_in_memory: bool = False
-    config_key = "data.source"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.datamodule is None) == (self.train is None):
-            raise ConfigError("data.source needs either a datamodule or a train data set")
-
-    def basis(self) -> BasisInfo | None:
-        """Returns the basis; None for samples without coefficients."""
-        if self.basis_info is None or isinstance(self.basis_info, BasisInfo):
-            return self.basis_info
-        return BasisInfo.from_json(self.basis_info)
-
-    def prepare_data(self) -> None:
-        """Lets the wrapped data module download what it needs."""
-        if self.datamodule is not None:
-            self.datamodule.prepare_data()
-
-    def split_identity(self, split: Split) -> None:
-        """Wrapped data come split."""
-
-    def datasets(
-        self,
-        split: Split,
-        transform: Transform | None,
-        index_dir: Path | None = None,
-        files: Mapping[str, Sequence[str]] | None = None,
-    ) -> LazyParts:
-        """Returns the parts as they come; `split`, `index_dir` and `files` are not used.
-
-        Pre-transforms are applied to samples with density coefficients.
-        """
-        given = {"train": self.train, "val": self.val, "test": self.test}
-
-        def build(part: str, found: Any) -> Any:
-            dataset = found if self.datamodule is None else dataset_of(self.datamodule, part)
-            refuse_normalized(dataset, part)
-            if transform is None or self.basis_info is None:
-                return dataset
-            return TransformedDataset(dataset, CopyThen(transform))
-
-        return LazyParts(given if self.datamodule is None else dict.fromkeys(parts_of(self.datamodule), True), build)
-
-    def everything(self, transform: Transform | None, index_dir: Path | None = None) -> Any:
-        """Wrapped data are read part by part.
-
-        Raises:
-            ConfigError: Always.
-        """
-        raise ConfigError("data.predict_on = 'all': wrapped data have train, val, test and predict parts; name one")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from ofdft_norm.config.checks import CheckedConfig
-from ofdft_norm.config.sources import Split
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.lazy_parts import LazyParts
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.of_dataset import Transform
+from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.errors import LabelFileError
+from ofdft_norm.settings import Settings
 
 _REQUIRED = ("pos", "atomic_numbers", "coeffs", "n_atoms")
 _OPTIONAL = ("dual_basis_integrals", "mol_id")
 
 
-@dataclass(frozen=True)
-class SampleFile(CheckedConfig):
+class SampleFile(Settings):
     """Samples without labels in an npz file, one after the other: their arrays are concatenated.
 
     The file holds `n_atoms` (n_samples,); `pos` (n_atoms_of_all, 3) [bohr]; `atomic_numbers` (n_atoms_of_all,);
@@ -51,12 +49,12 @@ class SampleFile(CheckedConfig):
         """Reads the basis."""
         return BasisInfo.from_json(self.basis_info)
 
-    def split_identity(self, split: Split) -> None:
+    def split_identity(self, split: SplitConfig) -> None:
         """There is no split."""
 
     def datasets(
         self,
-        split: Split,
+        split: SplitConfig,
         transform: Transform | None,
         index_dir: Path | None = None,
         files: Mapping[str, Sequence[str]] | None = None,

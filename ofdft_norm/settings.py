@@ -1,0 +1,134 @@
+"""Settings: frozen dataclasses whose values pydantic checks against their annotations, where they enter."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, get_type_hints
+
+import numpy as np
+from omegaconf import Container, OmegaConf
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from typing_extensions import dataclass_transform
+
+from ofdft_norm.errors import ConfigError, did_you_mean
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+AtomicNumber = Annotated[int, Field(ge=1, le=118)]
+
+# strict: true is no number, and "3" is none; an integer is a float, not the other way round
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, extra="forbid")
+
+
+@dataclass_transform(frozen_default=True)
+class Settings:
+    """Base of the settings: each subclass becomes a frozen dataclass whose values are checked when one is made.
+
+    A `ConfigError` has a line for each value of a wrong type or out of range, and for each name that is unknown or
+    missing. A `__post_init__` may refuse what remains.
+
+    Attributes:
+        config_key: Where the class stands in the configuration, for messages.
+
+    Example:
+        >>> class ExampleConfig(Settings):
+        ...     batch_size: PositiveInt = 32
+        ...     config_key = "data.loader"
+        >>> ExampleConfig(batch_size=0)
+        Traceback (most recent call last):
+        ...
+        ofdft_norm.errors.ConfigError: data.loader.batch_size = 0: should be greater than or equal to 1
+    """
+
+    config_key: ClassVar[str] = "data"
+
+    def __init_subclass__(cls, kw_only: bool = False) -> None:
+        dataclass(cls, frozen=True, kw_only=kw_only, config=_STRICT)
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def checked(self: Settings, *args: Any, **kwargs: Any) -> None:
+            names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+            args, kwargs = plain(args), {name: plain(value) for name, value in kwargs.items()}
+            try:
+                init(self, *args, **kwargs)
+            except ValidationError as error:
+                given = {**dict(zip(names, args, strict=False)), **kwargs}
+                raise ConfigError(_message(error, given, cls.config_key, names)) from None
+
+        cls.__init__ = checked  # type: ignore[assignment,method-assign]
+
+
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], key: str) -> None:
+    """Checks a constructor's arguments against its annotations; call it first, with ``locals()``.
+
+    Args:
+        function: The constructor.
+        values: Arguments by name; other names are passed over.
+        key: Where the class stands in the configuration.
+
+    Raises:
+        ConfigError: With a line for each value of a wrong type or out of range.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    given = {name: plain(values[name]) for name in hints if name in values}
+    # one tuple of all: pydantic's places are then positions, as those of a dataclass's positional arguments
+    hint: Any = tuple[tuple(hints[name] for name in given)]  # type: ignore[misc]
+    try:
+        TypeAdapter(hint, config=_STRICT).validate_python(tuple(given.values()))
+    except ValidationError as error:
+        raise ConfigError(_message(error, given, key, list(given))) from None
+
+
+def plain(value: Any) -> Any:
+    """Returns what Python and Hydra callers mean: paths as strings, numpy's and OmegaConf's values as Python's own."""
+    if isinstance(value, Container):
+        return OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) in (list, tuple):
+        return type(value)(plain(entry) for entry in value)
+    return value
+
+
+def _message(error: ValidationError, values: Mapping[str, Any], key: str, names: Sequence[str]) -> str:
+    """Writes pydantic's findings as lines such as ``data.rescaling.s_grad = 0: should be greater than 0``."""
+    lines: dict[str, list[str]] = {}
+    for detail in error.errors():
+        if "error" in detail.get("ctx", {}):  # raised by __post_init__, which names its keys itself
+            lines[str(detail["ctx"]["error"])] = []
+            continue
+        name, *inner = detail["loc"]
+        name = names[name] if isinstance(name, int) and name < len(names) else str(name)
+        what = detail["msg"].removeprefix("Input ").replace("an instance of Sequence", "a list")
+        if detail["type"] == "unexpected_keyword_argument":
+            what = f"no such setting{did_you_mean(name, names)}"
+        shown = f" = {_shown(values[name])}" if name in values else ""
+        alternatives = lines.setdefault(f"{key}.{name}{shown}".removeprefix("."), [])
+        if (text := _entry(inner, values.get(name)) + what) not in alternatives:
+            alternatives.append(text)
+    return "\n".join(": ".join(filter(None, [start, " or ".join(what)])) for start, what in lines.items())
+
+
+def _entry(steps: Sequence[Any], value: Any) -> str:
+    """Names the entry of a list or mapping; pydantic's steps also name the types that it tried."""
+    entry = ""
+    for step in steps:
+        if (isinstance(value, Mapping) and step in value) or (
+            isinstance(value, list | tuple) and isinstance(step, int)
+        ):
+            entry, value = f"entry {step!r} ", value[step]
+    return entry
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,171 @@
+"""Settings are checked against their annotations where they are made; everything that is wrong is said at once."""
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from ofdft_norm import OFDFTDataModule
+from ofdft_norm.config import (
+    LabelFiles,
+    LinearReferencesConfig,
+    LoaderConfig,
+    RescalingConfig,
+    SplitConfig,
+    StatisticsConfig,
+    Structures25Labels,
+    WrappedData,
+)
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.example import DensityModule
+from ofdft_norm.example.training import RunConfig
+from ofdft_norm.settings import (
+    AtomicNumber,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Settings,
+    Share,
+    check_arguments,
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RescalingConfig(s_grad=-0.05), "data.rescaling.s_grad = -0.05: should be greater than 0"),
+        (lambda: RescalingConfig(0, 0), "data.rescaling.equivariant = 0: should be a valid boolean"),
+        (lambda: RescalingConfig(s_coeff="abc"), "data.rescaling.s_coeff = 'abc': should be a valid number"),
+        (lambda: RescalingConfig(s_coeff="3"), "data.rescaling.s_coeff = '3': should be a valid number"),
+        (lambda: RescalingConfig(epsilon=float("nan")), "data.rescaling.epsilon = nan: should be a finite number"),
+        (lambda: RescalingConfig(s_gard=1), "data.rescaling.s_gard = 1: no such setting; did you mean 's_grad'?"),
+        (lambda: RescalingConfig(xyz=1), "data.rescaling.xyz = 1: no such setting"),
+        (lambda: SplitConfig(train=1.5), "data.split.train = 1.5: should be less than or equal to 1"),
+        (lambda: LoaderConfig(True), "data.loader.batch_size = True: should be a valid integer"),
+        (lambda: LoaderConfig(batch_size=2.0), "data.loader.batch_size = 2.0: should be a valid integer"),
+        (lambda: LoaderConfig(batch_size=0), "data.loader.batch_size = 0: should be greater than or equal to 1"),
+        (lambda: StatisticsConfig(fingerprint="size"), "fingerprint = 'size': should be 'mtime' or 'contents'"),
+        (lambda: StatisticsConfig(weighers=["x"]), "weighers = ['x']: entry 0 should be an instance of SampleWeigher"),
+        (lambda: StatisticsConfig(weigher_key="x"), "data.statistics.weigher_key = 'x' is not among the weighers"),
+        (
+            lambda: LinearReferencesConfig(values={"H": "half"}),
+            "data.reference.values = {'H': 'half'}: entry 'H' should be a valid number",
+        ),
+        (
+            lambda: LabelFiles(["a", 3], "b"),
+            "data.source.paths = ['a', 3]: should be a valid string or entry 1 should be a valid string",
+        ),
+        (lambda: LabelFiles(3, "b"), "data.source.paths = 3: should be a valid string or should be a list"),
+        (lambda: LabelFiles("a"), "data.source.basis_info: Field required"),
+        (lambda: Structures25Labels(dataset="QM9"), "data.source.root: Field required"),
+        (lambda: WrappedData(), "data.source needs either a datamodule or a train data set"),
+        (lambda: OFDFTDataModule(loader=3), "data.loader = 3: should be an instance of LoaderConfig"),
+        (lambda: OFDFTDataModule(pre_transforms=[3]), "data.pre_transforms = [3]: entry 0 should be callable"),
+        (lambda: DensityModule(width="wide"), "model.width = 'wide': should be a valid integer"),
+        (lambda: RunConfig(seed=-1), "seed = -1: should be greater than or equal to 0"),
+    ],
+)
+def test_messages_name_key_value_and_expectation(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value).startswith(message) or message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "lines"),
+    [
+        (lambda: RescalingConfig(s_grad=0, s_coeff="abc", s_gard=1), ["s_grad", "s_coeff", "s_gard"]),
+        (lambda: LoaderConfig(0, num_workers=-1), ["batch_size", "num_workers"]),
+        (lambda: OFDFTDataModule(loader=3, energy_scale_per_atom=1), ["loader", "energy_scale_per_atom"]),
+    ],
+)
+def test_one_message_says_everything_that_is_wrong(make: Callable[[], Any], lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert sorted(line.partition(" = ")[0].rpartition(".")[2] for line in str(caught.value).splitlines()) == sorted(
+        lines
+    )
+
+
+def test_what_python_and_hydra_callers_give_is_accepted() -> None:
+    rescaling = RescalingConfig(s_grad=np.float32(0.5), s_coeff=np.int64(3))
+    assert (rescaling.s_grad, rescaling.s_coeff) == (0.5, 3.0)
+    files = LabelFiles([Path("labels")], Path("basis.json"), limit_scf_iterations=OmegaConf.create([1, 2]))
+    assert (files.paths, files.basis_info, files.limit_scf_iterations) == (["labels"], "basis.json", [1, 2])
+    assert LinearReferencesConfig(values=OmegaConf.create({"H": -0.5, 6: -37})).values == {"H": -0.5, 6: -37}
+    assert SplitConfig(train=1, val=0, test=0).train == 1
+
+
+def test_settings_are_frozen_and_can_be_copied_replaced_and_pickled() -> None:
+    config = LoaderConfig(batch_size=4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.batch_size = 5  # type: ignore[misc]
+    assert copy.deepcopy(config) == config == pickle.loads(pickle.dumps(config))
+    assert dataclasses.replace(config, batch_size=5) == LoaderConfig(batch_size=5)
+    with pytest.raises(ConfigError, match=r"data\.loader\.batch_size = 0"):
+        dataclasses.replace(config, batch_size=0)
+
+
+@given(st.floats(allow_nan=True) | st.integers(-3, 3) | st.booleans() | st.text(max_size=3) | st.none())
+def test_ranges_hold_exactly_for_the_numbers_within(value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    expected = {
+        Positive: number and value > 0,
+        NonNegative: number and value >= 0,
+        Share: number and 0 <= value <= 1,
+        PositiveInt: number and isinstance(value, int) and value >= 1,
+        AtomicNumber: number and isinstance(value, int) and 1 <= value <= 118,
+    }
+    assert {hint: accepts(value, hint) for hint in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "accepted"),
+    [
+        (None, int | None, True),
+        (None, int, False),
+        ("text", Sequence[str], False),
+        ([], Sequence[str], True),
+        ({"a": 1}, Mapping[str, int], True),
+        ({1: 1}, Mapping[str, int], False),
+        ("a", Literal["a", "b"], True),
+        ("c", Literal["a", "b"], False),
+        ("true", bool, False),
+        (len, Callable[..., Any], True),
+        (3, Callable[..., Any], False),
+        (3, Any, True),
+    ],
+)
+def test_hints_of_every_sort(value: Any, hint: Any, accepted: bool) -> None:
+    assert accepts(value, hint) is accepted
+
+
+def accepts(value: Any, hint: Any) -> bool:
+    def function(argument: Any) -> None: ...
+
+    function.__annotations__["argument"] = hint
+    try:
+        check_arguments(function, {"argument": value, "unrelated": object()}, "part")
+    except ConfigError:
+        return False
+    return True
+
+
+def test_subclasses_check_their_own_fields_under_their_own_key() -> None:
+    class Child(RescalingConfig):
+        sizes: Sequence[PositiveInt] = (1,)
+        config_key = "data.child"
+
+    assert issubclass(Child, Settings)
+    with pytest.raises(ConfigError, match=r"data\.child\.sizes = \(1, 0\): entry 1 should be"):
+        Child(sizes=(1, 0))
+    with pytest.raises(ConfigError, match=r"data\.child\.s_grad"):
+        Child(s_grad=-1)
