@@ -6,14 +6,24 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
-from ofdft_norm.checkpoint_state import arguments_to_plain
+from ofdft_norm.checkpoint import (
+    arguments_from_plain,
+    arguments_to_plain,
+    describe_labels,
+    differing_settings,
+    refuse_other_labels,
+    statistics_from_state,
+    statistics_to_state,
+)
 from ofdft_norm.config import (
     AtomRefConfig,
     EmbeddedLabels,
@@ -28,29 +38,38 @@ from ofdft_norm.config import (
 )
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.epoch_sampler import EpochSampler
-from ofdft_norm.data.lazy_parts import LazyParts
+from ofdft_norm.data.lazy_datasets import LazyDatasets
 from ofdft_norm.data.of_data import molecule_index
+from ofdft_norm.data.raw_datasets import RawDatasets
 from ofdft_norm.data.transformed_dataset import JoinSamples, TransformedDataset
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.normalization.fit import NormalizerSettings
-from ofdft_norm.normalization.transforms import CheckElements, NormalizeTransform, batch_dtype
-from ofdft_norm.normalizing_datamodule import NormalizingDataModule
+from ofdft_norm.mixin import normalizer_of_model
+from ofdft_norm.normalization.fit import FittedStatistics, NormalizerSettings, fingerprint_of, fit_normalizer
+from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.normalization.normalizer_state import (
+    describe_difference,
+    normalizer_from_state,
+    normalizer_to_state,
+)
+from ofdft_norm.normalization.transforms import CheckSamples, NormalizeTransform, batch_dtype
 from ofdft_norm.settings import check_arguments
-from ofdft_norm.source_parts import SourceParts
 from ofdft_norm.statistics.cache import default_cache_dir
+from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.summary import summary_table
 from ofdft_norm.transforms.project_gradient import ProjectGradient
+from ofdft_norm.version import package_version
 
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 
-class OFDFTDataModule(NormalizingDataModule):
+class OFDFTDataModule(LightningDataModule):
     """Loads labels, fits their statistics on the training split, and yields normalised batches.
 
     After ``setup("fit")``: `normalizer` (with the exact inverses), `statistics`, `basis_info`, `datasets`. The
-    normaliser is that of the first of: a checkpoint, the model (if it brings one), given statistics
-    (`statistics.path`), the cache of fitted statistics, a fit. Under a Trainer it is settled when it is first needed,
-    as a checkpoint arrives after `setup`; under DDP all ranks must then ask for it, and fit together, each its share of
-    the molecules. Only the label files of the parts that are used are opened.
+    normaliser is that of the first of: a checkpoint, the model (if it has one), given statistics (`statistics.path`),
+    the cache of fitted statistics, a fit. Under a Trainer nothing is fitted before it is needed, as a checkpoint
+    arrives after `setup`; under DDP all ranks must then ask for it, and fit together, each its share of the molecules.
+    Only the label files of the splits that are used are opened.
 
     Args:
         source: The label files, somebody else's data sets (see `wrap`), or samples to predict on.
@@ -69,7 +88,7 @@ class OFDFTDataModule(NormalizingDataModule):
             Trainer's precision. Reference energies stay float64.
         apply: ``dataset`` normalises each sample where it is loaded, in the workers; ``batch`` normalises whole batches
             on the device. Both give the same batches to rounding.
-        predict_on: Which part `predict_dataloader` loads: ``train``, ``val``, ``test``, or ``all`` samples of the
+        predict_on: Which split `predict_dataloader` loads: ``train``, ``val``, ``test``, or ``all`` samples of the
             source; for a wrapped data module also its own ``predict``.
 
     Raises:
@@ -102,27 +121,27 @@ class OFDFTDataModule(NormalizingDataModule):
         check_arguments(OFDFTDataModule.__init__, arguments, "data")
         if isinstance(source, WrappedData) and isinstance(source.datamodule, OFDFTDataModule):
             raise ConfigError("data.source.datamodule is an OFDFTDataModule, whose samples are normalised already")
+        super().__init__()
         self.source = EmbeddedLabels() if source is None else source
         self.split = split
         self.loader = loader
         self.pre_transforms = [ProjectGradient()] if pre_transforms is None else list(pre_transforms)
+        self.settings = NormalizerSettings(reference, rescaling, energy_scale, energy_scale_per_atom, unseen_elements)
+        self.statistics_config = statistics
         self.dtype = dtype
         self.apply = apply
         self.predict_on = predict_on
-        super().__init__(
-            SourceParts(
-                self.source,
-                split,
-                self.pre_transforms,
-                default_cache_dir() if statistics.dir is None else Path(statistics.dir).expanduser(),
-            ),
-            NormalizerSettings(reference, rescaling, energy_scale, energy_scale_per_atom, unseen_elements),
-            statistics,
-            arguments_to_plain(arguments),
-        )
+        cache = default_cache_dir() if statistics.dir is None else Path(statistics.dir).expanduser()
+        self.raw_datasets = RawDatasets(self.source, split, self.pre_transforms, cache)
+        self._arguments = arguments_to_plain(arguments)
+        self._basis_info: BasisInfo | None = None
+        self._fitted: FittedStatistics | None = None
+        self._normalizer: Normalizer | None = None
+        self._restored = False
         self._release()
 
     def _release(self) -> None:
+        """Frees what was built with the former normaliser."""
         self._datasets: dict[str, TransformedDataset] = {}
         self._sampler: EpochSampler | None = None
         self._on_device: NormalizeTransform | None = None
@@ -178,18 +197,51 @@ class OFDFTDataModule(NormalizingDataModule):
     # --- what users read ----------------------------------------------------------------------------------------
 
     @property
+    def normalizer(self) -> Normalizer:
+        """The normaliser; the first read settles it, if `setup` has not."""
+        if self._normalizer is None:
+            self._take_from_model()
+        if self._normalizer is None:
+            self._fit()
+        return cast(Normalizer, self._normalizer)
+
+    @property
+    def has_normalizer(self) -> bool:
+        """Whether the normaliser is settled: reading it then costs nothing."""
+        return self._normalizer is not None
+
+    @property
+    def statistics(self) -> DatasetStatistics:
+        """Statistics of the training split: a checkpoint's, or read from the cache, or fitted, on first use."""
+        if self._fitted is None:
+            self._fit()
+        return cast(FittedStatistics, self._fitted).statistics
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of what the statistics were fitted on; None where they were given, or it cannot be told."""
+        return None if self._fitted is None else self._fitted.fingerprint
+
+    @property
+    def basis_info(self) -> BasisInfo | None:
+        """The density basis of the labels; None for data without density coefficients."""
+        if self._basis_info is None:
+            self._basis_info = self.source.basis()
+        return self._basis_info
+
+    @property
     def datasets(self) -> Mapping[str, TransformedDataset]:
         """The normalised data sets of ``train``, ``val`` and ``test``, each built when it is asked for."""
-        return LazyParts(dict.fromkeys(self.parts.names(), True), lambda part, _: self._dataset(part))
+        return LazyDatasets(dict.fromkeys(self.raw_datasets.names(), True), lambda name, _: self._dataset(name))
 
-    def _dataset(self, part: str) -> TransformedDataset:
-        """Puts the normaliser on top of a part's data set; in ``batch`` mode, only its checks."""
+    def _dataset(self, name: str) -> TransformedDataset:
+        """Puts the normaliser on top of a raw data set; in ``batch`` mode, only its checks."""
         normalizer = self.normalizer
-        if part not in self._datasets:
+        if name not in self._datasets:
             on_batch = self.apply == "batch"
-            transform = CheckElements(normalizer) if on_batch else NormalizeTransform(normalizer, self._batch_dtype)
-            self._datasets[part] = TransformedDataset(self.parts[part], transform, self.source.keep_in_memory)
-        return self._datasets[part]
+            transform = CheckSamples(normalizer) if on_batch else NormalizeTransform(normalizer, self._batch_dtype)
+            self._datasets[name] = TransformedDataset(self.raw_datasets[name], transform, self.source.keep_in_memory)
+        return self._datasets[name]
 
     @property
     def batch_size(self) -> int:
@@ -211,11 +263,19 @@ class OFDFTDataModule(NormalizingDataModule):
 
         Args:
             stage: ``fit``, ``validate``, ``test``, ``predict``, or None for all; in any order, repeatedly.
+
+        Raises:
+            ConfigError: If there is no such stage.
         """
+        if stage not in (None, "fit", "validate", "test", "predict"):
+            raise ConfigError(f"setup({stage!r}): expected 'fit', 'validate', 'test', 'predict' or None")
         if isinstance(self.source, WrappedData) and self.source.datamodule is not None:
             self.source.datamodule.trainer = self.trainer
         if batch_dtype(self.dtype, self.trainer) != self._batch_dtype:
             self._release()
+        if stage in (None, "fit"):
+            self._forget_if_labels_changed()
+        self._take_from_model()
         if self.trainer is None:
             self.prepare_data()
             if stage in (None, "fit"):
@@ -227,12 +287,12 @@ class OFDFTDataModule(NormalizingDataModule):
             return batch
         if self._on_device is None:
             moved = copy.deepcopy(self.normalizer).to(molecule_index(batch, "pos").device)
-            self._on_device = NormalizeTransform(moved, self._batch_dtype, check_elements=False)
+            self._on_device = NormalizeTransform(moved, self._batch_dtype, check_values=False)
         return self._on_device(batch)
 
     def teardown(self, stage: str | None = None) -> None:
         """Frees the data sets; the normaliser stays."""
-        self.parts.release()
+        self.raw_datasets.release()
         self._release()
 
     def train_dataloader(self) -> DataLoader:
@@ -245,7 +305,7 @@ class OFDFTDataModule(NormalizingDataModule):
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Loads normalised batches of the validation split; training without one goes on without validation."""
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        return [] if fitting and "val" not in self.parts.names() else self._dataloader("val")
+        return [] if fitting and "val" not in self.raw_datasets.names() else self._dataloader("val")
 
     def test_dataloader(self) -> DataLoader:
         """Loads normalised batches of the test split."""
@@ -255,8 +315,112 @@ class OFDFTDataModule(NormalizingDataModule):
         """Loads normalised batches to predict on: those of `predict_on`."""
         return self._dataloader(self.predict_on)
 
-    def _dataloader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader:
+    def _dataloader(self, name: str, sampler: EpochSampler | None = None) -> DataLoader:
+        self._take_from_model()  # a checkpoint that no data module wrote gives it to the model alone, after `setup`
         follow = ["coeffs"] if self.basis_info is not None else []
         return DataLoader(
-            self._dataset(part), sampler=sampler, collate_fn=JoinSamples(follow), **self.loader.keywords()
+            self._dataset(name), sampler=sampler, collate_fn=JoinSamples(follow), **self.loader.keywords()
         )
+
+    # --- the normaliser -----------------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        """Fits, or reads, the statistics; builds the normaliser unless there is one."""
+        fitted, normalizer = fit_normalizer(
+            lambda: self.raw_datasets["train"], self.source, self.basis_info, self.statistics_config, self.settings
+        )
+        self._fitted = fitted
+        self._normalizer = self._normalizer or normalizer
+        if not fitted.reused and self.basis_info is not None:
+            rank_zero_info(summary_table(fitted.statistics, self.basis_info, self._normalizer.rescaling))
+
+    def _forget_if_labels_changed(self) -> None:
+        """Looks at the training labels again before a second fit; a checkpoint's statistics stay."""
+        if self.fingerprint is None or self._restored or self.basis_info is None:
+            return
+        self.raw_datasets.release()
+        if fingerprint_of(self.raw_datasets["train"], self.basis_info, self.statistics_config) != self.fingerprint:
+            rank_zero_warn("the training labels have changed since the normaliser was fitted: it is fitted anew")
+            self._fitted = self._normalizer = None
+            self._release()
+
+    def _take_from_model(self) -> None:
+        """Takes the normaliser that the trainer's model has: one loaded from a checkpoint is trained with its own."""
+        normalizer = normalizer_of_model(self.trainer)
+        if normalizer is not None:
+            self._replace(normalizer_to_state(normalizer), "model")
+
+    def _replace(self, state: Mapping[str, Any], owner: str, settings: str = "") -> None:
+        """Takes a model's or checkpoint's normaliser; warns where it is not the present or the configured one."""
+        if self._normalizer is not None:
+            values = describe_difference(normalizer_to_state(self._normalizer), state)
+            if not values:
+                return
+            settings = "; ".join(filter(None, (settings, values)))
+        if settings:
+            rank_zero_warn(
+                f"the {owner}'s normaliser differs from the one that the present configuration and training split "
+                f"give, and replaces it (present against {owner}: {settings})"
+            )
+        self._normalizer = normalizer_from_state(state)
+        self._release()
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint carries, as plain data: normaliser, statistics, settings and split."""
+        if self._normalizer is None:
+            return {}
+        return {
+            "package_version": package_version(),
+            "fingerprint": self.fingerprint,
+            "normalizer": normalizer_to_state(self._normalizer),
+            "statistics": None if self._fitted is None else statistics_to_state(self._fitted.statistics),
+            "basis_info": None if self.basis_info is None else self.basis_info.to_dict(),
+            "arguments": self._arguments,
+            "labels": describe_labels(self.source, self.pre_transforms),
+            "split": self.raw_datasets.state(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes the checkpoint's normaliser; says where the present configuration would give another.
+
+        Raises:
+            ConfigError: If the checkpoint was trained on another target, or with other pre-transforms.
+            SplitError: If training is resumed on molecules that it has tested on.
+        """
+        refuse_other_labels(state_dict, describe_labels(self.source, self.pre_transforms))
+        self._restored = True
+        basis_info = state_dict["basis_info"]
+        self._basis_info = None if basis_info is None else BasisInfo(**basis_info)
+        resuming = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        self.raw_datasets.restore(state_dict["split"], self._basis_info, resuming)
+        self._replace(state_dict["normalizer"], "checkpoint", differing_settings(state_dict, self.settings))
+        if state_dict["statistics"] is not None:
+            statistics = statistics_from_state(state_dict["statistics"])
+            self._fitted = FittedStatistics(statistics, state_dict["fingerprint"], True)
+        self._release()
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = "cpu", weights_only: bool = True, **kwargs: Any
+    ) -> OFDFTDataModule:
+        """Builds a data module with a checkpoint's settings and normaliser; it fits nothing.
+
+        Args:
+            checkpoint_path: A checkpoint that a Trainer with this data module wrote.
+            map_location: As in `torch.load`.
+            weights_only: As in `torch.load`.
+            **kwargs: Constructor's arguments that differ from those of the training run, such as other data.
+
+        Raises:
+            ConfigError: If the checkpoint has no state of this class, or an argument of the training run could not be
+                saved and is not given.
+        """
+        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
+        state = next((checkpoint[c.__qualname__] for c in cls.__mro__ if c.__qualname__ in checkpoint), None)
+        if state is None:
+            raise ConfigError(f"{checkpoint_path}: has no state of {cls.__qualname__}: it was not trained with one")
+        datamodule = cls(**arguments_from_plain(state["arguments"], kwargs))
+        datamodule.load_state_dict(state)
+        return datamodule

@@ -9,65 +9,73 @@ from torch import Tensor, nn
 
 from ofdft_norm.errors import NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.normalizer_state import normalizer_from_state, normalizer_to_state
+from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_from_state, normalizer_to_state
+
+_ENTRY = "model_normalizer._extra_state"  # of a model's state dict; torch's name for what get_extra_state returns
+_ENTRY_OF_0_1 = "normalizer_slot._extra_state"
 
 
-class NormalizerSlot(nn.Module):
-    """Holds a normaliser, or none yet; saves it whole as extra state, so that a module loads before it has one.
+class ModelNormalizer(nn.Module):
+    """A model's normaliser, or none yet; one entry of the model's state dict, of plain data.
 
     The normaliser is not registered as a submodule: its buffers would be missing or unexpected keys in strict loading,
-    depending on the order of things. It moves with the slot all the same.
+    depending on whether the model had one already. It moves with the model all the same.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: list[Normalizer] = []
+        self._normalizers: list[Normalizer] = []  # one or none; a list, so that torch registers nothing
 
     @property
-    def held(self) -> Normalizer | None:
+    def normalizer(self) -> Normalizer | None:
         """The normaliser, if there is one."""
-        return self._held[0] if self._held else None
+        return self._normalizers[0] if self._normalizers else None
 
-    def hold(self, normalizer: Normalizer) -> None:
-        """Takes a normaliser."""
-        self._held = [normalizer]
+    def copy_of(self, normalizer: Normalizer) -> None:
+        """Takes a copy of a normaliser: the data module's own stays on the CPU, where its workers use it."""
+        self.set_extra_state(normalizer_to_state(normalizer))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NormalizerSlot:
-        for normalizer in self._held:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ModelNormalizer:
+        for normalizer in self._normalizers:
             normalizer._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns the normaliser as plain data."""
-        return {} if self.held is None else normalizer_to_state(self.held)
+        return {} if self.normalizer is None else normalizer_to_state(self.normalizer)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Rebuilds the normaliser."""
+        """Rebuilds the normaliser; an empty state leaves things as they are."""
         if state:
-            self.hold(normalizer_from_state(state))
+            self._normalizers = [normalizer_from_state(state)]
 
 
-def held_normalizer(trainer: Any) -> Normalizer | None:
+def normalizer_of_model(trainer: Any) -> Normalizer | None:
     """Returns the normaliser that a trainer's model has, if it has one."""
     module = getattr(trainer, "lightning_module", None)
-    return getattr(getattr(module, "normalizer_slot", None), "held", None)
+    return getattr(getattr(module, "model_normalizer", None), "normalizer", None)
 
 
-def _take_known(module: NormalizerMixin, prefix: str, keep_vars: bool) -> None:
+def _ask_datamodule(module: NormalizerMixin, prefix: str, keep_vars: bool) -> None:
     """Runs before a state dict is written: a model that never asked for its normaliser saves it all the same."""
-    if module.normalizer_slot.held is None:
-        trainer = getattr(module, "_trainer", None)
-        known = getattr(getattr(trainer, "datamodule", None), "known_normalizer", None)
-        if known is not None:
-            module.hold_normalizer(known)
+    datamodule = getattr(getattr(module, "_trainer", None), "datamodule", None)
+    if module.model_normalizer.normalizer is None and getattr(datamodule, "has_normalizer", False):
+        module.model_normalizer.copy_of(cast(Any, datamodule).normalizer)
+
+
+def _accept_older_states(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Runs before a state dict is read: version 0.1 named the entry otherwise, models without the mixin have none."""
+    state_dict.setdefault(prefix + _ENTRY, state_dict.pop(prefix + _ENTRY_OF_0_1, {}))
 
 
 class NormalizerMixin:
     """Gives a LightningModule `self.normalizer`; list it before `LightningModule` among the bases.
 
-    The normaliser is the data module's, copied on first use (at the latest when training, validation, testing or
-    prediction starts) and moved to the module's device; it travels in the module's state dict, so that
-    ``Model.load_from_checkpoint(path)`` denormalises on a machine without any data set.
+    The normaliser is a copy of the data module's, made on first use, on the module's device. It travels in the module's
+    state dict, so that ``Model.load_from_checkpoint(path)`` denormalises on a machine without any data set.
+
+    A Trainer's checkpoint holds it once, in the data module's state, from where `on_load_checkpoint` takes it; a model
+    that overrides that method keeps an entry of its own.
 
     Example:
         >>> from lightning import LightningModule
@@ -82,8 +90,10 @@ class NormalizerMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.normalizer_slot = NormalizerSlot()
-        cast(nn.Module, self).register_state_dict_pre_hook(_take_known)
+        self.model_normalizer = ModelNormalizer()
+        module = cast(nn.Module, self)
+        module.register_state_dict_pre_hook(_ask_datamodule)
+        module.register_load_state_dict_pre_hook(_accept_older_states)
 
     @property
     def normalizer(self) -> Normalizer:
@@ -93,52 +103,43 @@ class NormalizerMixin:
             NormalizationError: If there is none yet: no checkpoint was loaded and no trainer with an
                 `OFDFTDataModule` is attached.
         """
-        if self.normalizer_slot.held is None:
+        if self.model_normalizer.normalizer is None:
             trainer = getattr(self, "_trainer", None)
             normalizer = getattr(getattr(trainer, "datamodule", None), "normalizer", None)
             if normalizer is None:
                 raise NormalizationError(
-                    "the model has no normaliser yet: load a checkpoint, train it with an OFDFTDataModule, or set "
-                    "model.normalizer"
+                    "the model has no normaliser yet: load a checkpoint that holds one, train it with an "
+                    "OFDFTDataModule, or set model.normalizer"
                 )
-            self.hold_normalizer(normalizer)
-        held = cast(Normalizer, self.normalizer_slot.held)
-        device = getattr(self, "device", held.energy_scale.device)
-        return held if held.energy_scale.device == device else held.to(device)
+            self.model_normalizer.copy_of(normalizer)
+        own = cast(Normalizer, self.model_normalizer.normalizer)
+        device = getattr(self, "device", own.energy_scale.device)
+        return own if own.energy_scale.device == device else own.to(device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # a property's setter would not do: torch registers modules before it looks for one
         if name == "normalizer":
-            self.hold_normalizer(value)
+            self.model_normalizer.copy_of(value)
         else:
             super().__setattr__(name, value)
 
-    def hold_normalizer(self, normalizer: Normalizer) -> None:
-        """Takes a copy of a normaliser: the data module's own stays on the CPU, where its workers use it."""
-        copied = normalizer_from_state(normalizer_to_state(normalizer))
-        self.normalizer_slot.hold(copied.to(getattr(self, "device", "cpu")))
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Empties the model's entry where the data module's state, in the same checkpoint, holds the normaliser."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        in_datamodule, own = _of_datamodule(checkpoint), checkpoint["state_dict"].get(_ENTRY)
+        finds_it_again = type(self).on_load_checkpoint is NormalizerMixin.on_load_checkpoint
+        if in_datamodule and own and finds_it_again and not describe_difference(in_datamodule, own):
+            checkpoint["state_dict"][_ENTRY] = {}
 
-    def _take_normalizer(self) -> None:
-        trainer = getattr(self, "_trainer", None)
-        if hasattr(type(getattr(trainer, "datamodule", None)), "normalizer"):
-            _ = self.normalizer
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the normaliser from the data module's state where the model's entry is empty or missing."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        states = checkpoint["state_dict"]
+        if not states.get(_ENTRY) and not states.get(_ENTRY_OF_0_1):
+            states[_ENTRY] = _of_datamodule(checkpoint) or {}
 
-    def on_train_start(self) -> None:
-        """Takes the data module's normaliser before training starts; a checkpoint has been restored by now."""
-        super().on_train_start()  # type: ignore[misc]
-        self._take_normalizer()
 
-    def on_validation_start(self) -> None:
-        """Takes the data module's normaliser before validation starts."""
-        super().on_validation_start()  # type: ignore[misc]
-        self._take_normalizer()
-
-    def on_test_start(self) -> None:
-        """Takes the data module's normaliser before testing starts."""
-        super().on_test_start()  # type: ignore[misc]
-        self._take_normalizer()
-
-    def on_predict_start(self) -> None:
-        """Takes the data module's normaliser before prediction starts."""
-        super().on_predict_start()  # type: ignore[misc]
-        self._take_normalizer()
+def _of_datamodule(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the normaliser that a data module's state in a checkpoint holds; its key is the data module's class."""
+    states = (value for value in checkpoint.values() if isinstance(value, dict))
+    return next((state["normalizer"] for state in states if {"normalizer", "arguments"} <= set(state)), None)

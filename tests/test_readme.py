@@ -45,7 +45,7 @@ def test_all_other_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest
         exec(compile(example, str(README), "exec"), namespace)
         datamodule = namespace["datamodule"]
         assert isinstance(datamodule, OFDFTDataModule)
-        assert datamodule.known_normalizer is not None
+        assert datamodule.has_normalizer
 
 
 def test_the_table_of_references_is_the_one_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from ofdft_norm.config.structures25 import Structures25Labels
 from ofdft_norm.data.label_source import EmbeddedLabels, LabelFiles
 from ofdft_norm.data.loader import LoaderConfig
+from ofdft_norm.data.packed_labels import PackedLabels
 from ofdft_norm.data.sample_file import SampleFile
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.wrapped_data import WrappedData
@@ -17,6 +18,7 @@ __all__ = [
     "LabelFiles",
     "LinearReferencesConfig",
     "LoaderConfig",
+    "PackedLabels",
     "RescalingConfig",
     "SampleFile",
     "SplitConfig",

@@ -11,7 +11,7 @@ from pathlib import Path
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.file_states import scf_iteration_counts
-from ofdft_norm.data.lazy_parts import LazyParts
+from ofdft_norm.data.lazy_datasets import LazyDatasets
 from ofdft_norm.data.of_dataset import OFDataset, Transform
 from ofdft_norm.data.split import SplitConfig, check_files_exist, check_label_files, check_split, random_split
 from ofdft_norm.data.split_files import locate_entries, read_split_entries
@@ -90,7 +90,7 @@ class LabelFiles(Settings):
         if split.file is None:
             shares = {"train": split.train, "val": split.val, "test": split.test}
             located = random_split(self.label_files(), shares, split.seed, str(self.paths))
-            check_split(located, str(self.paths))
+            check_label_files(located, str(self.paths))  # a share of 0 is no mistake: a test trains on nothing
             return located, {}
         entries = read_split_entries(Path(split.file))
         located, iterations = locate_entries(entries, self.label_files(), self.exclude, split.file)
@@ -103,7 +103,7 @@ class LabelFiles(Settings):
         transform: Transform | None,
         index_dir: Path | None = None,
         files: Mapping[str, Sequence[str]] | None = None,
-    ) -> LazyParts:
+    ) -> LazyDatasets:
         """Returns the parts of the split; a part's label files are opened when its data set is asked for.
 
         Args:
@@ -122,7 +122,7 @@ class LabelFiles(Settings):
             counts = [iterations[p] for p in paths] if all(p in iterations for p in paths) else None
             return self._dataset(paths, transform, counts or scf_iteration_counts(paths, index_dir))
 
-        return LazyParts(parts, build)
+        return LazyDatasets(parts, build)
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> OFDataset:
         """Returns the data set of all label files, without a split."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +41,8 @@ class OFData(Data):
             the names of changes of basis (`ofdft_norm.transforms`), such as ``natural_symmetric``.
         normalized: (1,) bool, set by `Normalizer.normalize`.
         energy_reference: (1,) float64 [hartree], set by `Normalizer.normalize`.
+        energy_reference_coeffs: (n_basis,) normalised coefficients that `energy_reference` belongs to, set by
+            `Normalizer.normalize` where the reference depends on the coefficients.
     """
 
     @classmethod
@@ -314,24 +316,25 @@ def scf_iteration(batch: Data, sample: int) -> int | None:
     return None if iterations is None else int(iterations.reshape(-1)[sample])
 
 
-def with_sample_fields(batch: DataT, names: Sequence[str]) -> DataT:
-    """Lets PyG cut fields with one entry for each sample, added after collation, into samples again.
+def with_added_fields(batch: DataT, fields: Mapping[str, str | None]) -> DataT:
+    """Lets PyG divide fields that were added after collation into samples again.
 
     Without it ``batch[i]`` and ``batch.to_data_list()`` leave them out: a normalised batch's samples would not know
     that they are normalised.
 
     Args:
         batch: A batch, or a sample, which stays as it is.
-        names: The fields.
+        fields: For each field, the one that has as many entries for each sample; None: one entry.
 
     Returns:
         The batch itself.
     """
     if isinstance(batch, Batch) and hasattr(batch, "_slice_dict"):
-        boundaries = torch.arange(n_molecules(batch) + 1)
+        one_each = torch.arange(n_molecules(batch) + 1)
+        slices = {name: one_each if like is None else batch._slice_dict[like] for name, like in fields.items()}
         # new dictionaries: shallow copies of a batch share them
-        batch._slice_dict = {**batch._slice_dict, **dict.fromkeys(names, boundaries)}
-        batch._inc_dict = {**batch._inc_dict, **dict.fromkeys(names)}
+        batch._slice_dict = {**batch._slice_dict, **slices}
+        batch._inc_dict = {**batch._inc_dict, **dict.fromkeys(fields)}
     return batch
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.lazy_parts import LazyParts
+from ofdft_norm.data.lazy_datasets import LazyDatasets
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.of_dataset import Transform
 from ofdft_norm.data.split import SplitConfig
@@ -58,9 +58,9 @@ class SampleFile(Settings):
         transform: Transform | None,
         index_dir: Path | None = None,
         files: Mapping[str, Sequence[str]] | None = None,
-    ) -> LazyParts:
+    ) -> LazyDatasets:
         """Returns no part: there are no labels to train, validate or test with."""
-        return LazyParts({}, lambda part, content: content)
+        return LazyDatasets({}, lambda part, content: content)
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> SampleFileDataset:
         """Returns the data set of all samples."""

@@ -18,10 +18,12 @@ class TransformedDataset(Dataset[Data]):
     A loader with `JoinSamples` gets the raw samples of a batch at once, joins them, and transforms the joined batch, if
     the transform says that it `works_on_batches`: the same numbers to rounding, at a fraction of the time.
 
+    A sample that is handed out is the receiver's own, whatever the data set below keeps.
+
     Args:
         dataset: The data set below.
         transform: Takes a sample, returns a new one.
-        keep_in_memory: Keep each transformed sample; callers get shallow copies.
+        keep_in_memory: Keep each transformed sample after it was first read.
     """
 
     def __init__(self, dataset: Any, transform: Callable[[Any], Any], keep_in_memory: bool = False) -> None:
@@ -35,12 +37,14 @@ class TransformedDataset(Dataset[Data]):
 
     def __getitem__(self, index: int) -> Data:
         """Returns the transformed sample."""
+        return self._sample(index).clone()
+
+    def _sample(self, index: int) -> Data:
         if index in self._kept:
-            return copy.copy(self._kept[index])
+            return self._kept[index]
         sample: Data = self.transform(self.dataset[index])
         if self.keep_in_memory:
             self._kept[index] = sample
-            return copy.copy(sample)
         return sample
 
     def __getitems__(self, indices: Sequence[int]) -> SelectedSamples:
@@ -55,7 +59,7 @@ class TransformedDataset(Dataset[Data]):
             follow_batch: Fields that get a field ``<name>_batch``, as in PyG's loader.
         """
         if self.keep_in_memory or not getattr(self.transform, "works_on_batches", False):
-            return Batch.from_data_list([self[i] for i in indices], follow_batch=list(follow_batch))
+            return Batch.from_data_list([self._sample(i) for i in indices], follow_batch=list(follow_batch))
         joined: Data = self.transform(_join(self.dataset, indices, follow_batch))
         return joined
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.lazy_parts import LazyParts
+from ofdft_norm.data.lazy_datasets import LazyDatasets
 from ofdft_norm.data.of_dataset import Transform
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.transformed_dataset import CopyThen, TransformedDataset
@@ -76,7 +76,7 @@ class WrappedData(Settings):
         transform: Transform | None,
         index_dir: Path | None = None,
         files: Mapping[str, Sequence[str]] | None = None,
-    ) -> LazyParts:
+    ) -> LazyDatasets:
         """Returns the parts as they come; `split`, `index_dir` and `files` are not used.
 
         Pre-transforms are applied to samples with density coefficients.
@@ -90,7 +90,7 @@ class WrappedData(Settings):
                 return dataset
             return TransformedDataset(dataset, CopyThen(transform))
 
-        return LazyParts(given if self.datamodule is None else dict.fromkeys(parts_of(self.datamodule), True), build)
+        return LazyDatasets(given if self.datamodule is None else dict.fromkeys(parts_of(self.datamodule), True), build)
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> Any:
         """Wrapped data are read part by part.

@@ -44,6 +44,7 @@ def project_in_original_coordinates(normalizer: Normalizer, batch: Data, differe
     """
     original = copy.copy(batch)
     original.dual_basis_integrals = normalizer.denormalize_integrals(batch.dual_basis_integrals, batch)
+    del original.normalized
     return project_gradient(difference, original)
 
 

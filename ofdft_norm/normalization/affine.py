@@ -19,6 +19,12 @@ class Affine(NamedTuple):
     origin: Tensor | None = None
     unit: Tensor | None = None
 
+    def at(self, index: Tensor) -> Affine:
+        """Returns the entries for given functions, of origin and units with one entry for each function of a basis."""
+        return Affine(
+            None if self.origin is None else self.origin[index], None if self.unit is None else self.unit[index]
+        )
+
     def normalize(self, values: Tensor) -> Tensor:
         """Returns x' of x, in the shape of x."""
         values = values.to(torch.float64)

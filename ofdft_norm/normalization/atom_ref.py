@@ -46,6 +46,7 @@ class AtomRef(Reference):
         StatisticsError: If a value is not finite.
     """
 
+    depends_on_coeffs = True
     t_z: Tensor
     t_global: Tensor
     g_z: Tensor

@@ -85,6 +85,7 @@ def build_normalizer(
         seen_elements=_seen_elements(statistics, basis_info, weigher_key) if check_seen and basis_info else None,
         energy_field=energy_field,
         forces_field=forces_field,
+        basis_info=basis_info,
     )
 
 

@@ -133,19 +133,27 @@ class DimensionWiseRescaling(Float64Module):
             "unscaled": int((~rescaled).sum()),
         }
 
-    # --- the formulas, for functions given by their `basis_function_ind` ---------------------------------------------
+    # --- the formulas, for all functions of the basis; `Affine.at` gives those of a sample's functions ---------------
 
-    def coeffs_affine(self, index: Tensor) -> Affine:
-        """Returns how coefficients transform: p' = lambda (p - pbar)."""
-        return Affine(self.coeff_biases[index], self.lambda_z[index].reciprocal())
+    @property
+    def coeffs_affine(self) -> Affine:
+        """How coefficients transform: p' = lambda (p - pbar)."""
+        return Affine(self.coeff_biases, self.lambda_z.reciprocal())
 
-    def gradient_affine(self, index: Tensor) -> Affine:
-        """Returns how gradients transform: g' = g / (lambda + epsilon)."""
-        return Affine(unit=self.lambda_z[index] + self.epsilon)
+    @property
+    def gradient_unit(self) -> Tensor:
+        """(n_basis,) lambda + epsilon: what gradients are divided by."""
+        return self.lambda_z + self.epsilon
 
-    def integrals_affine(self, index: Tensor) -> Affine:
-        """Returns how basis functions' integrals transform: w' = w / lambda, so that w'.p' + w.pbar = w.p."""
-        return Affine(unit=self.lambda_z[index])
+    @property
+    def gradient_affine(self) -> Affine:
+        """How gradients transform: g' = g / (lambda + epsilon)."""
+        return Affine(unit=self.gradient_unit)
+
+    @property
+    def integrals_affine(self) -> Affine:
+        """How basis functions' integrals transform: w' = w / lambda, so that w'.p' + w.pbar = w.p."""
+        return Affine(unit=self.lambda_z)
 
     # --- samples and batches --------------------------------------------------------------------------------------
     # Each raises a NormalizationError for a sample without `basis_function_ind`, or for values that are not one for
@@ -162,19 +170,19 @@ class DimensionWiseRescaling(Float64Module):
 
     def scale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Returns p' = lambda (p - pbar) for coefficients p of the given sample or batch."""
-        return self.coeffs_affine(check_vector("coeffs", coeffs, sample)).normalize(coeffs)
+        return self.coeffs_affine.at(check_vector("coeffs", coeffs, sample)).normalize(coeffs)
 
     def unscale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_coeffs`: p = p' / lambda + pbar, (n_basis,) float64."""
-        return self.coeffs_affine(check_vector("coeffs", coeffs, sample)).denormalize(coeffs)
+        return self.coeffs_affine.at(check_vector("coeffs", coeffs, sample)).denormalize(coeffs)
 
     def scale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Returns g' = g / (lambda + epsilon) for a gradient of the given sample or batch."""
-        return self.gradient_affine(check_vector("gradient", gradient, sample)).normalize(gradient)
+        return self.gradient_affine.at(check_vector("gradient", gradient, sample)).normalize(gradient)
 
     def unscale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_gradient`: g = (lambda + epsilon) g', (n_basis,) float64 [hartree]."""
-        return self.gradient_affine(check_vector("gradient", gradient, sample)).denormalize(gradient)
+        return self.gradient_affine.at(check_vector("gradient", gradient, sample)).denormalize(gradient)
 
     @classmethod
     def from_dataset_statistics(

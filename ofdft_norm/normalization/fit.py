@@ -80,17 +80,7 @@ def statistics_of(
         StatisticsError: See `DatasetStatistics.from_dataset`.
     """
     weighers = [ConstantSampleWeigher()] if basis_info is None else config.weighers
-    settings = {
-        "statistics_version": STATISTICS_VERSION,
-        "weighers": list(config.weighers),
-        "initial_guess_weighers": list(config.initial_guess_weighers),
-        "with_bias": config.with_bias,
-        "min_atoms_per_type": config.min_atoms_per_type,
-        "n_batches": config.n_batches,
-        "residuals": config.residuals,
-    }
-    folder = None if config.dir is None else Path(config.dir).expanduser()
-    fingerprint = dataset_fingerprint(dataset, basis_info, settings, config.fingerprint == "contents", folder)
+    fingerprint = fingerprint_of(dataset, basis_info, config)
 
     def fit() -> DatasetStatistics:
         return DatasetStatistics.from_dataset(
@@ -109,7 +99,7 @@ def statistics_of(
             atomic_numbers_field=atomic_numbers_field,
         )
 
-    statistics, reused = load_or_fit(fingerprint, folder, fit, config.trust_shared)
+    statistics, reused = load_or_fit(fingerprint, _folder(config), fit, config.trust_shared)
     return FittedStatistics(statistics, fingerprint, reused)
 
 
@@ -123,6 +113,24 @@ def _opened(training_split: Callable[[], Any]) -> Any:
         error = caught
     current_ranks().raise_together(error)
     return dataset
+
+
+def fingerprint_of(dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig) -> str | None:
+    """Returns what statistics of a training split are recognised by, the same on all ranks; None where it has none."""
+    settings = {
+        "statistics_version": STATISTICS_VERSION,
+        "weighers": list(config.weighers),
+        "initial_guess_weighers": list(config.initial_guess_weighers),
+        "with_bias": config.with_bias,
+        "min_atoms_per_type": config.min_atoms_per_type,
+        "n_batches": config.n_batches,
+        "residuals": config.residuals,
+    }
+    return dataset_fingerprint(dataset, basis_info, settings, config.fingerprint == "contents", _folder(config))
+
+
+def _folder(config: StatisticsConfig) -> Path | None:
+    return None if config.dir is None else Path(config.dir).expanduser()
 
 
 def given_statistics(path: str) -> FittedStatistics:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.fields import PER_FUNCTION
-from ofdft_norm.errors import NormalizationError
+from ofdft_norm.data.of_data import n_molecules
+from ofdft_norm.errors import BatchError, NormalizationError
+
+IntArray = npt.NDArray[np.int64]
 
 
 def check_vector(name: str, values: Tensor, batch: Data | Mapping[str, Tensor]) -> Tensor:
@@ -67,6 +73,102 @@ def check_fields(fields: Mapping[str, Tensor], batch: Data, energy_field: str, n
             check_vector(name, fields[name], batch)
     if energy_field in fields:
         check_energy(energy_field, fields[energy_field], n_molecules, batch)
+
+
+def check_is_sample(batch: object) -> None:
+    """Refuses what is no sample or batch, or has no values.
+
+    Raises:
+        NormalizationError: With what came instead.
+    """
+    if not isinstance(batch, Data):
+        raise NormalizationError(
+            f"expected a sample or batch (torch_geometric.data.Data, such as OFData), got a {type(batch).__name__}"
+        )
+    on_meta = [name for name, value in batch.items() if isinstance(value, Tensor) and value.is_meta]
+    if on_meta:
+        raise NormalizationError(f"{_where(batch)}: the fields {on_meta} are on the meta device, which has no values")
+
+
+def check_values(batch: Data, basis_info: BasisInfo | None) -> None:
+    """Refuses a raw sample's or batch's coefficients and indices that cannot be right.
+
+    Indices: which molecule each atom and each function belongs to, in order and without gaps at the end; and, where the
+    basis is known, which element each atom is of and which function each coefficient belongs to. What cannot be seen:
+    atoms that were permuted among those of one element.
+
+    Args:
+        batch: A raw sample or batch.
+        basis_info: Its basis; None: indices are not compared with the elements.
+
+    Raises:
+        NormalizationError: If a coefficient is NaN or infinite.
+        BatchError: If an index is wrong; with field, position, value and expectation.
+    """
+    coeffs = batch.get("coeffs")
+    if coeffs is not None and not torch.isfinite(coeffs).all():
+        entry = int((~torch.isfinite(coeffs.reshape(-1))).nonzero()[0])
+        raise NormalizationError(
+            f"{_where(batch)}: 'coeffs' holds {coeffs.reshape(-1)[entry].item()} at entry {entry}, expected finite "
+            "numbers: density coefficients are known for every sample, whether it has labels or not"
+        )
+    molecules = {name: _integers(batch, name) for name in ("batch", "coeffs_batch") if batch.get(name) is not None}
+    n = n_molecules(batch)
+    for name, index in molecules.items():
+        _check_molecule_index(batch, name, index, n)
+    if basis_info is None or batch.get("atomic_numbers") is None or batch.get("atom_ind") is None:
+        return
+    atom_ind = basis_info.atom_indices(_integers(batch, "atomic_numbers"), _where(batch))
+    _compare(batch, "atom_ind", atom_ind, "the elements in 'atomic_numbers'")
+    if batch.get("basis_function_ind") is not None:
+        expected = basis_info.basis_function_ind(atom_ind)
+        _compare(batch, "basis_function_ind", expected, "the elements in 'atomic_numbers'")
+    if len(molecules) == 2:
+        functions = np.repeat(molecules["batch"], basis_info.basis_dim_per_atom[atom_ind])
+        _compare(batch, "coeffs_batch", functions, "each atom's molecule in 'batch'")
+
+
+def _integers(batch: Data, name: str) -> IntArray:
+    values: IntArray = batch[name].detach().cpu().numpy()
+    if values.dtype.kind not in "iu" or values.ndim != 1:
+        raise BatchError(
+            f"{_where(batch)}: field {name!r} has dtype {batch[name].dtype} and shape {values.shape}, expected "
+            "integers in one dimension"
+        )
+    return values
+
+
+def _check_molecule_index(batch: Data, name: str, index: IntArray, n_molecules: int) -> None:
+    counts = {"batch": ("pos", "atomic_numbers", "z"), "coeffs_batch": ("coeffs",)}[name]
+    fields = [field for field in counts if batch.get(field) is not None]
+    if fields and len(batch[fields[0]]) != len(index):
+        raise BatchError(
+            f"{_where(batch)}: field {name!r} has {len(index)} entries, expected {len(batch[fields[0]])}, one for each "
+            f"entry of {fields[0]!r}"
+        )
+    steps = np.diff(index)
+    if len(index) and (index[0] < 0 or index[-1] >= n_molecules or (steps < 0).any()):
+        found = f"decreases at entry {int((steps < 0).argmax()) + 1}" if (steps < 0).any() else "does not"
+        raise BatchError(
+            f"{_where(batch)}: field {name!r} runs from {index.min()} to {index.max()} and {found}, expected molecules "
+            f"in order, 0 ... {n_molecules - 1}: collate samples with PyG's DataLoader or Batch.from_data_list"
+        )
+
+
+def _compare(batch: Data, name: str, expected: IntArray, source: str) -> None:
+    found = _integers(batch, name)
+    if found.shape != expected.shape:
+        raise BatchError(
+            f"{_where(batch)}: field {name!r} has {len(found)} entries, expected {len(expected)}, as follows from "
+            f"{source}"
+        )
+    wrong = found != expected
+    if wrong.any():
+        entry = int(wrong.argmax())
+        raise BatchError(
+            f"{_where(batch)}: field {name!r} is {found[entry]} at entry {entry}, expected {expected[entry]}, as "
+            f"follows from {source}: build samples with OFData.construct_new and the basis of data.source.basis_info"
+        )
 
 
 def check_seen_elements(seen_elements: Tensor, batch: Data) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.fields import DUAL_VECTORS, PER_FUNCTION, VECTORS
-from ofdft_norm.data.of_data import molecule_index, n_molecules, with_sample_fields
+from ofdft_norm.data.of_data import molecule_index, n_molecules, with_added_fields
 from ofdft_norm.errors import ConfigError, NormalizationError
 from ofdft_norm.normalization.affine import Affine
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
@@ -19,7 +20,9 @@ from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.guards import (
     check_energy,
     check_fields,
+    check_is_sample,
     check_seen_elements,
+    check_values,
     check_vector,
 )
 from ofdft_norm.normalization.reference import Reference
@@ -27,7 +30,10 @@ from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinat
 
 DataT = TypeVar("DataT", bound=Data)
 
-Fields = Data | Mapping[str, Tensor]
+Fields: TypeAlias = Data | Mapping[str, Tensor]
+
+# What `normalize` adds to a sample.
+ADDED_FIELDS = ("normalized", "energy_reference", "energy_reference_coeffs")
 
 
 class Normalizer(Float64Module):
@@ -37,8 +43,8 @@ class Normalizer(Float64Module):
     float64 whatever the module is cast to.
 
     `normalize` stores each molecule's reference energy on the sample as `energy_reference` (float64), so that
-    `denormalize_energy` is exact even after the coefficients have been cast to the training dtype. It belongs to the
-    coefficients that were normalised: for other coefficients, normalise the sample again.
+    `denormalize_energy` is exact even after the coefficients have been cast to the training dtype. Where the
+    coefficients are then moved, as density optimisation does, the reference moves with them.
 
     Args:
         reference: `AtomRef`, `LinearReferences`, or None.
@@ -48,6 +54,7 @@ class Normalizer(Float64Module):
             are refused. None: no check.
         energy_field: Field that holds the energy, for data sets with names of their own.
         forces_field: Field that holds forces, if any: (n_atom, 3), divided by `energy_scale` like the energy.
+        basis_info: The density basis, against which the indices of samples are checked; None: they are not.
 
     Raises:
         ConfigError: If `energy_scale` is not a positive number.
@@ -64,6 +71,7 @@ class Normalizer(Float64Module):
         seen_elements: Tensor | None = None,
         energy_field: str = "energy_label",
         forces_field: str | None = None,
+        basis_info: BasisInfo | None = None,
     ) -> None:
         super().__init__()
         if not 0 < float(energy_scale) < float("inf"):
@@ -72,6 +80,7 @@ class Normalizer(Float64Module):
             )
         self.energy_field = energy_field
         self.forces_field = forces_field
+        self.basis_info = basis_info
         self.reference = reference
         self.rescaling = rescaling
         self.register_float64("energy_scale", torch.as_tensor(energy_scale, dtype=torch.float64).reshape(()))
@@ -79,7 +88,7 @@ class Normalizer(Float64Module):
 
     # --- samples and batches ------------------------------------------------------------------------------------
 
-    def normalize(self, sample_or_batch: DataT, check_elements: bool = True) -> DataT:
+    def normalize(self, sample_or_batch: DataT, check_values: bool = True) -> DataT:
         """Returns a normalised copy; the argument stays as it is.
 
         Vectors (`coeffs`, `ground_state_coeffs`) and dual vectors (`gradient_label`, `dual_basis_integrals`) that the
@@ -88,27 +97,34 @@ class Normalizer(Float64Module):
 
         Args:
             sample_or_batch: Raw, in physical units.
-            check_elements: Whether unknown elements are refused; False where that was done before.
+            check_values: Whether elements, indices and coefficients are checked (see `check`); False where that was
+                done before.
+
+        Returns:
+            The copy; it shares no memory with the argument.
 
         Raises:
-            NormalizationError: If the sample is normalised already, has an element that was not seen in fitting, or
-                lacks a field or has one of the wrong length.
-            BatchError: If a batch lacks `coeffs_batch`.
+            NormalizationError: If the sample is normalised already, has an element that was not seen in fitting, NaN
+                coefficients, or lacks a field or has one of the wrong length.
+            BatchError: If a batch lacks `coeffs_batch`, or its indices contradict each other.
         """
         raw = sample_or_batch
+        check_is_sample(raw)
         if "normalized" in raw:
             raise NormalizationError(
                 "the sample is normalised already; normalising it again would shift its labels silently. Give "
                 "normalize() raw samples: the data module's loaders yield normalised ones"
             )
-        if check_elements:
-            self.check_elements(raw)
+        if check_values:
+            self.check(raw)
         n = n_molecules(raw)
-        out = copy.copy(raw)
-        for name, value in self.normalize_fields(self.fields_of(raw), n).items():
-            out[name] = value
+        out = _with_fields(raw, self.normalize_fields(self.fields_of(raw), n))
         out.normalized = torch.ones(n, dtype=torch.bool, device=out.energy_reference.device)
-        return with_sample_fields(out, ("energy_reference", "normalized"))
+        added: dict[str, str | None] = {"energy_reference": None, "normalized": None}
+        if self.reference is not None and self.reference.depends_on_coeffs:
+            out.energy_reference_coeffs = out.coeffs.clone()
+            added["energy_reference_coeffs"] = "coeffs"
+        return with_added_fields(out, added)
 
     def fields_of(self, raw: Data) -> dict[str, Tensor]:
         """Returns the fields of a raw sample or batch that `normalize_fields` reads, checked."""
@@ -141,6 +157,8 @@ class Normalizer(Float64Module):
     def denormalize(self, sample_or_batch: DataT, coordinates: str | None = None) -> DataT:
         """Returns a copy in physical units, in float64: the inverse of `normalize`.
 
+        The energy label stays that of the coefficients that were normalised, wherever `coeffs` were moved since.
+
         Args:
             sample_or_batch: Normalised.
             coordinates: What to return coefficients, gradients and integrals in: ``raw`` is the density basis as it is;
@@ -153,11 +171,11 @@ class Normalizer(Float64Module):
         """
         batch = sample_or_batch
         self._require_normalized(batch)
-        out = copy.copy(batch)
-        for name in self._transformed(batch):
-            out[name] = self.affine(name, batch).denormalize(batch[name])
-        del out.energy_reference
-        del out.normalized
+        names = self._transformed(batch)
+        out = _with_fields(batch, {name: self.affine(name, batch).denormalize(batch[name]) for name in names})
+        for name in ADDED_FIELDS:
+            if name in out:
+                del out[name]
         return out if coordinates is None else to_coordinates(out, coordinates)
 
     def affine(self, name: str, fields: Fields) -> Affine:
@@ -174,11 +192,12 @@ class Normalizer(Float64Module):
         index = fields["basis_function_ind"]
         if name == "gradient_label":
             origin = None if self.reference is None else self.reference.gradient_of({"basis_function_ind": index})
-            rescaled = None if self.rescaling is None else self.rescaling.gradient_affine(index).unit
-            return Affine(origin, self.energy_scale if rescaled is None else self.energy_scale * rescaled)
+            if self.rescaling is None:
+                return Affine(origin, self.energy_scale)
+            return Affine(origin, (self.rescaling.gradient_unit * self.energy_scale)[index])
         if self.rescaling is None:
             return Affine()
-        return (self.rescaling.coeffs_affine if name in VECTORS else self.rescaling.integrals_affine)(index)
+        return (self.rescaling.coeffs_affine if name in VECTORS else self.rescaling.integrals_affine).at(index)
 
     def _transformed(self, fields: Fields) -> list[str]:
         """Returns the names of the fields that are transformed, as far as they are there."""
@@ -188,21 +207,41 @@ class Normalizer(Float64Module):
     # --- single quantities --------------------------------------------------------------------------------------
 
     def denormalize_energy(self, energy: Tensor, batch: Data) -> Tensor:
-        """Returns energies in hartree: E = s E' + E_ref(p).
+        """Returns energies in hartree: E = s E' + E_ref(p), with p the batch's present `coeffs`.
 
         Args:
             energy: (n_molecules,) or (n_molecules, 1), any dtype.
-            batch: The normalised batch that the energies were predicted for.
+            batch: The normalised batch that the energies were predicted for. Its `coeffs` may have been moved since it
+                was normalised; as long as they were not, E_ref is the stored one, to the last bit.
 
         Returns:
-            Float64 [hartree], in the argument's shape.
+            Float64 [hartree], in the argument's shape; differentiable with respect to `energy` and `batch.coeffs`.
 
         Raises:
             NormalizationError: If the batch is not normalised, or has another number of molecules.
         """
         self._require_normalized(batch)
         check_energy("energy", energy, batch.energy_reference.numel(), batch)
-        return self.affine(self.energy_field, batch).denormalize(energy)
+        energies = self.affine(self.energy_field, batch).denormalize(energy)
+        change = self._reference_change(batch)
+        return energies if change is None else energies + change.reshape(energy.shape)
+
+    def _reference_change(self, batch: Data) -> Tensor | None:
+        """Returns E_ref(p) less the stored one: gbar.(p - p_stored), 0 where the coefficients were not moved.
+
+        E_ref is linear in the coefficients, and the stored ones were cast as the present ones were: the difference
+        has neither's rounding.
+        """
+        coeffs, stored = batch.get("coeffs"), batch.get("energy_reference_coeffs")
+        if self.reference is None or coeffs is None or stored is None:
+            return None
+        index = check_vector("coeffs", coeffs, batch)
+        gradient = self.reference.gradient_of({"basis_function_ind": index})
+        if gradient is None:
+            return None
+        moved = coeffs.to(torch.float64) - stored.to(torch.float64)
+        change = gradient * self.affine("coeffs", batch).denormalize_difference(moved)
+        return torch.zeros_like(batch.energy_reference).index_add(0, molecule_index(batch), change)
 
     def denormalize_gradient(self, gradient: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
         """Returns gradients with respect to the original coefficients, (n_basis,) float64 [hartree].
@@ -245,18 +284,22 @@ class Normalizer(Float64Module):
 
     # --- guards -------------------------------------------------------------------------------------------------
 
-    def check_elements(self, batch: Data) -> None:
-        """Refuses atoms whose statistics or reference are unknown.
+    def check(self, batch: Data) -> None:
+        """Refuses a raw sample or batch whose values cannot be right; see also `ofdft_norm.normalization.guards`.
 
         Raises:
-            NormalizationError: If an element was not seen in fitting, or has no reference energy.
+            NormalizationError: If an element was not seen in fitting or has no reference energy, or a coefficient is
+                not finite.
+            BatchError: If indices contradict each other, or the elements and the basis.
         """
         if self.reference is not None:
             self.reference.check_elements(batch)
         if self.seen_elements is not None and "atomic_numbers" in batch:
             check_seen_elements(self.seen_elements, batch)
+        check_values(batch, self.basis_info)
 
     def _require_normalized(self, batch: Data) -> None:
+        check_is_sample(batch)
         if "normalized" not in batch:
             raise NormalizationError(
                 "the batch is not normalised: there is nothing to invert. Use the batches of OFDFTDataModule's "
@@ -269,3 +312,14 @@ def _in_coordinates(values: Tensor, field: str, batch: Data, coordinates: str | 
     if coordinates is None:
         return values
     return change_coordinates(values, batch, field in DUAL_VECTORS, coordinates_of(batch), coordinates)
+
+
+def _with_fields(batch: DataT, fields: Mapping[str, Tensor]) -> DataT:
+    """Returns a copy with some fields replaced; neither the others nor these share memory with the argument."""
+    out = copy.copy(batch)
+    for name, value in batch.items():
+        if name not in fields and isinstance(value, Tensor):
+            out[name] = value.clone()
+    for name, value in fields.items():
+        out[name] = value.clone() if value is batch.get(name) else value
+    return out

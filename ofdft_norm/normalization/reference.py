@@ -16,7 +16,12 @@ class Reference(Float64Module):
 
     `fields_of` checks a sample and collects what the reference reads; `energy_of` and `gradient_of` are the formulas,
     on tensors alone.
+
+    Attributes:
+        depends_on_coeffs: Whether E_ref depends on the coefficients; if not, its gradient is None.
     """
+
+    depends_on_coeffs = False
 
     def fields_of(self, sample_or_batch: Data) -> dict[str, Tensor]:
         """Returns the fields that the reference reads.
@@ -32,7 +37,7 @@ class Reference(Float64Module):
         raise NotImplementedError
 
     def gradient_of(self, fields: Mapping[str, Tensor]) -> Tensor | None:
-        """Returns dE_ref/dp, (n_basis,) float64 [hartree]; None where E_ref does not depend on the coefficients."""
+        """Returns dE_ref/dp, (n_basis,) float64 [hartree]; see `depends_on_coeffs`."""
         return None
 
     def check_elements(self, sample_or_batch: Data) -> None:

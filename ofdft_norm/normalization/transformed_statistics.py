@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.dataset_statistics import Array, DatasetStatistics
+from ofdft_norm.statistics.references import reference_gradient
 
 if TYPE_CHECKING:
     from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
@@ -23,50 +26,55 @@ def transform_statistics(
     Raises:
         StatisticsError: If the elements' energies have to be updated and the basis is neither given nor stored.
     """
-    lam, pbar = rescaling.lambda_z.cpu().numpy(), rescaling.coeff_biases.cpu().numpy()
-    dual = lam + rescaling.epsilon
-    new: dict[str, Array] = {key: statistics.load_statistic(*key.split("/", 1)) for key in statistics.keys_recursive()}
+    new: dict[str, Array] = {}
     for key in statistics.keys_recursive():
         weigher, statistic = key.split("/", 1)
-        value = new[key]
+        value = _transformed(statistics, weigher, statistic, rescaling, basis_info)
+        if value is None:
+            warnings.warn(f"{key!r} cannot be transformed without minimum and maximum: left out", stacklevel=3)
+        else:
+            new[key] = value
+    return DatasetStatistics.from_arrays(new, {**statistics.attributes, "rescaled_by": repr(rescaling)})
+
+
+def _transformed(
+    statistics: DatasetStatistics,
+    weigher: str,
+    statistic: str,
+    rescaling: DimensionWiseRescaling,
+    basis_info: BasisInfo | None,
+) -> Array | None:
+    """Returns what becomes of one statistic; None if that is not known."""
+    coeffs, gradient = rescaling.coeffs_affine, rescaling.gradient_affine
+    pbar = rescaling.coeff_biases
+    value = torch.as_tensor(statistics.load_statistic(weigher, statistic)).to(pbar.device)
+    if statistic in ("coeffs/mean", "coeffs/minimum", "coeffs/maximum"):
         # where a weigher saw no atom of an element, its entries are neutral: there is nothing to shift
-        shift = pbar * _seen_dimensions(statistics, weigher, basis_info)
-        if statistic == "coeffs/mean":
-            new[key] = lam * (value - shift)
-        elif statistic == "coeffs/abs_max":
-            if f"{weigher}/coeffs/minimum" in statistics:
-                new[key] = _abs_max_after_shift(statistics, weigher, shift) * lam
-            else:
-                warnings.warn(f"{key!r} cannot be transformed without minimum and maximum: left out", stacklevel=3)
-                del new[key]
-        elif statistic in ("coeffs/std", "coeffs/minimum", "coeffs/maximum"):
-            new[key] = lam * (value if statistic == "coeffs/std" else value - shift)
-        elif statistic.startswith("initial_guess_delta/"):
-            new[key] = lam * value
-        elif statistic.startswith("gradient_label/") or statistic.startswith("gradient_max_after_"):
-            new[key] = value / dual
-    attributes = {**statistics.attributes, "rescaled_by": repr(rescaling)}
-    for weigher in statistics.weigher_keys():
-        for name in ("atom_ref", "scalar_atom_ref"):
-            key = f"{weigher}/{name}_atom_type_bias"
-            if key in statistics:
-                basis = basis_info or _stored_basis(statistics)
-                new[key] = new[key] + _energy_of_bias(statistics, weigher, name, pbar, basis)
-    return DatasetStatistics.from_arrays(new, attributes)
+        value = coeffs._replace(origin=pbar * _seen(statistics, weigher, basis_info).to(pbar.device)).normalize(value)
+    elif statistic == "coeffs/abs_max":
+        limits = [f"coeffs/{name}" for name in ("minimum", "maximum")]
+        if any(f"{weigher}/{name}" not in statistics for name in limits):
+            return None
+        low, high = (_transformed(statistics, weigher, name, rescaling, basis_info) for name in limits)
+        return np.maximum(np.abs(cast(Array, low)), np.abs(cast(Array, high)))
+    elif statistic == "coeffs/std" or statistic.startswith("initial_guess_delta/"):
+        value = coeffs._replace(origin=None).normalize(value)  # of differences: the origin cancels
+    elif statistic.startswith(("gradient_label/", "gradient_max_after_")):
+        value = gradient.normalize(value)
+    elif statistic in ("atom_ref_atom_type_bias", "scalar_atom_ref_atom_type_bias"):
+        name = statistic.removesuffix("_atom_type_bias")
+        value = value + _energy_of_bias(statistics, weigher, name, pbar, basis_info or _stored_basis(statistics))
+    array: Array = value.cpu().numpy()
+    return array
 
 
-def _abs_max_after_shift(statistics: DatasetStatistics, weigher: str, pbar: Array) -> Array:
-    lowest = statistics.load_statistic(weigher, "coeffs/minimum")
-    highest = statistics.load_statistic(weigher, "coeffs/maximum")
-    return np.maximum(np.abs(lowest - pbar), np.abs(highest - pbar))
-
-
-def _seen_dimensions(statistics: DatasetStatistics, weigher: str, basis_info: BasisInfo | None) -> Array:
+def _seen(statistics: DatasetStatistics, weigher: str, basis_info: BasisInfo | None) -> Tensor:
     """Returns (n_basis,) 1 for functions of elements that the weigher saw, else 0; 1 where no counts are stored."""
     if f"{weigher}/n_atoms" not in statistics:
-        return np.ones(1)
+        return torch.ones(1, dtype=torch.float64)
     basis = basis_info or _stored_basis(statistics)
-    return np.repeat(statistics.load_statistic(weigher, "n_atoms") > 0, basis.basis_dim_per_atom).astype(np.float64)
+    seen = np.repeat(statistics.load_statistic(weigher, "n_atoms") > 0, basis.basis_dim_per_atom)
+    return torch.as_tensor(seen, dtype=torch.float64)
 
 
 def _stored_basis(statistics: DatasetStatistics) -> BasisInfo:
@@ -80,10 +88,9 @@ def _stored_basis(statistics: DatasetStatistics) -> BasisInfo:
 
 
 def _energy_of_bias(
-    statistics: DatasetStatistics, weigher: str, name: str, pbar: Array, basis_info: BasisInfo
-) -> Array:
+    statistics: DatasetStatistics, weigher: str, name: str, pbar: Tensor, basis_info: BasisInfo
+) -> Tensor:
     """Returns, per element, the energy gbar.pbar that leaves the linear term when coefficients are centred."""
-    slope = statistics.load_statistic(weigher, "gradient_label/mean")
-    if name == "scalar_atom_ref":
-        slope = np.where(basis_info.l_per_basis_func == 0, slope, 0.0)
-    return np.array([float(slope[i] @ pbar[i]) for i in basis_info.atom_ind_to_basis_function_ind])
+    mean = torch.as_tensor(statistics.load_statistic(weigher, "gradient_label/mean"))
+    linear = reference_gradient(name, mean, basis_info).to(pbar.device) * pbar
+    return torch.stack([linear[i].sum() for i in basis_info.atom_ind_to_basis_function_ind])

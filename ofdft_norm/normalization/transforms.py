@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
+from ofdft_norm.errors import NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
 
 DataT = TypeVar("DataT", bound=Data)
@@ -40,25 +41,25 @@ class NormalizeTransform(nn.Module):
     Args:
         normalizer: The normaliser.
         dtype: Dtype of coefficients, positions, integrals and normalised labels; `energy_reference` stays float64.
-        check_elements: Whether elements are checked here; on a GPU that would wait for the device at every batch.
+        check_values: Whether values are checked here; on a GPU that would wait for the device at every batch.
     """
 
     works_on_batches = True
 
-    def __init__(self, normalizer: Normalizer, dtype: torch.dtype = torch.float32, check_elements: bool = True) -> None:
+    def __init__(self, normalizer: Normalizer, dtype: torch.dtype = torch.float32, check_values: bool = True) -> None:
         super().__init__()
         self.normalizer = normalizer
         self.dtype = dtype
-        self.check_elements = check_elements
+        self.check_values = check_values
 
     def forward(self, sample: DataT) -> DataT:
         """Returns the normalised sample or batch; the argument stays as it is."""
         with torch.no_grad():
-            return cast_floats(self.normalizer.normalize(sample, check_elements=self.check_elements), self.dtype)
+            return cast_floats(self.normalizer.normalize(sample, check_values=self.check_values), self.dtype)
 
 
-class CheckElements(nn.Module):
-    """Refuses samples with elements that the normaliser does not know, and changes nothing.
+class CheckSamples(nn.Module):
+    """Refuses samples that the normaliser cannot know, or whose values cannot be right, and changes nothing.
 
     Args:
         normalizer: The normaliser.
@@ -72,7 +73,7 @@ class CheckElements(nn.Module):
 
     def forward(self, sample: DataT) -> DataT:
         """Returns the sample as it is."""
-        self.normalizer.check_elements(sample)
+        self.normalizer.check(sample)
         return sample
 
 
@@ -81,6 +82,9 @@ def cast_floats(sample: DataT, dtype: torch.dtype) -> DataT:
 
     Positions stay in float64 beside the cast ones, as `pos_float64`, for samples that say their coordinates: on the way
     back to others, equally near neighbours change their ranks with the last digit.
+
+    Raises:
+        NormalizationError: If float16 cannot hold a field.
     """
     if sample.get("coordinates") is not None and sample.get("pos") is not None:
         sample.pos_float64 = sample.pos.to(torch.float64)
@@ -90,4 +94,17 @@ def cast_floats(sample: DataT, dtype: torch.dtype) -> DataT:
     for field, value in sample.items():
         if field not in ("energy_reference", "pos_float64") and isinstance(value, Tensor) and value.is_floating_point():
             sample[field] = value.to(dtype)
+            if dtype == torch.float16:
+                _refuse_overflow(field, value, sample[field])
     return sample
+
+
+def _refuse_overflow(field: str, value: Tensor, half: Tensor) -> None:
+    """Refuses values that became infinite in float16."""
+    if (value.isfinite() & half.isinf()).any():
+        largest = float(value[value.isfinite()].abs().max())
+        raise NormalizationError(
+            f"field {field!r} has values up to {largest:.6g}, but float16 ends at 65504: choose float32 or bfloat16 "
+            "(config: data.dtype; a trainer's precision 16-true asks for float16), a reference energy (config: "
+            "data/reference), or a larger energy scale (config: data.energy_scale)"
+        )

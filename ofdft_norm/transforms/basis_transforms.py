@@ -20,7 +20,7 @@ from torch_geometric.transforms import BaseTransform
 
 from ofdft_norm.data.coordinates import RAW
 from ofdft_norm.data.fields import DUAL_VECTORS, VECTORS
-from ofdft_norm.data.of_data import n_molecules, with_sample_fields
+from ofdft_norm.data.of_data import n_molecules, with_added_fields
 from ofdft_norm.errors import BatchError, ConfigError
 from ofdft_norm.transforms.basis_change import BasisChange, Step
 from ofdft_norm.transforms.molecule import Molecule, molecules_of
@@ -264,7 +264,7 @@ def _move(data: DataT, old: tuple[BasisTransform, ...], new: tuple[BasisTransfor
             data[name] = value
     single = data.get("ptr") is None
     data.coordinates = name_of(new) if single else [name_of(new)] * n_molecules(data)
-    return with_sample_fields(data, ("coordinates",))
+    return with_added_fields(data, {"coordinates": None})
 
 
 def _changed(

@@ -32,9 +32,14 @@ def project_gradient(gradient: Tensor, sample_or_batch: Data) -> Tensor:
         in float64. Where all integrals of a molecule are 0 there is nothing to project out.
 
     Raises:
-        BatchError: If the sample has no `dual_basis_integrals` of the gradient's length, or a batch has no
-            `coeffs_batch`.
+        BatchError: If the sample is normalised, has no `dual_basis_integrals` of the gradient's length, or a batch has
+            no `coeffs_batch`.
     """
+    if "normalized" in sample_or_batch:
+        raise BatchError(
+            "the batch is normalised, and its 'dual_basis_integrals' are rescaled: a gradient is projected with the "
+            "original ones. Give the batch that Normalizer.denormalize returns"
+        )
     integrals = sample_or_batch.get("dual_basis_integrals")
     if integrals is None:
         raise BatchError(

@@ -37,7 +37,7 @@ def step_rows(repeats: int) -> list[Row]:
     """Normalising an epoch's batches, as `apply=batch` does, over the worked example's training steps on them."""
     datamodule = OFDFTDataModule(statistics=StatisticsConfig(progress=False), apply="batch")
     raw = list(datamodule.train_dataloader())
-    normalize = NormalizeTransform(datamodule.normalizer, torch.float32, check_elements=False)
+    normalize = NormalizeTransform(datamodule.normalizer, torch.float32, check_values=False)
     batches = [normalize(batch) for batch in raw]
     model = DensityModule()
     model.normalizer = datamodule.normalizer

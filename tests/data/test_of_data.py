@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
 from ofdft_norm import ConstantSampleWeigher, OFData, OFDataset, ProjectGradient
-from ofdft_norm.data.of_data import join_batches, molecule_index, n_molecules, with_sample_fields
+from ofdft_norm.data.of_data import join_batches, molecule_index, n_molecules, with_added_fields
 from ofdft_norm.errors import BasisError, BatchError, LabelFileError
 
 # --- construct_new -----
@@ -175,11 +175,11 @@ def test_fields_added_after_collation_are_cut_into_samples(
     copied = batch.clone()
     copied.score = torch.arange(3.0)
     assert "score" not in copied.to_data_list()[0]  # PyG alone drops it
-    with_sample_fields(copied, ["score"])
+    with_added_fields(copied, {"score": None})
     assert [part.score.tolist() for part in copied.to_data_list()] == [[0.0], [1.0], [2.0]]
     assert_same_fields(batch[1], samples[1])
     sample = samples[0].clone()
-    assert with_sample_fields(sample, ["score"]) is sample
+    assert with_added_fields(sample, {"score": None}) is sample
 
 
 WRAPPINGS = [bool, int, float, np.bool_, lambda v: [v], lambda v: (v,), np.array, lambda v: np.array([v]), torch.tensor]

@@ -12,7 +12,7 @@ from torch_geometric.transforms import Compose
 
 from ofdft_norm import OFDFTDataModule, ProjectGradient
 from ofdft_norm.config import LabelFiles
-from ofdft_norm.config.packed_labels import PackedLabels
+from ofdft_norm.data.packed_labels import PackedLabels
 from ofdft_norm.data.packed_writer import PackingPlan, pack_labels
 from ofdft_norm.errors import BasisError, ConfigError, LabelFileError, SplitError
 from ofdft_norm.statistics.cache import dataset_fingerprint

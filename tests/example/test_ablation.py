@@ -130,7 +130,9 @@ def test_one_global_scale_is_the_standard_deviation_of_all_components(molecules:
     datamodule = molecules.datamodule(reference=None, rescaling=None)
     datamodule.setup("fit")
     labelled = [
-        s for s in (datamodule.parts["train"][i] for i in range(len(datamodule.parts["train"]))) if s.has_energy_label
+        s
+        for s in (datamodule.raw_datasets["train"][i] for i in range(len(datamodule.raw_datasets["train"])))
+        if s.has_energy_label
     ]
     for field in ("coeffs", "gradient_label"):
         values = np.concatenate([sample[field].numpy() for sample in labelled])

@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, labelled_molecules: Any) -
     trainer = setting.trainer(max_epochs=1, inference_mode=False)
     trainer.fit(model, datamodule=datamodule)
     trainer.save_checkpoint(setting.folder / "run.ckpt")
-    setting.raw = [datamodule.parts["all"][i] for i in range(len(datamodule.parts["all"]))]
+    setting.raw = [datamodule.raw_datasets["all"][i] for i in range(len(datamodule.raw_datasets["all"]))]
     setting.model, setting.normalizer = model.eval(), datamodule.normalizer
     return setting
 
@@ -165,7 +165,7 @@ def test_wrong_settings_of_a_prediction_are_named(trained: Any, tmp_path: Path) 
         predict(composed(f"ckpt_path={checkpoint}", "output=predictions.csv"))
     path = write_samples(trained, tmp_path / "samples.npz")
     to_train = trained.datamodule(source=SampleFile(str(path), trained.basis_info))
-    with pytest.raises(SplitError, match=r"no 'train' part; they have \[\]"):
+    with pytest.raises(SplitError, match=r"no 'train' split; they have \[\]"):
         to_train.setup("fit")
 
 

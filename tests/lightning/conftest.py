@@ -72,6 +72,8 @@ class TinyModel(NormalizerMixin, LightningModule):
 class Setting:
     """A folder of label files, and data modules, models and trainers for it."""
 
+    tiny_model = TinyModel
+
     def __init__(self, folder: Path, molecules: Sequence[str] = MOLECULES) -> None:
         self.folder = folder
         self.labels = folder / "labels"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning import LightningModule
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -81,7 +82,7 @@ def test_everything_that_takes_a_checkpoint_uses_its_normalizer_without_training
     rest = setting.datamodule(split=SplitConfig(train=0, val=1, test=0))
     assert setting.trainer().validate(type(model).load_from_checkpoint(path), datamodule=rest, verbose=False)
     assert same(rest.normalizer, normalizer)
-    with pytest.raises(SplitError, match="4 label files of the train split do not exist"):
+    with pytest.raises(SplitError, match="label files of the train split that do not exist: 4"):
         loaded.train_dataloader()
 
 
@@ -116,6 +117,100 @@ def test_a_checkpoint_is_plain_data_and_says_where_it_came_from(setting: Any, tm
     values = state["normalizer"]["rescaling"]["values"]
     assert torch.equal(values["coeff_biases"], datamodule.normalizer.rescaling.coeff_biases)
     assert path.stat().st_size < 2**19
+
+
+def entries(path: Path) -> tuple[Any, Any]:
+    """The normaliser in the model's and in the data module's state of a checkpoint."""
+    checkpoint = torch.load(path, weights_only=True)
+    return checkpoint["state_dict"]["model_normalizer._extra_state"], checkpoint["OFDFTDataModule"]["normalizer"]
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_checkpoint_holds_the_normalizer_once(setting: Any, tmp_path: Path, weights_only: bool) -> None:
+    model, datamodule, trainer = setting.tiny_model(), setting.datamodule(), setting.trainer(limit_train_batches=1)
+    trainer.fit(model, datamodule=datamodule)
+    trainer.save_checkpoint(tmp_path / "run.ckpt", weights_only)
+    in_model, in_datamodule = entries(tmp_path / "run.ckpt")
+    assert in_model == {}
+    assert describe_difference(in_datamodule, normalizer_to_state(datamodule.normalizer)) == ""
+    assert same(type(model).load_from_checkpoint(tmp_path / "run.ckpt").normalizer, datamodule.normalizer)
+    assert same(OFDFTDataModule.load_from_checkpoint(tmp_path / "run.ckpt").normalizer, datamodule.normalizer)
+    # a state dict alone is complete
+    alone = setting.tiny_model()
+    alone.load_state_dict(model.state_dict())
+    assert same(alone.normalizer, datamodule.normalizer)
+
+
+def test_a_model_that_reads_checkpoints_in_its_own_way_keeps_an_entry(setting: Any, tmp_path: Path) -> None:
+    class OwnReader(setting.tiny_model):  # type: ignore[name-defined, misc]
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            """As many do: without a call of the base class's."""
+
+    datamodule, trainer = setting.datamodule(), setting.trainer(limit_train_batches=1)
+    trainer.fit(OwnReader(), datamodule=datamodule)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert describe_difference(*entries(tmp_path / "run.ckpt")) == ""
+    assert same(OwnReader.load_from_checkpoint(tmp_path / "run.ckpt").normalizer, datamodule.normalizer)
+
+
+def test_a_model_that_gets_the_mixin_later_finds_the_normalizer(setting: Any, tmp_path: Path) -> None:
+    class Plain(LightningModule):
+        training_step, configure_optimizers = setting.tiny_model.training_step, setting.tiny_model.configure_optimizers
+        forward, loss = setting.tiny_model.forward, setting.tiny_model.loss
+
+        def __init__(self, n_basis: int = 361) -> None:
+            super().__init__()
+            self.weights = torch.nn.Parameter(torch.zeros(n_basis))
+            self.learning_rate, self.losses, self.dtypes = 0.1, [], set()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            """Nothing to see."""
+
+    path = tmp_path / "run.ckpt"
+    datamodule, trainer = setting.datamodule(), setting.trainer(limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(Plain(), datamodule=datamodule)
+    trainer.save_checkpoint(path)
+    assert "model_normalizer._extra_state" not in torch.load(path, weights_only=True)["state_dict"]
+    assert same(setting.tiny_model.load_from_checkpoint(path).normalizer, datamodule.normalizer)
+    fresh = setting.datamodule()
+    setting.trainer().test(setting.tiny_model(), datamodule=fresh, ckpt_path=str(path), verbose=False)
+    assert same(fresh.normalizer, datamodule.normalizer)
+    # and where nothing holds one, that is said when it is asked for
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["OFDFTDataModule"]
+    torch.save(checkpoint, path)
+    with pytest.raises(NormalizationError, match="has no normaliser yet: load a checkpoint that holds one"):
+        _ = setting.tiny_model.load_from_checkpoint(path).normalizer
+
+
+def test_the_models_normalizer_counts_where_no_data_module_wrote_the_checkpoint(setting: Any, tmp_path: Path) -> None:
+    source = setting.datamodule(energy_scale=3.0)
+    source.setup("fit")
+    model, trainer = setting.tiny_model(), setting.trainer(limit_train_batches=1, limit_val_batches=0)
+    model.normalizer = source.normalizer
+    trainer.fit(model, source.train_dataloader(), source.val_dataloader())
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert same(setting.tiny_model.load_from_checkpoint(tmp_path / "run.ckpt").normalizer, source.normalizer)
+    other = setting.datamodule()
+    other.setup("fit")
+    with pytest.warns(UserWarning, match=r"model's normaliser differs.*energy_scale: differs by up to 2"):
+        setting.trainer().test(
+            setting.tiny_model(), datamodule=other, ckpt_path=str(tmp_path / "run.ckpt"), verbose=False
+        )
+    assert same(other.normalizer, source.normalizer)
+
+
+def test_reading_the_normalizer_is_a_plain_read(setting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, datamodule = setting.fit(tmp_path / "run.ckpt", limit_train_batches=1)
+    assert datamodule.trainer.lightning_module is model
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a read wrote or compared a state")
+
+    monkeypatch.setattr("ofdft_norm.datamodule.normalizer_to_state", refuse)
+    monkeypatch.setattr("ofdft_norm.datamodule.describe_difference", refuse)
+    assert datamodule.normalizer is datamodule.normalizer
+    assert model.normalizer is model.normalizer
 
 
 SETTINGS = {
@@ -165,6 +260,67 @@ def test_the_checkpoint_wins_and_a_warning_says_how_it_differs(setting: Any, tmp
     assert same(another.normalizer, trained.normalizer)
 
 
+def test_settings_that_a_checkpoint_has_otherwise_are_named(setting: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    _, trained = setting.fit(path, limit_train_batches=1)
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"energy_scale": 3.0}, r"energy_scale: 3\.0 against 1\.0"),
+        ({"reference": None}, r"reference: None against Atom"),
+        ({"rescaling": None}, r"rescaling: None against Rescaling.*s_grad=0\.05"),
+        ({"unseen_elements": "identity"}, "unseen_elements: identity against error"),
+    ]
+    for options, message in changes:
+        with pytest.warns(UserWarning, match=f"checkpoint's normaliser differs.*present against checkpoint: {message}"):
+            loaded = OFDFTDataModule.load_from_checkpoint(path, **options)
+        assert same(loaded.normalizer, trained.normalizer)
+
+
+def test_checkpoints_of_another_target_or_other_pre_transforms_are_refused(setting: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    setting.fit(path, limit_train_batches=1)
+    other = setting.source(energy_key="e_tot", gradient_key="grad_tot")
+    message = r"other labels.*energy_key = 'e_kin' there, 'e_tot' here, gradient_key = .*\(config: data\.source"
+    with pytest.raises(ConfigError, match=message):
+        OFDFTDataModule.load_from_checkpoint(path, source=other)
+    with pytest.raises(ConfigError, match=r"pre_transforms = \['ProjectGradient\(\)'\] there, \[\] here"):
+        OFDFTDataModule.load_from_checkpoint(path, pre_transforms=[])
+
+
+def test_training_is_not_resumed_on_what_was_tested(setting: Any, tmp_path: Path, tiny_model: Any) -> None:
+    path = tmp_path / "run.ckpt"
+    _, trained = setting.fit(path, limit_train_batches=1)
+    tested = trained.datasets["test"].dataset.paths[0].name
+    everything = setting.datamodule(split=SplitConfig(train=1, val=0, test=0))
+    with pytest.raises(SplitError, match=rf"2 molecules were validated or tested on .*{tested}.*data\.split"):
+        setting.trainer(max_epochs=2).fit(tiny_model(), datamodule=everything, ckpt_path=str(path))
+    # to test on other molecules is everybody's right
+    setting.trainer().test(
+        tiny_model(), datamodule=setting.datamodule(split=SplitConfig(train=0, val=0, test=1)), ckpt_path=str(path)
+    )
+
+
+def test_labels_that_change_between_two_fits_are_measured_anew(setting: Any, tiny_model: Any) -> None:
+    datamodule = setting.datamodule()
+    datamodule.setup("fit")
+    first, fingerprint = datamodule.normalizer, datamodule.fingerprint
+    datamodule.setup("fit")
+    assert datamodule.normalizer is first
+    file, other = datamodule.datasets["train"].dataset.paths[:2]
+    shutil.copy(other, file)
+    with pytest.warns(UserWarning, match="training labels have changed since the normaliser was fitted"):
+        datamodule.setup("fit")
+    assert datamodule.fingerprint != fingerprint
+    assert not same(datamodule.normalizer, first)
+    fresh = setting.datamodule()
+    fresh.setup("fit")
+    assert same(datamodule.normalizer, fresh.normalizer)
+
+
+def test_a_stage_that_does_not_exist_is_refused(setting: Any) -> None:
+    with pytest.raises(ConfigError, match=r"setup\('nonsense'\): expected 'fit', 'validate', 'test', 'predict'"):
+        setting.datamodule().setup("nonsense")
+
+
 def test_files_that_come_later_do_not_change_a_remembered_split(setting: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     _, datamodule = setting.fit(path)
@@ -194,12 +350,16 @@ def test_labels_in_another_basis_than_the_checkpoints_are_refused(setting: Any, 
         other.test_dataloader()
 
 
+def identity(sample: Any) -> Any:
+    return sample
+
+
 def test_arguments_that_are_no_plain_data_are_asked_for(setting: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
-    setting.fit(path, setting.datamodule(pre_transforms=[lambda sample: sample]))
+    setting.fit(path, setting.datamodule(pre_transforms=[identity]))
     with pytest.raises(ConfigError, match=r"arguments \['pre_transforms'\].*pass them to load_from_checkpoint"):
         OFDFTDataModule.load_from_checkpoint(path)
-    loaded = OFDFTDataModule.load_from_checkpoint(path, pre_transforms=[])
+    loaded = OFDFTDataModule.load_from_checkpoint(path, pre_transforms=[identity])
     assert len(list(loaded.test_dataloader())) > 0
 
 
@@ -231,7 +391,7 @@ def test_a_checkpoint_cannot_name_classes_of_others(setting: Any, tmp_path: Path
 
 def test_a_model_without_any_normalizer_says_what_to_do(tiny_model: Any) -> None:
     model = tiny_model()
-    with pytest.raises(NormalizationError, match="load a checkpoint, train it with an OFDFTDataModule, or set"):
+    with pytest.raises(NormalizationError, match="load a checkpoint that holds one, train it with"):
         _ = model.normalizer
     model.normalizer = Normalizer(
         LinearReferences(torch.arange(119.0)),

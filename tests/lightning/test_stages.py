@@ -54,7 +54,7 @@ def test_stages_come_in_any_order(setting: Any, stages: list[str]) -> None:
     for stage in stages:
         if stage == "teardown":
             datamodule.teardown("fit")
-            assert datamodule.parts._parts is None
+            assert datamodule.raw_datasets._splits is None
             continue
         datamodule.setup(stage)
         for loader in LOADERS[stage]:
@@ -134,7 +134,7 @@ def test_labels_follow_the_precision_and_references_stay_float64(
 
     datamodule.setup("test")
     batch = next(iter(datamodule.test_dataloader()))
-    raw = [datamodule.parts["test"][i] for i in range(batch.num_graphs)]
+    raw = [datamodule.raw_datasets["test"][i] for i in range(batch.num_graphs)]
     exact = torch.cat([sample.energy_label for sample in raw])[batch.has_energy_label]
     energy = model.normalizer.denormalize_energy(batch.energy_label, batch)[batch.has_energy_label]
     assert energy.dtype == torch.float64
@@ -250,21 +250,21 @@ def test_training_without_a_validation_split_goes_on_without_validation(setting:
     with pytest.warns(UserWarning, match="Total length of `list` across ranks is zero"):
         trainer.fit(model, datamodule=datamodule)
     assert len(model.losses) == 7  # 56 samples
-    with pytest.raises(SplitError, match="no 'val' part"):
+    with pytest.raises(SplitError, match="no 'val' split"):
         trainer.validate(model, datamodule=datamodule)
 
 
 def test_a_missing_part_and_missing_files_are_named(setting: Any) -> None:
     datamodule = setting.datamodule(split=SplitConfig(train=1.0, val=0, test=0))
     datamodule.setup("fit")
-    with pytest.raises(SplitError, match=r"no 'test' part; they have \['train'\]"):
+    with pytest.raises(SplitError, match=r"no 'test' split; they have \['train'\]"):
         datamodule.test_dataloader()
     for_tests = setting.datamodule(split=SplitConfig(train=0, val=0, test=1))
-    with pytest.raises(SplitError, match=r"no 'train' part"):
+    with pytest.raises(SplitError, match=r"no 'train' split"):
         for_tests.setup("fit")
     gone = setting.datamodule()
     paths = gone.datasets["val"].dataset.paths
     paths[0].unlink()
     gone.teardown()
-    with pytest.raises(SplitError, match=r"1 label files of the val split do not exist.*\n .*" + paths[0].name):
+    with pytest.raises(SplitError, match=r"label files of the val split that do not exist: 1.*\n .*" + paths[0].name):
         gone.val_dataloader()

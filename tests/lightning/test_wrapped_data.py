@@ -165,7 +165,7 @@ def test_a_wrapped_data_module_is_asked_for_what_a_stage_needs(setting: Any) -> 
     assert theirs.calls[0] == "prepare"
     assert "test" not in theirs.calls
     assert theirs.trainer is trainer
-    with pytest.raises(SplitError, match="no 'predict' part"):
+    with pytest.raises(SplitError, match="no 'predict' split"):
         OFDFTDataModule.wrap(theirs, energy_field="y", predict_on="predict").predict_dataloader()
     with pytest.raises(ConfigError, match="wrapped data have train, val, test and predict parts"):
         OFDFTDataModule.wrap(theirs, energy_field="y", predict_on="all").predict_dataloader()
@@ -195,7 +195,7 @@ def test_densities_of_somebody_else_are_normalised_as_ours(setting: Any) -> None
     basis_info = own.basis_info
 
     def bare(part: str) -> list[Any]:
-        dataset = own.parts[part]
+        dataset = own.raw_datasets[part]
         transform, dataset.transform = dataset.transform, None
         samples = [dataset[i] for i in range(len(dataset))]
         dataset.transform = transform

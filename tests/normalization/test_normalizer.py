@@ -151,6 +151,47 @@ def test_invariant_ii_autograd_agrees_in_both_coordinates(
     torch.testing.assert_close(denormalised, expected, rtol=1e-5, atol=1e-7)  # lambda + epsilon for lambda
 
 
+@given(data=st.data(), setting=st.sampled_from(SETTINGS), dtype=st.sampled_from([torch.float64, torch.float32]))
+def test_moved_coefficients_have_the_energy_and_the_derivative_of_the_raw_chain(
+    setting: Any, dtype: torch.dtype, data: st.DataObject, some_samples: Any, make_batch: Any
+) -> None:
+    basis, samples, rng = data.draw(some_samples)
+    normalizer = build(basis, rng, *setting)
+    raw = make_batch(samples)
+    weight = torch.tensor(rng.normal(size=len(raw.coeffs)))
+
+    def network(batch: Any) -> torch.Tensor:
+        terms = torch.sin(batch.coeffs.double() * weight)
+        return terms.new_zeros(len(samples)).index_add(0, batch.coeffs_batch, terms)
+
+    batch = NormalizeTransform(normalizer, dtype)(raw)
+    predicted = torch.tensor(rng.normal(size=len(samples)))
+    exact = predicted * normalizer.energy_scale + batch.energy_reference
+    assert torch.equal(normalizer.denormalize_energy(predicted, batch), exact)  # not moved: to the last bit
+
+    batch.coeffs.requires_grad_()
+    with torch.no_grad():  # as an optimiser does
+        batch.coeffs += torch.tensor(rng.normal(size=len(raw.coeffs)))
+    energies = normalizer.denormalize_energy(network(batch), batch)
+    (derivative,) = torch.autograd.grad(energies.sum(), batch.coeffs)
+
+    # the raw chain: the moved coefficients, normalised anew
+    moved = raw.clone()
+    moved.coeffs = normalizer.denormalize_coeffs(batch.coeffs.detach(), batch).requires_grad_()
+    again = normalizer.normalize(moved)
+    expected = normalizer.denormalize_energy(network(again), again)
+    (by_raw,) = torch.autograd.grad(expected.sum(), moved.coeffs)
+    unit = 1.0 if normalizer.rescaling is None else normalizer.rescaling.lambda_z[raw.basis_function_ind]
+    # float32: E_ref belongs to the raw coefficients, the moved ones carry the rounding of the cast
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-3
+    torch.testing.assert_close(energies, expected, rtol=1e-11, atol=tolerance)
+    torch.testing.assert_close(
+        derivative.double() * unit, by_raw, rtol=1e-5 if dtype == torch.float32 else 1e-9, atol=tolerance
+    )
+    label = normalizer.denormalize(batch).energy_label
+    torch.testing.assert_close(label, raw.energy_label, rtol=1e-6, atol=1e-3)
+
+
 @given(data=st.data(), rescaling=st.sampled_from(RESCALINGS))
 def test_the_number_of_electrons_is_kept(
     rescaling: str, data: st.DataObject, some_samples: Any, make_batch: Any

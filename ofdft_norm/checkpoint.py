@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import json
 import os
-import zlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -134,6 +134,48 @@ def arguments_from_plain(plain: Mapping[str, Any], given: Mapping[str, Any]) -> 
     return {**{k: from_plain(v) for k, v in plain["saved"].items() if k not in given}, **given}
 
 
+def differing_settings(state: Mapping[str, Any], settings: Any) -> str:
+    """Says which settings of a normaliser a checkpoint has otherwise; empty if none.
+
+    Args:
+        state: A data module's state.
+        settings: A dataclass of the present settings, which are arguments of the data module.
+    """
+    saved = state["arguments"]["saved"]
+    present = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    there = {name: from_plain(saved[name]) for name in present if name in saved}
+    return "; ".join(f"{name}: {present[name]} against {there[name]}" for name in there if there[name] != present[name])
+
+
+def describe_labels(source: Any, pre_transforms: Sequence[Any]) -> dict[str, Any]:
+    """Says what a data module learns, as far as its source tells, and in which coordinates; plain data."""
+    names = ("energy_key", "gradient_key", "energy_field", "forces_field")
+    described: dict[str, Any] = {name: getattr(source, name) for name in names if hasattr(source, name)}
+    # functions are known by their name, objects by what they show of themselves
+    shown = [getattr(transform, "__qualname__", None) or repr(transform) for transform in pre_transforms]
+    return {**described, "pre_transforms": [re.sub(r" at 0x[0-9a-f]+", "", text) for text in shown]}
+
+
+def refuse_other_labels(state: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that was trained on another target or with other pre-transforms.
+
+    Args:
+        state: A data module's state.
+        labels: The present `describe_labels`.
+
+    Raises:
+        ConfigError: With both.
+    """
+    there = state.get("labels", {})  # version 0.1 did not store it
+    differing = [name for name in labels if name in there and labels[name] != there[name]]
+    if differing:
+        raise ConfigError(
+            "the checkpoint was trained on other labels than this data module reads: "
+            + ", ".join(f"{name} = {there[name]!r} there, {labels[name]!r} here" for name in differing)
+            + " (config: data.source, data.pre_transforms)"
+        )
+
+
 def statistics_to_state(statistics: DatasetStatistics) -> dict[str, Any]:
     """Writes statistics as tensors, and their attributes as JSON."""
     arrays = {key: torch.from_numpy(array) for key, array in statistics.to_arrays().items()}
@@ -144,15 +186,3 @@ def statistics_from_state(state: Mapping[str, Any]) -> DatasetStatistics:
     """Reads what `statistics_to_state` wrote."""
     arrays = {key: tensor.numpy() for key, tensor in state["arrays"].items()}
     return DatasetStatistics.from_arrays(arrays, json.loads(state["attributes"]))
-
-
-def files_to_state(files: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Writes the label files of each part, compressed: a few bytes for each."""
-    here = os.getcwd()
-    joined = {part: "\n".join(os.path.join(here, path) for path in paths).encode() for part, paths in files.items()}
-    return {part: torch.frombuffer(bytearray(zlib.compress(t)), dtype=torch.uint8) for part, t in joined.items()}
-
-
-def files_from_state(state: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Reads what `files_to_state` wrote."""
-    return {part: zlib.decompress(t.numpy().tobytes()).decode().split("\n") for part, t in state.items()}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ofdft_norm.config import LabelFiles
 from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.lazy_parts import LazyParts
+from ofdft_norm.data.label_source import LabelFiles
+from ofdft_norm.data.lazy_datasets import LazyDatasets
 from ofdft_norm.data.of_dataset import Transform
 from ofdft_norm.data.packed import META, PackedSet
 from ofdft_norm.data.packed_dataset import PackedDataset, check_alike
@@ -21,7 +20,6 @@ from ofdft_norm.data.split import refuse_paths
 from ofdft_norm.errors import BasisError, ConfigError
 
 
-@dataclass(frozen=True)
 class PackedLabels(LabelFiles):
     """Label files that `scripts/pack_labels.py` packed into one or several sets.
 
@@ -99,11 +97,11 @@ class PackedLabels(LabelFiles):
         transform: Transform | None,
         index_dir: Path | None = None,
         files: Mapping[str, Sequence[str]] | None = None,
-    ) -> LazyParts:
+    ) -> LazyDatasets:
         """Returns the parts of the split; see `LabelFiles.datasets`. The index is not needed."""
         parts = self.split_files(split)[0] if files is None else {p: [Path(f) for f in fs] for p, fs in files.items()}
         sets = self.sets()
-        return LazyParts(parts, lambda part, paths: self._open(sets, paths, transform, f"the {part} split"))
+        return LazyDatasets(parts, lambda part, paths: self._open(sets, paths, transform, f"the {part} split"))
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> PackedDataset:
         """Returns the data set of all molecules, without a split."""
