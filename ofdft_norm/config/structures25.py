@@ -15,10 +15,9 @@ from ofdft_norm.data.label_source import LabelFiles
 from ofdft_norm.data.p_order import STRUCTURES25_P_ORDER, stated_p_order
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.split_files import read_split_entries
-from ofdft_norm.data.structures25 import locate_split, read_dataset_info
+from ofdft_norm.data.structures25 import locate_split
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import BasisError
-from ofdft_norm.labelling.density_basis import even_tempered_basis
 from ofdft_norm.settings import AtomicNumber
 
 
@@ -108,8 +107,7 @@ class Structures25Labels(LabelFiles, kw_only=True):
 @lru_cache(maxsize=8)
 def _basis_of(dataset_info: Path, atomic_numbers: tuple[int, ...]) -> BasisInfo:
     """Makes the basis that a `dataset_info.yaml` names."""
-    info = read_dataset_info(dataset_info)
-    return even_tempered_basis(atomic_numbers, info.orbital_basis, info.beta)
+    return BasisInfo.from_dataset_info_yaml(dataset_info, sorted(atomic_numbers))
 
 
 def _with_exponents(basis_info: BasisInfo, dataset_info: Path) -> BasisInfo:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -15,7 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ofdft_norm.data.dataset_info import read_dataset_info
 from ofdft_norm.data.elements import atomic_number
+from ofdft_norm.data.irreps import parse_irreps, shells_to_irreps
+from ofdft_norm.data.pyscf_import import pyscf_module
 from ofdft_norm.errors import BasisError
 
 MAX_ATOMIC_NUMBER = 118
@@ -29,13 +31,6 @@ _P_SHELL_M: dict[str, tuple[int, int, int]] = {"yzx": (-1, 0, 1), "xyz": (1, -1,
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", npt.NDArray[Any], Tensor)
 
-_SHELL = re.compile(r"(\d+)x(\d+)([eo])?")
-
-
-def shells_to_irreps(momenta: Iterable[int]) -> str:
-    """Returns e.g. ``"2x0e+1x1o"`` for shells of angular momenta 0, 0, 1, in this order."""
-    return "+".join(f"{len(list(group))}x{l}{'eo'[l % 2]}" for l, group in itertools.groupby(momenta))
-
 
 def split_axis(values: ArrayOrTensor, lengths: Sequence[int], axis: int, what: str) -> tuple[ArrayOrTensor, ...]:
     """Splits an array or tensor into consecutive pieces of given lengths.
@@ -48,23 +43,6 @@ def split_axis(values: ArrayOrTensor, lengths: Sequence[int], axis: int, what: s
     if isinstance(values, np.ndarray):
         return tuple(np.split(values, np.cumsum(lengths)[:-1], axis=axis))
     return values.split(list(lengths), dim=axis)
-
-
-def _parse_irreps(irreps: str, atomic_number: int) -> list[tuple[int, int]]:
-    """Parses e.g. ``"6x0e+2x1o"`` into ``[(6, 0), (2, 1)]`` (multiplicity, angular momentum)."""
-    shells = []
-    for term in str(irreps).replace(" ", "").split("+"):
-        match = _SHELL.fullmatch(term)
-        if match is None:
-            raise BasisError(
-                f"irreps_per_atom of element {atomic_number}: cannot read {term!r} in {irreps!r}; "
-                "expected e3nn-style terms joined by '+', such as '6x0e+2x1o+1x2e'"
-            )
-        shells.append((int(match[1]), int(match[2])))
-    momenta = [l for _, l in shells]
-    if any(lower > upper for lower, upper in itertools.pairwise(momenta)):
-        raise BasisError(f"irreps_per_atom of element {atomic_number}: {irreps!r} is not sorted by angular momentum")
-    return shells
 
 
 def _as_integers(atomic_numbers: Any, context: str) -> npt.NDArray[np.int64]:
@@ -137,7 +115,7 @@ class BasisInfo:
         self._check_elements()
         if p_order not in P_ORDERS:
             raise BasisError(f"p_order is {p_order!r}, expected one of {list(P_ORDERS)}")
-        shells = [_parse_irreps(i, int(z)) for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True)]
+        shells = [parse_irreps(i, int(z)) for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True)]
         l_of_shell = np.array([l for element in shells for n, l in element for _ in range(n)], dtype=np.int64)
         self.exponent_per_shell = self._exponents(exponents_per_atom, [sum(n for n, _ in e) for e in shells])
 
@@ -279,6 +257,66 @@ class BasisInfo:
                 raise BasisError(f"from_mol: atoms of element {number} have different functions")
         irreps = {z: shells_to_irreps(momenta[z]) for z in sorted(momenta)}
         return cls(list(irreps), list(irreps.values()), p_order="xyz")
+
+    @classmethod
+    def from_atomic_numbers_with_even_tempered_basis(
+        cls,
+        atomic_numbers: Sequence[int] | npt.NDArray[Any],
+        basis: str = "6-31G(2df,p)",
+        beta: float = 2.5,
+        p_order: POrder = "xyz",
+    ) -> BasisInfo:
+        """Makes the even-tempered density basis that belongs to an orbital basis, with PySCF's `aug_etb`.
+
+        Args:
+            atomic_numbers: The elements, each once, in the order of the basis.
+            basis: Name of the orbital basis of the Kohn-Sham calculations.
+            beta: Ratio of neighbouring exponents.
+            p_order: Order of the functions of p shells; ``"xyz"`` is that of STRUCTURES25's label files.
+
+        Returns:
+            The basis, with its exponents.
+
+        Raises:
+            BasisError: If PySCF lacks the orbital basis for one of the elements.
+            ImportError: If PySCF is not installed.
+        """
+        numbers = _as_integers(atomic_numbers, "").tolist()
+        gto, df = pyscf_module("gto"), pyscf_module("df")
+        # one atom of each element, far apart: the basis depends on each element alone
+        atoms = [(number, (0.0, 0.0, 10.0 * i)) for i, number in enumerate(numbers)]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PySCF advises to install a package of more bases
+                orbital = gto.M(atom=atoms, basis=basis, spin=None, verbose=0)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise BasisError(
+                f"PySCF has no orbital basis {basis!r} for the elements {numbers}: {error} (config: "
+                "data.source.atomic_numbers, data.source.basis_info)"
+            ) from error
+        mol = df.addons.make_auxmol(orbital, df.aug_etb(orbital, beta=beta))
+        shells = [sorted(mol.atom_shell_ids(atom), key=mol.bas_angular) for atom in range(mol.natm)]
+        irreps = [shells_to_irreps(int(mol.bas_angular(i)) for i in own) for own in shells]
+        return cls(numbers, irreps, p_order, [[float(mol.bas_exp(i)[0]) for i in own] for own in shells])
+
+    @classmethod
+    def from_dataset_info_yaml(
+        cls, path: str | Path, atomic_numbers: Sequence[int] | npt.NDArray[Any], p_order: POrder = "xyz"
+    ) -> BasisInfo:
+        """Makes the density basis that a `dataset_info.yaml` of STRUCTURES25 names.
+
+        Args:
+            path: The file, with ``kohn_sham.basis`` and ``of_basis_set: even_tempered_2.5``.
+            atomic_numbers: The elements, each once, in the order of the basis.
+            p_order: Order of the functions of p shells; ``"xyz"`` is that of STRUCTURES25's label files.
+
+        Raises:
+            BasisError: If the file cannot be read or names another kind of density basis, or PySCF lacks the orbital
+                basis for one of the elements.
+            ImportError: If PySCF is not installed.
+        """
+        info = read_dataset_info(Path(path))
+        return cls.from_atomic_numbers_with_even_tempered_basis(atomic_numbers, info.orbital_basis, info.beta, p_order)
 
     @classmethod
     def from_json(cls, path: str | Path, p_order: POrder = "yzx") -> BasisInfo:

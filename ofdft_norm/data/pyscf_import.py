@@ -22,6 +22,6 @@ def pyscf_module(name: str) -> Any:
         return importlib.import_module(f"pyscf.{name}")
     except ImportError as error:
         raise ImportError(
-            f"making labels needs PySCF (pyscf.{name} cannot be imported: {error}); "
+            f"this needs PySCF (pyscf.{name} cannot be imported: {error}); "
             "install it with: pip install 'ofdft-norm[labels]'"
         ) from error

@@ -7,7 +7,6 @@ runs.
 """
 
 from ofdft_norm.labelling.checks import CheckReport, CheckTolerances, check_labels
-from ofdft_norm.labelling.density_basis import even_tempered_basis
 from ofdft_norm.labelling.errors import GeometryError, KohnShamError, LabelCheckError, LabellingError
 from ofdft_norm.labelling.generate import GenerationResult, generate
 from ofdft_norm.labelling.geometries import Geometry, read_geometries
@@ -28,7 +27,6 @@ __all__ = [
     "LabelSettings",
     "LabellingError",
     "check_labels",
-    "even_tempered_basis",
     "generate",
     "make_labels",
     "read_geometries",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.pyscf_import import pyscf_module
-from ofdft_norm.errors import BasisError
 from ofdft_norm.labelling.errors import LabellingError
 
 Array = npt.NDArray[np.float64]
@@ -107,40 +104,6 @@ def build_density_basis(orbital_mol: Any, beta: float = 2.5) -> DensityBasis:
     }
     functions = np.concatenate(order)
     return DensityBasis(mol, functions, _irreps(mol), exponents, _integrals(mol)[functions])
-
-
-def even_tempered_basis(atomic_numbers: Sequence[int], orbital_basis: str, beta: float) -> BasisInfo:
-    """Makes the even-tempered density basis that belongs to an orbital basis, with PySCF's `aug_etb`.
-
-    Args:
-        atomic_numbers: The elements.
-        orbital_basis: Name of the orbital basis, e.g. ``"6-31G(2df,p)"``.
-        beta: Ratio of neighbouring exponents.
-
-    Returns:
-        The basis, with its exponents, in the order of this package.
-
-    Raises:
-        BasisError: If PySCF lacks the orbital basis for one of the elements.
-        ImportError: If PySCF is not installed.
-    """
-    gto = pyscf_module("gto")
-    # one atom of each element, far apart: the basis depends on each element alone
-    atoms = [(int(number), (0.0, 0.0, 10.0 * i)) for i, number in enumerate(atomic_numbers)]
-    try:
-        mol = gto.M(atom=atoms, basis=orbital_basis, spin=None, verbose=0)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise BasisError(
-            f"PySCF has no orbital basis {orbital_basis!r} for the elements {list(atomic_numbers)}: {error} "
-            "(config: data.source.atomic_numbers, data.source.basis_info)"
-        ) from error
-    basis = build_density_basis(mol, beta)
-    numbers = sorted(basis.irreps_per_atom)
-    return BasisInfo(
-        numbers,
-        [basis.irreps_per_atom[number] for number in numbers],
-        exponents_per_atom=[basis.exponents_per_atom[number] for number in numbers],
-    )
 
 
 def _component_order(l: int) -> npt.NDArray[np.int64]:

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.coordinates import RAW
 from ofdft_norm.data.label_writer import write_label_file
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import OFDFTNormError
 from ofdft_norm.labelling.checks import CheckReport, CheckTolerances, check_labels
-from ofdft_norm.labelling.density_basis import even_tempered_basis
 from ofdft_norm.labelling.errors import LabellingError
 from ofdft_norm.labelling.geometries import Geometry
 from ofdft_norm.labelling.labels import LabelSettings, make_labels
@@ -134,7 +134,9 @@ def generate(
     irreps = _read_reports(paths, result)
     if result.reports and n_shards == 1:
         elements = list(merge_irreps(irreps))
-        write_basis_info(folder, even_tempered_basis(elements, settings.kohn_sham.basis, settings.beta))
+        basis = settings.kohn_sham.basis
+        made = BasisInfo.from_atomic_numbers_with_even_tempered_basis(elements, basis, settings.beta, p_order="yzx")
+        write_basis_info(folder, made)
         write_provenance(
             folder,
             settings=_plain(asdict(settings)),

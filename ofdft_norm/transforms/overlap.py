@@ -34,7 +34,7 @@ def overlap_of(molecule: Molecule) -> Array:
         raise BasisError(
             f"molecule {molecule.name!r}: natural reparametrisation needs the overlap of the density basis, but the "
             "basis does not say its exponents, and the sample has no field 'overlap_matrix': give a basis with "
-            "exponents_per_atom, which ofdft_norm.labelling.even_tempered_basis makes (config: data.source.basis_info)"
+            "exponents_per_atom, as BasisInfo.from_dataset_info_yaml makes them (config: data.source.basis_info)"
         )
     _check_integrals(molecule, exponents[molecule.basis_info.basis_func_to_shell[molecule.functions]])
     matrix = _pyscf_molecule(molecule, exponents).intor_symmetric("int1e_ovlp")

@@ -15,11 +15,10 @@ import yaml
 
 from ofdft_norm.config import SplitConfig, Structures25Labels
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.dataset_info import read_dataset_info
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.label_files import read_n_scf_iterations
-from ofdft_norm.data.structures25 import read_dataset_info
 from ofdft_norm.errors import BasisError, ConfigError, OFDFTNormError, SplitError
-from ofdft_norm.labelling import even_tempered_basis
 
 DATASET_INFO = {
     "kohn_sham": {"basis": "6-31G(2df,p)", "xc": "PBE", "convergence_tolerance": "1.0e-09"},
@@ -91,10 +90,14 @@ def test_basis_from_dataset_info_is_the_one_of_the_labels(root: Path) -> None:
 
 
 def test_basis_depends_on_beta_and_on_each_element_alone() -> None:
-    both = even_tempered_basis([8, 1], "6-31G(2df,p)", 2.5)
-    assert both.atomic_numbers.tolist() == [1, 8]
-    assert [even_tempered_basis([z], "6-31G(2df,p)", 2.5).irreps_per_atom[0] for z in (1, 8)] == both.irreps_per_atom
-    assert even_tempered_basis([1, 8], "6-31G(2df,p)", 1.8).n_basis > both.n_basis
+    make = BasisInfo.from_atomic_numbers_with_even_tempered_basis
+    both = make([8, 1], "6-31G(2df,p)", 2.5)
+    assert both.atomic_numbers.tolist() == [8, 1]
+    assert both.p_order == "xyz"
+    assert [make([z], "6-31G(2df,p)", 2.5).irreps_per_atom[0] for z in (8, 1)] == both.irreps_per_atom
+    assert make([1, 8], "6-31G(2df,p)", 1.8).n_basis > both.n_basis
+    with pytest.raises(BasisError, match=r"no orbital basis '6-31G\(2df,p\)' for the elements \[1, 19\]"):
+        make([1, 19])
 
 
 def test_json_basis_goes_before_dataset_info(root: Path, tmp_path: Path) -> None:
