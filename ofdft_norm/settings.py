@@ -9,12 +9,24 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 
 import numpy as np
 from omegaconf import Container, OmegaConf
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 from typing_extensions import dataclass_transform
 
 from ofdft_norm.errors import ConfigError, did_you_mean
 
+# of a scale or weight: within these, squares and quotients of labels stay finite
+SMALLEST_SCALE, LARGEST_SCALE = 1e-100, 1e100
+
+
+def _check_scale(value: float) -> float:
+    if not SMALLEST_SCALE <= value <= LARGEST_SCALE:
+        raise PydanticCustomError("scale", f"should be a positive number, {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}")
+    return value
+
+
+Scale = Annotated[float, AfterValidator(_check_scale)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -103,7 +115,7 @@ def _message(error: ValidationError, values: Mapping[str, Any], key: str, names:
     """Writes pydantic's findings as lines such as ``data.rescaling.s_grad = 0: should be greater than 0``."""
     lines: dict[str, list[str]] = {}
     for detail in error.errors():
-        if "error" in detail.get("ctx", {}):  # raised by __post_init__, which names its keys itself
+        if not detail["loc"]:  # raised by __post_init__, which names its keys itself
             lines[str(detail["ctx"]["error"])] = []
             continue
         name, *inner = detail["loc"]

@@ -41,7 +41,11 @@ from ofdft_norm.settings import (
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RescalingConfig(s_grad=-0.05), "data.rescaling.s_grad = -0.05: should be greater than 0"),
+        (
+            lambda: RescalingConfig(s_grad=0),
+            "data.rescaling.s_grad = 0: should be a positive number, 1e-100 ... 1e+100",
+        ),
+        (lambda: RescalingConfig(epsilon=-1), "data.rescaling.epsilon = -1: should be greater than or equal to 0"),
         (lambda: RescalingConfig(0, 0), "data.rescaling.equivariant = 0: should be a valid boolean"),
         (lambda: RescalingConfig(s_coeff="abc"), "data.rescaling.s_coeff = 'abc': should be a valid number"),
         (lambda: RescalingConfig(s_coeff="3"), "data.rescaling.s_coeff = '3': should be a valid number"),

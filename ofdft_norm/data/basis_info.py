@@ -17,6 +17,7 @@ from torch import Tensor
 from ofdft_norm.data.dataset_info import read_dataset_info
 from ofdft_norm.data.elements import atomic_number
 from ofdft_norm.data.irreps import parse_irreps, shells_to_irreps
+from ofdft_norm.data.plain_files import read_json
 from ofdft_norm.data.pyscf_import import pyscf_module
 from ofdft_norm.errors import BasisError
 
@@ -140,6 +141,8 @@ class BasisInfo:
                 f"{len(self.atomic_numbers)} atomic_numbers but {len(self.irreps_per_atom)} irreps_per_atom: "
                 "expected one string of irreps for each element"
             )
+        if len(self.atomic_numbers) == 0:
+            raise BasisError("atomic_numbers is empty, expected at least one element")
         if len(set(self.atomic_numbers.tolist())) != len(self.atomic_numbers):
             raise BasisError(f"atomic_numbers {self.atomic_numbers.tolist()} names an element twice")
         bad = [z for z in self.atomic_numbers.tolist() if not 1 <= z <= MAX_ATOMIC_NUMBER]
@@ -331,7 +334,7 @@ class BasisInfo:
         """
         key = "(config: data.source.basis_info)"
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(Path(path))
         except (OSError, ValueError) as error:  # ValueError: neither JSON nor text
             raise BasisError(f"{path}: cannot read the basis: {error} {key}") from error
         names = sorted(content) if isinstance(content, dict) else []

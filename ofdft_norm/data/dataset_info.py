@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ofdft_norm.data.plain_files import read_yaml
 from ofdft_norm.errors import BasisError
 
 _EVEN_TEMPERED = re.compile(r"even_tempered_(\d+(?:\.\d+)?)")
@@ -37,8 +36,8 @@ def read_dataset_info(path: Path) -> DatasetInfo:
         BasisError: If the file cannot be read, lacks one of the keys, or names another kind of density basis.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise BasisError(f"{path}: cannot read the bases: {error} (config: data.source.basis_info)") from error
     orbital = _nested(content, "kohn_sham", "basis")
     density = _nested(content, "of_basis_set")

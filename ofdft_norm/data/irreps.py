@@ -8,7 +8,11 @@ from collections.abc import Iterable
 
 from ofdft_norm.errors import BasisError
 
-_SHELL = re.compile(r"(\d+)x(\d+)([eo])?")
+# far beyond any basis in use (l = 6, 40 shells): a misprint is refused before it takes memory
+LARGEST_L = 12
+MOST_SHELLS = 1000  # of one angular momentum
+
+_SHELL = re.compile(r"(\d{1,9})x(\d{1,9})([eo])?")
 
 
 def shells_to_irreps(momenta: Iterable[int]) -> str:
@@ -26,7 +30,20 @@ def parse_irreps(irreps: str, atomic_number: int) -> list[tuple[int, int]]:
                 f"irreps_per_atom of element {atomic_number}: cannot read {term!r} in {irreps!r}; "
                 "expected e3nn-style terms joined by '+', such as '6x0e+2x1o+1x2e'"
             )
-        shells.append((int(match[1]), int(match[2])))
+        n, l = int(match[1]), int(match[2])
+        if n > MOST_SHELLS or l > LARGEST_L:
+            raise BasisError(
+                f"irreps_per_atom of element {atomic_number}: {term!r} in {irreps!r} is beyond {MOST_SHELLS} shells of "
+                f"one angular momentum, or l = {LARGEST_L}"
+            )
+        if match[3] not in (None, "eo"[l % 2]):
+            raise BasisError(
+                f"irreps_per_atom of element {atomic_number}: {term!r} in {irreps!r} has the parity {match[3]!r}, but "
+                f"atom-centred functions of l = {l} have the parity (-1)^l: expected '{n}x{l}{'eo'[l % 2]}'"
+            )
+        shells.append((n, l))
+    if not any(n for n, _ in shells):
+        raise BasisError(f"irreps_per_atom of element {atomic_number}: {irreps!r} has no function")
     momenta = [l for _, l in shells]
     if any(lower > upper for lower, upper in itertools.pairwise(momenta)):
         raise BasisError(f"irreps_per_atom of element {atomic_number}: {irreps!r} is not sorted by angular momentum")

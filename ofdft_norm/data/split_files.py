@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from ofdft_norm.data.plain_files import read_json, read_yaml
 from ofdft_norm.data.split import SPLITS
 from ofdft_norm.errors import SplitError
 
@@ -51,7 +51,9 @@ def read_split_entries(path: Path) -> dict[str, list[SplitEntry]]:
     content = _content(path)
     unknown = set(content) - set(SPLITS)
     if unknown or "train" not in content:
-        raise SplitError(f"{path}: expected the keys {list(SPLITS)}, found {sorted(content)} (config: data.split.file)")
+        raise SplitError(
+            f"{path}: expected the keys {list(SPLITS)}, found {sorted(map(str, content))} (config: data.split.file)"
+        )
     for part, entries in content.items():
         if not isinstance(entries, list):
             raise SplitError(f"{path}: {part} is a {type(entries).__name__}, expected a list (config: data.split.file)")
@@ -64,9 +66,9 @@ def _content(path: Path) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as file:
                 return {key: file[key].tolist() for key in file.files}
         if path.suffix in (".yaml", ".yml"):
-            content = yaml.safe_load(path.read_text())
+            content = read_yaml(path)
         elif path.suffix == ".json":
-            content = json.loads(path.read_text())
+            content = read_json(path)
         elif path.suffix in (".pkl", ".pickle"):
             raise SplitError(
                 f"{path}: pickles can run code and are never opened; where you trust the file, convert it once with "
@@ -75,7 +77,7 @@ def _content(path: Path) -> dict[str, Any]:
             )
         else:
             raise SplitError(f"{path}: splits are read from .yaml, .json and .npz files, not {path.suffix!r}")
-    except (ValueError, yaml.YAMLError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, SplitError):
             raise
         raise SplitError(f"{path}: cannot be read as a split: {error} (config: data.split.file)") from error
@@ -87,9 +89,9 @@ def _content(path: Path) -> dict[str, Any]:
 def _entry(path: Path, part: str, entry: Any) -> SplitEntry:
     if isinstance(entry, str) and entry.endswith(SUFFIXES):
         return SplitEntry(entry)
-    if isinstance(entry, list | tuple) and len(entry) == 3:
-        dataset, name, n_iterations = (str(value) for value in entry)
-        if name.endswith(SUFFIXES) and n_iterations.isdecimal() and int(n_iterations) > 0:
+    if isinstance(entry, list | tuple) and len(entry) == 3 and all(isinstance(e, str | int) for e in entry):
+        dataset, name, n_iterations = map(str, entry)
+        if name.endswith(SUFFIXES) and re.fullmatch("0*[1-9][0-9]{0,8}", n_iterations):
             return SplitEntry(name, dataset, int(n_iterations))
     raise SplitError(
         f"{path}: {part} has the entry {entry!r}; expected the name of a label file ({SUFFIXES}), or (data set, "

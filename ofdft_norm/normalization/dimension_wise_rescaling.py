@@ -16,7 +16,7 @@ from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.affine import Affine
 from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.guards import check_vector, require_field
-from ofdft_norm.settings import NonNegative, Positive, Settings
+from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE, NonNegative, Scale, Settings
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 Array = npt.NDArray[np.float64]
@@ -38,8 +38,8 @@ class RescalingConfig(Settings):
     """
 
     equivariant: bool = False
-    s_coeff: Positive = S_COEFF
-    s_grad: Positive = S_GRAD
+    s_coeff: Scale = S_COEFF
+    s_grad: Scale = S_GRAD
     epsilon: NonNegative = EPSILON
     config_key = "data.rescaling"
 
@@ -82,11 +82,11 @@ class DimensionWiseRescaling(Float64Module):
         epsilon: float = EPSILON,
     ) -> None:
         super().__init__()
-        for name, value, smallest in (("s_coeff", s_coeff, 0), ("s_grad", s_grad, 0), ("epsilon", epsilon, -1e-300)):
-            if not smallest < value < float("inf"):
+        for name, value in (("s_coeff", s_coeff), ("s_grad", s_grad), ("epsilon", epsilon)):
+            if not SMALLEST_SCALE <= value <= LARGEST_SCALE and not (name == "epsilon" and value == 0):
                 raise ConfigError(
-                    f"{name} = {value}: expected a positive number"
-                    + (" or 0" if name == "epsilon" else "")
+                    f"{name} = {value}: expected a positive number, {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"
+                    + (", or 0" if name == "epsilon" else "")
                     + f" (config: data.rescaling.{name})"
                 )
         self.s_coeff = float(s_coeff)

@@ -332,14 +332,27 @@ def create_element_references(
 def _from_state(state: Mapping[str, Any], where: str) -> LinearReferences:
     if "element_references" not in state:
         raise StatisticsError(f"{where}: lacks 'element_references'; it has {sorted(state)}")
-    references = torch.as_tensor(state["element_references"]).to(torch.float64).reshape(-1)
-    if references.numel() == 0:
-        raise StatisticsError(f"{where}: 'element_references' is empty, expected one value for each atomic number")
+    references = _vector(state["element_references"], f"{where}: 'element_references'").to(torch.float64)
     seen = state.get("seen_elements")
     report = state.get(_EXTRA_STATE)
     return LinearReferences(
         references,
         max_num_elements=len(references) - 1,
-        seen_elements=None if seen is None else torch.as_tensor(seen),
+        seen_elements=None if seen is None else _vector(seen, f"{where}: 'seen_elements'"),
         fit_report=FitReport.from_plain(report) if report else None,
     )
+
+
+def _vector(value: Any, where: str) -> Tensor:
+    """Returns one real number for each atomic number; a column or a row is a vector too."""
+    try:
+        tensor = torch.as_tensor(value).cpu().to_dense()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        raise StatisticsError(f"{where} holds no numbers: {value!r:.80}") from None
+    if tensor.is_complex():
+        raise StatisticsError(f"{where} is complex ({tensor.dtype}), expected real numbers")
+    if tensor.numel() < 2 or tensor.numel() != max(tensor.shape):
+        raise StatisticsError(
+            f"{where} has shape {tuple(tensor.shape)}, expected a vector of one value for each atomic number, from 0"
+        )
+    return tensor.reshape(-1)

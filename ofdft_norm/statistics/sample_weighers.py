@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch_geometric.data import Data
 
 from ofdft_norm.data.of_data import molecule_index, n_molecules, sample_name
 from ofdft_norm.errors import BatchError, StatisticsError
+from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE
 
 
 class SampleWeigher:
@@ -47,8 +49,12 @@ class ConstantSampleWeigher(SampleWeigher):
     fields = ()
 
     def __init__(self, weight: float = 1) -> None:
-        if not 0 <= weight < float("inf"):
-            raise StatisticsError(f"ConstantSampleWeigher: weight {weight} is not a finite number >= 0")
+        number = isinstance(weight, Real) and not isinstance(weight, bool)
+        if not number or not (weight == 0 or SMALLEST_SCALE <= weight <= LARGEST_SCALE):
+            raise StatisticsError(
+                f"ConstantSampleWeigher: weight = {weight!r}, expected 0 or a number of {SMALLEST_SCALE:g} ... "
+                f"{LARGEST_SCALE:g} (config: data.statistics.weighers)"
+            )
         self.weight = weight
 
     def get_weights(self, batch: Data) -> Tensor:

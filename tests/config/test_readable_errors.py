@@ -59,7 +59,7 @@ def fail(
         ("sed=1", UNKNOWN.format("sed"), "seed", "train.yaml"),
         (
             "data.rescaling.s_grad=-0.05",
-            "data.rescaling.s_grad = -0.05: should be greater than 0",
+            "data.rescaling.s_grad = -0.05: should be a positive number, 1e-100 ... 1e+100",
             None,
             DIMENSION_WISE,
         ),
@@ -71,7 +71,7 @@ def fail(
         ),
         (
             "data.rescaling.s_grad=0 data.loader.batch_size=0",
-            "data.rescaling.s_grad = 0: should be greater than 0",
+            "data.rescaling.s_grad = 0: should be a positive number, 1e-100 ... 1e+100",
             None,
             DIMENSION_WISE,
         ),

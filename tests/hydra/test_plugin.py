@@ -209,7 +209,7 @@ def test_application_trains_and_sweeps_at_the_same_time(
     [
         ("data.rescaling.s_gard=1", "Key 's_gard' is not in struct"),
         ("data/reference=atomref", "Could not find 'data/reference/atomref'"),
-        ("data.rescaling.s_grad=-1", "data.rescaling.s_grad = -1: should be greater than 0"),
+        ("data.rescaling.s_grad=-1", "data.rescaling.s_grad = -1: should be a positive number, 1e-100 ... 1e+100"),
     ],
 )
 def test_wrong_settings_are_readable_in_the_application_too(

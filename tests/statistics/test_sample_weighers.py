@@ -71,12 +71,6 @@ def test_missing_fields_are_named(path_of_four: list[Any]) -> None:
         InitialGuessOnlySampleWeigher().get_weights(sample)
 
 
-@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
-def test_constants_that_are_no_weights(weight: float) -> None:
-    with pytest.raises(StatisticsError, match="not a finite number >= 0"):
-        ConstantSampleWeigher(weight)
-
-
 class Heavy(SampleWeigher):
     def __init__(self, weight: float = 1) -> None:
         self.weight = weight
