@@ -23,9 +23,9 @@ from ofdft_norm import (
     create_element_references,
 )
 from ofdft_norm.config import LinearReferencesConfig, RescalingConfig
+from ofdft_norm.data.dataset_info import read_dataset_info
 from ofdft_norm.data.plain_files import LARGEST_DEPTH, read_json, read_yaml
 from ofdft_norm.data.split_files import read_split_entries
-from ofdft_norm.data.structures25 import read_dataset_info
 from ofdft_norm.errors import BasisError, ConfigError, SplitError, StatisticsError
 
 # --- YAML and JSON: the same strict readers for all files -------------------------------------------------------------
