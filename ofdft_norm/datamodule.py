@@ -327,7 +327,12 @@ class OFDFTDataModule(LightningDataModule):
     def _fit(self) -> None:
         """Fits, or reads, the statistics; builds the normaliser unless there is one."""
         fitted, normalizer = fit_normalizer(
-            lambda: self.raw_datasets["train"], self.source, self.basis_info, self.statistics_config, self.settings
+            lambda: self.raw_datasets["train"],
+            self.source,
+            self.basis_info,
+            self.statistics_config,
+            self.settings,
+            self.raw_datasets.pre_transforms,
         )
         self._fitted = fitted
         self._normalizer = self._normalizer or normalizer

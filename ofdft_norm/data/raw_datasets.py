@@ -36,7 +36,7 @@ class RawDatasets:
         self.source = source
         self.split = split
         self.index_dir = index_dir
-        transforms = list(pre_transforms)
+        transforms = self.pre_transforms = list(pre_transforms)
         self.transform = None if not transforms else transforms[0] if len(transforms) == 1 else Compose(transforms)
         self._splits: LazyDatasets | None = None
         self._everything: Any = None

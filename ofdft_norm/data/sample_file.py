@@ -21,7 +21,7 @@ from ofdft_norm.errors import LabelFileError
 from ofdft_norm.settings import Settings
 
 _REQUIRED = ("pos", "atomic_numbers", "coeffs", "n_atoms")
-_OPTIONAL = ("dual_basis_integrals", "mol_id")
+_OPTIONAL = ("dual_basis_integrals", "mol_id", "coordinates")
 
 
 class SampleFile(Settings):
@@ -29,7 +29,8 @@ class SampleFile(Settings):
 
     The file holds `n_atoms` (n_samples,); `pos` (n_atoms_of_all, 3) [bohr]; `atomic_numbers` (n_atoms_of_all,);
     `coeffs` (n_basis_of_all,), in the basis and coordinates that the model was trained in; and optionally
-    `dual_basis_integrals` (n_basis_of_all,) [electrons] and `mol_id` (n_samples,).
+    `dual_basis_integrals` (n_basis_of_all,) [electrons], `mol_id` (n_samples,) and `coordinates`, one word that says
+    what the coefficients are given in (``raw``: the density basis as it is; else as in `ofdft_norm.transforms`).
 
     Attributes:
         path: The npz file.
@@ -128,6 +129,10 @@ class SampleFileDataset(Dataset[OFData]):
             dual_basis_integrals=None if integrals is None else integrals[functions].astype(np.float64),
             mol_id=str(index if names is None else names[index]),
         )
+        if "coordinates" in self.arrays:
+            sample.coordinates = str(self.arrays["coordinates"])
+        else:
+            del sample.coordinates  # the file leaves it to the user
         return sample if self.transform is None else self.transform(sample)
 
 

@@ -86,6 +86,7 @@ def build_normalizer(
         energy_field=energy_field,
         forces_field=forces_field,
         basis_info=basis_info,
+        coordinates=statistics.attributes.get("coordinates"),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ofdft_norm.statistics.config import StatisticsConfig
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.statistics.fit import STATISTICS_VERSION
+from ofdft_norm.statistics.origin import coordinates_attribute, origin_of, refuse_other_origin
 from ofdft_norm.statistics.sample_weighers import ConstantSampleWeigher
 
 ReferenceConfig = AtomRefConfig | LinearReferencesConfig | None
@@ -62,7 +63,7 @@ def statistics_of(
     dataset: Any,
     basis_info: BasisInfo | None,
     config: StatisticsConfig,
-    description: dict[str, str],
+    description: dict[str, Any],
     energy_field: str = "energy_label",
     atomic_numbers_field: str = "atomic_numbers",
 ) -> FittedStatistics:
@@ -72,7 +73,7 @@ def statistics_of(
         dataset: The training split, with its pre-transforms.
         basis_info: The basis; None: samples that have energies alone, each of which counts.
         config: How to fit, and where to keep results.
-        description: Stored with fitted statistics, for people.
+        description: Stored with fitted statistics.
         energy_field: Field of the energies.
         atomic_numbers_field: Field of the atomic numbers.
 
@@ -94,7 +95,11 @@ def statistics_of(
             n_batches=config.n_batches,
             residuals=config.residuals,
             progress=config.progress,
-            attributes=description if fingerprint is None else {**description, "fingerprint_by": config.fingerprint},
+            attributes={
+                **description,
+                **coordinates_attribute(dataset),
+                **({} if fingerprint is None else {"fingerprint_by": config.fingerprint}),
+            },
             energy_field=energy_field,
             atomic_numbers_field=atomic_numbers_field,
         )
@@ -146,6 +151,7 @@ def fit_normalizer(
     basis_info: BasisInfo | None,
     config: StatisticsConfig,
     settings: NormalizerSettings,
+    pre_transforms: Sequence[Callable[..., Any]],
 ) -> tuple[FittedStatistics, Normalizer]:
     """Returns the statistics of a training split, given, cached or fitted, and the normaliser that follows.
 
@@ -155,10 +161,12 @@ def fit_normalizer(
         basis_info: The basis; None for samples without density coefficients.
         config: How to fit, and where to keep results.
         settings: What the normaliser is made of.
+        pre_transforms: What happens to samples before statistics are taken.
 
     Raises:
         ConfigError: If the settings do not fit the data.
-        StatisticsError: See `DatasetStatistics.from_dataset`.
+        StatisticsError: If given statistics were taken after other pre-transforms or of another target; see also
+            `DatasetStatistics.from_dataset`.
     """
     if basis_info is None and (isinstance(settings.reference, AtomRefConfig) or settings.rescaling is not None):
         raise ConfigError(
@@ -166,14 +174,16 @@ def fit_normalizer(
             "data.source.basis_info is given): choose data/reference=linear (or fixed, none) and data/rescaling=none"
         )
     energy_field = getattr(source, "energy_field", "energy_label")
+    origin = origin_of(pre_transforms, getattr(source, "energy_key", None), getattr(source, "gradient_key", None))
     if config.path is not None:
         fitted = given_statistics(config.path)
+        refuse_other_origin(fitted.statistics, origin)
     else:
         fitted = statistics_of(
             _opened(training_split),
             basis_info,
             config,
-            {"source": repr(source)[:2000]},
+            {"source": repr(source)[:2000], **origin},
             energy_field,
             getattr(source, "atomic_numbers_field", "atomic_numbers"),
         )

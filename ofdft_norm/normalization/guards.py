@@ -14,6 +14,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.fields import PER_FUNCTION
 from ofdft_norm.data.of_data import n_molecules
 from ofdft_norm.errors import BatchError, NormalizationError
+from ofdft_norm.transforms.basis_transforms import coordinates_of
 
 IntArray = npt.NDArray[np.int64]
 
@@ -169,6 +170,25 @@ def _compare(batch: Data, name: str, expected: IntArray, source: str) -> None:
             f"{_where(batch)}: field {name!r} is {found[entry]} at entry {entry}, expected {expected[entry]}, as "
             f"follows from {source}: build samples with OFData.construct_new and the basis of data.source.basis_info"
         )
+
+
+def check_coordinates(fitted: str | None, batch: Data) -> None:
+    """Refuses samples that say they are in other coordinates than the normaliser was fitted in.
+
+    Args:
+        fitted: Of the normaliser; None: no check.
+        batch: A raw sample or batch.
+
+    Raises:
+        NormalizationError: With both.
+    """
+    if fitted is None or batch.get("coordinates") is None or coordinates_of(batch) == fitted:
+        return
+    raise NormalizationError(
+        f"{_where(batch)}: is in the coordinates {coordinates_of(batch)!r}, but the normaliser was fitted in "
+        f"{fitted!r}: bring samples there (config: data.pre_transforms), or use statistics of these coordinates "
+        "(config: data.statistics.path)"
+    )
 
 
 def check_seen_elements(seen_elements: Tensor, batch: Data) -> None:

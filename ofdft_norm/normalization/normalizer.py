@@ -18,6 +18,7 @@ from ofdft_norm.normalization.affine import Affine
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.guards import (
+    check_coordinates,
     check_energy,
     check_fields,
     check_is_sample,
@@ -55,6 +56,7 @@ class Normalizer(Float64Module):
         energy_field: Field that holds the energy, for data sets with names of their own.
         forces_field: Field that holds forces, if any: (n_atom, 3), divided by `energy_scale` like the energy.
         basis_info: The density basis, against which the indices of samples are checked; None: they are not.
+        coordinates: What the statistics' vectors were given in; samples that say otherwise are refused. None: no check.
 
     Raises:
         ConfigError: If `energy_scale` is not a positive number.
@@ -72,6 +74,7 @@ class Normalizer(Float64Module):
         energy_field: str = "energy_label",
         forces_field: str | None = None,
         basis_info: BasisInfo | None = None,
+        coordinates: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 < float(energy_scale) < float("inf"):
@@ -81,6 +84,7 @@ class Normalizer(Float64Module):
         self.energy_field = energy_field
         self.forces_field = forces_field
         self.basis_info = basis_info
+        self.coordinates = coordinates
         self.reference = reference
         self.rescaling = rescaling
         self.register_float64("energy_scale", torch.as_tensor(energy_scale, dtype=torch.float64).reshape(()))
@@ -117,6 +121,7 @@ class Normalizer(Float64Module):
             )
         if check_values:
             self.check(raw)
+        check_coordinates(self.coordinates, raw)
         n = n_molecules(raw)
         out = _with_fields(raw, self.normalize_fields(self.fields_of(raw), n))
         out.normalized = torch.ones(n, dtype=torch.bool, device=out.energy_reference.device)

@@ -33,6 +33,7 @@ def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
         "energy_field": normalizer.energy_field,
         "forces_field": normalizer.forces_field,
         "basis_info": None if normalizer.basis_info is None else normalizer.basis_info.to_dict(),
+        "coordinates": normalizer.coordinates,
     }
 
 
@@ -57,6 +58,7 @@ def normalizer_from_state(state: Mapping[str, Any]) -> Normalizer:
         energy_field=state["energy_field"],
         forces_field=state["forces_field"],
         basis_info=None if basis_info is None else BasisInfo(**basis_info),
+        coordinates=state.get("coordinates"),  # version 0.1 did not know any
     )
 
 
