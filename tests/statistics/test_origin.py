@@ -10,6 +10,8 @@ from ofdft_norm.config import LabelFiles, SplitConfig, StatisticsConfig
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.errors import NormalizationError, StatisticsError
 
+pytestmark = pytest.mark.filterwarnings("ignore:the basis has the elements")  # four molecules do not have them all
+
 PATHS = [str(EMBEDDED_DATA / "labels" / f"{name}.zarr.zip") for name in ("water", "methane", "methanol", "ethane")]
 FRAMES = [BasisTransforms([LocalFrames()]), ProjectGradient()]
 
