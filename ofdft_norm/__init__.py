@@ -9,6 +9,7 @@ from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.element_references import LinearReferences, create_element_references
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
+from ofdft_norm.normalization.initial_guess_delta import InitialGuessDelta
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.reference_config import load_references_from_config, references_from_values
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
@@ -35,6 +36,7 @@ __all__ = [
     "DimensionWiseRescaling",
     "GroundStateOnlySampleWeigher",
     "HasEnergyLabelSampleWeigher",
+    "InitialGuessDelta",
     "InitialGuessOnlySampleWeigher",
     "LinearReferences",
     "LocalFrames",
