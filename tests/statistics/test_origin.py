@@ -72,7 +72,7 @@ def test_those_that_do_not_say_are_believed(given: Path, tmp_path: Path) -> None
 def test_samples_in_other_coordinates_than_the_normaliser_are_refused(given: Path) -> None:
     module = datamodule(StatisticsConfig(path=str(given)))
     module.setup("fit")
-    sample = BasisTransforms([])(datamodule(StatisticsConfig()).parts["all"][0])
+    sample = BasisTransforms([])(datamodule(StatisticsConfig()).raw_datasets["all"][0])
     message = r"coordinates 'raw', but the normaliser was fitted in 'natural_symmetric'.*data\.pre_transforms"
     with pytest.raises(NormalizationError, match=message):
         module.normalizer.normalize(sample)
