@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from numbers import Integral, Real
@@ -18,7 +15,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from ofdft_norm.data.elements import SYMBOLS, atomic_number
-from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.data.files import written_whole
+from ofdft_norm.errors import ConfigError, StatisticsError, closest, did_you_mean
 from ofdft_norm.normalization.element_references import LinearReferences, UnseenPolicy, create_element_references
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
 from ofdft_norm.normalization.reference_files import read_reference_file
@@ -180,8 +178,7 @@ def _check_fit(fit: Any) -> list[str]:
 
 def _refuse_unknown(key: str, known: Sequence[str], where: str) -> None:
     if key not in known:
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(key, known, cutoff=0.5)
         raise ConfigError(f"unknown key {key!r} in {where}: expected one of {list(known)}{hint}")
 
 
@@ -207,7 +204,7 @@ def _target_references(target: str, entry: Any) -> LinearReferences:
         return _values(target, entry)
     if isinstance(entry, Sequence | ListConfig) and not isinstance(entry, str):
         return _values(target, entry)
-    close = difflib.get_close_matches(target, ["file", "fit"], n=1)
+    close = closest(target, ["file", "fit"])
     hint = f"did you mean the key {close[0]!r}?" if close else f"for a file write {target}: {{file: ...}}"
     raise ConfigError(
         f"{target} = {entry!r}: expected {{file: ...}}, a mapping of elements to values, or a list by atomic number; "
@@ -278,14 +275,6 @@ def _mark_fitted(fit: Any) -> None:
 
 
 def _save(references: Mapping[str, LinearReferences], folder: Path) -> None:
-    """Writes all references aside, then renames: the file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = {target: dict(module.state_dict()) for target, module in references.items()}
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{CHECKPOINT_NAME}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-        os.replace(temporary, folder / CHECKPOINT_NAME)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(folder / CHECKPOINT_NAME) as file:
+        torch.save(state, file)
