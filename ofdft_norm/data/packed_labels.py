@@ -65,8 +65,8 @@ class PackedLabels(LabelFiles):
         given = BasisInfo.from_json(self.basis_info)
         if given != packed.basis_info:
             raise BasisError(
-                f"{packed.folder}: was packed in the basis {packed.basis_info}, but {self.basis_info} has {given} "
-                "(config: data.source.basis_info; null takes the packed set's)"
+                f"{packed.folder}: was packed in the basis {packed.basis_info}, but {self.basis_info} has {given}; "
+                "null takes the packed set's (config: data.source.basis_info)"
             )
 
     def basis(self) -> BasisInfo:

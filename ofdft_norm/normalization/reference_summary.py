@@ -252,9 +252,9 @@ def stored_linear_problem(statistics: DatasetStatistics, weigher_key: str, count
 
 def _r_squared(rmse: float | None, std: float | None, mean: float | None) -> float | None:
     """Returns 1 - rmse^2 / std^2; NaN where all energies are equal, to rounding."""
-    if rmse is None or std is None or mean is None:
+    if rmse is None or std is None:
         return None
-    return 1 - (rmse / std) ** 2 if std > _EQUAL * abs(mean) else math.nan
+    return 1 - (rmse / std) ** 2 if std > _EQUAL * abs(mean or 0.0) else math.nan
 
 
 def describe_null_space(null_space: Tensor, atomic_numbers: list[int]) -> list[str]:

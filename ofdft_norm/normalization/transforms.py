@@ -104,7 +104,7 @@ def _refuse_overflow(field: str, value: Tensor, half: Tensor) -> None:
     if (value.isfinite() & half.isinf()).any():
         largest = float(value[value.isfinite()].abs().max())
         raise NormalizationError(
-            f"field {field!r} has values up to {largest:.6g}, but float16 ends at 65504: choose float32 or bfloat16 "
-            "(config: data.dtype; a trainer's precision 16-true asks for float16), a reference energy (config: "
-            "data/reference), or a larger energy scale (config: data.energy_scale)"
+            f"field {field!r} has values up to {largest:.6g}, but float16, which a trainer's precision "
+            "16-true asks for, too, ends at 65504: choose float32 or bfloat16 (config: data.dtype), a reference energy "
+            "(config: data/reference), or a larger energy scale (config: data.energy_scale)"
         )

@@ -44,13 +44,13 @@ def keys_of(node: Any, above: str = "") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def keys() -> set[str]:
-    """All keys of runs composed with each option of each group, and of the other scripts' configurations."""
+    """All keys of runs composed with each option of each group, and of the other scripts' configurations; the groups."""
     scripts = [path.stem for path in config_dir().glob("*.yaml")]
     options = [f"{name}={path.stem}" for name, folder in config_groups().items() for path in folder.glob("*.yaml")]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         composed = [compose(name) for name in scripts]
         composed += [compose("train", [option]) for option in options if not option.startswith("data=")]
-    return {key for config in composed for key in keys_of(config)}
+    return {key for config in composed for key in keys_of(config)} | set(config_groups())
 
 
 @pytest.mark.parametrize(("key", "module"), named_keys())
