@@ -249,7 +249,7 @@ class LinearReferences(Reference):
         if not values.shape == n_atoms.shape == (len(numbers),):
             raise StatisticsError(
                 f"{dataset_statistics.path or 'statistics'}: element references for {values.shape[0]} and atom "
-                f"counts for {n_atoms.shape[0]} elements, but there are {len(numbers)} "
+                f"counts for {n_atoms.shape[0]} elements, but the basis has {len(numbers)} "
                 "(config: data.statistics.path, data.source.basis_info)"
             )
         if max(numbers) > max_num_elements:

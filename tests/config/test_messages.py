@@ -44,7 +44,7 @@ def keys_of(node: Any, above: str = "") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def keys() -> set[str]:
-    """All keys of runs composed with each option of each group, and of the other scripts' configurations; the groups."""
+    """All keys of runs composed with each option of each group, and of other scripts' configurations; the groups."""
     scripts = [path.stem for path in config_dir().glob("*.yaml")]
     options = [f"{name}={path.stem}" for name, folder in config_groups().items() for path in folder.glob("*.yaml")]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
