@@ -39,7 +39,7 @@ IMPORTED = (
 
 @lru_cache
 def context() -> ForkServerContext:
-    """Returns multiprocessing's context whose processes are forked from the server."""
+    """Returns multiprocessing's context whose processes are forked from the server; loaders name it 'forkserver'."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*IMPORTED])
     return context

@@ -13,6 +13,7 @@ from ofdft_norm import OFData, OFDataset, ProjectGradient
 from ofdft_norm.data.packed_dataset import PackedDataset
 from ofdft_norm.data.packed_writer import PackingPlan, pack_labels
 from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
+from tests import processes
 
 
 def doubled(sample: OFData) -> OFData:
@@ -140,8 +141,9 @@ def test_the_state_tells_sets_and_selections_apart(packed: Path) -> None:
     assert len({repr(state) for state in states}) == len(states)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", "forkserver"])  # a server's processes get what spawned ones get, pickled
 def test_workers_open_the_set_themselves(context: str, packed: Path, assert_same_fields: Any) -> None:
+    processes.context()
     dataset = PackedDataset([packed])
     assert len(pickle.dumps(dataset)) < 5000  # the basis, mostly
     _ = dataset[0], dataset.batch([1])

@@ -54,4 +54,5 @@ def small_run(small_data: tuple[str, ...]) -> tuple[str, ...]:
         "model.rank=4",
         "model.n_layers=0",
         "trainer.enable_progress_bar=false",
+        "callbacks.log_normalization.plots=false",
     )

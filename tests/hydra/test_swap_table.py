@@ -74,6 +74,8 @@ def test_the_sweep_of_the_table_runs_and_fits_once(
     assert SWEEP in table()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
+    # drawing is half of the time of such short runs
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.touch())
     monkeypatch.setattr("sys.argv", [SCRIPT, *QUIET, *small_run, "trainer.fast_dev_run=true", SWEEP])
     runpy.run_path(SCRIPT, run_name="__main__")
     records = [yaml.safe_load(path.read_text()) for path in tmp_path.rglob("run.yaml")]

@@ -16,6 +16,7 @@ from ofdft_norm.config import LoaderConfig, SplitConfig
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
 from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
 from ofdft_norm.normalization.transforms import NormalizeTransform
+from tests import processes
 
 LOADERS = {
     "fit": ("train_dataloader", "val_dataloader"),
@@ -154,8 +155,9 @@ def test_dtypes_can_be_set_against_the_precision(setting: Any) -> None:
             setting.datamodule(**{name: "nothing"})
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", "forkserver"])  # a server's processes get what spawned ones get, pickled
 def test_workers_yield_the_same_batches(setting: Any, context: str) -> None:
+    processes.context()
     plain = setting.datamodule(loader={"shuffle": False})
     workers = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": context, "shuffle": False}
     datamodule = setting.datamodule(loader=workers)
