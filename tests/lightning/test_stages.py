@@ -104,8 +104,9 @@ def test_lightnings_tuner_finds_a_learning_rate_and_a_batch_size(setting: Any, t
     assert model.learning_rate == found.suggestion() or found.suggestion() is None
     trainer = setting.trainer()
     size = Tuner(trainer).scale_batch_size(model, datamodule=datamodule, max_trials=2, steps_per_trial=1, init_val=2)
-    assert datamodule.batch_size == datamodule.loader.batch_size == size == 4
-    assert max(batch.num_graphs for batch in datamodule.train_dataloader()) == 4
+    assert datamodule.batch_size == datamodule.loader.batch_size == size
+    assert size in (4, 8)  # Lightning 2.5.0 ends with twice what it tried
+    assert max(batch.num_graphs for batch in datamodule.train_dataloader()) == size
     trainer.fit(model, datamodule=datamodule)
     with pytest.raises(ConfigError, match=r"data\.loader\.batch_size"):
         datamodule.batch_size = 0
