@@ -186,8 +186,8 @@ def check_coordinates(fitted: str | None, batch: Data) -> None:
         return
     raise NormalizationError(
         f"{_where(batch)}: is in the coordinates {coordinates_of(batch)!r}, but the normaliser was fitted in "
-        f"{fitted!r}: bring samples there (config: data.pre_transforms), or use statistics of these coordinates "
-        "(config: data.statistics.path)"
+        f"{fitted!r}: bring samples there (config: data.pre_transforms), use statistics of these coordinates (config: "
+        "data.statistics.path), or correct what the sample says (argument coordinates of OFData.construct_new)"
     )
 
 

@@ -111,7 +111,12 @@ def test_logged_errors_are_those_of_the_label_files_in_hartree(run, folder):
     for row in np.flatnonzero(labelled):
         w = np.broadcast_to(integrals, labels["spatial/coeffs"].shape)[row].astype(np.float64)
         sample = OFData.construct_new(
-            datamodule.basis_info, pos, numbers, labels["spatial/coeffs"][row], dual_basis_integrals=w.copy()
+            datamodule.basis_info,
+            pos,
+            numbers,
+            labels["spatial/coeffs"][row],
+            dual_basis_integrals=w.copy(),
+            coordinates="natural_symmetric",  # as the embedded labels are stored
         )
         batch = model.normalizer.normalize(sample)
         batch.coeffs, batch.pos = batch.coeffs.float(), batch.pos.float()
