@@ -1,72 +1,13 @@
-"""A folder with a few embedded molecules, and data modules and trainers for it that write nothing elsewhere."""
+"""A folder with a few embedded molecules, for all tests of the worked example."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from lightning import Trainer
 
-from ofdft_norm import OFDFTDataModule
-from ofdft_norm.config import LabelFiles, LoaderConfig, SplitConfig, StatisticsConfig
-from ofdft_norm.data.embedded_data import EMBEDDED_DATA
-
-# all have H, C, N and O, so that any of them can train
-MOLECULES = ("cyanic_acid", "fulminic_acid", "isocyanic_acid", "isofulminic_acid", "methyl_nitrite", "nitromethane")
-SPLIT = SplitConfig(train=0.66, val=0.17, test=0.17, seed=2)  # 4, 1 and 1 molecules
-
-IGNORED = (
-    # Lightning 2.6 with torch 2.13
-    "ignore:.*LeafSpec.*:FutureWarning",
-    "ignore:.*isinstance.treespec",
-    # advice that does not concern tests of a few samples
-    "ignore:.*does not have many workers.*",
-    "ignore:.*smaller than the logging interval.*",
-    "ignore:GPU available but not used.*",
-    "ignore:.*tensorboardX.*",
-)
-
-
-class LabelledMolecules:
-    """A folder of label files with their basis."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.labels = folder / "labels"
-        self.labels.mkdir(parents=True)
-        for name in MOLECULES:
-            shutil.copy(EMBEDDED_DATA / "labels" / f"{name}.zarr.zip", self.labels)
-        basis = json.loads((EMBEDDED_DATA / "basis_info.json").read_text())
-        known = [i for i, number in enumerate(basis["atomic_numbers"]) if number != 9]  # no molecule has fluorine
-        known_part = {k: [v[i] for i in known] if isinstance(v, list) else v for k, v in basis.items()}
-        (folder / "basis_info.json").write_text(json.dumps(known_part))
-        self.basis_info = str(folder / "basis_info.json")
-
-    def datamodule(self, **options: Any) -> OFDFTDataModule:
-        defaults: dict[str, Any] = {
-            "source": LabelFiles(paths=str(self.labels), basis_info=self.basis_info),
-            "split": SPLIT,
-            "statistics": StatisticsConfig(dir=str(self.folder / "cache"), progress=False),
-            "loader": LoaderConfig(batch_size=8),
-        }
-        return OFDFTDataModule(**{**defaults, **options})
-
-    def trainer(self, **options: Any) -> Trainer:
-        defaults: dict[str, Any] = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": str(self.folder),
-        }
-        return Trainer(**{**defaults, **options})
+from tests.labelled_molecules import LabelledMolecules, ignore_advice
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +17,4 @@ def labelled_molecules() -> Callable[[Path], LabelledMolecules]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            for text in IGNORED:
-                item.add_marker(pytest.mark.filterwarnings(text))
+    ignore_advice(items, Path(__file__).parent)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from torch import Tensor, nn
 
 from ofdft_norm import NormalizerMixin, OFDFTDataModule
-from ofdft_norm.config import LabelFiles, LoaderConfig, SplitConfig, StatisticsConfig
-from ofdft_norm.data.embedded_data import EMBEDDED_DATA
-
-# all have H, C, N and O, so that any of them can train
-MOLECULES = ("cyanic_acid", "fulminic_acid", "isocyanic_acid", "isofulminic_acid", "methyl_nitrite", "nitromethane")
-SPLIT = SplitConfig(train=0.66, val=0.17, test=0.17, seed=2)  # 4, 1 and 1 molecules; 37 samples train
+from tests.labelled_molecules import LabelledMolecules, ignore_advice
 
 
 class TinyModel(NormalizerMixin, LightningModule):
@@ -69,47 +62,10 @@ class TinyModel(NormalizerMixin, LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
 
-class Setting:
-    """A folder of label files, and data modules, models and trainers for it."""
+class Setting(LabelledMolecules):
+    """Label files, data modules and trainers for them, and models."""
 
     tiny_model = TinyModel
-
-    def __init__(self, folder: Path, molecules: Sequence[str] = MOLECULES) -> None:
-        self.folder = folder
-        self.labels = folder / "labels"
-        self.labels.mkdir(parents=True)
-        for name in molecules:
-            shutil.copy(EMBEDDED_DATA / "labels" / f"{name}.zarr.zip", self.labels)
-        basis = json.loads((EMBEDDED_DATA / "basis_info.json").read_text())
-        known = [i for i, number in enumerate(basis["atomic_numbers"]) if number != 9]  # no molecule has fluorine
-        known_part = {k: [v[i] for i in known] if isinstance(v, list) else v for k, v in basis.items()}
-        (folder / "basis_info.json").write_text(json.dumps(known_part))
-        self.basis_info = str(folder / "basis_info.json")
-
-    def source(self, **options: Any) -> LabelFiles:
-        return LabelFiles(paths=str(self.labels), basis_info=self.basis_info, **options)
-
-    def datamodule(self, batch_size: int = 8, loader: dict[str, Any] | None = None, **options: Any) -> OFDFTDataModule:
-        defaults: dict[str, Any] = {
-            "source": self.source(),
-            "split": SPLIT,
-            "statistics": StatisticsConfig(dir=str(self.folder / "cache"), progress=False),
-            "loader": LoaderConfig(batch_size=batch_size, **(loader or {})),
-        }
-        return OFDFTDataModule(**{**defaults, **options})
-
-    def trainer(self, **options: Any) -> Trainer:
-        defaults: dict[str, Any] = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": str(self.folder),
-        }
-        return Trainer(**{**defaults, **options})
 
     def fit(self, path: Path, datamodule: OFDFTDataModule | None = None, **options: Any) -> tuple[TinyModel, Any]:
         """Trains and writes a checkpoint; returns model and data module."""
@@ -138,19 +94,5 @@ def make_setting() -> Callable[..., Setting]:
     return Setting
 
 
-IGNORED = (
-    # Lightning 2.6 with torch 2.13
-    "ignore:.*LeafSpec.*:FutureWarning",
-    # advice that does not concern tests of a few samples
-    "ignore:.*does not have many workers.*",
-    "ignore:.*smaller than the logging interval.*",
-    "ignore:GPU available but not used.*",
-    "ignore:.*tensorboardX.*",
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            for text in IGNORED:
-                item.add_marker(pytest.mark.filterwarnings(text))
+    ignore_advice(items, Path(__file__).parent)
