@@ -33,6 +33,7 @@ IMPORTED = (
     "lightning",
     "hydra",
     "torch_geometric.loader",
+    "pyscf.dft",
     "ofdft_norm",
 )
 

@@ -23,6 +23,7 @@ from ofdft_norm.example.ablation import (
     folds,
     global_std,
 )
+from tests.processes import context
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,10 @@ def test_every_arm_is_searched_alike_and_trained_on_every_fold(
 
 
 def test_runs_that_are_there_are_not_repeated_and_missing_ones_give_the_same_in_another_process(
-    settings: AblationSettings, result: ablation.AblationResult
+    settings: AblationSettings, result: ablation.AblationResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # forked from the tests' server instead of spawned: they need not import everything anew
+    monkeypatch.setattr(ablation, "get_context", lambda _: context())
     lost = settings.output / "runs" / f"{result.runs[1].run.name}.json"
     lost.unlink()
     written = {path: path.stat().st_mtime_ns for path in lost.parent.iterdir()}

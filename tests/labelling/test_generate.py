@@ -76,6 +76,7 @@ def test_reproduces_shipped_labels(tmp_path: Path) -> None:
     verify_checksums(tmp_path)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_resumes_and_refuses_to_mix(tmp_path: Path) -> None:
     path = tmp_path / "labels/dihydrogen.zarr.zip"
     assert not generate([_hydrogen()], tmp_path, progress=False).skipped
@@ -95,6 +96,7 @@ def test_resumes_and_refuses_to_mix(tmp_path: Path) -> None:
         generate([_hydrogen()], tmp_path, progress=False)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_refused_molecules_are_reported_and_not_written(tmp_path: Path) -> None:
     result = generate([_hydrogen()], tmp_path, tolerances=CheckTolerances(finite_difference=1e-9), progress=False)
     assert "finite_difference is" in result.failures["dihydrogen"]
@@ -107,6 +109,7 @@ def test_refused_molecules_are_reported_and_not_written(tmp_path: Path) -> None:
             generate([_hydrogen()], tmp_path, shard=shard)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_command_line_lists_failures_and_exits_with_one(
     tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def composed(name: str, overrides: list[str]) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # as the README's other tests: Lightning advises every reader
+@pytest.mark.usefixtures("forked_workers")
 def test_the_section_leads_from_geometries_to_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
