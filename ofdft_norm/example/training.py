@@ -69,8 +69,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.get("ckpt_path"))
     metrics = _floats(trainer.callback_metrics)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-    trainer.test(model, datamodule=datamodule, ckpt_path=best)
-    metrics.update(_floats(trainer.callback_metrics))
+    if "test" in datamodule.raw_datasets.names():
+        trainer.test(model, datamodule=datamodule, ckpt_path=best)
+        metrics.update(_floats(trainer.callback_metrics))
     _ = datamodule.statistics  # on every rank: a resumed run may fit them only now, and all ranks fit together
     if trainer.is_global_zero:
         if best is not None:
@@ -83,6 +84,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
 def write_results(model: DensityModule, datamodule: OFDFTDataModule, output_dir: Path) -> dict[str, float]:
     """Writes ``results.csv``, ``results.txt``, ``gradient_ranges.png`` and ``energies.png``, and shows the table.
 
+    They tell of the validation and test split, as far as the data have them.
+
     Args:
         model: The trained model; any module whose `predict` gives energies and gradients in hartree.
         datamodule: Its data.
@@ -92,7 +95,8 @@ def write_results(model: DensityModule, datamodule: OFDFTDataModule, output_dir:
         The model's errors as ``results/<split>/<error>``.
     """
     predict = model.cpu().eval().predict
-    rows = results_table(predict, datamodule, SPLITS)
+    splits = [split for split in SPLITS if split in datamodule.raw_datasets.names()]
+    rows = results_table(predict, datamodule, splits)
     table = format_table(rows)
     log.info("results of the best checkpoint:\n%s", table)
     write_text(output_dir / "results.txt", table + "\n")
@@ -102,7 +106,7 @@ def write_results(model: DensityModule, datamodule: OFDFTDataModule, output_dir:
     basis_info = cast(BasisInfo, datamodule.basis_info)  # results_table has refused data without one
     figure = plot_gradient_ranges(datamodule.statistics, normalizer, basis_info, key)
     save_figure(figure, output_dir / "gradient_ranges.png")
-    energies = {s: predicted_energies(predict, split_batches(datamodule, s), normalizer) for s in SPLITS}
+    energies = {s: predicted_energies(predict, split_batches(datamodule, s), normalizer) for s in splits}
     save_figure(plot_energies(energies), output_dir / "energies.png")
     return {f"results/{r.split}/{k}": v for r in rows if r.predictor == MODEL for k, v in r.errors.items()}
 

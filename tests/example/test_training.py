@@ -149,11 +149,15 @@ def test_normalisation_is_logged_to_every_logger(run, folder):
     assert events.Scalars("normalization/n_molecules")[0].value == 5.0
 
 
-@pytest.mark.parametrize("rescaling", ["none", "equivariant"])
-def test_other_rescalings_run(run, folder, tmp_path, rescaling, monkeypatch):
+@pytest.mark.filterwarnings("ignore:Total length of `list`")
+@pytest.mark.parametrize(("rescaling", "held_out"), [("none", "val"), ("equivariant", "test")])
+def test_other_rescalings_and_splits_run(run, folder, tmp_path, rescaling, held_out, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     monkeypatch.setenv("PL_SEED_WORKERS", "0")
-    overrides = [f"data/rescaling={rescaling}", "trainer=debug", "logger=csv", f"output_dir={tmp_path / 'output'}"]
-    quick = ("trainer.enable_progress_bar=false", "callbacks.log_normalization.plots=false")
+    split = tmp_path / "split.yaml"
+    split.write_text(yaml.safe_dump({"train": SPLIT["train"], held_out: SPLIT[held_out]}))
+    overrides = [f"data/rescaling={rescaling}", f"data.split.file={split}", f"output_dir={tmp_path / 'output'}"]
+    quick = ("trainer=debug", "trainer.enable_progress_bar=false", "logger=csv", "callbacks=none")
     metrics = train(composed(folder, *overrides, *quick))
     assert torch.isfinite(torch.tensor(list(metrics.values()))).all()
+    assert {name.split("/")[1] for name in metrics if name.startswith("results/")} == {held_out}
