@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, replace: bool = False, beside: Path | None = None) -> Iterator[Path]:
     """Yields the name to write a file or a folder under; it gets its real name when the block ends.
 
     Readers see the old content or the new one, never a part of it. After an exception nothing of the new content is
@@ -21,12 +24,15 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: The file or folder. Its parent folder is made. An existing file is replaced; so is an empty folder.
+        replace: Whether a folder that is not empty is replaced, too.
+        beside: The unfinished file stands beside this one, and is named after it; by default beside `path`.
 
     Yields:
-        A path in the same folder, under which nothing exists yet.
+        A path under which nothing exists yet.
 
     Raises:
-        OSError: If it cannot be written or renamed; for instance, a folder that is not empty is not replaced.
+        OSError: If it cannot be written or renamed; for instance, a folder that is not empty is not replaced unless
+            that is asked for.
 
     Example:
         >>> import tempfile
@@ -38,17 +44,83 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    unfinished = _aside(beside or path, "part")
     try:
         yield unfinished
-        os.replace(unfinished, path)
+        if replace and unfinished.is_dir() and path.exists():
+            _replace_folder(unfinished, path)
+        else:
+            os.replace(unfinished, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            if unfinished.is_dir():
-                shutil.rmtree(unfinished)
-            else:
-                unfinished.unlink(missing_ok=True)
+        _remove(unfinished)  # the first error is the one to report
         raise
+
+
+def _aside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Puts a complete folder in another's place, in one step where the system can do that.
+
+    Where it cannot, the old folder is called ``.<name>.<8 hex digits>.old`` for a moment; `set_aside` finds it.
+    """
+    if _exchanged(new, path):
+        _remove(new)
+        return
+    old = _aside(path, "old")
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    _remove(old)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchanges two names in one step; False, and nothing has happened, where the system or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2  # Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    done: int = renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange)
+    return done == 0
+
+
+def set_aside(path: Path) -> Path | None:
+    """Returns the old content of a folder whose replacement was interrupted between two renames, if there is any.
+
+    Args:
+        path: The folder's name, under which nothing is.
+    """
+    return next(iter(_left_of(path, "old")), None)
+
+
+def remove_left_overs(path: Path, after_seconds: float = 24 * 3600.0) -> None:
+    """Removes what processes that were killed in `written_whole` left beside a path, and nothing else.
+
+    Args:
+        path: What they were writing.
+        after_seconds: Younger ones may still be being written.
+    """
+    for left in _left_of(path, "part"):
+        with contextlib.suppress(OSError):  # another process may be quicker
+            if time.time() - left.stat().st_mtime > after_seconds:
+                _remove(left)
+
+
+def _left_of(path: Path, kind: str) -> list[Path]:
+    return list(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.{kind}"))
 
 
 def write_text(path: str | Path, text: str) -> None:

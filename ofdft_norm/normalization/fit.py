@@ -140,9 +140,10 @@ def _folder(config: StatisticsConfig) -> Path | None:
 
 def given_statistics(path: str) -> FittedStatistics:
     """Reads the statistics that a configuration gives by path."""
-    if not Path(path).expanduser().exists():
+    statistics = DatasetStatistics(Path(path).expanduser())
+    if not statistics.keys_recursive():
         raise ConfigError(f"{path}: no statistics there (config: data.statistics.path)")
-    return FittedStatistics(DatasetStatistics(Path(path).expanduser()), None, True)
+    return FittedStatistics(statistics, None, True)
 
 
 def fit_normalizer(

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -195,9 +194,8 @@ def _is_whole(path: Path) -> bool:
 
 def _remember(statistics: DatasetStatistics, path: Path) -> None:
     try:
-        if not _is_whole(path):
-            shutil.rmtree(path, ignore_errors=True)
-        statistics.save_to(path, overwrite=True)  # of equal statistics, those that are there stay
+        if not _is_whole(path):  # another process may have been first
+            statistics.save_to(path, overwrite=True)
     except OSError as error:
         warnings.warn(
             f"{path}: the fitted statistics could not be written ({error}): the next run will fit again "

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import os
-import shutil
-import tempfile
-import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.files import remove_left_overs, set_aside, written_whole
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.distributed import current_ranks
@@ -25,9 +19,6 @@ from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, S
 from ofdft_norm.statistics.zarr_store import put_array, write_arrays
 
 Array = npt.NDArray[Any]
-
-# What a killed process was writing is removed by later ones; nobody writes for a day.
-_LEFT_OVER_AFTER_SECONDS = 24 * 3600.0
 
 
 class DatasetStatistics:
@@ -41,7 +32,8 @@ class DatasetStatistics:
             creates it. None: kept in memory alone.
 
     Raises:
-        StatisticsError: If the directory is no zarr group, or truncated, or holds numbers that are not finite.
+        StatisticsError: If the directory is no zarr group, or truncated, or holds numbers that are not finite; or if it
+            is missing and a process was stopped while it replaced it.
 
     Example:
         >>> import numpy as np
@@ -55,8 +47,15 @@ class DatasetStatistics:
         self.path = None if path is None else Path(path)
         self.attributes: dict[str, Any] = {}
         self._arrays: dict[str, Array] = {}
-        if self.path is not None and self.path.exists():
+        if self.path is None:
+            return
+        if self.path.exists():
             self._load(self.path)
+        elif (old := set_aside(self.path)) is not None:
+            raise StatisticsError(
+                f"{self.path} is missing: a process that was replacing it was stopped; its former content is {old}: "
+                "rename that folder, or delete it (config: data.statistics.path)"
+            )
 
     def _load(self, path: Path) -> None:
         try:
@@ -269,40 +268,27 @@ class DatasetStatistics:
     def save_to(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes all statistics to a new zarr v2 directory: whole, or not at all.
 
+        This object's own `path` stays: `save_statistic` goes on writing there, or nowhere.
+
         Args:
-            path: The directory. If another process wrote the same statistics there meanwhile, theirs stay.
-            overwrite: Whether an existing directory with different statistics may be replaced.
+            path: The directory. If the same statistics stand there already, those stay.
+            overwrite: Whether an existing directory may be replaced; readers find the former content, or this.
 
         Raises:
             StatisticsError: If the directory exists, differs, and `overwrite` is False.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.parent / f".{path.name}.{uuid.uuid4().hex}"
         try:
-            write_arrays(aside, self._arrays, self.attributes)
-            self._put_in_place(aside, path, overwrite)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        _remove_left_overs(path)
-        self.path = path
-
-    def _put_in_place(self, aside: Path, path: Path, overwrite: bool) -> None:
-        """Renames a complete directory to its place; where another process was first, equal statistics stay."""
-        for _ in range(10):  # each turn, another process may put its own directory in place
-            try:
-                os.rename(aside, path)  # fails where a directory holds files: nothing is ever half replaced
-                return
-            except OSError:
-                if not path.exists():
-                    raise
-            if self._is_stored_at(path):
-                return
-            if not overwrite:
-                raise StatisticsError(f"{path} already holds other statistics; pass overwrite=True to replace them")
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as old:
-                os.rename(path, Path(old) / path.name)
-        raise OSError(f"{path}: other processes keep replacing it")
+            with written_whole(path, replace=overwrite) as unfinished:
+                write_arrays(unfinished, self._arrays, self.attributes)
+        except OSError:  # something stands there, perhaps since a moment ago
+            if overwrite or not path.exists():
+                raise
+            if not self._is_stored_at(path):
+                raise StatisticsError(
+                    f"{path} already holds other statistics; pass overwrite=True to replace them"
+                ) from None
+        remove_left_overs(path)
 
     def _is_stored_at(self, path: Path) -> bool:
         try:
@@ -328,11 +314,3 @@ class DatasetStatistics:
                     lines.append("  " * (depth + 1) + part + shape)
             shown = parts
         return "\n".join(lines)
-
-
-def _remove_left_overs(path: Path) -> None:
-    """Removes what processes that were killed while they wrote statistics left beside them."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        with contextlib.suppress(OSError):  # another process may be quicker
-            if time.time() - left.stat().st_mtime > _LEFT_OVER_AFTER_SECONDS:
-                shutil.rmtree(left)

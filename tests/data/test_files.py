@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,39 @@ def test_a_folder_appears_whole_too(tmp_path: Path) -> None:
         write_another()
     assert names(path) == ["mean"]
     assert names(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_folder_is_replaced_on_request(tmp_path: Path, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not at_once:  # as on file systems that cannot exchange two names
+        monkeypatch.setattr(files, "_exchanged", lambda first, second: False)
+    path, other = tmp_path / "statistics.zarr", tmp_path / "other.zarr"
+    for content in ("mean", "std"):
+        with written_whole(path, replace=True, beside=other) as unfinished:
+            assert unfinished.name.startswith(".other.zarr.")
+            unfinished.mkdir()
+            (unfinished / content).write_text("")
+        assert names(path) == [content]
+        assert names(tmp_path) == [path.name]
+    rename = os.rename
+    monkeypatch.setattr(files, "_exchanged", lambda first, second: False)
+    monkeypatch.setattr(files.os, "rename", lambda a, b: rename(a, b if ".old" in f"{a}{b}" else "/dev/null/x"))
+    with pytest.raises(OSError, match="/dev/null"), written_whole(path, replace=True) as unfinished:
+        unfinished.mkdir()
+    assert names(path) == ["std"]
+    assert names(tmp_path) == [path.name]
+
+
+def test_only_unfinished_files_of_that_name_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "s[1].zarr"
+    mine = [f".{path.name}.{digits}.part" for digits in ("0123abcd", "ffffffff")]
+    others = [f".{path.name}.backup", ".s1.zarr.0123abcd.part", f".{path.name}.0123abcd.old", f".{path.name}.x.part"]
+    for name in [*mine, *others]:
+        (tmp_path / name / "constant").mkdir(parents=True)
+        if name != mine[1]:
+            os.utime(tmp_path / name, (time.time() - 2 * 24 * 3600,) * 2)
+    files.remove_left_overs(path)
+    assert names(tmp_path) == sorted([mine[1], *others])
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:

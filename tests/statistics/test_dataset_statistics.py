@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ import pytest
 import zarr
 
 from ofdft_norm import DatasetStatistics
+from ofdft_norm.data import files
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics import zarr_store
+from tests.processes import Killed, in_new_process
 
 
 def some_statistics() -> DatasetStatistics:
@@ -44,15 +48,74 @@ def test_written_and_read_by_plain_zarr(tmp_path: Path) -> None:
     assert "constant/coeffs/mean" in again
 
 
-def test_what_a_killed_writer_left_is_removed_after_a_day(tmp_path: Path) -> None:
-    path = tmp_path / "s[1].zarr"
-    old, new, other = (tmp_path / name for name in (f".{path.name}.old", f".{path.name}.new", ".other.zarr.old"))
-    for folder in (old, new, other):
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    left, backup = tmp_path / ".s.zarr.0123abcd.part", tmp_path / ".s.zarr.backup"
+    for folder in (left, backup):
         (folder / "constant").mkdir(parents=True)
-    for folder in (old, other):
         os.utime(folder, (time.time() - 2 * 24 * 3600,) * 2)
     some_statistics().save_to(path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, new.name, other.name])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [backup.name, path.name]
+
+
+def kill_overwriting(folder: Path, how: str, at_once: bool) -> tuple[list[int], list[str]]:
+    """Kills processes in the middle and before each of the last operations of replacing 3 by [4, 5].
+
+    Returns:
+        Their exit status, and what a reader finds afterwards.
+    """
+    if not at_once:  # as on file systems that cannot exchange two names
+        files._exchanged = lambda first, second: False  # type: ignore[assignment]
+    path = folder / "s.zarr"
+    new = DatasetStatistics.from_arrays({**some_statistics().to_arrays(), "constant/n_samples": np.array([4, 5])})
+
+    def write(statistics: DatasetStatistics) -> None:
+        if how == "save_statistic":
+            statistics.save_statistic("constant", "n_samples", [4, 5], overwrite=True)
+        else:
+            new.save_to(path, overwrite=True)
+
+    def read() -> str:
+        try:
+            return str(DatasetStatistics(path).load_statistic("constant", "n_samples").tolist())
+        except StatisticsError as error:
+            return str(error)
+
+    some_statistics().save_to(path)
+    statistics, killed = DatasetStatistics(path), Killed(folder)
+    write(statistics)
+    n = killed.n_operations
+    statuses, found = [], []
+    for operation in (n // 2, *range(n - 6, n)):
+        shutil.rmtree(folder)
+        some_statistics().save_to(path)
+        statistics = DatasetStatistics(path)
+        statuses.append(killed.run(lambda s=statistics: write(s), operation))
+        found.append(read())
+    return statuses, found
+
+
+@pytest.mark.parametrize(("how", "at_once"), [("save_statistic", True), ("save_to", True), ("save_to", False)])
+def test_a_writer_that_is_killed_loses_nothing(tmp_path: Path, how: str, at_once: bool) -> None:
+    folder = tmp_path / "statistics"
+    statuses, found = in_new_process(kill_overwriting, folder, how, at_once)
+    assert statuses.count(-signal.SIGKILL) >= 4
+    assert {"3", "[4, 5]"} <= set(found)
+    for text in set(found) - {"3", "[4, 5]"}:  # between two renames: where the old ones are is told
+        assert not at_once
+        assert re.search(
+            r"s\.zarr is missing: .* stopped; its former content is .*/\.s\.zarr\.[0-9a-f]{8}\.old: ", text
+        )
+
+
+def test_written_elsewhere_it_stays_where_it_was(tmp_path: Path) -> None:
+    statistics = DatasetStatistics(tmp_path / "mine.zarr")
+    statistics.save_statistic("constant", "n_samples", 3)
+    statistics.save_to(tmp_path / "copy.zarr")
+    statistics.save_statistic("constant", "n_samples", 4, overwrite=True)
+    assert statistics.path == tmp_path / "mine.zarr"
+    assert DatasetStatistics(tmp_path / "mine.zarr").load_statistic("constant", "n_samples") == 4
+    assert DatasetStatistics(tmp_path / "copy.zarr").load_statistic("constant", "n_samples") == 3
 
 
 def test_reads_what_others_write(tmp_path: Path) -> None:
