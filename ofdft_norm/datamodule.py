@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader as PyGDataLoader
 
 from ofdft_norm.checkpoint import (
     arguments_from_plain,
@@ -39,6 +40,7 @@ from ofdft_norm.config import (
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.epoch_sampler import EpochSampler
 from ofdft_norm.data.lazy_datasets import LazyDatasets
+from ofdft_norm.data.loader import loader_like
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.data.raw_datasets import RawDatasets
 from ofdft_norm.data.transformed_dataset import JoinSamples, TransformedDataset
@@ -77,7 +79,8 @@ class OFDFTDataModule(LightningDataModule):
         rescaling: How to rescale coefficients and gradients; None: not at all.
         statistics: How to fit, and where to keep results.
         split: Which molecules train, validate and test.
-        loader: Settings of PyG's DataLoader.
+        loader: Settings of PyG's DataLoader. A wrapped data module's loaders keep theirs; only what differs from the
+            defaults here is changed.
         pre_transforms: Applied to each sample in float64 before statistics are taken and before it is normalised; None:
             `ProjectGradient`.
         energy_scale: A number [hartree], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
@@ -125,6 +128,8 @@ class OFDFTDataModule(LightningDataModule):
         self.source = EmbeddedLabels() if source is None else source
         self.split = split
         self.loader = loader
+        self._loader_changes = loader.changes()
+        self._replaced_loaders: list[type] = []
         self.pre_transforms = [ProjectGradient()] if pre_transforms is None else list(pre_transforms)
         self.settings = NormalizerSettings(reference, rescaling, energy_scale, energy_scale_per_atom, unseen_elements)
         self.statistics_config = statistics
@@ -162,6 +167,7 @@ class OFDFTDataModule(LightningDataModule):
         basis_info: str | BasisInfo | None = None,
         energy_field: str = "energy_label",
         forces_field: str | None = None,
+        atomic_numbers_field: str = "atomic_numbers",
         reference: AtomRefConfig | LinearReferencesConfig | None = LinearReferencesConfig(),  # noqa: B008 (frozen)
         rescaling: RescalingConfig | None = None,
         **kwargs: Any,
@@ -169,13 +175,14 @@ class OFDFTDataModule(LightningDataModule):
         """Normalises somebody else's data: references are fitted on its training split, all splits are normalised.
 
         Args:
-            datamodule: A LightningDataModule; or give the data sets themselves.
+            datamodule: A LightningDataModule, whose loaders' settings are kept; or give the data sets themselves.
             train: Data set to train on.
             val: Data set to validate on.
             test: Data set to test on.
             basis_info: The density basis; None for data without density coefficients.
-            energy_field: Field that holds the energy of each sample.
-            forces_field: Field that holds forces, scaled with the energy.
+            energy_field: Field that holds the energy; every sample needs it whose `has_energy_label` is not false.
+            forces_field: Field that holds forces, scaled with the energy; every such sample needs it.
+            atomic_numbers_field: Field that holds atomic numbers; where it is missing, PyG's ``z`` is used.
             reference: A linear reference by default.
             rescaling: Needs density coefficients.
             **kwargs: For the constructor.
@@ -191,7 +198,7 @@ class OFDFTDataModule(LightningDataModule):
             >>> [round(float(references[z]), 4) for z in (1, 8)]
             [-0.6, -75.2]
         """
-        source = WrappedData(datamodule, train, val, test, basis_info, energy_field, forces_field)
+        source = WrappedData(datamodule, train, val, test, basis_info, energy_field, forces_field, atomic_numbers_field)
         return cls(source, reference, rescaling, **kwargs)
 
     # --- what users read ----------------------------------------------------------------------------------------
@@ -246,11 +253,13 @@ class OFDFTDataModule(LightningDataModule):
     @property
     def batch_size(self) -> int:
         """Samples in a batch, on each rank; Lightning's batch size finder sets it."""
-        return self.loader.batch_size
+        theirs = None if "batch_size" in self._loader_changes else self.raw_datasets.opened_loader("train")
+        return getattr(theirs, "batch_size", None) or self.loader.batch_size
 
     @batch_size.setter
     def batch_size(self, batch_size: int) -> None:
         self.loader = dataclasses.replace(self.loader, batch_size=batch_size)
+        self._loader_changes["batch_size"] = batch_size
 
     # --- Lightning ----------------------------------------------------------------------------------------------
 
@@ -269,8 +278,8 @@ class OFDFTDataModule(LightningDataModule):
         """
         if stage not in (None, "fit", "validate", "test", "predict"):
             raise ConfigError(f"setup({stage!r}): expected 'fit', 'validate', 'test', 'predict' or None")
-        if isinstance(self.source, WrappedData) and self.source.datamodule is not None:
-            self.source.datamodule.trainer = self.trainer
+        if self._wrapped_datamodule is not None:
+            self._wrapped_datamodule.trainer = self.trainer
         if batch_dtype(self.dtype, self.trainer) != self._batch_dtype:
             self._release()
         if stage in (None, "fit"):
@@ -281,14 +290,24 @@ class OFDFTDataModule(LightningDataModule):
             if stage in (None, "fit"):
                 _ = self.normalizer
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Hands a batch to a wrapped data module's own hook."""
+        theirs = self._wrapped_datamodule
+        return batch if theirs is None else theirs.on_before_batch_transfer(batch, dataloader_idx)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """In ``batch`` mode, normalises a whole batch on the device that it has arrived on."""
-        if self.apply != "batch" or not isinstance(batch, Data):
-            return batch
-        if self._on_device is None:
-            moved = copy.deepcopy(self.normalizer).to(molecule_index(batch, "pos").device)
-            self._on_device = NormalizeTransform(moved, self._batch_dtype, check_values=False)
-        return self._on_device(batch)
+        """In ``batch`` mode, normalises a batch on its device; then comes a wrapped data module's own hook."""
+        if self.apply == "batch" and isinstance(batch, Data):
+            if self._on_device is None:
+                moved = copy.deepcopy(self.normalizer).to(molecule_index(batch, "pos").device)
+                self._on_device = NormalizeTransform(moved, self._batch_dtype, check_values=False)
+            batch = self._on_device(batch)
+        theirs = self._wrapped_datamodule
+        return batch if theirs is None else theirs.on_after_batch_transfer(batch, dataloader_idx)
+
+    @property
+    def _wrapped_datamodule(self) -> LightningDataModule | None:
+        return self.source.datamodule if isinstance(self.source, WrappedData) else None
 
     def teardown(self, stage: str | None = None) -> None:
         """Frees the data sets; the normaliser stays."""
@@ -318,9 +337,28 @@ class OFDFTDataModule(LightningDataModule):
     def _dataloader(self, name: str, sampler: EpochSampler | None = None) -> DataLoader:
         self._take_from_model()  # a checkpoint that no data module wrote gives it to the model alone, after `setup`
         follow = ["coeffs"] if self.basis_info is not None else []
+        theirs = None if name == "all" else self.raw_datasets.loader(name)
+        if theirs is not None:
+            return self._dataloader_like(theirs, name, follow)
         return DataLoader(
             self._dataset(name), sampler=sampler, collate_fn=JoinSamples(follow), **self.loader.keywords()
         )
+
+    def _dataloader_like(self, theirs: DataLoader, name: str, follow: Sequence[str]) -> DataLoader:
+        """Returns a loader that does as a wrapped data module's does; says once if its class is given up."""
+        if type(theirs) not in (DataLoader, PyGDataLoader) and type(theirs) not in self._replaced_loaders:
+            self._replaced_loaders.append(type(theirs))
+            rank_zero_warn(
+                f"the settings of {type(theirs).__name__} are kept, but torch's DataLoader loads in its place: what "
+                "the class does besides is lost (give data sets instead of a data module to choose a loader)"
+            )
+        loader = loader_like(theirs, self._dataset(name), self._loader_changes, follow)
+        if self.apply == "batch" and not isinstance(loader.collate_fn, JoinSamples):
+            raise ConfigError(
+                "data.apply=batch normalises PyG's batches alone, and the wrapped data module collates with "
+                f"{theirs.collate_fn!r}: use PyG's collation, or normalise each sample (config: data.apply)"
+            )
+        return loader
 
     # --- the normaliser -----------------------------------------------------------------------------------------
 

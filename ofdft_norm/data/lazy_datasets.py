@@ -12,6 +12,7 @@ class LazyDatasets(Mapping[str, Any]):
     Args:
         contents: What each data set is made of, such as its label files; those made of nothing are left out.
         build: Makes a data set from its name and what it is made of.
+        loaders: Filled by `build`, where it takes data sets from somebody's loaders: the loaders, by name.
 
     Example:
         >>> datasets = LazyDatasets({"train": [1, 2], "val": [], "test": [3]}, lambda name, content: sum(content))
@@ -19,9 +20,12 @@ class LazyDatasets(Mapping[str, Any]):
         (['train', 'test'], 3)
     """
 
-    def __init__(self, contents: Mapping[str, Any], build: Callable[[str, Any], Any]) -> None:
+    def __init__(
+        self, contents: Mapping[str, Any], build: Callable[[str, Any], Any], loaders: Mapping[str, Any] | None = None
+    ) -> None:
         self.contents = {name: content for name, content in contents.items() if content}
         self._build = build
+        self.loaders = {} if loaders is None else loaders
         self._built: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:

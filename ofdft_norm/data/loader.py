@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from torch.utils.data import DataLoader, default_collate
+from torch_geometric.loader.dataloader import Collater
+
+from ofdft_norm.data.transformed_dataset import JoinSamples
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
+
+# Of a loader, besides its batches: how samples are read. All are arguments of torch's DataLoader and its attributes.
+_READING = (
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+)
 
 
 class LoaderConfig(Settings):
@@ -36,3 +54,62 @@ class LoaderConfig(Settings):
             "persistent_workers": self.persistent_workers and self.num_workers > 0,
             "multiprocessing_context": self.multiprocessing_context if self.num_workers > 0 else None,
         }
+
+    def changes(self) -> dict[str, Any]:
+        """Returns the settings that are not the defaults."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+
+def loader_like(
+    theirs: DataLoader, dataset: Any, changes: Mapping[str, Any], follow_batch: Sequence[str] = ()
+) -> DataLoader:
+    """Returns a loader over another data set that does as somebody's loader does.
+
+    Batch size, sampler or batch sampler, `drop_last`, workers and collation are theirs; PyG's collation is done by
+    `JoinSamples`, with its fields to follow and to exclude, any other gets the samples one by one.
+
+    Args:
+        theirs: Their loader.
+        dataset: What to read instead: as long as theirs, sample by sample.
+        changes: Settings of `LoaderConfig` that win over theirs.
+        follow_batch: Fields that get a field ``<name>_batch``.
+
+    Returns:
+        The loader.
+    """
+    arguments: dict[str, Any] = {name: getattr(theirs, name, None) for name in _READING}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    arguments |= {name: value for name, value in changes.items() if name not in ("batch_size", "shuffle")}
+    if arguments.get("num_workers", 0) == 0:  # torch refuses the others without workers
+        arguments = {k: v for k, v in arguments.items() if k in ("num_workers", "pin_memory", "generator")}
+    batch_sampler = theirs.batch_sampler if theirs.batch_size is None else None
+    if batch_sampler is not None and not {"batch_size", "shuffle"} & set(changes):
+        arguments["batch_sampler"] = batch_sampler
+    else:
+        sampler = theirs.sampler if batch_sampler is None else getattr(batch_sampler, "sampler", None)
+        arguments["sampler"] = sampler if changes.get("shuffle", True) else None
+        arguments["batch_size"] = changes.get("batch_size", theirs.batch_size or 1)
+        arguments["drop_last"] = theirs.drop_last
+    collate = theirs.collate_fn
+    if isinstance(collate, Collater) or collate is default_collate:
+        follow = dict.fromkeys([*follow_batch, *(getattr(collate, "follow_batch", None) or ())])
+        collate = JoinSamples(list(follow), getattr(collate, "exclude_keys", None) or ())
+    else:
+        collate = CollateOneByOne(collate)
+    return DataLoader(dataset, collate_fn=collate, **arguments)
+
+
+class CollateOneByOne:
+    """Gives somebody's `collate_fn` a list of samples, as it expects.
+
+    Args:
+        collate_fn: Theirs.
+    """
+
+    def __init__(self, collate_fn: Any) -> None:
+        self.collate_fn = collate_fn
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        """Returns what theirs returns."""
+        return self.collate_fn(list(samples))

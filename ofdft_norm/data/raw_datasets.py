@@ -73,6 +73,15 @@ class RawDatasets:
             )
         return splits[name]
 
+    def loader(self, name: str) -> Any:
+        """Returns the loader that somebody's data module reads a split with; None where there is none."""
+        _ = self[name]
+        return self.opened_loader(name)
+
+    def opened_loader(self, name: str) -> Any:
+        """Returns that loader, if the split was asked for already."""
+        return None if self._splits is None else self._splits.loaders.get(name)
+
     def _opened(self) -> LazyDatasets:
         """Returns the splits: the checkpoint's, where it was made by the same settings, or new ones."""
         if self._splits is None:

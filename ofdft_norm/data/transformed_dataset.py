@@ -112,16 +112,23 @@ class JoinSamples:
 
     Args:
         follow_batch: Fields that get a field ``<name>_batch``.
+        exclude: Fields that batches are not to have.
     """
 
-    def __init__(self, follow_batch: Sequence[str] = ()) -> None:
+    def __init__(self, follow_batch: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
         self.follow_batch = list(follow_batch)
+        self.exclude = list(exclude)
 
     def __call__(self, samples: Sequence[Data]) -> Data:
         """Returns the batch."""
         if isinstance(samples, SelectedSamples):
-            return samples.dataset.batch(samples.indices, self.follow_batch)
-        return Batch.from_data_list(list(samples), follow_batch=self.follow_batch)
+            batch = samples.dataset.batch(samples.indices, self.follow_batch)
+        else:
+            batch = Batch.from_data_list(list(samples), follow_batch=self.follow_batch)
+        for name in self.exclude:  # only now: normalising may have needed them
+            if name in batch:
+                del batch[name]
+        return batch
 
 
 class CopyThen:

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.checked_samples import CheckedSamples, SampleFields
 from ofdft_norm.data.lazy_datasets import LazyDatasets
-from ofdft_norm.data.of_dataset import Transform
+from ofdft_norm.data.of_dataset import OFDataset, Transform
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.transformed_dataset import CopyThen, TransformedDataset
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
@@ -35,8 +38,8 @@ class WrappedData(Settings):
         val: Data set to validate on.
         test: Data set to test on.
         basis_info: JSON file with the density basis, or a `BasisInfo`; None: the samples have no coefficients.
-        energy_field: Field of the samples that holds the energy.
-        forces_field: Field that holds forces, (n_atom, 3); None: there are none.
+        energy_field: Field of the samples that holds the energy; every labelled sample has it.
+        forces_field: Field that holds forces, (n_atom, 3), in every labelled sample; None: there are none.
         atomic_numbers_field: Field that holds atomic numbers; where it is missing, PyG's ``z`` is used.
         keep_in_memory: Keep each normalised sample after it was first read.
     """
@@ -77,20 +80,29 @@ class WrappedData(Settings):
         index_dir: Path | None = None,
         files: Mapping[str, Sequence[str]] | None = None,
     ) -> LazyDatasets:
-        """Returns the parts as they come; `split`, `index_dir` and `files` are not used.
+        """Returns the parts as they come, each sample checked as it is read; the other arguments are not used.
 
         Pre-transforms are applied to samples with density coefficients.
         """
         given = {"train": self.train, "val": self.val, "test": self.test}
+        loaders: dict[str, Any] = {}
 
         def build(part: str, found: Any) -> Any:
-            dataset = found if self.datamodule is None else dataset_of(self.datamodule, part)
+            if self.datamodule is not None:
+                loaders[part] = loader_of(self.datamodule, part)
+            dataset = found if self.datamodule is None else loaders[part].dataset
             refuse_normalized(dataset, part)
+            if not isinstance(dataset, OFDataset):  # which has checked its label files
+                fields = SampleFields(
+                    self.energy_field, self.forces_field, self.atomic_numbers_field, labelled=part != "predict"
+                )
+                dataset = CheckedSamples(dataset, part, fields)
             if transform is None or self.basis_info is None:
                 return dataset
             return TransformedDataset(dataset, CopyThen(transform))
 
-        return LazyDatasets(given if self.datamodule is None else dict.fromkeys(parts_of(self.datamodule), True), build)
+        parts = given if self.datamodule is None else dict.fromkeys(parts_of(self.datamodule), True)
+        return LazyDatasets(parts, build, loaders)
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> Any:
         """Wrapped data are read part by part.
@@ -112,28 +124,29 @@ def parts_of(datamodule: Any) -> list[str]:
     return defined
 
 
-def dataset_of(datamodule: Any, part: str) -> Any:
-    """Sets a LightningDataModule up for a part and returns the data set that the part's loader reads.
+def loader_of(datamodule: Any, part: str) -> Any:
+    """Sets a LightningDataModule up for a part and returns the part's loader.
 
     Args:
-        datamodule: Any LightningDataModule with map-style data sets; its own batching is not used.
+        datamodule: Any LightningDataModule with map-style data sets.
         part: ``train``, ``val``, ``test`` or ``predict``.
 
     Raises:
-        SplitError: If the loader reads no single map-style data set.
+        SplitError: If it is no single loader over a map-style data set of single samples.
     """
     datamodule.setup(_STAGES[part])
     loader = getattr(datamodule, _LOADERS[part])()
     if isinstance(loader, list | tuple) and len(loader) == 1:
         loader = loader[0]
     dataset = getattr(loader, "dataset", None)
-    if dataset is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    one_by_one = isinstance(loader, DataLoader) and loader.batch_sampler is not None
+    if not one_by_one or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise SplitError(
-            f"{type(datamodule).__name__}.{_LOADERS[part]}() returned a {type(loader).__name__}, expected one loader "
-            "over a map-style data set of single samples; pass the data sets themselves as the arguments train, val "
-            "and test instead of it (config: data.source)"
+            f"{type(datamodule).__name__}.{_LOADERS[part]}() returned a {type(loader).__name__}, expected one "
+            "DataLoader over a map-style data set of single samples; pass the data sets themselves as the "
+            "arguments train, val and test instead of it (config: data.source)"
         )
-    return dataset
+    return loader
 
 
 def refuse_normalized(dataset: Any, part: str) -> None:

@@ -38,6 +38,7 @@ def build_normalizer(
     unseen_elements: str = "error",
     energy_field: str = "energy_label",
     forces_field: str | None = None,
+    atomic_numbers_field: str = "atomic_numbers",
 ) -> Normalizer:
     """Builds the normaliser that a configuration asks for.
 
@@ -52,6 +53,7 @@ def build_normalizer(
         unseen_elements: ``error`` refuses atoms of elements that were not seen, ``identity`` lets them pass.
         energy_field: Field of the energies.
         forces_field: Field of the forces, if any.
+        atomic_numbers_field: Field of the atomic numbers, for linear references.
 
     Returns:
         The normaliser.
@@ -65,11 +67,12 @@ def build_normalizer(
         check_basis(statistics, basis_info, weigher_key)
     given = linear_references(reference) if isinstance(reference, LinearReferencesConfig) else None
     if given is not None:
+        given.atomic_numbers_field = atomic_numbers_field
         statistics = with_given_references(statistics, weigher_key, given, basis_info)
     name = GIVEN_REFERENCE if given is not None else None if reference is None else reference.statistics_name
     scale = resolve_energy_scale(energy_scale, statistics, weigher_key, name, energy_scale_per_atom)
     return Normalizer(
-        reference=given or _reference(statistics, basis_info, reference, weigher_key),
+        reference=given or _reference(statistics, basis_info, reference, weigher_key, atomic_numbers_field),
         rescaling=None
         if rescaling is None
         else DimensionWiseRescaling.from_dataset_statistics(
@@ -95,6 +98,7 @@ def _reference(
     basis_info: BasisInfo | None,
     reference: AtomRefConfig | LinearReferencesConfig | None,
     weigher_key: str,
+    atomic_numbers_field: str,
 ) -> Reference | None:
     if reference is None:
         return None
@@ -106,6 +110,7 @@ def _reference(
         weigher_key,
         max_num_elements=reference.max_num_elements,
         unseen_elements=reference.unseen_elements,
+        atomic_numbers_field=atomic_numbers_field,
         ridge=reference.ridge,
         count_by=reference.count_by,
     )

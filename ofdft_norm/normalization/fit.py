@@ -175,6 +175,7 @@ def fit_normalizer(
             "data.source.basis_info is given): choose data/reference=linear (or fixed, none) and data/rescaling=none"
         )
     energy_field = getattr(source, "energy_field", "energy_label")
+    atomic_numbers_field = getattr(source, "atomic_numbers_field", "atomic_numbers")
     origin = origin_of(pre_transforms, getattr(source, "energy_key", None), getattr(source, "gradient_key", None))
     if config.path is not None:
         fitted = given_statistics(config.path)
@@ -186,7 +187,7 @@ def fit_normalizer(
             config,
             {"source": repr(source)[:2000], **origin},
             energy_field,
-            getattr(source, "atomic_numbers_field", "atomic_numbers"),
+            atomic_numbers_field,
         )
     normalizer = build_normalizer(
         fitted.statistics,
@@ -199,5 +200,6 @@ def fit_normalizer(
         settings.unseen_elements,
         energy_field,
         getattr(source, "forces_field", None),
+        atomic_numbers_field,
     )
     return fitted, normalizer

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.fields import PER_FUNCTION
-from ofdft_norm.data.of_data import n_molecules
+from ofdft_norm.data.of_data import molecule_index, n_molecules
 from ofdft_norm.errors import BatchError, NormalizationError
 from ofdft_norm.transforms.basis_transforms import coordinates_of
 
@@ -63,17 +63,34 @@ def check_energy(name: str, energy: Tensor, n_molecules: int, batch: Data | Mapp
         )
 
 
-def check_fields(fields: Mapping[str, Tensor], batch: Data, energy_field: str, n_molecules: int) -> None:
-    """Refuses a raw sample's or batch's fields that do not fit its basis functions or its number of molecules.
+def check_forces(name: str, forces: Tensor, batch: Data) -> None:
+    """Refuses forces that are not three for each atom.
 
     Raises:
-        NormalizationError: See `check_vector` and `check_energy`.
+        NormalizationError: If the shape is not (n_atom, 3).
+    """
+    expected = (molecule_index(batch, "pos").numel(), 3)
+    if tuple(forces.shape) != expected:
+        raise NormalizationError(
+            f"{_where(batch)}: {name!r} has shape {tuple(forces.shape)}, expected {expected}: three for each atom"
+        )
+
+
+def check_fields(
+    fields: Mapping[str, Tensor], batch: Data, energy_field: str, n_molecules: int, forces_field: str | None = None
+) -> None:
+    """Refuses a raw sample's or batch's fields that do not fit its basis functions, molecules or atoms.
+
+    Raises:
+        NormalizationError: See `check_vector`, `check_energy` and `check_forces`.
     """
     for name in PER_FUNCTION:
         if name in fields:
             check_vector(name, fields[name], batch)
     if energy_field in fields:
         check_energy(energy_field, fields[energy_field], n_molecules, batch)
+    if forces_field is not None and forces_field in fields:
+        check_forces(forces_field, fields[forces_field], batch)
 
 
 def check_is_sample(batch: object) -> None:

@@ -134,7 +134,7 @@ class Normalizer(Float64Module):
     def fields_of(self, raw: Data) -> dict[str, Tensor]:
         """Returns the fields of a raw sample or batch that `normalize_fields` reads, checked."""
         fields = {name: raw[name] for name in self._transformed(raw)}
-        check_fields(fields, raw, self.energy_field, n_molecules(raw))
+        check_fields(fields, raw, self.energy_field, n_molecules(raw), self.forces_field)
         if "coeffs" in fields:
             molecule_index(raw)
         if raw.get("basis_function_ind") is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, WeightedRandomSampler
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.datasets import FakeDataset
 from torch_geometric.loader import DataLoader
@@ -261,3 +263,185 @@ def test_wrapped_data_travel_in_checkpoints_by_their_normalizer_alone(setting: A
     assert torch.equal(
         again.normalizer.reference.element_references, datamodule.normalizer.reference.element_references
     )
+
+
+# --- fields that are named -------------------------------------------------------------------------------------------
+
+
+def without(sample: Data, field: str) -> Data:
+    changed = copy.copy(sample)
+    del changed[field]
+    return changed
+
+
+def changed(sample: Data, **fields: Any) -> Data:
+    out = copy.copy(sample)
+    for field, value in fields.items():
+        out[field] = value
+    return out
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda m: without(m, "force"), "lacks the field 'force'; it has .* (argument forces_field, config: "),
+        (
+            lambda m: without(m, "y"),
+            "lacks the field 'y'; it has ['force', 'mol_id', 'pos', 'z'] (argument energy_field, ",
+        ),
+        (lambda m: without(m, "z"), "lacks the field 'atomic_numbers'; it has "),
+        (lambda m: changed(m, force=m.force.T), "field 'force' has shape (3, 5), expected (5, 3): three numbers for"),
+        (lambda m: changed(m, y=torch.zeros(2)), "field 'y' has shape (2,), expected one number"),
+        (lambda m: changed(m, y=torch.tensor(torch.nan)), "field 'y' is nan, expected finite numbers"),
+        (lambda m: changed(m, force=m.force / 0), "field 'force' is .*inf at atom 0, component 0, expected finite"),
+        (lambda m: changed(m, y="low"), "field 'y' is 'low', expected a tensor of numbers"),
+        (lambda m: changed(m, z=m.z + 0.5), "field 'z' is .*.5 at atom 0, expected atomic numbers 1 ... 118"),
+        (lambda m: m.to_dict(), "is a dict, expected a torch_geometric.data.Data"),
+    ],
+)
+def test_a_sample_that_lacks_what_is_named_is_named(make: Callable[[Data], Any], expected: str) -> None:
+    data = molecules(9, 0)
+    data[3] = next(m for m in molecules(20, 5) if len(m.z) == 5)
+    data = [changed(m, mol_id=f"molecule_{i}") for i, m in enumerate(data)]
+    bad = [*data[:3], make(data[3]), *data[4:]]
+    pattern = re.escape(expected).replace(r"\.\*", ".*")
+    options: dict[str, Any] = {"energy_field": "y", "forces_field": "force"}
+    with pytest.raises(BatchError, match=rf"sample 3 of the train data.*{pattern}"):
+        OFDFTDataModule.wrap(train=bad, **options).setup("fit")
+    datamodule = OFDFTDataModule.wrap(train=data, test=bad, **options)
+    datamodule.setup("fit")
+    for loaded in (lambda: datamodule.datasets["test"][3], lambda: list(datamodule.test_dataloader())):
+        with pytest.raises(BatchError, match=rf"sample 3 of the test data.*{pattern}"):
+            loaded()
+
+
+def test_a_wrong_name_is_answered_by_the_closest_field() -> None:
+    with pytest.raises(BatchError, match=r"lacks the field 'forces'; .* did you mean 'force'"):
+        OFDFTDataModule.wrap(train=molecules(3, 0), energy_field="y", forces_field="forces").setup("fit")
+
+
+def test_samples_marked_as_unlabelled_need_no_labels() -> None:
+    data = [changed(m, has_energy_label=torch.tensor([True])) for m in molecules(12, 0)]
+    unlabelled = changed(data[0], y=torch.full((1, 1), torch.nan), has_energy_label=torch.tensor([False]))
+    options: dict[str, Any] = {"energy_field": "y", "forces_field": "force", "energy_scale": "std"}
+    datamodule = OFDFTDataModule.wrap(train=[*data, unlabelled], **options)
+    datamodule.setup("fit")
+    assert float(datamodule.normalizer.energy_scale) == pytest.approx(least_squares(data)[1].std(), rel=1e-9)
+
+
+def test_python_numbers_and_arrays_are_read_in_float64() -> None:
+    exact = molecules(12, 0)
+    plain = [changed(m, y=float(m.y), force=m.force.numpy(), z=m.z.tolist()) for m in exact]
+    modules = [
+        OFDFTDataModule.wrap(train=data, energy_field="y", forces_field="force", dtype="float64")
+        for data in (exact, plain)
+    ]
+    for datamodule in modules:
+        datamodule.setup("fit")
+    for a, b in zip(*(d.datasets["train"] for d in modules), strict=True):
+        assert torch.equal(a.y.reshape(-1), b.y.reshape(-1))
+        assert torch.equal(a.force, b.force)
+        assert torch.equal(a.energy_reference, b.energy_reference)
+
+
+def test_atomic_numbers_are_read_from_the_field_that_is_named() -> None:
+    data = [changed(m, species=m.z, z=torch.ones_like(m.z)) for m in molecules(12, 0)]
+    datamodule = OFDFTDataModule.wrap(train=data, energy_field="y", atomic_numbers_field="species")
+    datamodule.setup("fit")
+    expected = least_squares([changed(m, z=m.species) for m in data])[0]
+    np.testing.assert_allclose(datamodule.normalizer.reference.element_references[list(REFERENCES)], expected)
+    energies = [datamodule.normalizer.denormalize_energy(s.y.double(), s) for s in datamodule.datasets["train"]]
+    torch.testing.assert_close(torch.cat(energies), torch.cat([m.y for m in data]))
+
+
+# --- loaders ---------------------------------------------------------------------------------------------------------
+
+
+def numbers(samples: list[Data]) -> list[int]:
+    return [sample.number for sample in samples]
+
+
+class OddLoaders(LightningDataModule):
+    """Loaders with settings that nobody would guess."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data = [changed(m, number=i, extra=m.pos) for i, m in enumerate(molecules(11, 0))]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return changed(batch, before=True)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return changed(batch, after=batch.before)
+
+    def train_dataloader(self) -> DataLoader:
+        weights = torch.arange(11.0)
+        sampler = WeightedRandomSampler(weights, 9, generator=torch.Generator().manual_seed(3))
+        keys = {"follow_batch": ["force"], "exclude_keys": ["extra"]}
+        return DataLoader(self.data, batch_size=2, sampler=sampler, drop_last=True, **keys)
+
+    def val_dataloader(self) -> DataLoader:
+        sampler = BatchSampler([4, 2, 8, 1], 3, False)
+        return DataLoader(self.data, batch_sampler=sampler)
+
+    def test_dataloader(self) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(self.data, batch_size=4, collate_fn=numbers)
+
+
+def test_a_data_modules_loaders_keep_their_settings() -> None:
+    theirs = OddLoaders()
+    datamodule = OFDFTDataModule.wrap(theirs, energy_field="y", forces_field="force")
+    datamodule.setup("fit")
+    expected, found = list(theirs.train_dataloader()), list(datamodule.train_dataloader())
+    assert [b.number.tolist() for b in found] == [b.number.tolist() for b in expected]
+    assert [set(b.keys()) - set(a.keys()) for a, b in zip(expected, found, strict=True)] == 4 * [
+        {"energy_reference", "normalized"}
+    ]
+    assert not {"extra"} & set(found[0].keys())
+    assert torch.equal(found[0].force_batch, expected[0].force_batch)
+    assert [b.number.tolist() for b in datamodule.val_dataloader()] == [[4, 2, 8], [1]]
+    assert list(datamodule.test_dataloader()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert datamodule.batch_size == 2
+
+
+def test_loader_settings_of_ones_own_win_over_theirs() -> None:
+    loader = LoaderConfig(batch_size=5, shuffle=False)
+    datamodule = OFDFTDataModule.wrap(OddLoaders(), energy_field="y", loader=loader)
+    datamodule.setup("fit")
+    assert [b.number.tolist() for b in datamodule.train_dataloader()] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert [b.number.tolist() for b in datamodule.val_dataloader()] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]
+    datamodule.batch_size = 32  # the default, but asked for
+    assert [len(b) for b in datamodule.val_dataloader()] == [11]
+    assert datamodule.batch_size == 32
+
+
+def test_a_loader_of_a_class_of_its_own_is_replaced_with_a_warning() -> None:
+    class Special(DataLoader):
+        pass
+
+    class WithSpecial(OddLoaders):
+        def train_dataloader(self) -> DataLoader:
+            return Special(self.data, batch_size=2)
+
+    datamodule = OFDFTDataModule.wrap(WithSpecial(), energy_field="y")
+    with pytest.warns(UserWarning, match="settings of Special are kept, but torch's DataLoader loads in its place"):
+        datamodule.setup("fit"), datamodule.train_dataloader()
+    assert len(datamodule.train_dataloader()) == 6  # said once
+
+
+@pytest.mark.parametrize("apply", ["dataset", "batch"])
+def test_a_data_modules_hooks_see_its_batches(apply: str) -> None:
+    datamodule = OFDFTDataModule.wrap(OddLoaders(), energy_field="y", apply=apply)
+    datamodule.setup("fit")
+    batch = datamodule.on_before_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
+    assert "after" not in batch
+    batch = datamodule.on_after_batch_transfer(batch, 0)
+    assert batch.after
+    assert batch.normalized.all()
+
+
+def test_whole_batches_need_pygs_collation() -> None:
+    datamodule = OFDFTDataModule.wrap(OddLoaders(), energy_field="y", apply="batch")
+    datamodule.setup("test")
+    with pytest.raises(ConfigError, match="data module collates with <function numbers"):
+        datamodule.test_dataloader()
