@@ -6,6 +6,7 @@
     python scripts/benchmark.py loader               # the training loader from memory, packed labels and zip files
     python scripts/benchmark.py normalize            # normalising a batch: share of a training step, GPU bandwidth
     python scripts/benchmark.py references           # the fit of linear element references
+    python scripts/benchmark.py pre_transforms       # local frames and natural reparametrisation
 
 Runs of the two things compared alternate, and the median of their ratios counts, so that a machine that is busy with
 other work distorts little.
@@ -17,7 +18,7 @@ import argparse
 import os
 
 import torch
-from benchmarks import fit, loader, normalize, packed, references
+from benchmarks import fit, loader, normalize, packed, pre_transforms, references
 from benchmarks.comparison import print_table
 
 
@@ -33,13 +34,20 @@ def main() -> None:
     commands.add_parser("loader", help="the training loader from memory, packed labels and zip files")
     commands.add_parser("references", help="the fit of linear element references")
     commands.add_parser("normalize", help="normalising batches")
+    commands.add_parser("pre_transforms", help="local frames and natural reparametrisation")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, torch {torch.__version__}")
     if arguments.command in ("fit", "packed"):
         module = {"fit": fit, "packed": packed}[arguments.command]
         rows = module.measure(arguments.repeats, [arguments.only] if arguments.only else list(module.PARTS))
     else:
-        module = {"loader": loader, "normalize": normalize, "references": references}[arguments.command]
+        modules = {
+            "loader": loader,
+            "normalize": normalize,
+            "references": references,
+            "pre_transforms": pre_transforms,
+        }
+        module = modules[arguments.command]
         rows = module.measure(arguments.repeats)
     print_table(rows)
 

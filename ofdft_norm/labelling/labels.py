@@ -131,7 +131,8 @@ def reparametrize(labels: KohnShamLabels, natural: Stretch) -> KohnShamLabels:
     """Returns the labels in natural coordinates (see `natural_coordinates`); energies stay as they are."""
 
     def turned(rows: Array, dual: bool) -> Array:
-        return natural.apply(torch.from_numpy(np.atleast_2d(rows)), dual, inverse=False).numpy().reshape(rows.shape)
+        given = torch.from_numpy(np.atleast_2d(rows))
+        return natural.apply(given, torch.full((len(given),), dual), inverse=False).numpy().reshape(rows.shape)
 
     return KohnShamLabels(
         geometry=labels.geometry,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ class Step(ABC):
     """A matrix T; vectors become T p, dual vectors T^-T g."""
 
     @abstractmethod
-    def apply(self, rows: Tensor, dual: bool, inverse: bool) -> Tensor:
+    def apply(self, rows: Tensor, dual: Tensor, inverse: bool) -> Tensor:
         """Transforms each row.
 
         Args:
             rows: (n, n_basis) float64.
-            dual: Whether the rows are dual vectors.
+            dual: (n,) bool, which rows are dual vectors.
             inverse: Whether to undo the step.
         """
 
@@ -33,26 +34,33 @@ class Step(ABC):
 
 
 @dataclass(frozen=True)
-class Rotation(Step):
-    """An orthogonal T with one block for each atom: vectors and dual vectors change alike.
+class ShellRotation(Step):
+    """An orthogonal T with one block for each shell of l > 0: vectors and dual vectors change alike.
 
     Attributes:
-        blocks: Per atom (n, n).
+        order: (n_basis,) the functions: those of l = 0, shell after shell those of l = 1, and so on.
+        blocks: Per l > 0 the blocks of its shells, (n_shell, 2l+1, 2l+1).
     """
 
+    order: Tensor
     blocks: tuple[Tensor, ...]
 
-    def apply(self, rows: Tensor, dual: bool, inverse: bool) -> Tensor:
+    def apply(self, rows: Tensor, dual: Tensor, inverse: bool) -> Tensor:
         """See `Step`."""
-        columns = rows.split([len(block) for block in self.blocks], dim=1)
-        blocks = [block.to(rows.device) for block in self.blocks]
-        turned = [c @ (b if inverse else b.T) for c, b in zip(columns, blocks, strict=True)]
-        return torch.cat(turned, dim=1)
+        order, blocks = self.order.to(rows.device), [block.to(rows.device) for block in self.blocks]
+        sizes = [block.shape[0] * block.shape[1] for block in blocks]
+        scalars, *columns = rows.T[order].split([len(order) - sum(sizes), *sizes])
+        turned = [
+            (block.transpose(1, 2) if inverse else block) @ own.reshape(*block.shape[:2], -1)
+            for block, own in zip(blocks, columns, strict=True)
+        ]
+        sorted_rows = torch.cat([scalars, *(own.flatten(0, 1) for own in turned)])
+        return sorted_rows[torch.argsort(order)].T
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """See `Step`."""
-        return sum(block.nbytes for block in self.blocks)
+        return self.order.nbytes + sum(block.nbytes for block in self.blocks)
 
 
 @dataclass(frozen=True)
@@ -69,17 +77,17 @@ class Stretch(Step):
     right: Tensor
     left: Tensor | None
 
-    def apply(self, rows: Tensor, dual: bool, inverse: bool) -> Tensor:
+    def apply(self, rows: Tensor, dual: Tensor, inverse: bool) -> Tensor:
         """See `Step`."""
         right = self.right.to(rows.device)
         left = right if self.left is self.right else None if self.left is None else self.left.to(rows.device)
         scale = self.scale.to(rows.device)
         first, last = (left, right) if inverse else (right, left)
         rows = rows if first is None else rows @ first
-        rows = rows * scale if dual == inverse else rows / scale
+        rows = torch.where((dual == inverse)[:, None], rows * scale, rows / scale)
         return rows if last is None else rows @ last.T
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """See `Step`."""
         return self.scale.nbytes + self.right.nbytes
@@ -103,7 +111,7 @@ class BasisChange:
         """Returns this change without its first steps."""
         return BasisChange(self.steps[n_steps:])
 
-    def apply(self, rows: Tensor, dual: bool = False, inverse: bool = False) -> Tensor:
+    def apply(self, rows: Tensor, dual: Tensor, inverse: bool = False) -> Tensor:
         """Transforms each row, (n, n_basis) float64; see `Step.apply`."""
         for step in reversed(self.steps) if inverse else self.steps:
             rows = step.apply(rows, dual, inverse)
@@ -111,9 +119,5 @@ class BasisChange:
 
     def apply_to_form(self, form: Tensor) -> Tensor:
         """Returns T^-T C T^-1 of a symmetric bilinear form C such as the overlap, (n_basis, n_basis)."""
-        return self.apply(self.apply(form, dual=True).T, dual=True) if self.steps else form
-
-    def matrices(self, n_basis: int) -> tuple[Tensor, Tensor]:
-        """Returns T and T^-1, (n_basis, n_basis) float64 each."""
-        unit = torch.eye(n_basis, dtype=torch.float64)
-        return self.apply(unit).T.contiguous(), self.apply(unit, inverse=True).T.contiguous()
+        dual = torch.ones(len(form), dtype=torch.bool)
+        return self.apply(self.apply(form, dual).T, dual) if self.steps else form

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby, takewhile
 from typing import TypeVar
 
 import torch
@@ -27,9 +28,9 @@ from ofdft_norm.transforms.molecule import Molecule, molecules_of
 
 DataT = TypeVar("DataT", bound=Data)
 
-# Changes of basis that are remembered: those of a few large molecules, a batch of small ones.
+# Steps that are remembered: those of a few large molecules, a batch of small ones.
 _CACHE_BYTES = 128 * 2**20
-_cache: OrderedDict[tuple[str, str], BasisChange] = OrderedDict()
+_cache: OrderedDict[tuple[str, str], Step] = OrderedDict()
 _known: dict[str, BasisTransform] = {}
 
 
@@ -50,6 +51,9 @@ class BasisTransform(BaseTransform):
     def step(self, molecule: Molecule, before: BasisChange) -> Step:
         """Returns the change of one molecule's basis that follows other changes."""
 
+    def check(self, step: Step, molecule: Molecule) -> None:
+        """Refuses a step that was made before, by a transform of the same name with other settings."""
+
     def matrix(self, sample: Data) -> tuple[Tensor, Tensor]:
         """Returns T and T^-1 of a sample that this transform is yet to be applied to, (n_basis, n_basis) float64.
 
@@ -60,9 +64,7 @@ class BasisTransform(BaseTransform):
             BatchError: If it is a batch, or lacks a field.
         """
         before = [t for t in transforms_of(coordinates_of(sample)) if t.name != self.name]
-        molecule = _one(sample)
-        change = basis_change((*before, self), molecule).after(len(before))
-        return change.matrices(len(molecule.functions))
+        return _matrices(_one(sample), tuple(before), (*before, self))
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample or batch (already a copy of the caller's) in changed coordinates, in float64.
@@ -125,8 +127,7 @@ class BasisTransforms(BaseTransform):
         Raises:
             BatchError: If it is a batch, or lacks a field.
         """
-        molecule = _one(sample)
-        return basis_change(self.changes, molecule).matrices(len(molecule.functions))
+        return _matrices(_one(sample), (), self.changes)
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample or batch (already a copy of the caller's) in these coordinates, in float64."""
@@ -209,17 +210,35 @@ def coordinates_of(data: Data) -> str:
 
 
 def basis_change(transforms: tuple[BasisTransform, ...], molecule: Molecule) -> BasisChange:
-    """Returns the change of a molecule's basis; those of the last molecules are remembered."""
-    if not transforms:
-        return BasisChange()
-    key = (name_of(transforms), molecule.key)
-    if key not in _cache:
-        before = basis_change(transforms[:-1], molecule)
-        _cache[key] = before.then(transforms[-1].step(molecule, before))
-        while len(_cache) > 1 and sum(change.steps[-1].n_bytes for change in _cache.values()) > _CACHE_BYTES:
-            _cache.popitem(last=False)
-    _cache.move_to_end(key)
-    return _cache[key]
+    """Returns the change of a molecule's basis; the steps of the last molecules are remembered."""
+    change = BasisChange()
+    for n, transform in enumerate(transforms, 1):
+        key = (name_of(transforms[:n]), molecule.key)
+        if key not in _cache:
+            _cache[key] = transform.step(molecule, change)
+            while len(_cache) > 1 and sum(step.n_bytes for step in _cache.values()) > _CACHE_BYTES:
+                _cache.popitem(last=False)
+        _cache.move_to_end(key)
+        transform.check(_cache[key], molecule)
+        change = change.then(_cache[key])
+    return change
+
+
+def forget_molecules() -> None:
+    """Frees the steps that are remembered."""
+    _cache.clear()
+
+
+def in_normal_order(transforms: tuple[BasisTransform, ...]) -> tuple[BasisTransform, ...]:
+    """Returns the same change of basis with symmetric natural reparametrisation before local frames.
+
+    (R S R^T)^(1/2) R = R S^(1/2) for the orthogonal R of local frames: so the overlap needs no turning, and one
+    diagonalisation serves coordinates with and without frames.
+    """
+    natural_first = {"natural_symmetric": 0, "local_frames": 1}
+    if not all(transform.name in natural_first for transform in transforms):
+        return transforms
+    return tuple(sorted(transforms, key=lambda transform: natural_first[transform.name]))
 
 
 def change_coordinates(values: Tensor, data: Data, dual: bool, start: str, target: str) -> Tensor:
@@ -274,24 +293,52 @@ def _changed(
     old: tuple[BasisTransform, ...],
     new: tuple[BasisTransform, ...],
 ) -> list[Tensor]:
-    """Changes several (n_basis,) vectors; all samples of one molecule together."""
+    """Changes several (n_basis,) vectors; all vectors of all samples of one molecule together."""
     out: list[list[Tensor]] = [[] for _ in values]
-    common = sum(a.name == b.name for a, b in zip(old, new, strict=False))
-    first = 0
-    while first < len(molecules):
-        molecule, last = molecules[first][0], first + 1
-        while last < len(molecules) and molecules[last][0] is molecule:
-            last += 1
-        where = slice(molecules[first][1].start, molecules[last - 1][1].stop)
-        back, forth = basis_change(old, molecule).after(common), basis_change(new, molecule).after(common)
-        for i, value in enumerate(values):
-            rows = value[where].to(torch.float64).reshape(last - first, -1)
-            # what all densities of a molecule share is changed once, to the same last digit
-            shared = last - first > 1 and not rows.requires_grad and bool((rows == rows[0]).all())
-            changed = forth.apply(back.apply(rows[:1] if shared else rows, dual[i], inverse=True), dual[i])
-            out[i].append((changed.expand_as(rows) if shared else changed).reshape(-1))
-        first = last
+    for molecule, where in _runs(molecules):
+        rows = [value[where].to(torch.float64).reshape(-1, len(molecule.functions)) for value in values]
+        distinct = [own[:1] if _all_equal(own) else own for own in rows]
+        duals = torch.tensor([d for d, own in zip(dual, distinct, strict=True) for _ in own], device=rows[0].device)
+        changed = _between(old, new, molecule, torch.cat(distinct), duals).split([len(own) for own in distinct])
+        for i, own in enumerate(rows):
+            out[i].append(changed[i].expand_as(own).reshape(-1))
     return [torch.cat(changed) for changed in out]
+
+
+def _runs(molecules: list[tuple[Molecule, slice]]) -> Iterator[tuple[Molecule, slice]]:
+    """Yields each molecule with the functions of all its samples that follow one another."""
+    for _, run in groupby(molecules, key=lambda found: id(found[0])):
+        samples = list(run)
+        yield samples[0][0], slice(samples[0][1].start, samples[-1][1].stop)
+
+
+def _all_equal(rows: Tensor) -> bool:
+    """Whether all densities of a molecule share these values, which are changed once then."""
+    return len(rows) > 1 and not rows.requires_grad and bool((rows == rows[0]).all())
+
+
+def _between(
+    old: tuple[BasisTransform, ...],
+    new: tuple[BasisTransform, ...],
+    molecule: Molecule,
+    rows: Tensor,
+    dual: Tensor,
+) -> Tensor:
+    """Brings rows of one molecule from old coordinates to new ones, as far as they differ; see `Step.apply`."""
+    old, new = in_normal_order(old), in_normal_order(new)
+    common = len(list(takewhile(lambda pair: pair[0].name == pair[1].name, zip(old, new, strict=False))))
+    back, forth = basis_change(old, molecule).after(common), basis_change(new, molecule).after(common)
+    return forth.apply(back.apply(rows, dual, inverse=True), dual)
+
+
+def _matrices(
+    molecule: Molecule, old: tuple[BasisTransform, ...], new: tuple[BasisTransform, ...]
+) -> tuple[Tensor, Tensor]:
+    """Returns T and T^-1 from old coordinates to new ones, (n_basis, n_basis) float64 each."""
+    unit = torch.eye(len(molecule.functions), dtype=torch.float64)
+    dual = torch.zeros(len(unit), dtype=torch.bool)
+    forth, back = _between(old, new, molecule, unit, dual), _between(new, old, molecule, unit, dual)
+    return forth.T.contiguous(), back.T.contiguous()
 
 
 def _one(sample: Data) -> Molecule:

@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import BasisError
-from ofdft_norm.transforms.basis_change import BasisChange, Rotation
+from ofdft_norm.transforms.basis_change import BasisChange, ShellRotation
 from ofdft_norm.transforms.basis_transforms import BasisTransform, register
 from ofdft_norm.transforms.molecule import Molecule
 from ofdft_norm.transforms.real_harmonics import rotation_of_harmonics
@@ -49,8 +48,8 @@ class LocalFrames(BasisTransform):
         """``local_frames``."""
         return "local_frames"
 
-    def step(self, molecule: Molecule, before: BasisChange) -> Rotation:
-        """Returns one block for each atom; the same after symmetric natural reparametrisation, which commutes with it.
+    def step(self, molecule: Molecule, before: BasisChange) -> ShellRotation:
+        """Returns one block for each shell; the same after symmetric natural reparametrisation, which commutes with it.
 
         Raises:
             BasisError: If two atoms coincide.
@@ -59,26 +58,16 @@ class LocalFrames(BasisTransform):
             axes = local_axes(molecule.pos, molecule.atomic_numbers)
         except BasisError as error:
             raise BasisError(f"molecule {molecule.name!r}: {error}") from None
-        basis_info = molecule.basis_info
-        elements = basis_info.atom_indices(molecule.atomic_numbers, molecule.name)
-        of_atom = [basis_info.atom_ind_to_basis_function_ind[i] for i in elements]
-        largest = int(basis_info.l_per_basis_func.max(initial=0))
-        # polar axis x, first and second axes y and z
-        turned = [rotation_of_harmonics(l, axes[:, [1, 2, 0]]) for l in range(largest + 1)]
-        blocks = [_block(basis_info, own, [t[atom] for t in turned]) for atom, own in enumerate(of_atom)]
-        return Rotation(tuple(torch.from_numpy(block) for block in blocks))
-
-
-def _block(basis_info: BasisInfo, functions: npt.NDArray[np.int64], turned: list[Array]) -> Array:
-    """Returns the block of one atom: the Wigner matrix of each shell along the diagonal."""
-    block = np.zeros((len(functions), len(functions)))
-    l_of, m_of = basis_info.l_per_basis_func[functions], basis_info.m_per_basis_func[functions]
-    for l, matrix in enumerate(turned):
-        own = np.flatnonzero(l_of == l)
-        if len(own):
-            columns = matrix[:, m_of[own[: 2 * l + 1]] + l]
-            block[np.ix_(own, own)] = np.kron(np.eye(len(own) // (2 * l + 1)), columns)
-    return block
+        polar = axes[:, [1, 2, 0]]  # polar axis x, first and second axes y and z
+        basis_info, atom = molecule.basis_info, np.repeat(np.arange(len(axes)), molecule.functions_per_atom)
+        l_of, m_of = (of[molecule.functions] for of in (basis_info.l_per_basis_func, basis_info.m_per_basis_func))
+        blocks = []
+        for l in range(1, int(l_of.max(initial=0)) + 1):
+            own = np.flatnonzero(l_of == l)
+            if len(own):
+                turned = rotation_of_harmonics(l, polar)[:, :, m_of[own[: 2 * l + 1]] + l]
+                blocks.append(torch.from_numpy(turned[atom[own[:: 2 * l + 1]]]))
+        return ShellRotation(torch.from_numpy(np.argsort(l_of, kind="stable")), tuple(blocks))
 
 
 def local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64]) -> Array:
@@ -94,30 +83,33 @@ def local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64]) -> Array:
     Raises:
         BasisError: If two atoms coincide.
     """
-    axes = np.empty((len(pos), 3, 3))
-    for atom in range(len(pos)):
-        directions = np.concatenate([_neighbours(pos, atomic_numbers, atom), _FIXED])
-        x = directions[0]
-        normals = np.cross(x, directions[1:])
-        sines = np.linalg.norm(normals, axis=1)
-        second = int(np.argmax(sines > COLLINEAR))
-        z = normals[second] / sines[second]
-        axes[atom] = x, np.cross(z, x), z
-    return axes
+    neighbours = _neighbours(pos, atomic_numbers)
+    fixed = np.broadcast_to(_FIXED, (len(pos), 3, 3))
+    directions = np.concatenate([neighbours, fixed], axis=1)
+    x = directions[:, 0]
+    normals = np.cross(x[:, None], directions[:, 1:])
+    sines = np.linalg.norm(normals, axis=2, keepdims=True)
+    second = np.argmax(sines > COLLINEAR, axis=1, keepdims=True)  # of each atom the first that is out of line
+    z = np.take_along_axis(normals / np.maximum(sines, COLLINEAR), second, axis=1)[:, 0]
+    return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-def _neighbours(pos: Array, atomic_numbers: npt.NDArray[np.int64], atom: int) -> Array:
-    """Returns unit vectors to the other atoms: heavy ones first, by distance."""
-    vectors = np.delete(pos - pos[atom], atom, axis=0)
-    numbers = np.delete(atomic_numbers, atom)
-    distances = np.linalg.norm(vectors, axis=1)
+def _neighbours(pos: Array, atomic_numbers: npt.NDArray[np.int64]) -> Array:
+    """Returns each atom's unit vectors to the others, (n_atom, n_atom - 1, 3): heavy ones first, by distance."""
+    n = len(pos)
+    vectors = pos - pos[:, None]
+    distances = np.linalg.norm(vectors, axis=2)
+    distances[np.diag_indices(n)] = np.inf  # an atom is the last of its own neighbours, and left out
     if not (distances > 0).all():
+        atom = int(np.argwhere(~(distances > 0))[0, 0])
         raise BasisError(f"two atoms stand at the same place, {pos[atom].tolist()} bohr: expected a geometry")
-    by_distance = np.argsort(distances, kind="stable")
-    rank = np.empty(len(distances), dtype=np.int64)
-    rank[by_distance] = np.cumsum(np.diff(distances[by_distance], prepend=0.0) > TIE)
-    order = np.lexsort((np.arange(len(numbers)), -numbers, rank, numbers == 1))
-    return np.asarray(vectors[order] / distances[order, None])
+    by_distance = np.argsort(distances, axis=1, kind="stable")
+    gaps = np.diff(np.take_along_axis(distances, by_distance, 1), axis=1, prepend=0.0) > TIE
+    rank = np.empty((n, n), dtype=np.int64)
+    np.put_along_axis(rank, by_distance, np.cumsum(gaps, axis=1), axis=1)
+    keys = np.broadcast_arrays(np.arange(n), -atomic_numbers, rank, atomic_numbers == 1, np.eye(n))
+    order = np.lexsort(keys, axis=1)[:, :-1, None]
+    return np.asarray(np.take_along_axis(vectors / distances[:, :, None], order, axis=1))
 
 
 register(LocalFrames())

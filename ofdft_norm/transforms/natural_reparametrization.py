@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from ofdft_norm.errors import BasisError, ConfigError
-from ofdft_norm.transforms.basis_change import BasisChange, Stretch
+from ofdft_norm.transforms.basis_change import BasisChange, Step, Stretch
 from ofdft_norm.transforms.basis_transforms import BasisTransform, register
 from ofdft_norm.transforms.molecule import Molecule
 from ofdft_norm.transforms.overlap import overlap_of
@@ -71,6 +71,15 @@ class NaturalReparametrization(BasisTransform):
         except BasisError as error:
             raise BasisError(f"molecule {molecule.name!r}: {error}") from None
 
+    def check(self, step: Step, molecule: Molecule) -> None:
+        """Refuses an overlap whose smallest eigenvalue another instance accepted.
+
+        Raises:
+            BasisError: If it is below `min_eigenvalue`.
+        """
+        if isinstance(step, Stretch):
+            _check_eigenvalue(float(step.scale[0]) ** 2, self.min_eigenvalue, f"molecule {molecule.name!r}: ")
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.orthogonalization!r}, min_eigenvalue={self.min_eigenvalue})"
 
@@ -89,19 +98,23 @@ def natural_coordinates(
         BasisError: If S has a smaller eigenvalue.
     """
     values, vectors = np.linalg.eigh(overlap)
-    if not values[0] >= min_eigenvalue:
-        raise BasisError(
-            f"the smallest eigenvalue of the density basis's overlap is {values[0]:.2e}, expected at least "
-            f"{min_eigenvalue:.0e}: its inverse root would be noise. Are two atoms too close, or the exponents too "
-            "dense? Accept it with a smaller min_eigenvalue (config: data.pre_transforms), or leave the molecule out "
-            "(config: data.source.exclude)"
-        )
+    _check_eigenvalue(float(values[0]), min_eigenvalue)
     scale = torch.from_numpy(np.sqrt(values))
     if orthogonalization == "symmetric":
         eigenvectors = torch.from_numpy(vectors)
         return Stretch(scale, eigenvectors, eigenvectors)
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
     return Stretch(scale, torch.from_numpy(vectors * np.sign(largest)), None)
+
+
+def _check_eigenvalue(smallest: float, accepted: float, where: str = "") -> None:
+    if not smallest >= accepted:
+        raise BasisError(
+            f"{where}the smallest eigenvalue of the density basis's overlap is {smallest:.2e}, expected at least "
+            f"{accepted:.0e}: its inverse root would be noise. Are two atoms too close, or the exponents too "
+            "dense? Accept it with a smaller min_eigenvalue (config: data.pre_transforms), or leave the molecule out "
+            "(config: data.source.exclude)"
+        )
 
 
 register(NaturalReparametrization("symmetric", 0.0), NaturalReparametrization("canonical", 0.0))

@@ -313,7 +313,8 @@ def test_natural_reparametrization_keeps_products_and_makes_the_overlap_one(
     overlap = basis.overlap()
     transform = natural_coordinates(overlap)
     natural = reparametrize(labels, transform)
-    inverse_root = transform.apply(torch.eye(len(overlap), dtype=torch.float64), True, False).numpy()
+    dual = torch.ones(len(overlap), dtype=torch.bool)
+    inverse_root = transform.apply(torch.eye(len(overlap), dtype=torch.float64), dual, inverse=False).numpy()
     unit = inverse_root @ overlap @ inverse_root
     np.testing.assert_allclose(unit, np.eye(len(unit)), atol=1e-10)
     np.testing.assert_allclose(natural.coeffs @ natural.dual_basis_integrals, 10.0, atol=1e-9)
