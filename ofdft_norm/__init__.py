@@ -7,11 +7,12 @@ from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.mixin import NormalizerMixin
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
-from ofdft_norm.normalization.element_references import LinearReferences, create_element_references
+from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
+from ofdft_norm.normalization.given_references import create_element_references, references_from_values
 from ofdft_norm.normalization.initial_guess_delta import InitialGuessDelta
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.reference_config import load_references_from_config, references_from_values
+from ofdft_norm.normalization.reference_config import load_references_from_config
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.sample_weighers import (
     ConstantSampleWeigher,

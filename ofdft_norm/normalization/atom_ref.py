@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.settings import Settings
 from ofdft_norm.statistics.dataset_statistics import Array, DatasetStatistics
 from ofdft_norm.statistics.references import reference_gradient
+
+logger = logging.getLogger(__name__)
 
 
 class AtomRefConfig(Settings):
@@ -47,6 +51,7 @@ class AtomRef(Reference):
     """
 
     depends_on_coeffs = True
+    own_entries = ("t_global",)
     t_z: Tensor
     t_global: Tensor
     g_z: Tensor
@@ -140,3 +145,15 @@ class AtomRef(Reference):
         """Returns the derivative of `energy` with respect to the coefficients, (n_basis,) float64 [hartree]."""
         index = require_field("basis_function_ind", sample_or_batch, "the atomic reference needs")
         return self.gradient_of({"basis_function_ind": index})
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if prefix + "t_global" not in state_dict and "t_global" not in local_metadata:
+            logger.warning(
+                "the state dict of an AtomRef has no t_global, which STRUCTURES25 keeps outside: %s hartree stays; "
+                "build the module with its own before loading (argument t_global)",
+                float(self.t_global),
+            )
+            state_dict[prefix + "t_global"] = self.t_global
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)

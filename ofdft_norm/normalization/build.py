@@ -12,15 +12,11 @@ from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.normalization.atom_ref import AtomRef, AtomRefConfig
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling, RescalingConfig
-from ofdft_norm.normalization.element_references import (
-    LinearReferences,
-    LinearReferencesConfig,
-    create_element_references,
-)
+from ofdft_norm.normalization.element_references import LinearReferences, LinearReferencesConfig
 from ofdft_norm.normalization.energy_scale import resolve_energy_scale
+from ofdft_norm.normalization.given_references import create_element_references, references_from_values
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.reference import Reference
-from ofdft_norm.normalization.reference_config import references_from_values
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 # Under this name statistics hold what references that are given, not fitted, leave of the energies.
@@ -119,9 +115,9 @@ def _reference(
 def linear_references(reference: LinearReferencesConfig) -> LinearReferences | None:
     """Returns the references that a configuration gives by values or file; None if they are to be fitted."""
     if reference.file is not None:
-        references = create_element_references(reference.file)
+        references = create_element_references(reference.file, target=reference.target, unit=reference.unit)
     elif reference.values is not None:
-        references = references_from_values(reference.values, max_num_elements=reference.max_num_elements)
+        references = references_from_values(reference.values, reference.max_num_elements, unit=reference.unit)
     else:
         return None
     references.unseen_elements = reference.unseen_elements

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
 from ofdft_norm.normalization.reference import Reference
-from ofdft_norm.normalization.reference_files import read_reference_file
 from ofdft_norm.normalization.reference_summary import (
     FitReport,
     ReferenceSummary,
@@ -27,26 +25,34 @@ from ofdft_norm.settings import AtomicNumber, NonNegative, Settings
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.least_squares import solve_least_squares
 from ofdft_norm.statistics.references import CountBy, linear_reference_name
+from ofdft_norm.units import EnergyUnit
 
 UnseenPolicy = Literal["error", "zero"]
 
-_EXTRA_STATE = "_extra_state"  # torch's name for what get_extra_state returns
+EXTRA_STATE = "_extra_state"  # torch's name for what get_extra_state returns
+
+# Entry 0 belongs to no element; what rounding leaves there in published lists, -8e-19, is nothing.
+_NOTHING = 1e-12
 
 
 class LinearReferencesConfig(Settings):
     """A reference energy for each element (`LinearReferences`), fitted on the training split or given.
 
     Attributes:
-        values: Given energies [hartree] by element symbol or atomic number; None: fitted.
-        file: A .pt or .npz file with `element_references` [hartree]; None: fitted.
+        values: Given energies by element symbol or atomic number, or a list by atomic number; None: fitted.
+        file: A file with given energies, see `read_reference_file`; None: fitted.
+        target: Which references of a file that has those of several targets.
+        unit: What given energies are in: ``hartree``, ``eV`` or ``kcal/mol``.
         ridge: Relative ridge of the fit; 0: the solution of minimum norm.
         count_by: What counts once in the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
         unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them none.
         max_num_elements: Largest atomic number.
     """
 
-    values: Mapping[str | int, float] | None = None
+    values: Mapping[str | int, float] | Sequence[float | None] | str | None = None
     file: str | None = None
+    target: str | None = None
+    unit: EnergyUnit = "hartree"
     ridge: NonNegative = 0.0
     count_by: CountBy = "molecule"
     unseen_elements: UnseenPolicy = "error"
@@ -69,10 +75,10 @@ class LinearReferences(Reference):
     """E_ref = sum over atoms of ref_Z: removes or adds a composition model of a target.
 
     Args:
-        element_references: (max_num_elements + 1,) reference of each atomic number [hartree, or the target's unit];
-            index 0 is unused, elements that were not seen are 0. None: all zero.
-        max_num_elements: Largest atomic number.
-        seen_elements: (max_num_elements + 1,) bool, which elements have a reference; by default those whose reference
+        element_references: Reference of each atomic number [hartree, or the target's unit], up to any largest; index 0
+            is unused, elements that were not seen are 0. None: all zero.
+        max_num_elements: Largest atomic number where `element_references` is None; else its length tells it.
+        seen_elements: As long, bool, which elements have a reference; by default those whose reference
             is not 0 (all, if `element_references` is None).
         unseen_elements: ``"error"`` refuses atoms of elements without a reference, ``"zero"`` gives them 0.
         atomic_numbers_field: Field of the batch that holds the atomic numbers; where it is missing, PyG's ``z`` is
@@ -80,15 +86,16 @@ class LinearReferences(Reference):
         fit_report: How the references were fitted, if they were; part of the state dict, as plain types.
 
     Raises:
-        StatisticsError: If the references have another length or are not finite.
+        StatisticsError: If the references are no vector, not finite, or have a value at index 0.
         ConfigError: If `unseen_elements` is unknown.
 
     Example:
-        >>> references = LinearReferences(torch.tensor([0.0, -0.5]), max_num_elements=1)
+        >>> references = LinearReferences(torch.tensor([0.0, -0.5]))
         >>> references(torch.tensor([-0.25]), Data(z=torch.tensor([1, 1]))).item()
         -1.25
     """
 
+    own_entries = ("seen_elements", EXTRA_STATE)
     element_references: Tensor
     seen_elements: Tensor
     fit_report: FitReport | None
@@ -103,12 +110,7 @@ class LinearReferences(Reference):
         fit_report: FitReport | None = None,
     ) -> None:
         super().__init__()
-        if unseen_elements not in ("error", "zero"):
-            raise ConfigError(
-                f"unseen_elements = {unseen_elements!r}: expected 'error' or 'zero' "
-                "(config: data.reference.unseen_elements)"
-            )
-        self.unseen_elements = unseen_elements
+        self.unseen_elements = unseen_policy(unseen_elements)
         self.atomic_numbers_field = atomic_numbers_field
         self.fit_report = fit_report
         if element_references is None:
@@ -116,15 +118,25 @@ class LinearReferences(Reference):
             seen = torch.ones(max_num_elements + 1, dtype=torch.bool)
         else:
             self.register_float64("element_references", element_references)
+            self._check_references()
             seen = self.element_references != 0
-        if self.element_references.shape != (max_num_elements + 1,):
-            raise StatisticsError(
-                f"element_references has shape {tuple(self.element_references.shape)}, expected "
-                f"({max_num_elements + 1},): index 0 is unused, one entry for each element up to max_num_elements"
-            )
-        if not torch.isfinite(self.element_references).all():
-            raise StatisticsError("element_references holds values that are not finite")
         self.register_buffer("seen_elements", seen if seen_elements is None else seen_elements.clone().bool())
+        if self.seen_elements.shape != self.element_references.shape:
+            raise StatisticsError(
+                f"seen_elements has shape {tuple(self.seen_elements.shape)}, expected that of element_references, "
+                f"{tuple(self.element_references.shape)}"
+            )
+
+    def _check_references(self) -> None:
+        values = self.element_references
+        if values.ndim != 1 or len(values) < 2:
+            raise StatisticsError(
+                f"element_references has shape {tuple(values.shape)}, expected a vector: index 0 is unused, one entry "
+                "for each element from hydrogen on"
+            )
+        if not torch.isfinite(values).all():
+            raise StatisticsError("element_references holds values that are not finite")
+        values[0] = without_entry_0(float(values[0]))
 
     @property
     def max_num_elements(self) -> int:
@@ -182,7 +194,9 @@ class LinearReferences(Reference):
             raise NormalizationError(
                 f"no reference energy for the elements {elements}: none of their atoms was seen in fitting (references "
                 f"exist for {have}); fit on molecules with these elements, give their values "
-                "(config: data.reference.values), or set data.reference.unseen_elements=zero"
+                "(config: data.reference.values), or let them pass with unseen_elements = 'zero' (argument "
+                "unseen_elements, in load_references_from_config beside the target's file, values or state_dict, or in "
+                "fit; config: data.reference.unseen_elements)"
             )
 
     def _apply_refs(self, target: Tensor, batch: Data, sign: int, reshaped: bool = True) -> Tensor:
@@ -274,7 +288,7 @@ class LinearReferences(Reference):
             unit: The target's unit, shown in the table's head.
 
         Example:
-            >>> print(LinearReferences(torch.tensor([0.0, -0.5]), max_num_elements=1).summary("hartree"))
+            >>> print(LinearReferences(torch.tensor([0.0, -0.5])).summary("hartree"))
             element  reference [hartree]  std. error  atoms  molecules
             H                  -0.500000           -      -          -
             values as given: no fit is known
@@ -294,65 +308,46 @@ class LinearReferences(Reference):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.fit_report is None:
-            destination.pop(prefix + _EXTRA_STATE, None)
+            destination.pop(prefix + EXTRA_STATE, None)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
         references = state_dict.get(prefix + "element_references")
-        if references is not None and prefix + "seen_elements" not in state_dict:
-            # fairchem's state dicts hold the references alone
-            state_dict[prefix + "seen_elements"] = references.reshape(-1) != 0
-        state_dict.setdefault(prefix + _EXTRA_STATE, None)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if references is not None:
+            # fairchem's state dicts hold the references alone, for as many elements as they like
+            seen = local_metadata.get("seen_elements", references.reshape(-1) != 0)
+            state_dict.setdefault(prefix + "seen_elements", seen)
+            if references.shape != self.element_references.shape:
+                self.element_references = self.element_references.new_zeros(references.shape)
+                self.seen_elements = self.seen_elements.new_zeros(references.shape)
+        state_dict.setdefault(prefix + EXTRA_STATE, local_metadata.get(EXTRA_STATE))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-def create_element_references(
-    file: str | Path | None = None, state_dict: Mapping[str, Any] | None = None
-) -> LinearReferences:
-    """Creates a reference module from a file or a state dict.
-
-    Args:
-        file: A ``.pt`` file with a state dict, or an ``.npz`` file with ``element_references`` (or, in legacy files,
-            ``coeff``). Nothing is unpickled.
-        state_dict: A state dict with ``element_references``.
-
-    Returns:
-        The references.
+def unseen_policy(value: str) -> UnseenPolicy:
+    """Returns what happens to elements without a reference.
 
     Raises:
-        ConfigError: If both or neither are given.
-        StatisticsError: If the file cannot be read or holds no references.
+        ConfigError: If it is unknown.
     """
-    if (file is None) == (state_dict is None):
-        raise ConfigError("create_element_references needs either a file or a state_dict (config: data.reference.file)")
-    if file is not None:
-        return _from_state(read_reference_file(Path(file)), str(file))
-    return _from_state(dict(state_dict or {}), "state_dict")
-
-
-def _from_state(state: Mapping[str, Any], where: str) -> LinearReferences:
-    if "element_references" not in state:
-        raise StatisticsError(f"{where}: lacks 'element_references'; it has {sorted(state)}")
-    references = _vector(state["element_references"], f"{where}: 'element_references'").to(torch.float64)
-    seen = state.get("seen_elements")
-    report = state.get(_EXTRA_STATE)
-    return LinearReferences(
-        references,
-        max_num_elements=len(references) - 1,
-        seen_elements=None if seen is None else _vector(seen, f"{where}: 'seen_elements'"),
-        fit_report=FitReport.from_plain(report) if report else None,
-    )
-
-
-def _vector(value: Any, where: str) -> Tensor:
-    """Returns one real number for each atomic number; a column or a row is a vector too."""
-    try:
-        tensor = torch.as_tensor(value).cpu().to_dense()
-    except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        raise StatisticsError(f"{where} holds no numbers: {value!r:.80}") from None
-    if tensor.is_complex():
-        raise StatisticsError(f"{where} is complex ({tensor.dtype}), expected real numbers")
-    if tensor.numel() < 2 or tensor.numel() != max(tensor.shape):
-        raise StatisticsError(
-            f"{where} has shape {tuple(tensor.shape)}, expected a vector of one value for each atomic number, from 0"
+    if value not in ("error", "zero"):
+        raise ConfigError(
+            f"unseen_elements = {value!r}: expected 'error' or 'zero' (config: data.reference.unseen_elements)"
         )
-    return tensor.reshape(-1)
+    return cast(UnseenPolicy, value)
+
+
+def without_entry_0(value: float) -> float:
+    """Returns 0 for the entry 0 of references by atomic number.
+
+    Raises:
+        StatisticsError: If it is more than what rounding leaves.
+    """
+    if abs(value) < _NOTHING:
+        return 0.0
+    raise StatisticsError(
+        f"references by atomic number have the value {value} at index 0, which belongs to no element and which other "
+        "programs ignore: put 0 there, or, where the list begins with hydrogen, a 0 in front of it "
+        "(config: data.reference.values, data.reference.file)"
+    )

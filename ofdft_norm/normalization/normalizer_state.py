@@ -70,9 +70,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
 }
 _BUILDERS: dict[str, Callable[..., Float64Module]] = {
     "AtomRef": lambda v: AtomRef(v["t_z"], v["t_global"], v["g_z"]),
-    "LinearReferences": lambda v, **settings: LinearReferences(
-        v["element_references"], len(v["element_references"]) - 1, **settings
-    ),
+    "LinearReferences": lambda v, **settings: LinearReferences(v["element_references"], **settings),
     "DimensionWiseRescaling": lambda v, **settings: DimensionWiseRescaling(
         v["coeff_biases"], v["coeff_stds"], v["max_grads"], **settings
     ),
@@ -83,7 +81,9 @@ def _module_to_state(module: Float64Module | None) -> dict[str, Any] | None:
     if module is None:
         return None
     name = type(module).__name__
-    values = {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in module.state_dict().items()}
+    # with a prefix, all of a reference's state stands among the entries, see `Reference`
+    entries = {key.removeprefix("module."): value for key, value in module.state_dict(prefix="module.").items()}
+    values = {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in entries.items()}
     return {"kind": name, "settings": {s: getattr(module, s) for s in _SETTINGS[name]}, "values": values}
 
 

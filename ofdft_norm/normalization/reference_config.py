@@ -3,104 +3,26 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from torch import Tensor
 
-from ofdft_norm.data.elements import SYMBOLS, atomic_number
+from ofdft_norm.data.elements import SYMBOLS
 from ofdft_norm.data.files import written_whole
 from ofdft_norm.errors import ConfigError, StatisticsError, closest, did_you_mean
-from ofdft_norm.normalization.element_references import LinearReferences, UnseenPolicy, create_element_references
+from ofdft_norm.normalization.element_references import LinearReferences, unseen_policy
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
-from ofdft_norm.normalization.reference_files import read_reference_file
+from ofdft_norm.normalization.given_references import create_element_references, references_of
+from ofdft_norm.normalization.reference_files import ONLY_TARGET, read_reference_file
 from ofdft_norm.statistics.distributed import current_ranks
 
 CHECKPOINT_NAME = "element_references.pt"
 
 _FIT_ARGUMENTS = [name for name in inspect.signature(fit_linear_references).parameters if name != "dataset"]
-
-
-def references_from_values(
-    values: Mapping[Any, Any] | Sequence[Any],
-    max_num_elements: int = 118,
-    unseen_elements: UnseenPolicy = "error",
-    atomic_numbers_field: str = "atomic_numbers",
-) -> LinearReferences:
-    """Makes references of given energies, such as those of isolated atoms.
-
-    Args:
-        values: A mapping of symbols or atomic numbers to energies: exactly these elements have a reference, 0 included.
-            Or a list indexed by atomic number, whose entry 0 is 0 or null: in it 0 and null mean "no reference".
-        max_num_elements: Largest atomic number.
-        unseen_elements: See `LinearReferences`.
-        atomic_numbers_field: See `LinearReferences`.
-
-    Raises:
-        ConfigError: If an element is unknown, given twice or beyond `max_num_elements`, or a value is no finite number.
-
-    Example:
-        >>> references_from_values({"H": -0.5, 8: -75.06}).element_references[8].item()
-        -75.06
-    """
-    if isinstance(values, Mapping | DictConfig):
-        pairs = [(_element(key), value) for key, value in values.items()]
-    elif isinstance(values, Sequence | ListConfig) and not isinstance(values, str):
-        pairs = _pairs_of_list(values)
-    else:
-        raise ConfigError(
-            f"reference values are a {type(values).__name__}; expected a mapping of elements to energies, or a list "
-            "indexed by atomic number (config: data.reference.values)"
-        )
-    references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
-    seen = torch.zeros(max_num_elements + 1, dtype=torch.bool)
-    for number, value in pairs:
-        if not 1 <= number <= max_num_elements:
-            raise ConfigError(
-                f"reference value for the atomic number {number}: expected 1 ... {max_num_elements} "
-                "(config: data.reference.max_num_elements)"
-            )
-        if seen[number]:
-            raise ConfigError(f"two reference values for the element {number} (config: data.reference.values)")
-        references[number], seen[number] = _finite(value, number), True
-    if not seen.any():
-        raise ConfigError("no reference value is given (config: data.reference.values)")
-    return LinearReferences(references, max_num_elements, seen, unseen_elements, atomic_numbers_field)
-
-
-def _element(key: Any) -> int:
-    if isinstance(key, bool):
-        raise ConfigError(
-            f"reference values have the element {key}: YAML reads the symbol No as false; write it in quotes, or 102 "
-            "(config: data.reference.values)"
-        )
-    if isinstance(key, Integral) or (isinstance(key, str) and key.isdecimal()):
-        return int(key)
-    return atomic_number(key)
-
-
-def _pairs_of_list(values: Sequence[Any]) -> list[tuple[int, Any]]:
-    if len(values) and values[0] not in (0, None):
-        raise ConfigError(
-            f"a list of reference values is indexed by atomic number, so that its entry 0 is unused, but it is "
-            f"{values[0]}: put a 0 before hydrogen's value (config: data.reference.values)"
-        )
-    return [(number, value) for number, value in enumerate(values) if value is not None and value != 0]
-
-
-def _finite(value: Any, number: int) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ConfigError(
-            f"reference value of the element {number} is {value!r}, expected a finite number "
-            "(config: data.reference.values)"
-        )
-    return float(value)
 
 
 def load_references_from_config(
@@ -111,8 +33,9 @@ def load_references_from_config(
     Keys:
         file: A file with the references of several targets: a state dict, or a vector, for each.
         fit: Arguments of `fit_linear_references` (without the data set), and `fitted`.
-        <target>: References of one target: ``{file: ...}``, ``{values: ...}``, or the values themselves, a mapping of
-            elements or a list by atomic number (see `references_from_values`).
+        <target>: References of one target: ``{file: ...}`` (of several targets in it the one named by ``target``),
+            ``{state_dict: ...}``, ``{values: ...}``, each with `unseen_elements`, and with the ``unit`` it is in, such
+            as eV, if it is to become hartree; or the values themselves, see `references_from_values`.
 
     Where a target has several sources, its own entry wins over `file`, and `file` over `fit`; a warning says so. After
     a fit ``config["fit"]["fitted"]`` is set to true, so that a run resumed with this config takes the fitted
@@ -182,16 +105,18 @@ def _refuse_unknown(key: str, known: Sequence[str], where: str) -> None:
         raise ConfigError(f"unknown key {key!r} in {where}: expected one of {list(known)}{hint}")
 
 
+# Where the references of one target come from: one of these, with the options beside it.
+_OPTIONS = ("unit", "unseen_elements")
+_SOURCES = {"file": ("target", *_OPTIONS), "values": _OPTIONS, "state_dict": _OPTIONS}
+
+
 def _target_references(target: str, entry: Any) -> LinearReferences:
-    """Reads the entry of one target: a file, or values."""
-    if isinstance(entry, Mapping | DictConfig):
+    """Reads the entry of one target: a file, values, or a state dict."""
+    if isinstance(entry, Mapping | DictConfig) and "element_references" not in entry:
         keys = [str(key) for key in entry]
-        if "file" in keys or "values" in keys:
-            if len(keys) > 1:
-                raise ConfigError(f"{target} has the keys {keys}: expected 'file' or 'values' alone")
-            if "file" in keys:
-                return create_element_references(entry["file"])
-            return _values(target, entry["values"])
+        sources = [key for key in keys if key in _SOURCES]
+        if sources:
+            return _from_source(target, keys, sources, entry)
         foreign = [key for key in keys if key in (*_FIT_ARGUMENTS, "fitted")]
         if foreign:
             raise ConfigError(
@@ -200,43 +125,41 @@ def _target_references(target: str, entry: Any) -> LinearReferences:
             )
         for key in entry:
             if isinstance(key, str) and not key.isdecimal() and key not in SYMBOLS and len(key) > 2:
-                _refuse_unknown(key, ["file", "values"], target)
-        return _values(target, entry)
-    if isinstance(entry, Sequence | ListConfig) and not isinstance(entry, str):
-        return _values(target, entry)
-    close = closest(target, ["file", "fit"])
-    hint = f"did you mean the key {close[0]!r}?" if close else f"for a file write {target}: {{file: ...}}"
-    raise ConfigError(
-        f"{target} = {entry!r}: expected {{file: ...}}, a mapping of elements to values, or a list by atomic number; "
-        f"{hint}"
-    )
+                _refuse_unknown(key, list(_SOURCES), target)
+    elif isinstance(entry, int | float | None) or (isinstance(entry, str) and entry.lstrip()[:1] not in ("{", "[")):
+        close = closest(target, ["file", "fit"])
+        hint = f"did you mean the key {close[0]!r}?" if close else f"for a file write {target}: {{file: ...}}"
+        raise ConfigError(
+            f"{target} = {entry!r}: expected {{file: ...}}, a mapping of elements to values, or a list by atomic "
+            f"number; {hint}"
+        )
+    return references_of(entry, target)
 
 
-def _values(target: str, values: Any) -> LinearReferences:
-    try:
-        return references_from_values(values)
-    except ConfigError as error:
-        raise ConfigError(f"{target}: {error}") from None
+def _from_source(target: str, keys: Sequence[str], sources: Sequence[str], entry: Any) -> LinearReferences:
+    unknown = [key for key in keys if key not in (sources[0], *_SOURCES[sources[0]])]
+    if unknown:
+        raise ConfigError(
+            f"{target} has the keys {keys}: expected one of {list(_SOURCES)} alone, with {_SOURCES[sources[0]]} beside "
+            f"{sources[0]!r} at most"
+        )
+    unit = entry.get("unit", "hartree")
+    if sources[0] == "file":
+        references = create_element_references(entry["file"], target=entry.get("target"), unit=unit)
+    else:
+        references = references_of(entry[sources[0]], target, unit)
+    references.unseen_elements = unseen_policy(entry.get("unseen_elements", "error"))
+    return references
 
 
 def _references_of_file(path: Path) -> dict[str, LinearReferences]:
     """Reads the references of several targets from one file."""
     content = read_reference_file(path)
-    if "element_references" in content:
+    if ONLY_TARGET in content:
         raise StatisticsError(
             f"{path}: holds the references of a single target; name the target: <target>: {{file: {path}}} "
         )
-    references = {}
-    for target, state in content.items():
-        if isinstance(state, Mapping):
-            references[target] = create_element_references(state_dict=state)
-        elif isinstance(state, Tensor) or hasattr(state, "__array__"):
-            references[target] = create_element_references(state_dict={"element_references": state})
-        else:
-            raise StatisticsError(
-                f"{path}: {target!r} is a {type(state).__name__}, expected a state dict with 'element_references' "
-            )
-    return references
+    return {target: references_of(state, f"{path}: {target!r}") for target, state in content.items()}
 
 
 def _warn_of_conflicts(in_file: Mapping[str, Any], fit_targets: Sequence[str], own: Mapping[str, Any]) -> None:
@@ -275,6 +198,6 @@ def _mark_fitted(fit: Any) -> None:
 
 
 def _save(references: Mapping[str, LinearReferences], folder: Path) -> None:
-    state = {target: dict(module.state_dict()) for target, module in references.items()}
+    state = {target: module.state_dict() for target, module in references.items()}
     with written_whole(folder / CHECKPOINT_NAME) as file:
         torch.save(state, file)

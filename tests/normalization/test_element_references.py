@@ -2,8 +2,12 @@
 
 import copy
 import io
+import itertools
 import math
 import pickle
+import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -16,10 +20,10 @@ from torch_geometric.loader import DataLoader
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
 from ofdft_norm.normalization.atom_ref import AtomRef
-from ofdft_norm.normalization.element_references import LinearReferences, create_element_references
+from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
+from ofdft_norm.normalization.given_references import create_element_references, references_from_values
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.reference_config import references_from_values
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 VALUES = {1: -0.5, 6: -37.8, 8: -75.1}
@@ -74,7 +78,7 @@ def test_targets_of_other_shapes_and_samples_without_elements_are_refused():
 def test_unseen_elements_are_refused_or_zero():
     batch = batch_of([1, 7], [9])
     with pytest.raises(
-        NormalizationError, match=r"no reference energy for the elements \[7, 9\].*unseen_elements=zero"
+        NormalizationError, match=r"no reference energy for the elements \[7, 9\].*unseen_elements = .zero."
     ):
         LinearReferences(vector()).energy(batch)
     assert LinearReferences(vector(), unseen_elements="zero").energy(batch).tolist() == [-0.5, 0.0]
@@ -89,8 +93,12 @@ def test_an_element_whose_reference_is_zero_is_not_unseen_if_it_was_fitted():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(StatisticsError, match=r"shape \(5,\), expected \(119,\)"):
-        LinearReferences(torch.zeros(5))
+    with pytest.raises(StatisticsError, match=r"shape \(5, 2\), expected a vector"):
+        LinearReferences(torch.zeros(5, 2))
+    with pytest.raises(StatisticsError, match=r"seen_elements has shape \(4,\), expected .* \(5,\)"):
+        LinearReferences(torch.zeros(5), seen_elements=torch.ones(4))
+    with pytest.raises(StatisticsError, match=r"value -0.5 at index 0, .*which other programs ignore: put 0 there"):
+        LinearReferences(vector({0: -0.5, 1: 1.0}))
     with pytest.raises(StatisticsError, match="not finite"):
         LinearReferences(vector({1: math.nan}))
     with pytest.raises(ConfigError, match="unseen_elements = 'skip': expected 'error' or 'zero'"):
@@ -224,7 +232,58 @@ def test_state_dicts_of_fairchem_load_strictly():
     references.load_state_dict({"element_references": vector()})
     assert references.fit_report is None
     assert references.seen_elements.nonzero().squeeze(1).tolist() == sorted(VALUES)
-    assert set(references.state_dict()) == {"element_references", "seen_elements"}
+    assert set(references.state_dict()) == {"element_references"}
+
+
+class Fairchem(torch.nn.Module):
+    """What fairchem's class of this name is to a state dict."""
+
+    def __init__(self, element_references):
+        super().__init__()
+        self.register_buffer("element_references", element_references)
+
+
+@pytest.mark.parametrize("length", [10, 119, 130])
+def test_state_dicts_go_both_ways_whatever_their_length(length):
+    theirs, ours = Fairchem(torch.zeros(length)), LinearReferences(vector({1: -0.5}, length))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert torch.equal(theirs.element_references, vector({1: -0.5}, length).float())
+    back = LinearReferences()
+    back.load_state_dict(theirs.state_dict(), strict=True)
+    assert back.max_num_elements == length - 1
+    assert back.seen_elements.nonzero().squeeze(1).tolist() == [1]
+
+
+def test_inside_other_modules_state_dicts_hold_everything():
+    given = LinearReferences(vector({1: -0.5}), seen_elements=vector({1: 1, 8: 1}))
+    for wrap in (lambda module: torch.nn.ModuleList([module]), Normalizer):
+        inner, outer = wrap(given), wrap(LinearReferences())
+        outer.load_state_dict(dict(inner.state_dict()))
+        assert all(torch.equal(a, b) for a, b in zip(inner.buffers(), outer.buffers(), strict=True))
+
+
+class Structures25AtomRef(torch.nn.Module):
+    """What STRUCTURES25's AtomRef is to a state dict: its constant is an attribute."""
+
+    def __init__(self, t_z, t_global, g_z):
+        super().__init__()
+        self.register_buffer("t_z", t_z)
+        self.t_global = t_global
+        self.register_buffer("g_z", g_z)
+
+
+def test_state_dicts_of_atomic_references_go_both_ways(caplog):
+    ours = AtomRef(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([3.0, 4.0, 5.0]))
+    theirs = Structures25AtomRef(torch.zeros(2), 0.25, torch.zeros(3))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert (theirs.t_z.tolist(), theirs.g_z.tolist()) == ([1.0, 2.0], [3.0, 4.0, 5.0])
+    own = AtomRef(torch.zeros(2), 0.0, torch.zeros(3))
+    own.load_state_dict(ours.state_dict())
+    assert not caplog.records
+    assert float(own.t_global) == 0.5
+    own.load_state_dict(theirs.state_dict(), strict=True)
+    assert "no t_global, which STRUCTURES25 keeps outside: 0.5 hartree stays" in caplog.text
+    assert (own.t_z.tolist(), float(own.t_global)) == ([1.0, 2.0], 0.5)
 
 
 @pytest.mark.parametrize("key", ["element_references", "coeff"])
@@ -235,15 +294,59 @@ def test_npz_files_of_both_generations_load(tmp_path, key):
     assert references.energy(Data(z=torch.tensor([6]))).tolist() == [-37.8]
 
 
-def test_pt_files_load_and_pickled_modules_are_refused_with_the_way_to_convert_them(tmp_path):
-    torch.save({"element_references": vector().float()}, tmp_path / "state.pt")
-    references = create_element_references(file=tmp_path / "state.pt")
-    assert references.element_references.dtype == torch.float64
-    torch.save(LinearReferences(vector()), tmp_path / "module.pt")
-    with pytest.raises(
-        StatisticsError, match=r"pickled objects.*convert it once with.*torch.save\(references.state_dict"
-    ):
+@pytest.fixture
+def fairchem_file(tmp_path, monkeypatch):
+    """Writes modules as fairchem does, under the names of its classes, and returns the path."""
+    name = "fairchem.core.modules.normalization.element_references"
+    module = types.ModuleType(name)
+    classes = {c: type(c, (Fairchem,), {"__module__": name}) for c in ("LinearReferences", "ElementReferences")}
+    vars(module).update(classes)
+
+    def write(content):
+        with monkeypatch.context() as patch:
+            for part in itertools.accumulate(name.split("."), "{}.{}".format):
+                patch.setitem(sys.modules, part, module)
+            torch.save(content(**classes), tmp_path / "element_references.pt")
+        return tmp_path / "element_references.pt"
+
+    return write
+
+
+def test_fairchem_s_pickled_modules_open_without_fairchem(fairchem_file):
+    path = fairchem_file(lambda LinearReferences, **_: {"energy": LinearReferences(vector().float())})
+    references = create_element_references(path)
+    assert torch.equal(references.element_references, vector().float().double())
+    assert references.seen_elements.nonzero().squeeze(1).tolist() == sorted(VALUES)
+    fairchem_file(lambda ElementReferences, **_: ElementReferences(vector()))
+    assert torch.equal(create_element_references(path).element_references, vector())
+    fairchem_file(lambda LinearReferences, **_: {str(n): LinearReferences(vector({1: n})) for n in (1, 2)})
+    assert float(create_element_references(path, target="2").element_references[1]) == 2
+    with pytest.raises(ConfigError, match=r"references of \['1', '2'\]: name one of them"):
+        create_element_references(path)
+    with pytest.raises(ConfigError, match="no references of '3'"):
+        create_element_references(path, target="3")
+
+
+class Foreign(Fairchem):
+    """A class that no reader knows."""
+
+
+@pytest.mark.parametrize("content", [{"energy": Foreign(vector())}, Foreign(vector())])
+def test_other_pickled_modules_are_refused_with_a_way_that_works(tmp_path, content, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "module.pt")
+    with pytest.raises(StatisticsError, match="pickled objects, which are never loaded") as refused:
         create_element_references(tmp_path / "module.pt")
+    exec(re.search("`(.*)`", str(refused.value))[1], {})
+    assert torch.equal(create_element_references("references.pt").element_references, vector())
+
+
+def test_a_stand_in_lets_nothing_else_through(fairchem_file):
+    path = fairchem_file(lambda LinearReferences, **_: {"e": LinearReferences(vector()), "f": Foreign(vector())})
+    with pytest.raises(StatisticsError, match="pickled objects"):
+        create_element_references(path)
+    torch.save({"element_references": vector().float()}, path)
+    assert create_element_references(path).element_references.dtype == torch.float64
 
 
 def test_files_without_references_are_refused(tmp_path):
@@ -257,7 +360,7 @@ def test_files_without_references_are_refused(tmp_path):
         ("broken.pt", "cannot be read"),
         ("pickled.npz", "cannot be read as plain arrays"),
         ("other.pt", r"lacks 'element_references'; it has \['other'\]"),
-        ("list.pt", "holds a list, expected a state dict"),
+        ("list.pt", "has the value 1.0 at index 0|value 1.0 at index 0"),
         ("missing.pt", "no such file"),
         ("values.txt", "no such file"),
     ):

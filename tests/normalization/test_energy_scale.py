@@ -5,8 +5,8 @@ import pytest
 
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.energy_scale import resolve_energy_scale
+from ofdft_norm.normalization.given_references import references_from_values
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.reference_config import references_from_values
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 RESIDUALS = np.array([0.3, -0.1, 0.5, 0.2])

@@ -13,7 +13,7 @@ from ofdft_norm.data.elements import SYMBOLS, atomic_number, formula, symbol
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
-from ofdft_norm.normalization.reference_config import references_from_values
+from ofdft_norm.normalization.given_references import references_from_values
 from ofdft_norm.normalization.reference_summary import FitReport, describe_null_space
 
 
