@@ -53,11 +53,11 @@ from ofdft_norm.normalization.normalizer_state import (
     normalizer_from_state,
     normalizer_to_state,
 )
+from ofdft_norm.normalization.summary import summary_table
 from ofdft_norm.normalization.transforms import CheckSamples, NormalizeTransform, batch_dtype
 from ofdft_norm.settings import check_arguments
 from ofdft_norm.statistics.cache import default_cache_dir
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.summary import summary_table
 from ofdft_norm.transforms.project_gradient import ProjectGradient
 from ofdft_norm.version import package_version
 
@@ -375,7 +375,8 @@ class OFDFTDataModule(LightningDataModule):
         self._fitted = fitted
         self._normalizer = self._normalizer or normalizer
         if not fitted.reused and self.basis_info is not None:
-            rank_zero_info(summary_table(fitted.statistics, self.basis_info, self._normalizer.rescaling))
+            key, rescaling = self.statistics_config.weigher_key, self._normalizer.rescaling
+            rank_zero_info(summary_table(fitted.statistics, self.basis_info, rescaling, key))
 
     def _forget_if_labels_changed(self) -> None:
         """Looks at the training labels again before a second fit; a checkpoint's statistics stay."""

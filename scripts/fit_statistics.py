@@ -14,7 +14,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from ofdft_norm.config.readable_errors import readable_errors
-from ofdft_norm.statistics.summary import summary_table
+from ofdft_norm.normalization.summary import summary_table
 
 
 @readable_errors
@@ -30,7 +30,8 @@ def main(cfg: DictConfig) -> None:
         datamodule.setup("fit")
         statistics = datamodule.statistics
         if not distributed or dist.get_rank() == 0:
-            print(summary_table(statistics, datamodule.basis_info, datamodule.normalizer.rescaling))
+            key, rescaling = datamodule.statistics_config.weigher_key, datamodule.normalizer.rescaling
+            print(summary_table(statistics, datamodule.basis_info, rescaling, key))
             print(f"statistics: {statistics.path}")
     finally:
         if distributed:

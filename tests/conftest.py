@@ -16,12 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
 from ofdft_norm import BasisInfo, OFData
+from tests.naive_statistics import naive_statistics
 
 # scripts that tests run as processes of their own
 collect_ignore_glob = ["**/_*.py"]
@@ -242,6 +244,31 @@ def write_arrays() -> Callable[..., Path]:
 def make_label_arrays() -> Callable[..., dict[str, np.ndarray]]:
     """`label_arrays(basis_info, rng, atomic_numbers, n_scf, mol_id)`."""
     return label_arrays
+
+
+@pytest.fixture(scope="session")
+def scf_samples(make_sample: Callable[..., OFData]) -> Callable[..., list[OFData]]:
+    """`scf_samples(basis_info, rng, molecules, n_scf)`: several samples of each molecule, molecule after molecule."""
+
+    def make(basis_info: BasisInfo, rng: np.random.Generator, molecules: list[list[int]], n_scf: int) -> list[OFData]:
+        samples = []
+        for m, numbers in enumerate(molecules):
+            first = make_sample(basis_info, rng, numbers, f"molecule {m}")
+            for i in range(n_scf):
+                sample = make_sample(basis_info, rng, numbers, f"molecule {m}", i, bool(rng.random() < 0.8))
+                sample.pos = first.pos
+                sample.weight = torch.tensor([float(rng.choice([0.0, 1.0, 0.3, 2.0]))], dtype=torch.float64)
+                sample.other_weight = torch.tensor([float(rng.uniform(0.1, 3))], dtype=torch.float64)
+                samples.append(sample)
+        return samples
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def naive() -> Callable[..., dict[str, Any]]:
+    """`naive_statistics(samples, basis_info, weights, with_bias)`."""
+    return naive_statistics
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from ofdft_norm import (
 from ofdft_norm.config import EmbeddedLabels
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.example import DensityModule
+from ofdft_norm.normalization.summary import summary_table
 
 GOLDEN = Path(__file__).parent / "golden"
 REFERENCES: dict[str, Any] = json.loads((GOLDEN / "embedded_references.json").read_text())
@@ -150,6 +151,7 @@ def test_reads_the_store_of_0_1_0(tmp_path: Path, basis_info: BasisInfo) -> None
     assert len(found.keys_recursive()) > 30
     rescaling = DimensionWiseRescaling.from_dataset_statistics(found, basis_info)
     assert rescaling.branches() == {"gradient": 249, "coefficient": 0, "unscaled": 228}
+    assert "which molecules set lambda is not known" in summary_table(found, basis_info, rescaling)
     values = REFERENCES["molecule"]["element_references"]
     references = LinearReferences.from_dataset_statistics(found, basis_info)
     assert float(references.element_references[6]) == pytest.approx(values["6"], abs=1e-11)

@@ -5,8 +5,17 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ofdft_norm.data.elements import symbol
 from ofdft_norm.errors import BasisError
+
+if TYPE_CHECKING:
+    from ofdft_norm.data.basis_info import BasisInfo
+
+SHELL_LETTERS = "spdfghiklmnoq"  # of l = 0 ... LARGEST_L
 
 # far beyond any basis in use (l = 6, 40 shells): a misprint is refused before it takes memory
 LARGEST_L = 12
@@ -48,3 +57,28 @@ def parse_irreps(irreps: str, atomic_number: int) -> list[tuple[int, int]]:
     if any(lower > upper for lower, upper in itertools.pairwise(momenta)):
         raise BasisError(f"irreps_per_atom of element {atomic_number}: {irreps!r} is not sorted by angular momentum")
     return shells
+
+
+def dimension_name(basis_info: BasisInfo, dimension: int) -> str:
+    """Names a basis function by its element, shell and component.
+
+    Args:
+        basis_info: The basis.
+        dimension: Index in the concatenation over elements.
+
+    Returns:
+        For example ``"F 3d, m = -1"``, the component -1 of fluorine's third d shell.
+
+    Example:
+        >>> from ofdft_norm import BasisInfo
+        >>> basis_info = BasisInfo([1, 8], ["2x0e", "3x0e+2x1o"])
+        >>> [dimension_name(basis_info, i) for i in (1, 9)]
+        ['H 2s', 'O 2p, m = 0']
+    """
+    element = int(np.searchsorted(basis_info.offsets, dimension, side="right")) - 1
+    l, m = int(basis_info.l_per_basis_func[dimension]), int(basis_info.m_per_basis_func[dimension])
+    own = basis_info.atom_ind_to_basis_function_ind[element]
+    before = own[(own <= dimension) & (basis_info.l_per_basis_func[own] == l)]
+    shell = len(np.unique(basis_info.basis_func_to_shell[before]))
+    name = f"{symbol(int(basis_info.atomic_numbers[element]))} {shell}{SHELL_LETTERS[l]}"
+    return name if l == 0 else f"{name}, m = {m}"

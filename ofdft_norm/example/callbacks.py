@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.plots import plot_gradient_ranges
-from ofdft_norm.statistics.summary import summary_table
+from ofdft_norm.normalization.summary import summary_table
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class LogNormalization(Callback):
         scalars, basis_info = normalization_scalars(datamodule), datamodule.basis_info
         summary = figure = None
         if basis_info is not None:  # data without density coefficients have neither
-            summary = summary_table(statistics, basis_info, normalizer.rescaling)
+            summary = summary_table(statistics, basis_info, normalizer.rescaling, key)
             figure = plot_gradient_ranges(statistics, normalizer, basis_info, key) if self.plots else None
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)

@@ -118,10 +118,12 @@ class DimensionWiseRescaling(Float64Module):
 
     def init_lambda_z(self) -> None:
         """Computes `lambda_z` from the statistics ([M-OFDFT] eq. 4)."""
-        by_gradient = self.max_grads / self.s_grad
+        self.lambda_z.copy_(self.lambda_of(self.max_grads))
+
+    def lambda_of(self, max_grads: Tensor) -> Tensor:
+        """Returns the (n_basis,) lambda that other largest gradients [hartree] would give."""
         by_coeff = torch.where(self.coeff_stds > 0, self.s_coeff / self.coeff_stds, torch.inf)
-        rescaled = self.max_grads > self.s_grad
-        self.lambda_z.copy_(torch.where(rescaled, torch.minimum(by_gradient, by_coeff), 1.0))
+        return torch.where(max_grads > self.s_grad, torch.minimum(max_grads / self.s_grad, by_coeff), 1.0)
 
     def branches(self) -> dict[str, int]:
         """Returns how many dimensions each branch of lambda decides: `gradient`, `coefficient`, `unscaled`."""

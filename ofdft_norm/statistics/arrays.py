@@ -27,6 +27,9 @@ Counts = Mapping[str, Tensor]
 # Attributes of statistics that name the molecules which each linear reference fits worst.
 WORST_MOLECULES = {"linear_ref": "worst_molecules", "linear_ref_by_sample": "worst_molecules_by_sample"}
 
+# Attribute of statistics with the samples that hold the gradients' extremes, by weigher.
+EXTREME_SAMPLES = "extreme_samples"
+
 
 def moment_arrays(key: str, field: str, moments: Moments, extrema: bool = False) -> Arrays:
     """Returns per-dimension statistics; a basis of one function is no exception, though torchmetrics squeezes it."""

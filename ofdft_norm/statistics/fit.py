@@ -17,6 +17,7 @@ from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.data.of_data import n_molecules
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.arrays import (
+    EXTREME_SAMPLES,
     WORST_MOLECULES,
     Arrays,
     check_counts,
@@ -29,6 +30,7 @@ from ofdft_norm.statistics.arrays import (
 from ofdft_norm.statistics.counts import SampleCounts
 from ofdft_norm.statistics.distributed import Ranks, computed, current_ranks
 from ofdft_norm.statistics.energy_fit import EnergyFit
+from ofdft_norm.statistics.extremes import extreme_arrays
 from ofdft_norm.statistics.moments import FieldMoments
 from ofdft_norm.statistics.reading import BatchSource, FitFields, batch_source
 from ofdft_norm.statistics.references import LINEAR_REFERENCES, FittedReference, fit_references
@@ -39,7 +41,7 @@ from ofdft_norm.statistics.weighed_batch import WeighedBatch, stored_fields
 from ofdft_norm.version import package_version
 
 # Raised whenever a change of code changes what a fit tells: part of the fingerprint of cached statistics.
-STATISTICS_VERSION = 4
+STATISTICS_VERSION = 5
 
 
 class StatisticsAccumulator:
@@ -88,7 +90,10 @@ class StatisticsAccumulator:
         if basis_info is not None:
             fields = {"coeffs": self.reference_weighers, "gradient_label": self.reference_weighers}
             fields |= {"initial_guess_delta": list(initial_guess_weighers)} if initial_guess_weighers else {}
-            self.moments = {f: FieldMoments(basis_info, f, w, **metric_kwargs) for f, w in fields.items()}
+            self.moments = {
+                f: FieldMoments(basis_info, f, w, remember_samples=f == "gradient_label", **metric_kwargs)
+                for f, w in fields.items()
+            }
 
     @property
     def metrics(self) -> list[Any]:
@@ -173,6 +178,7 @@ def fit_statistics(
     )
     for_each_batch(source, ranks, accumulator.update, "statistics: fitting", progress)
     arrays, references, elements = _first_results(accumulator, with_bias, min_atoms_per_type)
+    samples = _extreme_samples(accumulator, arrays, ranks if source.sharded else Ranks())
     worst: dict[str, dict[str, Any]] = {name: {} for name in WORST_MOLECULES}
     if residuals:
         measured, worst = _second_results(accumulator, references, source, ranks, progress, metric_kwargs)
@@ -191,6 +197,7 @@ def fit_statistics(
         "with_bias": with_bias,
         "n_batches": n_batches,
         "residuals": residuals,
+        EXTREME_SAMPLES: samples,
         **{attribute: worst[name] for name, attribute in WORST_MOLECULES.items()},
     }
     return arrays, attributes
@@ -244,6 +251,18 @@ def _first_results(
         arrays.update(energy_arrays(key, energies[key], fitted, seen))
         references.append(fitted)
     return arrays, references, [z for z, s in zip(accumulator.elements, seen.tolist(), strict=True) if s]
+
+
+def _extreme_samples(accumulator: StatisticsAccumulator, arrays: Arrays, ranks: Ranks) -> dict[str, Any]:
+    """Adds which samples hold the gradients' extremes to `arrays`; returns each weigher's table of samples."""
+    field, tables = "gradient_label", {}
+    if field in accumulator.moments:
+        metric = accumulator.moments[field]
+        names = {key: name for of_rank in ranks.gathered(metric.names) for key, name in of_rank.items()}
+        for key, found in computed(metric).items():
+            added, tables[key] = extreme_arrays(key, field, found["extremes"], names, found["mean"].reshape(-1))
+            arrays.update(added)
+    return tables
 
 
 def _second_results(

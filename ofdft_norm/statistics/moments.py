@@ -16,6 +16,16 @@ from torch_geometric.data import Data
 from torchmetrics import Metric
 
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.statistics.extremes import (
+    MOLECULE,
+    NOBODY,
+    SECOND,
+    empty_extremes,
+    extremes_of_atoms,
+    merge_extremes,
+    names_of_molecules,
+    values_of,
+)
 from ofdft_norm.statistics.sample_weighers import SampleWeigher, labelled_weights, sample_weights
 from ofdft_norm.statistics.weighed_batch import WeighedBatch
 
@@ -56,7 +66,9 @@ def merge_moments(states: Tensor) -> Tensor:
     return merged
 
 
-def moments_of_groups(field: str, batch: WeighedBatch, used: Sequence[bool], n_basis: int) -> Tensor:
+def moments_of_groups(
+    field: str, batch: WeighedBatch, used: Sequence[bool], n_basis: int, least: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Takes the moments of a field for each group of samples, every atom counting once.
 
     Args:
@@ -64,26 +76,31 @@ def moments_of_groups(field: str, batch: WeighedBatch, used: Sequence[bool], n_b
         batch: The samples.
         used: Which groups are wanted.
         n_basis: Number of functions over all elements.
+        least: (G, 2, n_basis) from where on the samples of extremes are wanted, see `extremes`; None: nowhere.
 
     Returns:
-        (G, 5, n_basis); groups that are not wanted are empty.
+        (G, 5, n_basis), groups that are not wanted are empty; and (G, 3, 2, 2, n_basis), the extremes' samples.
     """
     states = empty_moments(len(used), n_basis)
+    holders = None if least is None else empty_extremes(len(used), n_basis)
     for element, matrix in zip(batch.elements, batch.matrices(field), strict=True):
-        columns = states[:, :, element.columns].unbind(1)
-        for state, x, wanted in zip(columns, matrix.split(element.atoms_per_group), used, strict=True):
-            if wanted and len(x):
-                weight, mean, m2, minimum, maximum = state.unbind(0)
+        atoms = (part.split(element.atoms_per_group) for part in (matrix, element.samples))
+        for group, (x, samples) in enumerate(zip(*atoms, strict=True)):
+            if used[group] and len(x):
+                weight, mean, m2, minimum, maximum = states[:, group, element.columns].unbind(0)
                 weight.fill_(len(x))
                 torch.mean(x, 0, out=mean)
                 _over_rows(x, torch.amin, minimum)
                 _over_rows(x, torch.amax, maximum)
+                if holders is not None and least is not None:
+                    extremes, wanted = torch.stack([maximum, -minimum]), least[group, :, element.columns]
+                    holders[..., group, element.columns] = extremes_of_atoms(x, samples, extremes, wanted, batch)
                 torch.sum(x.sub_(mean).square_(), 0, out=m2)
     # the mean of equal values is that value, to the last bit
     equal = states[MINIMUM] == states[MAXIMUM]
     states[MEAN] = torch.where(equal, states[MINIMUM], states[MEAN])
     states[M2].masked_fill_(equal, 0.0)
-    return states.transpose(0, 1)
+    return states.transpose(0, 1), None if holders is None else holders.movedim(-2, 0)
 
 
 def _over_rows(x: Tensor, reduce: Any, out: Tensor) -> None:
@@ -95,6 +112,21 @@ def _over_rows(x: Tensor, reduce: Any, out: Tensor) -> None:
     whole = n_stacks * _ROWS_PER_STACK
     best = reduce(x[:whole].view(n_stacks, -1), 0).view(_ROWS_PER_STACK, -1)
     reduce(best if whole == len(x) else torch.cat([best, x[whole:]]), 0, out=out)
+
+
+def least_wanted(extremes: Tensor, weights: Tensor) -> Tensor:
+    """Returns what a sample must reach to be among the extremes of a weigher that counts it.
+
+    Args:
+        extremes: (3, 2, 2, K, n_basis).
+        weights: (K, G) of groups of samples.
+
+    Returns:
+        (G, 2, n_basis).
+    """
+    seconds = values_of(extremes)[:, SECOND]
+    unseen = (weights == 0).T[:, None, :, None]
+    return torch.where(unseen, torch.inf, seconds).amin(2)
 
 
 def count_with_weights(states: Tensor, weights: Tensor) -> Tensor:
@@ -124,6 +156,7 @@ class FieldMoments(Metric):
         field: ``"coeffs"``, ``"gradient_label"``, or ``"initial_guess_delta"`` (`coeffs` minus
             `ground_state_coeffs`).
         weighers: K sample weighers.
+        remember_samples: Whether to remember which samples hold the extremes.
         **kwargs: Passed to `torchmetrics.Metric`.
 
     Example:
@@ -141,14 +174,27 @@ class FieldMoments(Metric):
 
     full_state_update = False
     moments: Tensor
+    extremes: Tensor
 
-    def __init__(self, basis_info: BasisInfo, field: str, weighers: Sequence[SampleWeigher], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        basis_info: BasisInfo,
+        field: str,
+        weighers: Sequence[SampleWeigher],
+        remember_samples: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.basis_info = basis_info
         self.field = field
         self.weighers = list(weighers)
         state = empty_moments(len(self.weighers), basis_info.n_basis)
         self.add_state("moments", state, dist_reduce_fx=merge_moments)
+        self.remember_samples = remember_samples
+        self.names: dict[int, str] = {}  # of molecules, by key
+        if remember_samples:
+            no_samples = empty_extremes(len(self.weighers), basis_info.n_basis)
+            self.add_state("extremes", no_samples, dist_reduce_fx=merge_extremes)
 
     def update(self, batch: Data | WeighedBatch, rows: slice = slice(None)) -> None:
         """Takes in a batch of samples (or one sample), on any device.
@@ -168,19 +214,39 @@ class FieldMoments(Metric):
         used = weights.any(0).tolist()
         if not any(used):
             return
-        states = moments_of_groups(self.field, batch, used, self.basis_info.n_basis)
+        least = least_wanted(self.extremes.cpu(), weights) if self.remember_samples else None
+        states, holders = moments_of_groups(self.field, batch, used, self.basis_info.n_basis, least)
         if not torch.isfinite(states[:, M2].sum()):
             batch.refuse_non_finite(self.field, batch.weights[rows])
         counted = count_with_weights(states, weights.T)
         self.moments = merge_moments(torch.cat([self.moments.cpu()[None], counted])).to(self.device)
+        if holders is not None and (holders[:, MOLECULE] != NOBODY).any():
+            self._remember(holders, weights, batch)
+
+    def _remember(self, holders: Tensor, weights: Tensor, batch: WeighedBatch) -> None:
+        """Merges the samples that hold the extremes of groups, (G, 3, 2, 2, n_basis)."""
+        seen = (weights > 0).T[:, None, None, None, :, None]
+        counted = torch.where(seen, holders[..., None, :], empty_extremes(1, 1))
+        self.extremes = merge_extremes(torch.cat([self.extremes.cpu()[None], counted])).to(self.device)
+        self.names.update(names_of_molecules(holders[:, MOLECULE], batch))
+
+    def merge_state(self, incoming_state: Any) -> None:
+        """Takes over what another accumulator of the same field has seen."""
+        super().merge_state(incoming_state)
+        self.names.update(incoming_state.names)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
         """Returns, per weigher key, `mean`, `std`, `abs_max`, `minimum`, `maximum`, `weight`: (n_basis,) float64.
 
         Dimensions that no atom of positive weight has are neutral: 0 throughout. (A basis of one single function
-        gives scalars: torchmetrics squeezes them.)
+        gives scalars: torchmetrics squeezes them.) With `remember_samples` also `extremes`, (3, 2, 2, n_basis), see
+        `ofdft_norm.statistics.extremes`; `names` has the molecules' names.
         """
-        return {w.summary_string(): finish_moments(self.moments[:, k]) for k, w in enumerate(self.weighers)}
+        found = {w.summary_string(): finish_moments(self.moments[:, k]) for k, w in enumerate(self.weighers)}
+        if self.remember_samples:
+            for k, statistics in enumerate(found.values()):
+                statistics["extremes"] = self.extremes[..., k, :]
+        return found
 
 
 def finish_moments(state: Tensor) -> dict[str, Tensor]:

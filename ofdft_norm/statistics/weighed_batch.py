@@ -201,6 +201,12 @@ class WeighedBatch:
         """The (S,) int64 keys of the samples' molecules."""
         return molecule_keys(self.data)
 
+    @cached_property
+    def iterations(self) -> Tensor:
+        """The (S,) int64 SCF iterations of the samples; -1 where they have none."""
+        found = self.data.get("scf_iteration")
+        return torch.full_like(self.group, -1) if found is None else found.detach().reshape(-1).long()
+
     def sample_place(self, sample: int) -> str:
         """Says which sample this is, for messages."""
         index = self.data.get(SAMPLE_INDEX)

@@ -52,6 +52,7 @@ def fit_all(folder: Path, files: list[Path], basis_info: BasisInfo) -> dict[str,
     return {
         "arrays": {f"{name}:{key}": array for name, found in fits.items() for key, array in found.to_arrays().items()},
         "worst": {name: found.attributes["worst_molecules"] for name, found in fits.items()},
+        "extreme": {name: found.attributes["extreme_samples"] for name, found in fits.items()},
         "unreadable": str(unreadable.value),
         "conflict": str(conflict.value),
     }
@@ -114,6 +115,7 @@ def test_ranks_agree_with_a_single_process(
     for rank in ranks:
         assert rank["worst"] == ranks[0]["worst"]
         assert_same_molecules(rank["worst"], fits)
+        assert rank["extreme"] == {name: found.attributes["extreme_samples"] for name, found in fits.items()}
     written = DatasetStatistics(tmp_path / "written.zarr").to_arrays()
     assert all(written[key].tobytes() == ranks[0]["arrays"][f"all:{key}"].tobytes() for key in alone["all"])
     for rank in ranks:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
+from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
+from ofdft_norm.normalization.lambda_sources import lambda_sources, sources_table
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.references import REFERENCES
 from ofdft_norm.tables import text_table
@@ -22,15 +22,11 @@ _RECOGNISED_BY = {
 }
 
 
-class Rescaling(Protocol):
-    """What a table needs of a rescaling, such as `DimensionWiseRescaling`."""
-
-    def branches(self) -> dict[str, int]:
-        """Returns how many dimensions each branch of lambda decides."""
-
-
 def summary_table(
-    statistics: DatasetStatistics, basis_info: BasisInfo | None, rescaling: Rescaling | None = None
+    statistics: DatasetStatistics,
+    basis_info: BasisInfo | None,
+    rescaling: DimensionWiseRescaling | None = None,
+    weigher_key: str = "has_energy_label",
 ) -> str:
     """Describes what was seen, what the references leave of the energies, and what the rescaling does.
 
@@ -38,6 +34,7 @@ def summary_table(
         statistics: Fitted statistics. What other programs did not store shows as ``-``.
         basis_info: The basis, which names the elements; None for data without density coefficients.
         rescaling: The rescaling made of them, if any.
+        weigher_key: Whose statistics it was made of.
 
     Returns:
         Several lines of text, energies with their units.
@@ -50,6 +47,8 @@ def summary_table(
         constant: no reference  -75.0000 Ha  250.00 mHa    -        -   -     -          -
     """
     tables = [_seen(statistics, basis_info), _energies(statistics), _gradients(statistics, rescaling)]
+    if rescaling is not None and basis_info is not None:
+        tables.append(_sources(statistics, rescaling, basis_info, weigher_key))
     tables.append(_RECOGNISED_BY.get(str(statistics.attributes.get("fingerprint_by")), ""))
     return "\n\n".join(table for table in tables if table)
 
@@ -108,11 +107,9 @@ def _energies(statistics: DatasetStatistics) -> str:
     return text_table(["energy", "mean", "std", "MAE", "max |.|", "R2", "rank", "condition"], rows) if rows else ""
 
 
-def _gradients(statistics: DatasetStatistics, rescaling: Rescaling | None) -> str:
+def _gradients(statistics: DatasetStatistics, rescaling: DimensionWiseRescaling | None) -> str:
     """Largest gradients before and after reference and rescaling, and the branches of lambda."""
-    dual = None
-    if rescaling is not None and hasattr(rescaling, "lambda_z"):
-        dual = rescaling.lambda_z.cpu().numpy() + getattr(rescaling, "epsilon", 0.0)
+    dual = None if rescaling is None else rescaling.gradient_unit.cpu().numpy()
     rows = []
     for weigher in statistics.weigher_keys():
         if f"{weigher}/gradient_max_after_atom_ref" not in statistics:
@@ -123,8 +120,21 @@ def _gradients(statistics: DatasetStatistics, rescaling: Rescaling | None) -> st
         rescaled = _energy(float((after / dual).max())) if fits else _UNKNOWN
         rows.append([weigher, _energy(float(before.max())), _energy(float(after.max())), rescaled])
     lines = [text_table(["largest gradient", "as labelled", "after atom_ref", "and rescaling"], rows)] if rows else []
-    if rescaling is not None and hasattr(rescaling, "branches"):
+    if rescaling is not None:
         branches = rescaling.branches()
         counts = ", ".join(f"{count:,} {name}" for name, count in branches.items())
         lines.append(f"lambda of {sum(branches.values()):,} dimensions is set by: {counts}")
     return "\n".join(lines)
+
+
+def _sources(
+    statistics: DatasetStatistics, rescaling: DimensionWiseRescaling, basis_info: BasisInfo, weigher_key: str
+) -> str:
+    """The molecules that lambda hangs on."""
+    sources = lambda_sources(statistics, rescaling, basis_info, weigher_key)
+    if sources is None:
+        return (
+            "which molecules set lambda is not known: these statistics do not say, as an older version or another "
+            "program fitted them, or the rescaling is of others"
+        )
+    return sources_table(sources, basis_info)

@@ -15,7 +15,7 @@ from ofdft_norm import (
     HasEnergyLabelSampleWeigher,
     InitialGuessOnlySampleWeigher,
 )
-from ofdft_norm.statistics.summary import summary_table
+from ofdft_norm.normalization.summary import summary_table
 
 
 def cells(table: str, name: str) -> list[str]:
@@ -55,6 +55,10 @@ def test_every_number_of_the_table(basis_info: BasisInfo, scf_samples: Any, naiv
     assert cells(gradients, "has_energy_label") == shown
     for branch, count in rescaling.branches().items():
         assert f"{count} {branch}" in gradients
+    assert f"the {rescaling.branches()['gradient']} lambdas that a gradient sets hang on" in gradients
+    older = {key: array for key, array in statistics.to_arrays().items() if "second_" not in key}
+    table = summary_table(DatasetStatistics.from_arrays(older), basis_info, rescaling)
+    assert "which molecules set lambda is not known" in table
 
 
 def test_small_energies_are_in_millihartree_and_unknown_ones_dashes() -> None:
