@@ -17,7 +17,7 @@ from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.cache import dataset_fingerprint, load_or_fit
 from ofdft_norm.statistics.config import StatisticsConfig
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.distributed import current_ranks
+from ofdft_norm.statistics.distributed import current_ranks, waiting_at_most
 from ofdft_norm.statistics.fit import STATISTICS_VERSION
 from ofdft_norm.statistics.origin import coordinates_attribute, origin_of, refuse_other_origin
 from ofdft_norm.statistics.sample_weighers import ConstantSampleWeigher
@@ -112,11 +112,12 @@ def _opened(training_split: Callable[[], Any]) -> Any:
     """Opens the training split; where one rank cannot, all stop, instead of waiting for it."""
     error: Exception | None = None
     dataset = None
+    ranks = current_ranks()  # first: whoever stops while it reads is missed by the others
     try:
         dataset = training_split()
     except Exception as caught:
         error = caught
-    current_ranks().raise_together(error)
+    ranks.raise_together(error)
     return dataset
 
 
@@ -131,7 +132,8 @@ def fingerprint_of(dataset: Any, basis_info: BasisInfo | None, config: Statistic
         "n_batches": config.n_batches,
         "residuals": config.residuals,
     }
-    return dataset_fingerprint(dataset, basis_info, settings, config.fingerprint == "contents", _folder(config))
+    with waiting_at_most(config.rank_timeout):
+        return dataset_fingerprint(dataset, basis_info, settings, config.fingerprint == "contents", _folder(config))
 
 
 def _folder(config: StatisticsConfig) -> Path | None:
@@ -181,14 +183,15 @@ def fit_normalizer(
         fitted = given_statistics(config.path)
         refuse_other_origin(fitted.statistics, origin)
     else:
-        fitted = statistics_of(
-            _opened(training_split),
-            basis_info,
-            config,
-            {"source": repr(source)[:2000], **origin},
-            energy_field,
-            atomic_numbers_field,
-        )
+        with waiting_at_most(config.rank_timeout):
+            fitted = statistics_of(
+                _opened(training_split),
+                basis_info,
+                config,
+                {"source": repr(source)[:2000], **origin},
+                energy_field,
+                atomic_numbers_field,
+            )
     normalizer = build_normalizer(
         fitted.statistics,
         basis_info,

@@ -196,6 +196,7 @@ def _remember(statistics: DatasetStatistics, path: Path) -> None:
     try:
         if not _is_whole(path):  # another process may have been first
             statistics.save_to(path, overwrite=True)
+        statistics.path = path
     except OSError as error:
         warnings.warn(
             f"{path}: the fitted statistics could not be written ({error}): the next run will fit again "

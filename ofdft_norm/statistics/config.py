@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.settings import PositiveInt, Settings
+from ofdft_norm.settings import Positive, PositiveInt, Settings
+from ofdft_norm.statistics.distributed import DEFAULT_MINUTES
 from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher
 
 
@@ -26,6 +27,7 @@ class StatisticsConfig(Settings):
         residuals: Make a second pass that measures what the references leave.
         fingerprint: ``mtime`` recognises label files by size and modification time, ``contents`` reads them.
         trust_shared: Use fitted statistics that other users may have written into `dir`.
+        rank_timeout: Minutes that ranks wait for one another; one that does not answer is an error on all of them.
         progress: Show a progress bar.
     """
 
@@ -40,6 +42,7 @@ class StatisticsConfig(Settings):
     residuals: bool = True
     fingerprint: Literal["mtime", "contents"] = "mtime"
     trust_shared: bool = False
+    rank_timeout: Positive = DEFAULT_MINUTES
     progress: bool = True
     config_key = "data.statistics"
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +20,11 @@ from torchmetrics import Metric
 
 from ofdft_norm.errors import OFDFTNormError, StatisticsError
 
+DEFAULT_MINUTES = 30.0
+"""Ranks of a fit wait so long for one another, unless a configuration says otherwise."""
+
+_minutes: ContextVar[float] = ContextVar("minutes", default=DEFAULT_MINUTES)
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -24,20 +34,41 @@ class Ranks:
         rank: Index of this process.
         world_size: Number of processes.
         group: Process group whose collectives take CPU tensors; None for a single process.
+        minutes: How long ranks wait for one another.
     """
 
     rank: int = 0
     world_size: int = 1
     group: Any = None
+    minutes: float = DEFAULT_MINUTES
 
     def shard(self, n: int) -> range:
         """Returns this rank's indices among n: every index on one rank, none twice, none padded."""
         return range(self.rank, n, self.world_size)
 
+    def meet(self) -> None:
+        """Waits until all ranks are here.
+
+        Raises:
+            StatisticsError: If some do not come in time; on rank 0 with their numbers.
+        """
+        if self.group is None:
+            return
+        try:
+            dist.monitored_barrier(self.group, timedelta(minutes=self.minutes), wait_all_ranks=True)
+        except RuntimeError as error:
+            missed = re.search(r"Ranks? ([\d, ]+) failed", str(error))
+            who = f"rank {missed[1]} did" if missed else "rank 0 did not answer, or says itself which rank did"
+            raise StatisticsError(
+                f"{who} not answer within {self.minutes:g} minutes while all ranks fit together: see whether its "
+                "process has ended or hangs, or allow more time (config: data.statistics.rank_timeout)"
+            ) from error
+
     def gathered(self, value: Any) -> list[Any]:
         """Returns every rank's value, in the order of ranks; a collective that all ranks must reach."""
         values: list[Any] = [value] * self.world_size
         if self.group is not None:
+            self.meet()
             dist.all_gather_object(values, value, group=self.group)
         return values
 
@@ -54,6 +85,7 @@ class Ranks:
             if error is not None:
                 raise error
             return
+        self.meet()
         failed = torch.tensor([float(error is not None)])
         dist.all_reduce(failed, dist.ReduceOp.MAX, group=self.group)
         if not failed.item():
@@ -85,7 +117,17 @@ def current_ranks() -> Ranks:
     """Returns this process's place in the default process group, or that of a single process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
-    return Ranks(dist.get_rank(), dist.get_world_size(), _cpu_group(dist.group.WORLD))
+    return Ranks(dist.get_rank(), dist.get_world_size(), _own_group(dist.group.WORLD), _minutes.get())
+
+
+@contextmanager
+def waiting_at_most(minutes: float) -> Iterator[None]:
+    """Lets `current_ranks` return ranks that wait so long for one another."""
+    before = _minutes.set(minutes)
+    try:
+        yield
+    finally:
+        _minutes.reset(before)
 
 
 def computed(metric: Metric) -> Any:
@@ -96,6 +138,6 @@ def computed(metric: Metric) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _cpu_group(world: Any) -> Any:
-    """Returns the default group if it takes CPU tensors, else a gloo group beside it, made once for each default."""
-    return world if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+def _own_group(world: Any) -> Any:
+    """Returns a gloo group beside the default one, made once: it takes CPU tensors, and waits as long as a fit may."""
+    return dist.new_group(backend="gloo", timeout=timedelta(minutes=_minutes.get()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from ofdft_norm import (
     OFDataset,
     ProjectGradient,
 )
-from ofdft_norm.errors import LabelFileError
-from ofdft_norm.statistics.distributed import Ranks, current_ranks
+from ofdft_norm.errors import LabelFileError, StatisticsError
+from ofdft_norm.statistics.cache import dataset_fingerprint
+from ofdft_norm.statistics.distributed import Ranks, current_ranks, waiting_at_most
 from tests.processes import on_ranks
 
 WEIGHERS = [HasEnergyLabelSampleWeigher(), ConstantSampleWeigher()]
@@ -38,7 +42,7 @@ def fit(path: Path | None, files: list[Path], basis_info: BasisInfo, in_memory: 
 
 
 def fit_all(folder: Path, files: list[Path], basis_info: BasisInfo) -> dict[str, Any]:
-    """Fits all files, fewer files than ranks, samples in memory, and files of which the last is bad."""
+    """Fits all files, fewer than ranks, samples in memory, files of which one is bad, files of which one rank lacks some."""
     good, bad = files[:-1], files[-1]
     fits = {
         "all": fit(folder / "written.zarr", good, basis_info),
@@ -49,12 +53,16 @@ def fit_all(folder: Path, files: list[Path], basis_info: BasisInfo) -> dict[str,
         fit(folder / "bad.zarr", [*good, bad], basis_info)
     with pytest.raises(ValueError) as conflict:  # noqa: PT011 -- other statistics stand there: only rank 0 sees
         fit(folder / "written.zarr", good[:3], basis_info)
+    seen = OFDataset(good[: len(good) - current_ranks().rank], basis_info)
+    with pytest.raises(StatisticsError) as different:
+        dataset_fingerprint(seen, basis_info, {})
     return {
         "arrays": {f"{name}:{key}": array for name, found in fits.items() for key, array in found.to_arrays().items()},
         "worst": {name: found.attributes["worst_molecules"] for name, found in fits.items()},
         "extreme": {name: found.attributes["extreme_samples"] for name, found in fits.items()},
         "unreadable": str(unreadable.value),
         "conflict": str(conflict.value),
+        "different": str(different.value),
     }
 
 
@@ -123,6 +131,7 @@ def test_ranks_agree_with_a_single_process(
         assert "molecule 7" in rank["unreadable"]
         assert "grad_kin" in rank["unreadable"]
         assert "already holds other statistics" in rank["conflict"]
+        assert re.search(r"see 1 label files .*\n  6\.zarr\.zip: rank 0 has .*, rank 1 has no such", rank["different"])
     assert [p.name for p in tmp_path.iterdir()] == ["written.zarr"]
 
 
@@ -139,3 +148,41 @@ def test_a_single_process_has_no_group() -> None:
     with pytest.raises(KeyError):
         ranks.raise_together(KeyError("mine"))
     ranks.raise_together(None)
+
+
+class Stopping(list[Any]):
+    """Samples; a process that reads one of them stops."""
+
+    def __init__(self, samples: Any, folder: Path, rank: int) -> None:
+        super().__init__(samples)
+        self.folder, self.rank = folder, rank
+
+    def __getitem__(self, index: Any) -> Any:
+        if self.rank == 1 and not (self.folder / "stopped").exists():
+            (self.folder / "stopped").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().__getitem__(index)
+
+
+def fit_with_one_who_stops(folder: Path, files: list[Path], basis_info: BasisInfo) -> str:
+    """Returns this rank's error; rank 0 wakes the other when it has given up."""
+    samples = list(OFDataset(files[:3], basis_info))
+    try:
+        with waiting_at_most(1.5 / 60):
+            rank = current_ranks().rank
+            DatasetStatistics.from_dataset(None, Stopping(samples, folder, rank), basis_info, WEIGHERS, progress=False)
+    except StatisticsError as error:
+        return str(error)
+    finally:
+        if rank == 0:
+            os.kill(int((folder / "stopped").read_text()), signal.SIGCONT)
+    return "no error"
+
+
+def test_a_rank_that_hangs_is_missed_by_the_others(tmp_path: Path, files: list[Path], basis_info: BasisInfo) -> None:
+    errors = on_ranks(fit_with_one_who_stops, tmp_path, files, basis_info, world_size=3)
+    for error in errors:
+        assert "not answer within 0.025 minutes" in error
+        assert "(config: data.statistics.rank_timeout)" in error
+    assert re.match(r"rank (1|1, 2|2, 1) did not answer", errors[0])
+    assert errors[2].startswith("rank 0 did not answer, or says itself which rank did not")
