@@ -42,7 +42,7 @@ def fit(path: Path | None, files: list[Path], basis_info: BasisInfo, in_memory: 
 
 
 def fit_all(folder: Path, files: list[Path], basis_info: BasisInfo) -> dict[str, Any]:
-    """Fits all files, fewer than ranks, samples in memory, files of which one is bad, files of which one rank lacks some."""
+    """Fits all files, fewer than ranks, samples in memory, files of which one is bad or that one rank lacks."""
     good, bad = files[:-1], files[-1]
     fits = {
         "all": fit(folder / "written.zarr", good, basis_info),
