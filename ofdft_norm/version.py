@@ -9,3 +9,6 @@ def package_version() -> str:
         return version("ofdft-norm")
     except PackageNotFoundError:
         return "(not installed)"
+
+
+__version__ = package_version()

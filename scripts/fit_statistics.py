@@ -10,17 +10,19 @@ import logging
 import os
 
 import hydra
-import torch.distributed as dist
 from omegaconf import DictConfig
 
 from ofdft_norm.config.readable_errors import readable_errors
-from ofdft_norm.normalization.summary import summary_table
 
 
 @readable_errors
 @hydra.main(version_base="1.3", config_path="../configs", config_name="fit_statistics")
 def main(cfg: DictConfig) -> None:
     """Fits, or finds, the statistics of the training split, and prints them on rank 0."""
+    import torch.distributed as dist  # not before the configuration is composed: it takes seconds
+
+    from ofdft_norm.normalization.summary import summary_table
+
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # the table is printed below
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if distributed:

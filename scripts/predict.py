@@ -9,13 +9,14 @@ import hydra
 from omegaconf import DictConfig
 
 from ofdft_norm.config.readable_errors import readable_errors
-from ofdft_norm.example.prediction import predict
 
 
 @readable_errors
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")
 def main(cfg: DictConfig) -> None:
     """Runs one prediction."""
+    from ofdft_norm.example.prediction import predict  # not before the configuration is composed: it takes seconds
+
     predict(cfg)
 
 
