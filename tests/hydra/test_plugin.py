@@ -126,7 +126,7 @@ def test_wheel_holds_the_plugin_once_and_all_config_files(wheel: Path) -> None:
 def test_wheel_adds_its_folder_after_the_applications_own(train: Callable[..., Process], python: Path) -> None:
     rows = search_path(train("--info", "searchpath").stdout)
     assert [provider for provider, _ in rows] == ["hydra", "main", "ofdft_norm", "schema"]
-    folder = Path(dict(rows)["ofdft_norm"].removeprefix("file://"))
+    folder = Path(dict(rows)["ofdft_norm"].removeprefix("ofdft-norm://"))
     assert folder.is_relative_to(python.parents[1])
     assert (folder / "data" / "ofdft_norm.yaml").is_file()
 
@@ -135,7 +135,7 @@ def test_editable_install_uses_the_checkouts_configs(app: Path, tmp_path: Path) 
     executable = new_environment(tmp_path / "env")
     pip_install(executable, "--editable", ROOT)
     rows = dict(search_path(run(executable, "train.py", "--info", "searchpath", cwd=app).stdout))
-    assert rows["ofdft_norm"] == f"file://{ROOT / 'configs'}"
+    assert rows["ofdft_norm"] == f"ofdft-norm://{ROOT / 'configs'}"
 
 
 def test_composing_imports_neither_the_package_nor_torch(
@@ -168,14 +168,23 @@ def test_shell_completion_offers_both_sides_options(train: Callable[..., Process
     )
 
 
-def test_hydra_1_4_finds_the_same_class_by_its_entry_point(python: Path, app: Path) -> None:
+def test_application_sees_the_group_data_of_the_package_and_no_other(train: Callable[..., Process]) -> None:
+    listed = train("--help").stdout.partition("(group=option)")[2].partition("== Config ==")[0]
+    groups = dict(line.split(": ") for line in listed.split("\n") if line)
+    folders = {str(path.parent.relative_to(ROOT / "configs")) for path in (ROOT / "configs" / "data").rglob("*.yaml")}
+    assert set(groups) == folders
+    assert groups["data"] == "mnist, ofdft_norm"
+
+
+def test_hydra_1_4_finds_the_same_classes_by_their_entry_points(python: Path, app: Path) -> None:
     code = """
 from importlib.metadata import entry_points
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-scanned = Plugins.instance().discover(SearchPathPlugin)
-(point,) = entry_points(group="hydra.plugins", name="ofdft_norm")
-assert point.load() in scanned, (point, scanned)
+scanned = {*Plugins.instance().discover(SearchPathPlugin), *Plugins.instance().class_name_to_class.values()}
+points = entry_points(group="hydra.plugins")
+assert {"ofdft_norm", "ofdft_norm_configs"} <= points.names
+assert {point.load() for point in points if point.name.startswith("ofdft_norm")} <= scanned, (points, scanned)
 """
     run(python, "-c", code, cwd=app)
 

@@ -1,15 +1,56 @@
-"""Puts the package's config groups on the search path of every Hydra application: ``data=ofdft_norm``.
+"""Puts the package's config group ``data`` on the search path of every Hydra application: ``data=ofdft_norm``.
 
 Every Hydra application imports this module at start-up, so it imports neither `ofdft_norm` nor anything heavy. It is
-installed as the top-level namespace package `hydra_plugins`, which Hydra 1.3 scans; Hydra 1.4 finds the class by the
-entry point ``hydra.plugins``. There must be no ``__init__.py`` beside this file: it would hide other plug-ins.
+installed as the top-level namespace package `hydra_plugins`, which Hydra 1.3 scans; Hydra 1.4 finds the classes by the
+entry points ``hydra.plugins``. There must be no ``__init__.py`` beside this file: it would hide other plug-ins.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
+from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+from hydra._internal.core_plugins import file_config_source  # the class itself would be taken for a plug-in of ours
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+SCHEME = "ofdft-norm"
+GROUP = "data"
+
+
+class OFDFTNormConfigSource(file_config_source.FileConfigSource):
+    """Reads the folder of config files, of which it shows the group ``data`` and what is below it.
+
+    The other groups and the primary files belong to this package's own command lines: in another application they would
+    be options that do not fit it.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """Returns what paths begin with that this class reads."""
+        return SCHEME
+
+    def available(self) -> bool:
+        """Returns whether the folder is there."""
+        return Path(self.path).is_dir()
+
+    def is_group(self, config_path: str) -> bool:
+        """Returns whether a name, such as ``data/split``, is a group that is shown."""
+        return _shown(config_path) and super().is_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        """Returns whether a name, such as ``data/split/random``, is a config file that is shown."""
+        return _shown(config_path) and super().is_config(config_path)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Returns the names below a name that are shown."""
+        names = super().list(config_path, results_filter)
+        return [name for name in names if _shown(str(PurePosixPath(config_path, name)))]
+
+
+def _shown(config_path: str) -> bool:
+    return PurePosixPath(config_path).parts[:1] in ((), (GROUP,))
 
 
 class OFDFTNormSearchPathPlugin(SearchPathPlugin):
@@ -27,4 +68,4 @@ class OFDFTNormSearchPathPlugin(SearchPathPlugin):
         package = Path(next(iter(spec.submodule_search_locations)))
         installed = package / "configs"  # a wheel has them here, a checkout beside the package
         configs = installed if installed.is_dir() else package.parent / "configs"
-        search_path.append(provider="ofdft_norm", path=f"file://{configs}")
+        search_path.append(provider="ofdft_norm", path=f"{SCHEME}://{configs}")
