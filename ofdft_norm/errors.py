@@ -24,6 +24,16 @@ class StatisticsError(OFDFTNormError):
     """Dataset statistics are missing, incomplete, foreign, or could not be fitted."""
 
 
+class MissingStatisticError(StatisticsError, KeyError):
+    """Statistics have no such key; also a `KeyError`, as STRUCTURES25 raises."""
+
+    __str__ = Exception.__str__  # a KeyError's would be the message's repr
+
+
+class MissingStatisticsFileError(StatisticsError, FileNotFoundError):
+    """There are no statistics at a path; also a `FileNotFoundError`, as STRUCTURES25 raises."""
+
+
 class NormalizationError(OFDFTNormError):
     """A sample or batch cannot be normalised, or denormalised, as asked."""
 

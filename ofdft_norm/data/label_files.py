@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from ofdft_norm.data.p_order import stated_p_order
 from ofdft_norm.data.zarr_metadata import ZarrError
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import LabelFileError
+
+logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -163,6 +167,22 @@ class _LabelFile:
             )
         return values.astype(bool)
 
+    def labelled(self, energy: str, gradient: str, n_rows: int, n_basis: int) -> npt.NDArray[np.bool_]:
+        """Returns which rows have labels; where STRUCTURES25's files do not say: all but a first row of zeros."""
+        try:
+            self.reader.shape(_HAS_LABEL)
+            said = True
+        except KeyError:  # this package's own files say the order of p functions, and which rows have labels
+            said = stated_p_order(self.reader.attributes(), self.where) is not None
+        if said:
+            return self.flags(_HAS_LABEL, (n_rows,))
+        found = np.ones(n_rows, dtype=bool)
+        first = self.numbers(gradient, (n_rows, n_basis), row=0, config_key="data.source.gradient_key", may_lack=True)
+        energies = self.numbers(energy, (n_rows,), config_key="data.source.energy_key", may_lack=True)
+        found[0] = energies[0] != 0 or first.any()
+        _say_what_is_assumed(self.reader.path.parent)
+        return found
+
     def coeffs_shape(self) -> tuple[int, int]:
         """Returns the number of SCF iterations, at least one, and of basis functions."""
         shape = self.shape(_COEFFS)
@@ -191,6 +211,16 @@ class _LabelFile:
         return values.astype(np.int64)
 
 
+@functools.cache
+def _say_what_is_assumed(folder: Path) -> None:
+    logger.info(
+        "%s: label files without the array %r: all rows are taken to have labels, but for a first one of zeros, the "
+        "initial guess",
+        folder,
+        _HAS_LABEL,
+    )
+
+
 def read_n_scf_iterations(path: str | Path) -> int:
     """Returns the number of SCF iterations in a label file.
 
@@ -209,6 +239,9 @@ def read_molecule(
     n_scf_iterations: int | None = None,
 ) -> MoleculeLabels:
     """Reads a label file, whole arrays together, or a few of its SCF iterations.
+
+    Files of STRUCTURES25 that do not say which rows have labels (``ks_labels/energies/has_energy_label``) have them in
+    all rows, but for a first one whose energy and gradient are zeros.
 
     A gradient or energy chunk of SCF iterations without label may be missing, as zarr leaves out chunks of zeros; any
     other missing chunk is an error, unless the file says otherwise (`ofdft_norm.data.zarr_v2.FILL_VALUES_ATTRIBUTE`).
@@ -234,7 +267,8 @@ def read_molecule(
         n_rows, n_basis = file.coeffs_shape()
         rows = _check_rows(file, n_rows, scf_iterations, n_scf_iterations)
         single = int(rows[0]) if len(rows) == 1 else None
-        has_label = file.flags(_HAS_LABEL, (n_rows,))
+        gradient, energy = f"of_labels/spatial/{gradient_key}", f"of_labels/energies/{energy_key}"
+        has_label = file.labelled(energy, gradient, n_rows, n_basis)
 
         def spatial(name: str, **options: Any) -> FloatArray:
             values = file.numbers(name, (n_rows, n_basis), row=single, **options)
@@ -242,7 +276,6 @@ def read_molecule(
 
         attributes = reader.attributes()
         atomic_numbers = file.atomic_numbers()
-        gradient, energy = f"of_labels/spatial/{gradient_key}", f"of_labels/energies/{energy_key}"
         labels = MoleculeLabels(
             path=path,
             mol_id=file.mol_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE, NonNegative, Scal
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 Array = npt.NDArray[np.float64]
+OutputDtype = torch.dtype | Literal["input"]
 
 # the values of [M-OFDFT] and [STR25]
 S_COEFF = 50.0
@@ -61,6 +62,8 @@ class DimensionWiseRescaling(Float64Module):
         s_coeff: Maximal scale of rescaled coefficients.
         s_grad: Target scale of rescaled gradients [hartree].
         epsilon: Added to lambda where gradients are divided.
+        output_dtype: Of rescaled coefficients and gradients: float64 by default; ``"input"``: that of what is rescaled,
+            for a module inside a float32 network. All is computed in float64, and the inverses return it.
 
     Raises:
         ConfigError: If `s_coeff` or `s_grad` is not positive, or `epsilon` is negative.
@@ -80,6 +83,7 @@ class DimensionWiseRescaling(Float64Module):
         s_coeff: float = S_COEFF,
         s_grad: float = S_GRAD,
         epsilon: float = EPSILON,
+        output_dtype: OutputDtype = torch.float64,
     ) -> None:
         super().__init__()
         for name, value in (("s_coeff", s_coeff), ("s_grad", s_grad), ("epsilon", epsilon)):
@@ -92,6 +96,9 @@ class DimensionWiseRescaling(Float64Module):
         self.s_coeff = float(s_coeff)
         self.s_grad = float(s_grad)
         self.epsilon = float(epsilon)
+        if output_dtype != "input" and not isinstance(output_dtype, torch.dtype):
+            raise ConfigError(f"output_dtype = {output_dtype!r}: expected a torch.dtype or 'input'")
+        self.output_dtype = output_dtype
         self.register_float64("coeff_biases", coeff_biases)
         self.register_float64("coeff_stds", coeff_stds)
         self.register_float64("max_grads", max_grads)
@@ -161,18 +168,22 @@ class DimensionWiseRescaling(Float64Module):
     # Each raises a NormalizationError for a sample without `basis_function_ind`, or for values that are not one for
     # each of its basis functions.
 
-    def forward(self, sample: Data) -> Tensor:
-        """Returns the shifted and rescaled coefficients, (n_basis,) float64, of a sample or batch."""
-        return self.scale_coeffs(require_field("coeffs", sample, "is to be rescaled"), sample)
+    def forward(self, data_sample: Data) -> Tensor:
+        """Returns the shifted and rescaled coefficients, (n_basis,) `output_dtype`, of a sample or batch."""
+        return self.scale_coeffs(require_field("coeffs", data_sample, "is to be rescaled"), data_sample)
 
-    def rescale_coeffs_and_gradient(self, sample: Data) -> tuple[Tensor, Tensor]:
-        """Returns the rescaled coefficients and gradient label of a sample or batch, both (n_basis,) float64."""
-        gradient = require_field("gradient_label", sample, "is to be rescaled")
-        return self.forward(sample), self.scale_gradient(gradient, sample)
+    def rescale_coeffs_and_gradient(self, data_sample: Data) -> tuple[Tensor, Tensor]:
+        """Returns the rescaled coefficients and gradient label of a sample or batch, both (n_basis,) `output_dtype`."""
+        gradient = require_field("gradient_label", data_sample, "is to be rescaled")
+        return self.forward(data_sample), self.scale_gradient(gradient, data_sample)
+
+    def _output(self, scaled: Tensor, values: Tensor) -> Tensor:
+        return scaled.to(values.dtype if self.output_dtype == "input" else self.output_dtype)
 
     def scale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Returns p' = lambda (p - pbar) for coefficients p of the given sample or batch."""
-        return self.coeffs_affine.at(check_vector("coeffs", coeffs, sample)).normalize(coeffs)
+        affine = self.coeffs_affine.at(check_vector("coeffs", coeffs, sample))
+        return self._output(affine.normalize(coeffs), coeffs)
 
     def unscale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_coeffs`: p = p' / lambda + pbar, (n_basis,) float64."""
@@ -180,7 +191,8 @@ class DimensionWiseRescaling(Float64Module):
 
     def scale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Returns g' = g / (lambda + epsilon) for a gradient of the given sample or batch."""
-        return self.gradient_affine.at(check_vector("gradient", gradient, sample)).normalize(gradient)
+        affine = self.gradient_affine.at(check_vector("gradient", gradient, sample))
+        return self._output(affine.normalize(gradient), gradient)
 
     def unscale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_gradient`: g = (lambda + epsilon) g', (n_basis,) float64 [hartree]."""
@@ -196,6 +208,7 @@ class DimensionWiseRescaling(Float64Module):
         s_coeff: float = S_COEFF,
         s_grad: float = S_GRAD,
         epsilon: float = EPSILON,
+        output_dtype: OutputDtype = torch.float64,
     ) -> DimensionWiseRescaling:
         """Takes biases, standard deviations and largest gradients from a data set's statistics.
 
@@ -208,6 +221,7 @@ class DimensionWiseRescaling(Float64Module):
             s_coeff: See the class.
             s_grad: See the class.
             epsilon: See the class.
+            output_dtype: See the class.
 
         Raises:
             StatisticsError: If a statistic is missing or does not fit the basis.
@@ -227,7 +241,7 @@ class DimensionWiseRescaling(Float64Module):
             if basis_info is None:
                 raise ConfigError("equivariant=True needs basis_info, which says which functions form a shell")
             biases, stds, max_grads = _constant_within_shells(biases, stds, max_grads, basis_info)
-        return cls(biases, stds, max_grads, s_coeff=s_coeff, s_grad=s_grad, epsilon=epsilon)
+        return cls(biases, stds, max_grads, s_coeff, s_grad, epsilon, output_dtype)
 
     @classmethod
     def apply_to_dataset_statistics(

@@ -34,6 +34,10 @@ def transform_statistics(
             warnings.warn(f"{key!r} cannot be transformed without minimum and maximum: left out", stacklevel=3)
         else:
             new[key] = value
+        if statistic.startswith("energy_minus_") and statistic.endswith("/std"):
+            # STRUCTURES25's uncentred ones are read centred: with `rms` beside them they are not centred again
+            rms = statistic.removesuffix("std") + "rms"
+            new[f"{weigher}/{rms}"] = statistics.load_statistic(weigher, rms)
     return DatasetStatistics.from_arrays(new, {**statistics.attributes, "rescaled_by": repr(rescaling)})
 
 

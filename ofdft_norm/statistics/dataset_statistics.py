@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.files import remove_left_overs, set_aside, written_whole
 from ofdft_norm.data.zarr_v2 import ZarrReader
-from ofdft_norm.errors import StatisticsError
+from ofdft_norm.errors import MissingStatisticError, MissingStatisticsFileError, StatisticsError
 from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.statistics.fit import fit_statistics
 from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher, check_keys
@@ -29,9 +29,11 @@ class DatasetStatistics:
 
     Args:
         path: A zarr v2 directory. If it exists, its arrays are read into memory; if not, the first `save_statistic`
-            creates it. None: kept in memory alone.
+            creates it, and reading before is a `FileNotFoundError`. None: kept in memory alone.
+        create_store: False: the directory must exist.
 
     Raises:
+        MissingStatisticsFileError: If `create_store` is False and there is no such directory; a `FileNotFoundError`.
         StatisticsError: If the directory is no zarr group, or truncated, or holds numbers that are not finite; or if it
             is missing and a process was stopped while it replaced it.
 
@@ -43,7 +45,7 @@ class DatasetStatistics:
         ['constant/coeffs/mean']
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, create_store: bool | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.attributes: dict[str, Any] = {}
         self._arrays: dict[str, Array] = {}
@@ -56,6 +58,12 @@ class DatasetStatistics:
                 f"{self.path} is missing: a process that was replacing it was stopped; its former content is {old}: "
                 "rename that folder, or delete it (config: data.statistics.path)"
             )
+        elif create_store is False:
+            self._require_file()
+
+    def _require_file(self) -> None:
+        if self.path is not None and not self._arrays and not self.path.exists():
+            raise MissingStatisticsFileError(f"{self.path}: there are no statistics (config: data.statistics.path)")
 
     def _load(self, path: Path) -> None:
         try:
@@ -191,7 +199,12 @@ class DatasetStatistics:
         return [int(z) for z in stored]
 
     def keys_recursive(self) -> list[str]:
-        """Returns all keys, sorted."""
+        """Returns all keys, sorted.
+
+        Raises:
+            MissingStatisticsFileError: If nothing was saved and there is nothing at the path; a `FileNotFoundError`.
+        """
+        self._require_file()
         return sorted(self._arrays)
 
     def weigher_keys(self) -> list[str]:
@@ -212,8 +225,10 @@ class DatasetStatistics:
             statistic_key: For example ``"coeffs/mean"`` or ``"gradient_max_after_atom_ref"``.
 
         Raises:
-            StatisticsError: If there is no such statistic; the message lists the keys that exist.
+            MissingStatisticError: If there is no such statistic; the message lists the keys that exist. A `KeyError`.
+            MissingStatisticsFileError: If nothing was saved and there is nothing at the path; a `FileNotFoundError`.
         """
+        self._require_file()
         key = f"{weigher_key}/{statistic_key}"
         folder, _, name = key.rpartition("/")
         foreign = "/energy_minus_" in f"/{folder}" and (
@@ -225,7 +240,7 @@ class DatasetStatistics:
             mean_square = np.square(self._arrays[f"{folder}/std"])
             return np.asarray(np.sqrt(np.maximum(mean_square - np.square(self._arrays[f"{folder}/mean"]), 0)))
         if key not in self._arrays:
-            raise StatisticsError(self._missing_key_message(weigher_key, statistic_key))
+            raise MissingStatisticError(self._missing_key_message(weigher_key, statistic_key))
         return self._arrays[key].copy()
 
     def _missing_key_message(self, weigher_key: str, statistic_key: str) -> str:
@@ -306,7 +321,7 @@ class DatasetStatistics:
     def __repr__(self) -> str:
         lines = [f"DatasetStatistics({self.path or 'in memory'})"]
         shown: list[str] = []
-        for key in self.keys_recursive():
+        for key in sorted(self._arrays):
             parts = key.split("/")
             for depth, part in enumerate(parts):
                 if shown[: depth + 1] != parts[: depth + 1]:

@@ -182,7 +182,7 @@ def test_an_unknown_key_lists_what_there_is_and_the_config_key(
         assert f"{path}: molecule 'water'" in str(error.value)
 
 
-@pytest.mark.parametrize("name", [COEFFS, INTEGRALS, FLAG, "geometry/atom_pos", "geometry/atomic_numbers"])
+@pytest.mark.parametrize("name", [COEFFS, INTEGRALS, "geometry/atom_pos", "geometry/atomic_numbers"])
 def test_a_missing_array_is_named_with_what_stands_beside_it(name: str, labels: Any) -> None:
     path = labels.write(change=removing(name))
     beside = sorted(
@@ -194,6 +194,29 @@ def test_a_missing_array_is_named_with_what_stands_beside_it(name: str, labels: 
         error.value
     )
     assert "gradient_key" not in str(error.value)
+
+
+@pytest.mark.parametrize("guess", ["zeros", "energy", "gradient"])
+def test_files_that_do_not_say_what_is_labelled_have_labels_but_for_a_guess_of_zeros(
+    guess: str, labels: Any, caplog: Any
+) -> None:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        del arrays[FLAG]
+        if guess != "zeros":
+            arrays[GRADIENT if guess == "gradient" else ENERGY][0] = 1e-9
+
+    caplog.set_level("INFO")
+    path = labels.write("water.zarr", change=change)
+    expected = [guess != "zeros", True, True, True]
+    assert read(path).has_energy_label.tolist() == expected
+    assert [read(path, [row]).has_energy_label.tolist() for row in range(4)] == [[e] for e in expected]
+    said = [r.message for r in caplog.records if "all rows are taken to have labels, but for a first one" in r.message]
+    assert [message.partition(":")[0] for message in said] == [str(path.parent)]  # once for a folder
+    # this package's own files say it
+    attributes = path / ".zattrs"
+    attributes.write_text('{"p_order": "yzx"}')
+    with pytest.raises(LabelFileError, match=rf"lacks the array '{FLAG}'"):
+        read(path)
 
 
 def test_a_missing_name_is_an_error_of_the_file(labels: Any) -> None:

@@ -246,3 +246,22 @@ def test_errors_from_statistics_name_what_is_there_and_the_config_key(basis_info
     partial = DatasetStatistics.from_arrays({"constant/coeffs/mean": np.zeros(2)})
     with pytest.raises(StatisticsError, match=r"'coeffs/std'; it has \['coeffs/mean'\]"):
         build(partial, weigher_key="constant")
+
+
+@pytest.mark.parametrize("output_dtype", ["input", torch.float16])
+def test_in_a_network_of_low_precision_all_is_computed_in_float64(
+    output_dtype: Any, basis_info: Any, make_sample: Any
+) -> None:
+    sample = make_sample(basis_info, np.random.default_rng(0), [1, 8], "m")
+    values = [torch.rand(basis_info.n_basis) + 0.1 for _ in range(3)]
+    exact, rescaling = (DimensionWiseRescaling(*values, output_dtype=d) for d in (torch.float64, output_dtype))
+    sample.coeffs, sample.gradient_label = sample.coeffs.float(), sample.gradient_label.float()
+    dtype = torch.float32 if output_dtype == "input" else torch.float16
+    expected = exact.rescale_coeffs_and_gradient(data_sample=sample)
+    found = rescaling.float().rescale_coeffs_and_gradient(data_sample=sample)
+    assert [x.dtype for x in found] == [dtype, dtype]
+    assert all(torch.equal(x, y.to(dtype)) for x, y in zip(found, expected, strict=True))
+    assert torch.equal(rescaling(data_sample=sample), found[0])
+    assert rescaling.unscale_coeffs(found[0], sample).dtype == torch.float64
+    with pytest.raises(ConfigError, match=r"output_dtype = 'float32': expected a torch.dtype or 'input'"):
+        DimensionWiseRescaling(*values, output_dtype="float32")  # type: ignore[arg-type]

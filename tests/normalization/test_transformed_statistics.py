@@ -153,3 +153,19 @@ def test_statistics_without_minimum_and_maximum_lose_what_cannot_be_computed(
         )
     with pytest.raises(StatisticsError, match="pass basis_info"):
         DimensionWiseRescaling.apply_to_dataset_statistics(foreign, None, "has_energy_label")
+
+
+def test_uncentred_deviations_of_structures25_are_centred_once(basis_info: Any, samples: list[OFData]) -> None:
+    full = fit(basis_info, samples)
+    folder = "has_energy_label/energy_minus_atom_ref"
+    arrays = {k: v for k, v in full.to_arrays().items() if k.startswith("has_energy_label") and not k.endswith("rms")}
+    arrays |= {
+        f"{folder}/mean": np.array(0.3),
+        f"{folder}/std": np.array(0.5),
+    }  # the root mean square, as they write it
+    foreign = DatasetStatistics.from_arrays(arrays, full.attributes)
+    transformed = DimensionWiseRescaling.apply_to_dataset_statistics(foreign, None, "has_energy_label")
+    twice = DimensionWiseRescaling.apply_to_dataset_statistics(transformed, None, "has_energy_label")
+    for statistics in (foreign, transformed, twice):
+        found = [float(statistics.load_statistic(*f"{folder}/{n}".split("/", 1))) for n in ("mean", "std", "rms")]
+        np.testing.assert_allclose(found, [0.3, 0.4, 0.5], rtol=1e-15)

@@ -222,3 +222,22 @@ def test_repr_is_a_tree() -> None:
     assert "  constant" in lines
     assert "    coeffs" in lines
     assert "      mean (3,)" in lines
+
+
+def test_a_missing_statistic_is_a_key_error_and_missing_statistics_a_missing_file(tmp_path: Path) -> None:
+    statistics = DatasetStatistics.from_arrays({"constant/n_samples": np.array(1)})
+    with pytest.raises(KeyError, match="no statistic 'coeffs/mean'; it has") as error:
+        statistics.load_statistic("constant", "coeffs/mean")
+    assert isinstance(error.value, StatisticsError)
+    assert str(error.value).startswith("these statistics: ")  # not a repr, as of other KeyErrors
+    path = tmp_path / "none.zarr"
+    with pytest.raises(FileNotFoundError, match="there are no statistics"):
+        DatasetStatistics(path, create_store=False)
+    new = DatasetStatistics(path)
+    for read in (new.keys_recursive, lambda: new.load_statistic("constant", "n_samples")):
+        with pytest.raises(FileNotFoundError, match="there are no statistics") as missing:
+            read()
+        assert isinstance(missing.value, StatisticsError)
+    assert "none.zarr" in repr(new)
+    new.save_statistic("constant", "n_samples", np.array(2))
+    assert new.keys_recursive() == DatasetStatistics(path, create_store=True).keys_recursive() == ["constant/n_samples"]
