@@ -3,8 +3,8 @@
 Examples:
     python scripts/pack_labels.py labels/ packed --basis-info basis_info.json
     python scripts/pack_labels.py $DFT_DATA/QM9 packed --targets kin tot --workers 16
-    python scripts/pack_labels.py embedded packed --pre-transforms ProjectGradient --verify
-Then: python scripts/train.py data/source=packed data.source.paths=packed
+    python scripts/pack_labels.py embedded packed --pre-transforms local_frames_natrep --verify
+Then: python scripts/train.py data/source=packed data.source.paths=packed data/pre_transforms=local_frames_natrep
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from typing import Any
 
 import torch
 import yaml
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch_geometric.transforms import BaseTransform
 
 import ofdft_norm
 from ofdft_norm.config import EmbeddedLabels, LabelFiles, Structures25Labels
 from ofdft_norm.data.packed_writer import PackingPlan, pack_labels, verify_packed
 from ofdft_norm.errors import ConfigError, OFDFTNormError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "data" / "pre_transforms"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,8 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--pre-transforms",
         nargs="+",
         default=[],
-        help="applied before packing: names of ofdft_norm's, with settings as in 'NaturalReparametrization("
-        "orthogonalization=canonical)'; data.pre_transforms must then begin with these",
+        help="applied before packing: an option of data/pre_transforms, such as local_frames_natrep; or names of "
+        "ofdft_norm's, with settings as in 'NaturalReparametrization(orthogonalization=canonical)'; "
+        "data.pre_transforms must then begin with these",
     )
     parser.add_argument("--dtype", default="float64", choices=["float64", "float32"], help="of coefficients, gradients")
     parser.add_argument("--workers", type=int, default=0, help="processes that read and transform beside this one")
@@ -77,6 +82,14 @@ def label_source(options: argparse.Namespace) -> LabelFiles:
     return LabelFiles(sources, options.basis_info, exclude=options.exclude)
 
 
+def pre_transforms(texts: Sequence[str]) -> list[Callable[[Any], Any]]:
+    """Makes the transforms of an option of ``configs/data/pre_transforms``, or of names."""
+    option = CONFIGS / f"{texts[0]}.yaml" if len(texts) == 1 else None
+    if option is not None and option.is_file():
+        return list(instantiate(OmegaConf.load(option)))
+    return [pre_transform(text) for text in texts]
+
+
 def pre_transform(text: str) -> Callable[[Any], Any]:
     """Makes a transform from its name and settings."""
     match = re.fullmatch(r"(\w+)(?:\((.*)\))?", text)
@@ -97,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             source.label_files(),
             source.basis(),
             [target.removeprefix("grad_").removeprefix("e_") for target in options.targets],
-            [pre_transform(text) for text in options.pre_transforms],
+            pre_transforms(options.pre_transforms),
             options.dtype,
         )
         if options.verify is None or not options.output.exists():

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from ofdft_norm import ProjectGradient
+from ofdft_norm import BasisTransforms, LocalFrames, NaturalReparametrization, OFDataset, ProjectGradient
+from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.packed import PackedSet
 from ofdft_norm.data.packed_files import GrowingArrays
+from ofdft_norm.data.packed_labels import PackedLabels
+from ofdft_norm.data.pre_transforms import composed
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pack_labels.py"
 
@@ -69,6 +73,21 @@ def test_label_files_take_their_basis_from_a_file(
     assert "option --basis-info" in capsys.readouterr().err
     assert script.main([files, str(tmp_path / "packed"), "--basis-info", str(folder / "basis_info.json")]) == 0
     assert PackedSet(tmp_path / "packed").names() == ["formaldehyde.zarr.zip", "water.zarr.zip"]
+
+
+def test_labels_are_packed_after_an_option_of_pre_transforms(script: Any, tmp_path: Path) -> None:
+    pytest.importorskip("pyscf")
+    files = [str(EMBEDDED_DATA / "labels" / f"{name}.zarr.zip") for name in ("ammonia", "water")]
+    command = [*files, str(tmp_path / "packed"), "--basis-info", str(EMBEDDED_DATA / "basis_info.json")]
+    assert script.main([*command, "--pre-transforms", "local_frames_natrep", "--verify", "1"]) == 0
+    wanted = composed([BasisTransforms([LocalFrames(), NaturalReparametrization()]), ProjectGradient()])
+    packed = PackedLabels(str(tmp_path / "packed")).everything(wanted)
+    assert packed.transform is None  # nothing is left to do
+    stored = OFDataset(files, packed.basis_info, transform=wanted)
+    for found, expected in zip(packed, stored, strict=True):
+        assert found.coordinates == "local_frames+natural_symmetric"
+        torch.testing.assert_close(found.coeffs, expected.coeffs, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.gradient_label, expected.gradient_label, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["Nothing", "ProjectGradient(", "os.remove", "OFDataset"])

@@ -110,6 +110,10 @@ def test_single_precision_leaves_equally_near_neighbours_in_their_order(stored: 
     for field in PER_FUNCTION:
         error = (back[field] - raw[field]).abs().max() / raw[field].abs().max()
         assert float(error) < 1e-4
+    at_once = NormalizeTransform(normalizer, torch.float32)(transform(raw.clone()))  # as data.apply=batch
+    for i, sample in enumerate(at_once.to_data_list()):
+        assert torch.equal(sample.pos_float64, raw[i].pos)
+        assert torch.equal(at_once[i].pos_float64, raw[i].pos)
 
 
 def test_other_coordinates_than_raw_can_be_asked_for(stored: list[Any]) -> None:
