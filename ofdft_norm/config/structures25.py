@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Sequence
 from dataclasses import field
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ofdft_norm.data.basis_info import BasisInfo, POrder
+from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.label_source import LabelFiles
-from ofdft_norm.data.p_order import STRUCTURES25_P_ORDER, stated_p_order
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.split_files import read_split_entries
 from ofdft_norm.data.structures25 import locate_split
-from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import BasisError
 from ofdft_norm.settings import AtomicNumber
 
@@ -64,20 +61,11 @@ class Structures25Labels(LabelFiles, kw_only=True):
         if path.suffix in (".yaml", ".yml"):
             made = _basis_of(path, tuple(self.atomic_numbers))
             return BasisInfo(**{**made.to_dict(), "p_order": self._p_order()})
-        basis_info = BasisInfo.from_json(path, self._p_order())
+        basis_info = BasisInfo.from_json(path, self._p_order)
         described = self._folder / "dataset_info.yaml"
         if basis_info.exponent_per_shell is None and described.is_file() and find_spec("pyscf") is not None:
             return _with_exponents(basis_info, described)
         return basis_info
-
-    def _p_order(self) -> POrder:
-        """Returns the order within p shells of the first label file that the folder lists."""
-        for folder in self.folders.values():
-            names = os.listdir(folder) if folder.is_dir() else []
-            for name in (name for name in names if name.endswith((".zarr", ".zarr.zip"))):
-                with ZarrReader(folder / name) as reader:
-                    return stated_p_order(reader.attributes(), str(folder / name)) or STRUCTURES25_P_ORDER
-        return STRUCTURES25_P_ORDER
 
     @property
     def _folder(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -322,12 +322,12 @@ class BasisInfo:
         return cls.from_atomic_numbers_with_even_tempered_basis(atomic_numbers, info.orbital_basis, info.beta, p_order)
 
     @classmethod
-    def from_json(cls, path: str | Path, p_order: POrder = "yzx") -> BasisInfo:
+    def from_json(cls, path: str | Path, p_order: POrder | Callable[[], POrder] = "yzx") -> BasisInfo:
         """Reads a JSON file with the constructor's arguments; `p_order` and `exponents_per_atom` may be left out.
 
         Args:
             path: The file.
-            p_order: Order within p shells where the file does not say it.
+            p_order: Order within p shells where the file does not say it, or what finds it out then.
 
         Raises:
             BasisError: If the file cannot be read, lacks a key, or describes no basis; the message names the file.
@@ -341,11 +341,12 @@ class BasisInfo:
         missing = sorted({"atomic_numbers", "irreps_per_atom"} - set(names))
         if missing:
             raise BasisError(f"{path}: lacks {missing}; it has {names} {key}")
+        order = content["p_order"] if "p_order" in content else p_order() if callable(p_order) else p_order
         try:
             return cls(
                 content["atomic_numbers"],
                 content["irreps_per_atom"],
-                content.get("p_order", p_order),
+                order,
                 content.get("exponents_per_atom"),
             )
         except (BasisError, TypeError, ValueError) as error:  # a value is null, a number, or a word among numbers

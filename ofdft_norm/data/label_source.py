@@ -5,16 +5,18 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.basis_info import BasisInfo, POrder
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.file_states import scf_iteration_counts
 from ofdft_norm.data.lazy_datasets import LazyDatasets
 from ofdft_norm.data.of_dataset import OFDataset, Transform
+from ofdft_norm.data.p_order import STRUCTURES25_P_ORDER, stated_p_order
 from ofdft_norm.data.split import SplitConfig, check_files_exist, check_label_files, check_split, random_split
 from ofdft_norm.data.split_files import locate_entries, read_split_entries
+from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.settings import Settings
 
@@ -24,7 +26,8 @@ class LabelFiles(Settings):
 
     Attributes:
         paths: Folders (all ``*.zarr`` and ``*.zarr.zip`` in them), glob patterns, or files.
-        basis_info: JSON file with `atomic_numbers` and `irreps_per_atom`.
+        basis_info: JSON file with `atomic_numbers` and `irreps_per_atom`. Where it lacks `p_order`, the order within p
+            shells is the first label file's (x, y, z if it does not say: files of STRUCTURES25's code).
         energy_key: Which energy below ``of_labels/energies`` is learned.
         gradient_key: Its gradient below ``of_labels/spatial``.
         limit_scf_iterations: SCF iterations to use: s >= 0 those from s on, s < 0 the last -s, a list those in it
@@ -50,7 +53,16 @@ class LabelFiles(Settings):
 
     def basis(self) -> BasisInfo:
         """Reads the basis."""
-        return BasisInfo.from_json(self.basis_info)
+        return BasisInfo.from_json(self.basis_info, self._p_order)
+
+    def _p_order(self) -> POrder:
+        """Returns the order within p shells of the first label file that is found."""
+        for pattern in [self.paths] if isinstance(self.paths, str) else list(self.paths):
+            for match in glob.iglob(str(Path(pattern).expanduser())):
+                for path in (path for path in _label_files_at(Path(match)) if path.name not in self.exclude):
+                    with ZarrReader(path) as reader:
+                        return stated_p_order(reader.attributes(), str(path)) or STRUCTURES25_P_ORDER
+        return STRUCTURES25_P_ORDER
 
     def label_files(self) -> list[Path]:
         """Lists the label files, sorted; see `paths` and `exclude`.
@@ -147,10 +159,11 @@ def _as_paths(files: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
     return {part: [Path(file) for file in names] for part, names in files.items()}
 
 
-def _label_files_at(path: Path) -> list[Path]:
+def _label_files_at(path: Path) -> Iterator[Path]:
     if path.name.endswith((".zarr", ".zarr.zip")):
-        return [path]
-    return [p for p in path.iterdir() if p.name.endswith((".zarr", ".zarr.zip"))] if path.is_dir() else []
+        yield path
+    elif path.is_dir():
+        yield from (p for p in path.iterdir() if p.name.endswith((".zarr", ".zarr.zip")))
 
 
 class EmbeddedLabels(LabelFiles):

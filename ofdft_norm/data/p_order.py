@@ -39,8 +39,8 @@ def stated_p_order(attributes: Mapping[str, Any], where: str) -> POrder | None:
 class POrderCheck:
     """Compares the order in each label file that is read with the basis's, and with the first file's.
 
-    A file that does not say is one of STRUCTURES25's (x, y, z). A basis that says otherwise is believed, so that such
-    files can be read with a basis that leaves its order open; together with files that do say, they are refused.
+    A file that does not say is one of STRUCTURES25's (x, y, z). A basis that says otherwise is believed: files without
+    the attribute may be somebody else's. Together with files that do say, they are refused.
 
     Args:
         p_order: The order that the basis says.

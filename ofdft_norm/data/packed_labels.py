@@ -62,7 +62,7 @@ class PackedLabels(LabelFiles):
     def _check_basis(self, packed: PackedSet) -> None:
         if self.basis_info is None:
             return
-        given = BasisInfo.from_json(self.basis_info)
+        given = BasisInfo.from_json(self.basis_info, packed.basis_info.p_order)
         if given != packed.basis_info:
             raise BasisError(
                 f"{packed.folder}: was packed in the basis {packed.basis_info}, but {self.basis_info} has {given}; "

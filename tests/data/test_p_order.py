@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import zarr
 from ofdft_norm import BasisInfo, OFDataset
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.label_files import read_molecule
+from ofdft_norm.data.label_source import LabelFiles
 from ofdft_norm.errors import LabelFileError
 
 STATED = {None: {}, "yzx": {"p_order": "yzx"}, "xyz": {"p_order": "xyz"}, "0.1.0": {"irreps_per_atom": {"1": "2x0e"}}}
@@ -70,6 +72,21 @@ def test_a_stated_order_must_be_the_one_of_the_basis(labels: Any, write: Any) ->
             OFDataset([write("a", what)], basis)[0]
     with pytest.raises(LabelFileError, match=r"'p_order' is 'xyz', but the basis has 'yzx'"):
         OFDataset([write("b", "xyz")], labels.basis_info)[0]
+
+
+@pytest.mark.parametrize(("what", "order"), [(None, "xyz"), ("yzx", "yzx"), ("xyz", "xyz"), ("0.1.0", "yzx")])
+def test_a_basis_that_leaves_the_order_open_takes_that_of_the_first_label_file(
+    labels: Any, write: Any, tmp_path: Path, what: str | None, order: str
+) -> None:
+    open_basis, closed_basis = tmp_path / "open.json", tmp_path / "closed.json"
+    content = labels.basis_info.to_dict()
+    closed_basis.write_text(json.dumps(content))
+    del content["p_order"]
+    open_basis.write_text(json.dumps(content))
+    path = write("water", what)
+    for paths in (str(path), str(path.parent), [str(path.parent / "*.zarr")]):
+        assert LabelFiles(paths, str(open_basis)).basis().p_order == order
+    assert LabelFiles(str(path), str(closed_basis)).basis().p_order == "yzx"
 
 
 def test_files_of_one_order_are_read_together(labels: Any, write: Any) -> None:

@@ -12,6 +12,7 @@ from ofdft_norm.errors import BasisError
 from ofdft_norm.transforms.molecule import molecules_of
 from ofdft_norm.transforms.overlap import overlap_of, pyscf_order
 from ofdft_norm.transforms.real_harmonics import real_harmonics
+from tests.transforms.conftest import EXPONENTS
 
 
 @pytest.mark.parametrize("p_order", ["yzx", "xyz"])
@@ -35,6 +36,31 @@ def test_overlap_is_the_integral_over_products_of_normalised_gaussians(p_order: 
     values = np.array(values) * (axis[1] - axis[0]) ** 1.5
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     np.testing.assert_allclose(overlap[np.ix_(smooth, smooth)], values @ values.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("p_order", ["yzx", "xyz"])
+def test_overlap_is_that_of_pyscf_with_a_shell_for_each_exponent(p_order: Any, make_molecule: Any) -> None:
+    from pyscf import gto
+
+    sample = make_molecule(np.random.default_rng(4), [6, 8, 1, 6], p_order=p_order)
+    mol = gto.M(
+        atom=list(zip("COHC", sample.pos.tolist(), strict=True)),
+        basis={
+            "H": [[0, [3.0, 1]], [0, [0.4, 1]], [1, [0.8, 1]]],
+            "O": [[0, [50.0, 1]], [0, [0.5, 1]], [1, [1.7, 1]], [2, [0.7, 1]]],
+            "C": [[l, [exponent, 1]] for l, exponent in zip([0, 0, 0, 1, 1, 2, 3, 4], EXPONENTS[6], strict=True)],
+        },
+        unit="Bohr",
+        spin=None,
+    )
+    order = np.arange(mol.nao)
+    if p_order == "yzx":  # PySCF says which of its functions is which
+        names = [label.split()[2] for label in mol.ao_labels()]
+        for x in (i for i, name in enumerate(names) if name.endswith("px")):
+            assert (names[x + 1][-2:], names[x + 2][-2:]) == ("py", "pz")
+            order[x : x + 3] = x + 1, x + 2, x
+    expected = mol.intor("int1e_ovlp")[np.ix_(order, order)]
+    np.testing.assert_allclose(overlap_of(molecules_of(sample)[0][0]), expected, rtol=0, atol=1e-12)
 
 
 def test_order_of_functions_is_a_permutation_that_only_moves_p_components(make_molecule: Any) -> None:
