@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.plots import plot_gradient_ranges
+from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.summary import summary_table
+from ofdft_norm.statistics.sample_weighers import has_label
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +72,63 @@ class LogNormalization(Callback):
                 logger.experiment.add_text("normalization/summary", f"<pre>{summary}</pre>", trainer.global_step)
             if figure is not None:
                 log_figure(logger, "normalization/gradient_ranges", figure, trainer.global_step)
+
+
+class CountOutOfRange(Callback):
+    """Counts, in every validation epoch, the labelled samples that leave the training split's range of coefficients.
+
+    Logs `val/out_of_range_samples` and `val/largest_range_excess`, with any LightningModule whose data module is an
+    `OFDFTDataModule`, and warns once. Nothing where the range is not known. Under DDP samples count as often as the
+    ranks' samplers repeat them.
+
+    Args:
+        tolerance: By how much of the range's width a sample may leave it.
+    """
+
+    def __init__(self, tolerance: float = 1.0) -> None:
+        self.tolerance = tolerance
+        self._normalizer: Normalizer | None = None
+        self._excess: list[Tensor] = []
+        self._warned = False
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts to count, where batches are."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if isinstance(datamodule, OFDFTDataModule):
+            # a copy: the data module's own stays on the CPU, where its workers use it
+            self._normalizer = copy.deepcopy(datamodule.normalizer).to(pl_module.device)
+        self._excess = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measures a batch."""
+        found = None if self._normalizer is None else self._normalizer.range_excess(batch)
+        if found is not None:
+            self._excess.append(found.excess.cpu()[has_label(batch, required=False) > 0])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the count; warns at the first epoch."""
+        if trainer.sanity_checking or not self._excess:
+            return
+        excess = torch.cat(self._excess)
+        n = int((excess > self.tolerance).sum())
+        largest = float(excess.max()) if len(excess) else 0.0
+        pl_module.log("val/out_of_range_samples", float(n), sync_dist=True, reduce_fx="sum")
+        pl_module.log("val/largest_range_excess", largest, sync_dist=True, reduce_fx="max")
+        if n and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"{n} of {len(excess)} labelled validation samples have coefficients that leave the range of the "
+                f"training split by more than {self.tolerance:g} of its width, the worst by {largest:.1f}: models "
+                "extrapolate there (config: callbacks.count_out_of_range.tolerance)"
+            )
 
 
 def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:

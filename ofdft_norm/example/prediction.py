@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from hydra.utils import get_class, instantiate
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.files import written_whole
+from ofdft_norm.data.irreps import dimension_name
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
+from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.tables import text_table
 from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, transforms_of
 from ofdft_norm.version import package_version
@@ -30,6 +33,8 @@ UNITS = {
     "gradient": "hartree, derivative with respect to the density coefficients in the coordinates of the sample",
     "coordinates": "what density coefficients are given in; raw: the density basis as it is",
     "pos": "bohr",
+    "range_excess": "how far a coefficient leaves the training range, in units of that range's width; 0: inside",
+    "range_dimension": "element, shell and component of that coefficient",
 }
 
 
@@ -46,6 +51,8 @@ class Prediction:
         energy_label: [hartree]; NaN where the sample has none.
         gradient: (n_basis,) [hartree]; empty where the model predicts none.
         coordinates: What the coefficients are given in that the gradient is the derivative with respect to.
+        range_excess: How far the sample leaves the training range, in units of that range; NaN where it is not known.
+        range_dimension: The coefficient where that is; empty inside of the range.
     """
 
     mol_id: str
@@ -56,6 +63,8 @@ class Prediction:
     energy_label: float
     gradient: npt.NDArray[np.float64]
     coordinates: str
+    range_excess: float
+    range_dimension: str
 
 
 class PredictionCollector(Callback):
@@ -100,7 +109,8 @@ class PredictionCollector(Callback):
         if outputs.get("gradient") is not None:
             gradient = change_coordinates(outputs["gradient"], batch, True, coordinates_of(batch), coordinates)
             outputs = {**outputs, "gradient": gradient}
-        self.predictions += split_batch(outputs, batch, _labels(pl_module, batch), coordinates)
+        excess = range_excess(cast(Any, trainer).datamodule.normalizer, batch)
+        self.predictions += split_batch(outputs, batch, _labels(pl_module, batch), coordinates, excess)
 
 
 def _labels(module: Any, batch: Any) -> torch.Tensor:
@@ -112,8 +122,38 @@ def _labels(module: Any, batch: Any) -> torch.Tensor:
     return torch.where(batch.has_energy_label, module.normalizer.denormalize_energy(energy, batch), labels)
 
 
+def range_excess(normalizer: Normalizer, batch: Any) -> list[tuple[float, str]]:
+    """Returns, for each sample of a batch, how far it leaves the training range, and in which dimension."""
+    found = normalizer.range_excess(batch)
+    if found is None:
+        return [(float("nan"), "")] * len(batch.energy_reference)
+    pairs = zip(found.excess.tolist(), found.dimension.tolist(), strict=True)
+    basis_info = normalizer.basis_info
+    names = ((e, str(d) if basis_info is None else dimension_name(basis_info, d)) for e, d in pairs)
+    return [(excess, name if excess > 0 else "") for excess, name in names]
+
+
+def warn_of_extrapolation(predictions: Sequence[Prediction], tolerance: float) -> None:
+    """Warns, once, of predictions for samples that leave the training range by more than `tolerance` of its width."""
+    far = [p for p in predictions if p.range_excess > tolerance]
+    if not far:
+        return
+    worst = {p.mol_id: p for p in sorted(far, key=lambda p: p.range_excess)}
+    shown = sorted(worst.values(), key=lambda p: -p.range_excess)[:5]
+    named = [f"{p.mol_id!r} by {p.range_excess:.1f} (SCF {p.scf_iteration}, {p.range_dimension})" for p in shown]
+    rank_zero_warn(
+        f"{len(far)} of {len(predictions)} samples, of {len(worst)} molecules, have coefficients that leave the range "
+        f"of the training split by more than {tolerance:g} of its width; models extrapolate there, and errors may be "
+        f"large: {'; '.join([*named, '...'] if len(worst) > len(shown) else named)} (config: range_tolerance)"
+    )
+
+
 def split_batch(
-    outputs: dict[str, torch.Tensor], batch: Any, labels: torch.Tensor, coordinates: str
+    outputs: dict[str, torch.Tensor],
+    batch: Any,
+    labels: torch.Tensor,
+    coordinates: str,
+    excess: Sequence[tuple[float, str]],
 ) -> Iterator[Prediction]:
     """Yields the prediction of each sample of a batch."""
     n = len(labels)
@@ -135,6 +175,7 @@ def split_batch(
             float(labels[i]),
             own_gradient.double().cpu().numpy(),
             coordinates,
+            *excess[i],
         )
 
 
@@ -142,8 +183,8 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     """Predicts for all samples of a source, writes the file and prints the first of them.
 
     Args:
-        cfg: With `ckpt_path`, `model._target_`, `data`, `output`, `coordinates`, `head`, `accelerator`; see
-            ``configs/predict.yaml``.
+        cfg: With `ckpt_path`, `model._target_`, `data`, `output`, `coordinates`, `head`, `range_tolerance`,
+            `accelerator`; see ``configs/predict.yaml``.
 
     Returns:
         The predictions, in the source's order.
@@ -172,6 +213,7 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     with written_whole(output) as unfinished, unfinished.open("wb") as file:
         writer(file, collector.predictions, str(checkpoint))
     print(table(collector.predictions, cfg.head))
+    warn_of_extrapolation(collector.predictions, cfg.range_tolerance)
     print(f"{len(collector.predictions)} predictions: {output}")
     return collector.predictions
 
@@ -183,8 +225,10 @@ def table(predictions: list[Prediction], head: int) -> str:
         error = 1e3 * (p.energy - p.energy_label)
         scf = "" if p.scf_iteration < 0 else str(p.scf_iteration)
         label = ["", ""] if np.isnan(error) else [f"{p.energy_label:.6f}", f"{error:.3f}"]
-        rows.append([p.mol_id, scf, f"{p.energy:.6f}", *label])
-    return text_table(["molecule", "SCF", "energy [hartree]", "label [hartree]", "error [mHa]"], rows)
+        excess = "" if np.isnan(p.range_excess) else f"{p.range_excess:.2f}"
+        rows.append([p.mol_id, scf, f"{p.energy:.6f}", *label, excess, p.range_dimension])
+    header = ["molecule", "SCF", "energy [hartree]", "label [hartree]", "error [mHa]", "out of range", "in"]
+    return text_table(header, rows)
 
 
 def _writer(output: Path) -> Any:
@@ -207,6 +251,8 @@ def write_npz(file: IO[bytes], predictions: list[Prediction], checkpoint: str) -
         "pos": np.concatenate([p.pos for p in predictions]),
         "gradient": np.concatenate([p.gradient for p in predictions]),
         "coordinates": np.array([p.coordinates for p in predictions], dtype=np.str_),
+        "range_excess": np.array([p.range_excess for p in predictions]),
+        "range_dimension": np.array([p.range_dimension for p in predictions], dtype=np.str_),
         "units": np.array(json.dumps(UNITS)),
         "checkpoint": np.array(checkpoint),
         "package_version": np.array(package_version()),
@@ -225,10 +271,12 @@ def write_xyz(file: IO[bytes], predictions: list[Prediction], checkpoint: str) -
             "energy_label": repr(p.energy_label),
             "energy_unit": "hartree",
             "pos_unit": "angstrom",
+            "range_excess": repr(p.range_excess),
+            "range_dimension": json.dumps(p.range_dimension),
             "pbc": '"F F F"',
         }
-        if np.isnan(p.energy_label):
-            del values["energy_label"]
+        unknown = {"energy_label": p.energy_label, "range_excess": p.range_excess}
+        values = {name: value for name, value in values.items() if not np.isnan(unknown.get(name, 0.0))}
         lines = [str(len(p.atomic_numbers)), " ".join(f"{name}={value}" for name, value in values.items())]
         for number, position in zip(p.atomic_numbers, p.pos * ANGSTROM_PER_BOHR, strict=True):
             lines.append(f"{symbol(int(number)):2} " + " ".join(f"{x:15.8f}" for x in position))

@@ -17,6 +17,7 @@ from ofdft_norm.normalization.energy_scale import resolve_energy_scale
 from ofdft_norm.normalization.given_references import create_element_references, references_from_values
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.reference import Reference
+from ofdft_norm.normalization.training_range import TrainingRange
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 # Under this name statistics hold what references that are given, not fitted, leave of the energies.
@@ -86,6 +87,9 @@ def build_normalizer(
         forces_field=forces_field,
         basis_info=basis_info,
         coordinates=statistics.attributes.get("coordinates"),
+        training_range=None
+        if basis_info is None
+        else TrainingRange.from_dataset_statistics(statistics, basis_info, weigher_key),
     )
 
 

@@ -25,8 +25,10 @@ from ofdft_norm.normalization.guards import (
     check_seen_elements,
     check_values,
     check_vector,
+    require_field,
 )
 from ofdft_norm.normalization.reference import Reference
+from ofdft_norm.normalization.training_range import RangeExcess, TrainingRange
 from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, to_coordinates
 
 DataT = TypeVar("DataT", bound=Data)
@@ -57,6 +59,7 @@ class Normalizer(Float64Module):
         forces_field: Field that holds forces, if any: (n_atom, 3), divided by `energy_scale` like the energy.
         basis_info: The density basis, against which the indices of samples are checked; None: they are not.
         coordinates: What the statistics' vectors were given in; samples that say otherwise are refused. None: no check.
+        training_range: The training split's range of coefficients, for `range_excess`; None: not known.
 
     Raises:
         ConfigError: If `energy_scale` is not a positive number.
@@ -75,6 +78,7 @@ class Normalizer(Float64Module):
         forces_field: str | None = None,
         basis_info: BasisInfo | None = None,
         coordinates: str | None = None,
+        training_range: TrainingRange | None = None,
     ) -> None:
         super().__init__()
         if not 0 < float(energy_scale) < float("inf"):
@@ -87,6 +91,7 @@ class Normalizer(Float64Module):
         self.coordinates = coordinates
         self.reference = reference
         self.rescaling = rescaling
+        self.training_range = training_range
         self.register_float64("energy_scale", torch.as_tensor(energy_scale, dtype=torch.float64).reshape(()))
         self.register_buffer("seen_elements", None if seen_elements is None else seen_elements.clone().bool())
 
@@ -286,6 +291,25 @@ class Normalizer(Float64Module):
         check_vector("dual_basis_integrals", integrals, batch)
         integrals = self.affine("dual_basis_integrals", batch).denormalize(integrals)
         return _in_coordinates(integrals, "dual_basis_integrals", batch, coordinates)
+
+    # --- how much a prediction is an extrapolation ---------------------------------------------------------------
+
+    def range_excess(self, sample_or_batch: Data) -> RangeExcess | None:
+        """Returns how far samples leave the training split's range of coefficients; None where it is not known.
+
+        Args:
+            sample_or_batch: Normalised or raw; its present `coeffs` count.
+
+        Raises:
+            NormalizationError: If the sample lacks coefficients or indices.
+        """
+        batch = sample_or_batch
+        if self.training_range is None:
+            return None
+        coeffs = require_field("coeffs", batch, "is compared with the training range")
+        index = check_vector("coeffs", coeffs, batch)
+        raw = self.affine("coeffs", batch).denormalize(coeffs) if "normalized" in batch else coeffs
+        return self.training_range.excess(raw, index, molecule_index(batch), n_molecules(batch))
 
     # --- guards -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseResca
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.float64_module import Float64Module
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.normalization.training_range import TrainingRange
 from ofdft_norm.version import package_version
 
 # Raised whenever an older state would be misread; older versions stay readable.
@@ -34,6 +35,7 @@ def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
         "forces_field": normalizer.forces_field,
         "basis_info": None if normalizer.basis_info is None else normalizer.basis_info.to_dict(),
         "coordinates": normalizer.coordinates,
+        "training_range": _module_to_state(normalizer.training_range),
     }
 
 
@@ -59,6 +61,7 @@ def normalizer_from_state(state: Mapping[str, Any]) -> Normalizer:
         forces_field=state["forces_field"],
         basis_info=None if basis_info is None else BasisInfo(**basis_info),
         coordinates=state.get("coordinates"),  # version 0.1 did not know any
+        training_range=_module_from_state(state.get("training_range")),  # nor this
     )
 
 
@@ -67,6 +70,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "AtomRef": (),
     "LinearReferences": ("unseen_elements", "atomic_numbers_field"),
     "DimensionWiseRescaling": ("s_coeff", "s_grad", "epsilon"),
+    "TrainingRange": (),
 }
 _BUILDERS: dict[str, Callable[..., Float64Module]] = {
     "AtomRef": lambda v: AtomRef(v["t_z"], v["t_global"], v["g_z"]),
@@ -74,6 +78,7 @@ _BUILDERS: dict[str, Callable[..., Float64Module]] = {
     "DimensionWiseRescaling": lambda v, **settings: DimensionWiseRescaling(
         v["coeff_biases"], v["coeff_stds"], v["max_grads"], **settings
     ),
+    "TrainingRange": lambda v: TrainingRange(v["lowest"], v["highest"], v["width"]),
 }
 
 

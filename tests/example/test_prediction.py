@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,20 @@ from lightning import LightningModule
 from omegaconf import DictConfig
 
 from ofdft_norm import BasisInfo, NormalizerMixin
+from ofdft_norm.config import EmbeddedLabels, SplitConfig
 from ofdft_norm.config.readable_errors import config_dir
 from ofdft_norm.data.elements import symbol
+from ofdft_norm.data.irreps import dimension_name
 from ofdft_norm.data.sample_file import SampleFileDataset
 from ofdft_norm.errors import ConfigError, LabelFileError, SplitError
 from ofdft_norm.example import DensityModule
+from ofdft_norm.example.callbacks import CountOutOfRange
 from ofdft_norm.example.prediction import predict
 
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("predict", overrides=["accelerator=cpu", *overrides])
+        return compose("predict", overrides=["accelerator=cpu", "range_tolerance=1e3", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +214,62 @@ def test_models_of_others_are_loaded_by_their_class_name(
     predictions = predict(composed(f"ckpt_path={path}", *options))
     assert len(predictions) == len(datamodule.datasets["test"])
     assert all(p.gradient.size == 0 for p in predictions)
+
+
+def excess_of(raw: Any, lowest: np.ndarray, highest: np.ndarray, shell: np.ndarray) -> tuple[float, int]:
+    """How far a sample leaves a range, and in which dimension, by plain loops."""
+    worst = (0.0, -1)
+    for b, p in zip(raw.basis_function_ind.tolist(), raw.coeffs.tolist(), strict=True):
+        width = max(highest[b] - lowest[b], 0.01 * max((highest - lowest)[shell == shell[b]]))
+        excess = max(p - highest[b], lowest[b] - p, 0.0) / width
+        worst = max(worst, (excess, b), key=lambda pair: pair[0])
+    return worst
+
+
+def test_samples_outside_of_the_training_range_are_told(
+    tmp_path: Path, labelled_molecules: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fluorides = ["fluoromethane", "difluoromethane", "trifluoromethane"]
+    split = {"train": [*fluorides, "nitromethane", "propyne"], "val": ["carbon_tetrafluoride"], "test": ["ethane"]}
+    files = {name: [f"{molecule}.zarr.zip" for molecule in molecules] for name, molecules in split.items()}
+    (tmp_path / "split.json").write_text(json.dumps(files))
+    setting, path = labelled_molecules(tmp_path / "setting"), tmp_path / "run.ckpt"
+    datamodule = setting.datamodule(source=EmbeddedLabels(), split=SplitConfig(file=str(tmp_path / "split.json")))
+    trainer = setting.trainer(callbacks=[CountOutOfRange()], limit_train_batches=1, num_sanity_val_steps=1)
+    with pytest.warns(UserWarning, match="labelled validation samples have coefficients that leave the range"):
+        trainer.fit(ConstantModel(), datamodule=datamodule)
+    trainer.save_checkpoint(path)
+    basis_info, raw = datamodule.basis_info, [s for name in ("val", "test") for s in datamodule.raw_datasets[name]]
+    lowest, highest = np.full(basis_info.n_basis, np.inf), np.full(basis_info.n_basis, -np.inf)
+    for sample in datamodule.raw_datasets["train"]:
+        if sample.has_energy_label:
+            np.minimum.at(lowest, sample.basis_function_ind.numpy(), sample.coeffs.numpy())
+            np.maximum.at(highest, sample.basis_function_ind.numpy(), sample.coeffs.numpy())
+    outside = [excess_of(sample, lowest, highest, basis_info.basis_func_to_shell) for sample in raw]
+    expected = {(s.mol_id, int(s.scf_iteration)): of_sample for s, of_sample in zip(raw, outside, strict=True)}
+    counted = [e for (name, i), (e, _) in expected.items() if name == "carbon_tetrafluoride" and i > 0]
+    assert trainer.callback_metrics["val/out_of_range_samples"] == sum(e > 1 for e in counted) == len(counted)
+    assert float(trainer.callback_metrics["val/largest_range_excess"]) == pytest.approx(max(counted), rel=1e-4)
+
+    monkeypatch.setitem(sys.modules, "somebodys_models", sys.modules[ConstantModel.__module__])
+    overrides = ["model._target_=somebodys_models.ConstantModel", f"ckpt_path={path}", f"output={tmp_path / 'p.npz'}"]
+    with pytest.warns(UserWarning, match="leave the range of the training split by more than 1 of its width") as told:
+        found = predict(composed(*overrides, "data.predict_on=val", "head=1", "range_tolerance=1"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*")
+        found += predict(composed(*overrides, "data.predict_on=test", "range_tolerance=3"))
+    for p in found:
+        excess, dimension = expected[p.mol_id, p.scf_iteration]
+        assert p.range_excess == pytest.approx(excess, rel=1e-4, abs=1e-5)
+        if excess > 1e-4:
+            assert p.range_dimension == dimension_name(basis_info, dimension)
+    worst = max(found, key=lambda p: p.range_excess)
+    message = next(str(w.message) for w in told if "by more than 1 of" in str(w.message))
+    where = f"SCF {worst.scf_iteration}, {worst.range_dimension}"
+    assert f"'carbon_tetrafluoride' by {worst.range_excess:.1f} ({where})" in message
+    assert "out of range" in capsys.readouterr().out
+    with np.load(tmp_path / "p.npz") as written:
+        ethane = [p for p in found if p.mol_id == "ethane"]
+        assert written["range_excess"].tolist() == [p.range_excess for p in ethane]
+        assert written["range_dimension"].tolist() == [p.range_dimension for p in ethane]
