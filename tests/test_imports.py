@@ -1,4 +1,4 @@
-"""Imports run one way: data <- transforms <- statistics <- normalization <- datamodule, mixin <- example <- scripts."""
+"""Imports run one way: data, transforms, statistics, normalization; datamodule and mixin; example, report, scripts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ LAYERS = {
     "config": 5,
     "datamodule": 5,
     "example": 6,
-    "scripts": 7,
+    "report": 7,
+    "scripts": 8,
 }
 APART_FROM_HYDRA_AND_TRAINER = {"data", "transforms", "labelling", "statistics", "normalization"}
 

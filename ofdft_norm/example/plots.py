@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.files import written_whole
+from ofdft_norm.data.irreps import SHELL_LETTERS
 from ofdft_norm.example.results import SplitEnergies
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.normalizer import Normalizer
@@ -23,9 +24,8 @@ from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 
 Array = npt.NDArray[np.float64]
 
-_BEFORE, _AFTER, _LINE = "#9a9a9a", "#0072b2", "#d55e00"
+BEFORE, AFTER, LINE = "#9a9a9a", "#0072b2", "#d55e00"
 _SPLIT_STYLES = {"val": ("#0072b2", "o"), "test": ("#d55e00", "^")}
-_SHELL_NAMES = "spdfghiklm"
 MILLI = 1e3  # mHa per hartree
 
 
@@ -88,24 +88,33 @@ def plot_gradient_ranges(
     panels: list[Axes] = list(grid[:, 0])[: len(elements)]
     for axes, element in zip(panels, elements, strict=True):
         index = basis_info.atom_ind_to_basis_function_ind[element]
-        _draw_element(axes, before[index], after[index], basis_info.l_per_basis_func[index], limits)
+        draw_gradient_range(axes, before[index], after[index], basis_info.l_per_basis_func[index], limits)
         axes.set_title(symbol(int(basis_info.atomic_numbers[element])), loc="left", fontsize=10, pad=3)
         if normalizer.rescaling is not None:
-            axes.axhline(normalizer.rescaling.s_grad, color=_LINE, linewidth=1, linestyle="--", zorder=1)
+            axes.axhline(normalizer.rescaling.s_grad, color=LINE, linewidth=1, linestyle="--", zorder=1)
     if panels:
         panels[-1].set_xlabel("dimension (basis functions of an atom, by angular momentum)")
     figure.supylabel("largest gradient component [Ha; after: normalised units]", fontsize=9)
-    handles = [_marker(_BEFORE, "before"), _marker(_AFTER, "after")]
+    handles = [_marker(BEFORE, "before"), _marker(AFTER, "after")]
     if normalizer.rescaling is not None:
-        line = Line2D([], [], color=_LINE, linestyle="--", label=f"s_grad = {normalizer.rescaling.s_grad:g}")
+        line = Line2D([], [], color=LINE, linestyle="--", label=f"s_grad = {normalizer.rescaling.s_grad:g}")
         handles.append(line)
     figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def _draw_element(
+def draw_gradient_range(
     axes: Axes, before: Array, after: Array, momenta: npt.NDArray[np.int64], limits: tuple[float, float]
 ) -> None:
+    """Draws the largest gradient of each of an element's functions, before and after.
+
+    Args:
+        axes: Where to.
+        before: (n,) largest gradients.
+        after: (n,) those after normalisation.
+        momenta: (n,) angular momenta.
+        limits: Of the gradients' axis.
+    """
     dimension = np.arange(len(before))
     axes.vlines(
         dimension,
@@ -115,8 +124,8 @@ def _draw_element(
         lw=0.8,
         zorder=0,
     )
-    axes.scatter(dimension, before, s=7, color=_BEFORE, zorder=2)
-    axes.scatter(dimension, after, s=7, color=_AFTER, zorder=3)
+    axes.scatter(dimension, before, s=7, color=BEFORE, zorder=2)
+    axes.scatter(dimension, after, s=7, color=AFTER, zorder=3)
     axes.set_yscale("log")
     axes.set_ylim(*limits)
     axes.set_xlim(-1, len(before))
@@ -125,7 +134,7 @@ def _draw_element(
         first, last = np.flatnonzero(momenta == l)[[0, -1]]
         if first > 0:
             axes.axvline(first - 0.5, color="#bbbbbb", linewidth=0.6)
-        name = _SHELL_NAMES[l] if l < len(_SHELL_NAMES) else f"l={l}"
+        name = SHELL_LETTERS[l]
         axes.text(
             (first + last) / 2, 0.97, name, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=8
         )

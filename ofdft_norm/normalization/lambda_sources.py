@@ -175,17 +175,15 @@ def _molecules(samples: Sequence[Sample], rows: IntArray) -> IntArray:
     return np.array([-1, *(sample.molecule for sample in samples)])[rows + 1]
 
 
-def sources_table(sources: LambdaSources, basis_info: BasisInfo, head: int = 6) -> str:
-    """Returns as text which molecules set how many lambdas, and how lambda changes without them.
+def sources_rows(sources: LambdaSources, basis_info: BasisInfo, head: int) -> list[list[str]]:
+    """Returns which molecules set how many lambdas, and how lambda changes without them, under a row of headings.
 
     Args:
         sources: What sets each lambda.
         basis_info: The basis, which names dimensions.
-        head: So many molecules are shown: those without which a lambda changes most, then those that set most.
+        head: So many molecules: those without which a lambda changes most and, one of three, those that set most.
     """
     molecules = sources.molecules()
-    if not molecules:
-        return ""
     by_number = sorted(molecules, key=lambda share: -share.n_dimensions)
     shown = [*molecules[: head - head // 3], *by_number[: head // 3]]
     rows = [
@@ -200,7 +198,15 @@ def sources_table(sources: LambdaSources, basis_info: BasisInfo, head: int = 6) 
         for share in molecules
         if share in shown
     ]
+    return [["molecule", "SCF", "sets lambdas", "median ratio", "largest ratio", "of"], *rows]
+
+
+def sources_table(sources: LambdaSources, basis_info: BasisInfo, head: int = 6) -> str:
+    """Returns `sources_rows` as text, with a title; empty where no gradient sets a lambda."""
+    molecules = sources.molecules()
+    if not molecules:
+        return ""
     n = sum(share.n_dimensions for share in molecules)
     title = f"the {n:,} lambdas that a gradient sets hang on {len(molecules):,} molecules; lambda with over without it:"
-    header = ["molecule", "SCF", "sets lambdas", "median ratio", "largest ratio", "of"]
+    header, *rows = sources_rows(sources, basis_info, head)
     return title + "\n" + text_table(header, rows)

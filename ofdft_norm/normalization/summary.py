@@ -15,6 +15,8 @@ from ofdft_norm.tables import text_table
 
 _UNKNOWN = "-"
 
+ENERGY_HEADER = ("energy", "mean", "std", "MAE", "max |.|", "R2", "rank", "condition")
+
 # how a later run will see whether label files changed
 _RECOGNISED_BY = {
     "mtime": "label files are recognised by size and modification time (data.statistics.fingerprint)",
@@ -46,7 +48,9 @@ def summary_table(
         >>> print(summary_table(statistics, None).splitlines()[4])
         constant: no reference  -75.0000 Ha  250.00 mHa    -        -   -     -          -
     """
-    tables = [_seen(statistics, basis_info), _energies(statistics), _gradients(statistics, rescaling)]
+    seen, energies = seen_rows(statistics, basis_info), energy_rows(statistics)
+    tables = [text_table(seen[0], seen[1:]), text_table(ENERGY_HEADER, energies) if energies else ""]
+    tables.append(_gradients(statistics, rescaling))
     if rescaling is not None and basis_info is not None:
         tables.append(_sources(statistics, rescaling, basis_info, weigher_key))
     tables.append(_RECOGNISED_BY.get(str(statistics.attributes.get("fingerprint_by")), ""))
@@ -68,8 +72,8 @@ def _energy(value: float | None) -> str:
     return f"{value:.4f} Ha" if abs(value) >= 1 else f"{round(1e3 * value, 2) + 0.0:.2f} mHa"
 
 
-def _seen(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> str:
-    """Samples, molecules and atoms of each element, one line for each weigher."""
+def seen_rows(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> list[list[str]]:
+    """Returns samples, molecules and atoms of each element, a row for each weigher, under a row of headings."""
     elements = [] if basis_info is None else [symbol(int(z)) for z in basis_info.atomic_numbers]
     rows = []
     for weigher in statistics.weigher_keys():
@@ -78,11 +82,11 @@ def _seen(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> str:
             atoms = statistics.load_statistic(weigher, "n_atoms")
         counts = (_number(statistics, weigher, "n_samples"), _number(statistics, weigher, "n_molecules"), *atoms)
         rows.append([weigher, *(_count(count) for count in counts)])
-    return text_table(["weigher", "samples", "molecules", *(f"{element} atoms" for element in elements)], rows)
+    return [["weigher", "samples", "molecules", *(f"{element} atoms" for element in elements)], *rows]
 
 
-def _energies(statistics: DatasetStatistics) -> str:
-    """Energies before and after each reference, one line each."""
+def energy_rows(statistics: DatasetStatistics) -> list[list[str]]:
+    """Returns energies before and after each reference, a row of `ENERGY_HEADER` each."""
     rows = []
     for weigher in statistics.weigher_keys():
         spread = _number(statistics, weigher, "energy/std")
@@ -104,7 +108,7 @@ def _energies(statistics: DatasetStatistics) -> str:
                     _UNKNOWN if condition is None else f"{condition:.3g}",
                 ]
             )
-    return text_table(["energy", "mean", "std", "MAE", "max |.|", "R2", "rank", "condition"], rows) if rows else ""
+    return rows
 
 
 def _gradients(statistics: DatasetStatistics, rescaling: DimensionWiseRescaling | None) -> str:

@@ -1,0 +1,1 @@
+"""Reports of runs and of fitted statistics, as HTML; the package proper does not import it."""
