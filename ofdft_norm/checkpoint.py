@@ -6,13 +6,17 @@ import dataclasses
 import importlib
 import json
 import os
+import pickle
 import re
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from ofdft_norm.errors import ConfigError
+from ofdft_norm.errors import ConfigError, OFDFTNormError
 from ofdft_norm.settings import Settings
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.sample_weighers import SampleWeigher
@@ -41,6 +45,53 @@ _MOVED = {
     "ofdft_norm.config.sample_file": {"SampleFile": ("ofdft_norm.data.sample_file", "SampleFile")},
     "ofdft_norm.data.transforms": {"ProjectGradient": ("ofdft_norm.transforms.project_gradient", "ProjectGradient")},
 }
+
+
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, pickle.UnpicklingError)
+
+
+def check_checkpoint_file(path: Any) -> None:
+    """Refuses a file that is damaged: torch tells of that without the file's name, or not at all.
+
+    Args:
+        path: A file; anything else, such as an address, is left to whoever opens it.
+
+    Raises:
+        ConfigError: If it is no whole zip file, as which `torch.save` writes, or a checksum in it does not match.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.path.isfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ConfigError(f"{path}: is no checkpoint, or is truncated or damaged: {error}") from error
+    if damaged is not None:
+        raise ConfigError(f"{path}: the checkpoint is damaged: {damaged!r} does not match its checksum")
+
+
+@contextmanager
+def read_from(checkpoint: Any, malformed: tuple[type[Exception], ...] = _MALFORMED) -> Iterator[None]:
+    """Names the checkpoint in errors of what reads its content.
+
+    Args:
+        checkpoint: Its path, or another name.
+        malformed: What is raised where something in it is missing, or of another type than was written.
+
+    Raises:
+        ConfigError: If one of those was raised.
+    """
+    try:
+        yield
+    except OFDFTNormError as error:
+        if str(checkpoint) in str(error):
+            raise
+        raise type(error)(f"{checkpoint}: {error}") from error
+    except malformed as error:
+        raise ConfigError(
+            f"{checkpoint}: does not hold what is expected of a checkpoint, or something of it is missing: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 class NotPlainError(Exception):

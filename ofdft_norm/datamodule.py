@@ -19,8 +19,10 @@ from torch_geometric.loader import DataLoader as PyGDataLoader
 from ofdft_norm.checkpoint import (
     arguments_from_plain,
     arguments_to_plain,
+    check_checkpoint_file,
     describe_labels,
     differing_settings,
+    read_from,
     refuse_other_labels,
     statistics_from_state,
     statistics_to_state,
@@ -430,9 +432,13 @@ class OFDFTDataModule(LightningDataModule):
         """Takes the checkpoint's normaliser; says where the present configuration would give another.
 
         Raises:
-            ConfigError: If the checkpoint was trained on another target, or with other pre-transforms.
+            ConfigError: If the checkpoint was trained on another target, or with other pre-transforms, or is damaged.
             SplitError: If training is resumed on molecules that it has tested on.
         """
+        with read_from(getattr(self.trainer, "ckpt_path", None) or "the checkpoint"):
+            self._restore(state_dict)
+
+    def _restore(self, state_dict: Mapping[str, Any]) -> None:
         refuse_other_labels(state_dict, describe_labels(self.source, self.pre_transforms))
         self._restored = True
         basis_info = state_dict["basis_info"]
@@ -458,13 +464,17 @@ class OFDFTDataModule(LightningDataModule):
             **kwargs: Constructor's arguments that differ from those of the training run, such as other data.
 
         Raises:
-            ConfigError: If the checkpoint has no state of this class, or an argument of the training run could not be
-                saved and is not given.
+            ConfigError: If the checkpoint is damaged or has no state of this class, or an argument of the training run
+                could not be saved and is not given.
         """
-        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
-        state = next((checkpoint[c.__qualname__] for c in cls.__mro__ if c.__qualname__ in checkpoint), None)
-        if state is None:
-            raise ConfigError(f"{checkpoint_path}: has no state of {cls.__qualname__}: it was not trained with one")
-        datamodule = cls(**arguments_from_plain(state["arguments"], kwargs))
-        datamodule.load_state_dict(state)
+        check_checkpoint_file(checkpoint_path)
+        with read_from(checkpoint_path):
+            checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
+            state = next((checkpoint[c.__qualname__] for c in cls.__mro__ if c.__qualname__ in checkpoint), None)
+            if state is None:
+                raise ConfigError(f"has no state of {cls.__qualname__}: it was not trained with one")
+            arguments = arguments_from_plain(state["arguments"], kwargs)
+        datamodule = cls(**arguments)
+        with read_from(checkpoint_path):
+            datamodule.load_state_dict(state)
         return datamodule

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ofdft_norm.checkpoint import check_checkpoint_file, read_from
 from ofdft_norm.errors import NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_from_state, normalizer_to_state
@@ -47,7 +48,8 @@ class ModelNormalizer(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Rebuilds the normaliser; an empty state leaves things as they are."""
         if state:
-            self._normalizers = [normalizer_from_state(state)]
+            with read_from("the model's normaliser in the checkpoint"):
+                self._normalizers = [normalizer_from_state(state)]
 
 
 def normalizer_of_model(trainer: Any) -> Normalizer | None:
@@ -122,6 +124,17 @@ class NormalizerMixin:
             self.model_normalizer.copy_of(value)
         else:
             super().__setattr__(name, value)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As LightningModule's; a file that is damaged or lacks something is an error that names it.
+
+        Raises:
+            ConfigError: If it is damaged.
+        """
+        check_checkpoint_file(checkpoint_path)
+        with read_from(checkpoint_path, malformed=(LookupError,)):
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Empties the model's entry where the data module's state, in the same checkpoint, holds the normaliser."""
