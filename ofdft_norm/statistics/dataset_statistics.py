@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.data.files import remove_left_overs, set_aside, written_whole
 from ofdft_norm.data.zarr_v2 import ZarrReader
-from ofdft_norm.errors import MissingStatisticError, MissingStatisticsFileError, StatisticsError
+from ofdft_norm.errors import BasisError, MissingStatisticError, MissingStatisticsFileError, StatisticsError
+from ofdft_norm.statistics.arrays import EXTREME_SAMPLES, WORST_MOLECULES
 from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.statistics.fit import fit_statistics
 from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher, check_keys
@@ -81,6 +82,7 @@ class DatasetStatistics:
                 f"{path} holds no dataset statistics: expected a zarr v2 directory with arrays such as "
                 "'has_energy_label/coeffs/mean' (config: data.statistics.path)"
             )
+        _check_attributes(path, self.attributes)
         damaged = [k for k, a in self._arrays.items() if a.dtype.kind not in "iuf" or not np.isfinite(a).all()]
         if damaged:
             raise StatisticsError(
@@ -329,3 +331,23 @@ class DatasetStatistics:
                     lines.append("  " * (depth + 1) + part + shape)
             shown = parts
         return "\n".join(lines)
+
+
+def _check_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Refuses attributes of a directory that cannot be what a fit has written; those of others are not looked at."""
+    mappings = {"basis_info": dict | None, **dict.fromkeys((EXTREME_SAMPLES, *WORST_MOLECULES.values()), dict)}
+    wrong = [k for k, kind in mappings.items() if not isinstance(attributes.get(k, {}), kind)]
+    elements = attributes.get("atomic_numbers", [])
+    if not isinstance(elements, list) or not all(type(z) is int and 1 <= z <= MAX_ATOMIC_NUMBER for z in elements):
+        wrong.append("atomic_numbers")
+    problem = f"attribute {wrong[0]!r} is {str(attributes[wrong[0]])[:100]}" if wrong else ""
+    if not wrong and attributes.get("basis_info") is not None:
+        try:
+            BasisInfo(**attributes["basis_info"])
+        except (TypeError, BasisError) as error:
+            problem = f"attribute 'basis_info': {error}"
+    if problem:
+        raise StatisticsError(
+            f"{path}: {problem}: the statistics are damaged, or were not written by this package; give other ones "
+            "(config: data.statistics.path)"
+        )

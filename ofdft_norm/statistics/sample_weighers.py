@@ -220,25 +220,27 @@ def sample_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
         (K, S) float64.
 
     Raises:
-        StatisticsError: If a weigher gives a NaN, infinite or negative weight, or not one weight for each sample.
+        StatisticsError: If a weigher gives a weight that is negative, not a number, or so large or small that sums of
+            squares overflow or vanish, or not one weight for each sample.
     """
     n_samples = n_molecules(batch)
     weights = torch.empty(len(weighers), n_samples, dtype=torch.float64)
     for row, weigher in zip(weights, weighers, strict=True):
-        values = weigher.get_weights(batch).to(device="cpu", dtype=torch.float64)
-        if values.shape != (n_samples,):
+        values = weigher.get_weights(batch)
+        if not isinstance(values, Tensor) or values.shape != (n_samples,) or values.is_complex():
+            given = f"{values.dtype} of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values)
             raise StatisticsError(
-                f"the weigher {weigher.summary_string()!r} gave weights of shape {tuple(values.shape)} for {n_samples} "
-                "samples; get_weights must return one weight for each"
+                f"the weigher {weigher.summary_string()!r} gave {given} for {n_samples} samples; get_weights must "
+                "return a tensor with one weight for each (config: data.statistics.weighers)"
             )
         row.copy_(values)
-    bad = ~((weights >= 0) & (weights < torch.inf))
+    bad = ~((weights == 0) | ((weights >= SMALLEST_SCALE) & (weights <= LARGEST_SCALE)))
     if bad.any():
         k, sample = bad.nonzero()[0].tolist()
         raise StatisticsError(
             f"the weigher {weighers[k].summary_string()!r} gave sample {sample} "
             f"(molecule {sample_name(batch, sample)!r}) the weight {float(weights[k, sample])}; "
-            "weights must be finite and >= 0"
+            f"expected 0, or {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g} (config: data.statistics.weighers)"
         )
     return weights
 

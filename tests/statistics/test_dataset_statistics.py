@@ -21,6 +21,8 @@ from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics import zarr_store
 from tests.processes import Killed, in_new_process
 
+BASIS = {"atomic_numbers": [1], "irreps_per_atom": ["3x0e"]}
+
 
 def some_statistics() -> DatasetStatistics:
     arrays = {
@@ -30,7 +32,7 @@ def some_statistics() -> DatasetStatistics:
         "constant/n_samples": np.array(3),
         "has_energy_label/n_atoms": np.array([2, 1]),
     }
-    return DatasetStatistics.from_arrays(arrays, {"created_by": "test", "basis_info": {"atomic_numbers": [1]}})
+    return DatasetStatistics.from_arrays(arrays, {"created_by": "test", "basis_info": BASIS})
 
 
 def test_written_and_read_by_plain_zarr(tmp_path: Path) -> None:
@@ -214,6 +216,28 @@ def test_damaged_and_foreign_directories(tmp_path: Path) -> None:
     for foreign in ("empty", "file"):
         with pytest.raises(StatisticsError, match=f"{foreign}.*data.statistics.path"):
             DatasetStatistics(tmp_path / foreign)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("basis_info", 3),
+        ("basis_info", {}),
+        ("basis_info", {**BASIS, "irreps_per_atom": [5]}),
+        ("basis_info", {**BASIS, "other": 1}),
+        ("atomic_numbers", {"1": 1}),
+        ("atomic_numbers", ["H"]),
+        ("atomic_numbers", [500]),
+        ("extreme_samples", None),
+        ("worst_molecules", [1]),
+        ("worst_molecules_by_sample", "abc"),
+    ],
+)
+def test_attributes_that_no_fit_writes_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "s.zarr"
+    DatasetStatistics.from_arrays(some_statistics().to_arrays(), {name: value}).save_to(path)
+    with pytest.raises(StatisticsError, match=rf"{path}: attribute '{name}'.*\(config: data\.statistics\.path\)"):
+        DatasetStatistics(path)
 
 
 def test_repr_is_a_tree() -> None:

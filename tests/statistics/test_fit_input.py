@@ -82,7 +82,9 @@ class FixedWeigher(SampleWeigher):
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (-1.0, "'fixed' gave sample 0 .*molecule 0.* the weight -1.0; weights must be finite and >= 0"),
+        (-1.0, "'fixed' gave sample 0 .*molecule 0.* the weight -1.0; expected 0, or 1e-100 ... 1e\\+100"),
+        (1e200, "the weight 1e\\+200; expected 0, or 1e-100 ... 1e\\+100"),
+        (1e-200, "the weight 1e-200; expected 0, or 1e-100 ... 1e\\+100"),
         (float("nan"), "the weight nan"),
         (float("inf"), "the weight inf"),
         (0.0, "'fixed' gives no sample of the training split a positive weight.*data.statistics.weighers"),
