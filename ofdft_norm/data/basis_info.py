@@ -207,7 +207,10 @@ class BasisInfo:
         lowest, highest = int(np.min(atom_ind)), int(np.max(atom_ind))
         if lowest < 0 or highest >= self.n_types:
             raise BasisError(f"field 'atom_ind' has {lowest} ... {highest}, expected 0 ... {self.n_types - 1}")
-        return np.concatenate([self.atom_ind_to_basis_function_ind[i] for i in atom_ind])
+        # the functions of an element stand one after the other
+        n_functions = self.basis_dim_per_atom[atom_ind]
+        ends = np.cumsum(n_functions)
+        return np.arange(ends[-1]) + np.repeat(self.offsets[atom_ind] - (ends - n_functions), n_functions)
 
     def split_field_by_atom_type(self, values: ArrayOrTensor, axis: int = 0) -> tuple[ArrayOrTensor, ...]:
         """Splits a per-dimension quantity by element.

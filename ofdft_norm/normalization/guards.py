@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -124,17 +125,20 @@ def check_values(batch: Data, basis_info: BasisInfo | None) -> None:
         BatchError: If an index is wrong; with field, position, value and expectation.
     """
     coeffs = batch.get("coeffs")
-    if coeffs is not None and not torch.isfinite(coeffs).all():
+    # the sum is finite where all entries are, as far as they are labels; a sum is faster than looking at each entry
+    if coeffs is not None and not math.isfinite(float(coeffs.sum())) and not torch.isfinite(coeffs).all():
         entry = int((~torch.isfinite(coeffs.reshape(-1))).nonzero()[0])
         raise NormalizationError(
             f"{_where(batch)}: 'coeffs' holds {coeffs.reshape(-1)[entry].item()} at entry {entry}, expected finite "
             "numbers: density coefficients are known for every sample, whether it has labels or not"
         )
     molecules = {name: _integers(batch, name) for name in ("batch", "coeffs_batch") if batch.get(name) is not None}
+    known = basis_info is not None and batch.get("atomic_numbers") is not None and batch.get("atom_ind") is not None
     n = n_molecules(batch)
     for name, index in molecules.items():
-        _check_molecule_index(batch, name, index, n)
-    if basis_info is None or batch.get("atomic_numbers") is None or batch.get("atom_ind") is None:
+        if name == "batch" or not known or len(molecules) == 1:  # where both are known, they are compared below
+            _check_molecule_index(batch, name, index, n)
+    if basis_info is None or not known:
         return
     atom_ind = basis_info.atom_indices(_integers(batch, "atomic_numbers"), _where(batch))
     _compare(batch, "atom_ind", atom_ind, "the elements in 'atomic_numbers'")
