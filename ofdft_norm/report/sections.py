@@ -201,7 +201,9 @@ def results_section(folder: Path, measured: Measured, missing: str) -> Section:
         if predictor == MODEL:
             worst = sorted(by_molecule.items(), key=lambda item: -abs(item[1].mean()))[:_MOST_MOLECULES]
             figure = error_figure([name for name, _ in worst], [e for _, e in worst])
-            pictures.append(picture(figure, f"{split}: the model's energy errors by molecule", 200 + number))
+            pictures.append(
+                picture(figure, f"{split}: the model's energy errors by molecule, mean and range", 200 + number)
+            )
     header = ["errors in mHa", "molecules", "samples", "E MAE ± s.e.", *(HEADINGS[name] for name in rest)]
     text = ["± is the standard error over molecules: samples of one molecule err alike, and few molecules say little."]
     return Section("results", title, text, [Table("", header, rows)], pictures)
@@ -241,7 +243,7 @@ def versions_section(statistics: DatasetStatistics, run: dict[str, Any]) -> Sect
     rows = [["this report", f"ofdft_norm {package_version()}"]]
     if run:
         rows.append(["the run", f"ofdft_norm {run.get('package_version')}"])
-        rows.append(["statistics' fingerprint", str(run.get("statistics_fingerprint"))])
+        rows.append(["statistics' fingerprint", str(run.get("statistics_fingerprint"))[:12]])
     for name in ("created_by", "created_at", "statistics_version"):
         if name in statistics.attributes:
             rows.append([f"statistics: {name.replace('_', ' ')}", str(statistics.attributes[name])])
