@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER
+from ofdft_norm.data.of_data import field_names, get_field, is_sample
 from ofdft_norm.errors import BatchError, did_you_mean
 
 
@@ -83,13 +84,14 @@ def checked(sample: Any, where: str, fields: SampleFields) -> Data:
     Raises:
         BatchError: With sample, field, value, and the setting that names the field.
     """
-    if not isinstance(sample, Data):
+    if not is_sample(sample):
         raise BatchError(
             f"{where} is a {type(sample).__name__}, expected a torch_geometric.data.Data (config: data.source)"
         )
     numbers_field = fields.atomic_numbers if fields.atomic_numbers in sample else "z"
     given = {"atomic_numbers_field": numbers_field, "energy_field": fields.energy, "forces_field": fields.forces}
-    if not bool(torch.as_tensor(sample.get("has_energy_label", True)).all()):
+    labelled = get_field(sample, "has_energy_label")
+    if labelled is not None and not bool(torch.as_tensor(labelled).all()):
         given = {"atomic_numbers_field": numbers_field}
     converted: dict[str, Tensor] = {}
     n_atoms = 0
@@ -99,7 +101,7 @@ def checked(sample: Any, where: str, fields: SampleFields) -> Data:
         place = f"{where}: field {field!r}", f"(argument {setting}, config: data.source.{setting})"
         if field not in sample:
             named = fields.atomic_numbers if setting == "atomic_numbers_field" else field
-            known = sorted(sample.keys())
+            known = field_names(sample)
             raise BatchError(
                 f"{where}: lacks the field {named!r}; it has {known}{did_you_mean(named, known)} {place[1]}"
             )

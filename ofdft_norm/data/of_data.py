@@ -190,7 +190,7 @@ class OFData(Data):
         Raises:
             BatchError: If the sample was built without a basis.
         """
-        given = self.get("basis_info")
+        given = get_field(self, "basis_info")
         basis_info = given[0] if isinstance(given, list) else given
         if basis_info is None:
             raise BatchError("the sample lacks the field 'basis_info': build samples with OFData.construct_new")
@@ -250,6 +250,30 @@ def get_field(sample: Any, name: str) -> Any:
     return sample.get(name) if isinstance(sample, Mapping) else getattr(sample, name, None)
 
 
+def is_sample(value: Any) -> bool:
+    """Whether it is a sample or batch: PyG's `Data`, or of another class with `keys()`, as fairchem's `AtomicData`."""
+    return isinstance(value, Data) or (hasattr(value, "keys") and not isinstance(value, Mapping))
+
+
+def field_names(sample: Any) -> list[str]:
+    """Returns the names of the fields of a sample of any class, sorted."""
+    keys = sample.keys() if hasattr(sample, "keys") else vars(sample)
+    return sorted(map(str, keys() if callable(keys) else keys))
+
+
+def as_data(sample: Any) -> Data:
+    """Returns a sample of another class as PyG's `Data`, which PyG's collation takes; for names see `only_name`."""
+    if isinstance(sample, Data):
+        return sample
+    fields = {name: get_field(sample, name) for name in field_names(sample) if name not in ("batch", "ptr")}
+    return Data(**{name: only_name(value) for name, value in fields.items() if value is not None})
+
+
+def only_name(value: Any) -> Any:
+    """Returns the text of a list of one text, as fairchem's samples hold names; anything else as it is."""
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
+
+
 def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
     """Returns, for every entry of `field`, the index of the molecule it belongs to within the batch.
 
@@ -264,10 +288,10 @@ def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
         BatchError: If a batch was collated without ``follow_batch=["coeffs"]``, or the sample lacks the field.
     """
     name = "batch" if field == "pos" else f"{field}_batch"
-    index = batch.get(name)
+    index = get_field(batch, name)
     if index is not None:
         return index
-    if isinstance(batch, Batch) or batch.get("ptr") is not None or batch.get("batch") is not None:
+    if isinstance(batch, Batch) or get_field(batch, "ptr") is not None or get_field(batch, "batch") is not None:
         way = (
             "give the samples 'pos', from which PyG counts atoms"
             if field == "pos"
@@ -275,7 +299,7 @@ def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
         )
         raise BatchError(f"the batch has no '{name}': {way}")
     names = ("atomic_numbers", "z", "pos") if field == "pos" else (field,)
-    for values in (batch.get(name) for name in names):
+    for values in (get_field(batch, name) for name in names):
         if values is not None:
             return torch.zeros(values.shape[0], dtype=torch.int64, device=values.device)
     raise BatchError(f"the sample has none of the fields {list(names)}, which say what belongs to it")
@@ -288,14 +312,14 @@ def n_molecules(batch: Data) -> int:
     positions, which have none, the number of samples that PyG joined or the boundaries of the coefficients.
     """
     for name in ("ptr", "coeffs_ptr"):
-        boundaries = batch.get(name)
+        boundaries = get_field(batch, name)
         if boundaries is not None:
             return int(boundaries.numel()) - 1
     joined = getattr(batch, "_num_graphs", None)  # what PyG's Batch.num_graphs says
     if joined is not None:
         return int(joined)
     for name in ("batch", "coeffs_batch"):
-        index = batch.get(name)
+        index = get_field(batch, name)
         if index is not None:
             return int(index.max()) + 1 if index.numel() else 0
     return 1
@@ -303,7 +327,7 @@ def n_molecules(batch: Data) -> int:
 
 def sample_name(batch: Data, sample: int) -> str | None:
     """Returns the name (`mol_id`) of one sample of a batch, where it has one."""
-    names = batch.get("mol_id")
+    names = get_field(batch, "mol_id")
     if names is None or isinstance(names, str):
         return names
     name = names[sample]
@@ -312,7 +336,7 @@ def sample_name(batch: Data, sample: int) -> str | None:
 
 def scf_iteration(batch: Data, sample: int) -> int | None:
     """Returns the SCF iteration of one sample of a batch, where it has one."""
-    iterations = batch.get("scf_iteration")
+    iterations = get_field(batch, "scf_iteration")
     return None if iterations is None else int(iterations.reshape(-1)[sample])
 
 

@@ -9,6 +9,7 @@ from typing import Any, overload
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
+from ofdft_norm.data.of_data import as_data
 from ofdft_norm.data.of_dataset import OFDataset
 
 
@@ -37,7 +38,8 @@ class TransformedDataset(Dataset[Data]):
 
     def __getitem__(self, index: int) -> Data:
         """Returns the transformed sample."""
-        return self._sample(index).clone()
+        sample = self._sample(index)
+        return sample.clone() if isinstance(sample, Data) else copy.deepcopy(sample)
 
     def _sample(self, index: int) -> Data:
         if index in self._kept:
@@ -59,7 +61,7 @@ class TransformedDataset(Dataset[Data]):
             follow_batch: Fields that get a field ``<name>_batch``, as in PyG's loader.
         """
         if self.keep_in_memory or not getattr(self.transform, "works_on_batches", False):
-            return Batch.from_data_list([self._sample(i) for i in indices], follow_batch=list(follow_batch))
+            return Batch.from_data_list([as_data(self._sample(i)) for i in indices], follow_batch=list(follow_batch))
         joined: Data = self.transform(_join(self.dataset, indices, follow_batch))
         return joined
 
@@ -76,7 +78,7 @@ def _join(dataset: Any, indices: Sequence[int], follow_batch: Sequence[str]) -> 
         return dataset.batch(indices, follow_batch)
     several = getattr(dataset, "__getitems__", None)
     samples = [dataset[i] for i in indices] if several is None else several(list(indices))
-    return Batch.from_data_list(list(samples), follow_batch=list(follow_batch))
+    return Batch.from_data_list(list(map(as_data, samples)), follow_batch=list(follow_batch))
 
 
 class SelectedSamples(Sequence[Data]):
@@ -124,7 +126,7 @@ class JoinSamples:
         if isinstance(samples, SelectedSamples):
             batch = samples.dataset.batch(samples.indices, self.follow_batch)
         else:
-            batch = Batch.from_data_list(list(samples), follow_batch=self.follow_batch)
+            batch = Batch.from_data_list(list(map(as_data, samples)), follow_batch=self.follow_batch)
         for name in self.exclude:  # only now: normalising may have needed them
             if name in batch:
                 del batch[name]

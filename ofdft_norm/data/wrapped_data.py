@@ -27,7 +27,10 @@ _STAGES = {"train": "fit", "val": "fit", "test": "test", "predict": "predict"}
 
 
 class WrappedData(Settings):
-    """Data sets of somebody else, normalised as they are: a LightningDataModule's, or PyG data sets.
+    """Data sets of somebody else, normalised as they are: a LightningDataModule's, PyG data sets, or lists.
+
+    Samples of other classes than PyG's `Data`, such as fairchem's `AtomicData`, stay what they are where the data
+    module collates them itself; else they become `Data` with the same fields.
 
     Samples with density coefficients need `basis_info`; samples with energies (and forces) alone take linear references
     and an energy scale.

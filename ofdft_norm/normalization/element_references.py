@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
-from ofdft_norm.data.of_data import molecule_index
+from ofdft_norm.data.of_data import get_field, molecule_index
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
 from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.normalization.reference_summary import (
@@ -86,7 +86,7 @@ class LinearReferences(Reference):
         fit_report: How the references were fitted, if they were; part of the state dict, as plain types.
 
     Raises:
-        StatisticsError: If the references are no vector, not finite, or have a value at index 0.
+        StatisticsError: If the references are no vector, or not finite.
         ConfigError: If `unseen_elements` is unknown.
 
     Example:
@@ -136,7 +136,6 @@ class LinearReferences(Reference):
             )
         if not torch.isfinite(values).all():
             raise StatisticsError("element_references holds values that are not finite")
-        values[0] = without_entry_0(float(values[0]))
 
     @property
     def max_num_elements(self) -> int:
@@ -149,8 +148,8 @@ class LinearReferences(Reference):
         Raises:
             BatchError: If it has none.
         """
-        numbers = batch.get(self.atomic_numbers_field)
-        numbers = batch.get("z") if numbers is None else numbers
+        numbers = get_field(batch, self.atomic_numbers_field)
+        numbers = get_field(batch, "z") if numbers is None else numbers
         if numbers is None:
             raise BatchError(
                 f"element references need the field {self.atomic_numbers_field!r} (or 'z'), which the sample lacks "

@@ -193,7 +193,8 @@ def references_of(content: Any, where: str, unit: EnergyUnit = "hartree") -> Lin
 
 
 def _from_state(state: Mapping[str, Any], where: str, unit: EnergyUnit) -> LinearReferences:
-    references = _vector(state["element_references"], f"{where}: 'element_references'").to(torch.float64)
+    references = _vector(state["element_references"], f"{where}: 'element_references'").to(torch.float64, copy=True)
+    references[0] = without_entry_0(float(references[0]))
     # what other programs' classes do not have stands in the metadata of a state dict
     more = {**getattr(state, "_metadata", {}).get("", {}), **state}
     seen, report = more.get("seen_elements"), more.get(EXTRA_STATE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.fields import PER_FUNCTION
-from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.data.of_data import field_names, get_field, is_sample, molecule_index, n_molecules
 from ofdft_norm.errors import BatchError, NormalizationError
 from ofdft_norm.transforms.basis_transforms import coordinates_of
 
@@ -36,7 +37,7 @@ def check_vector(name: str, values: Tensor, batch: Data | Mapping[str, Tensor]) 
     Raises:
         NormalizationError: If the sample has no `basis_function_ind`, or the values are not one for each function.
     """
-    index = batch.get("basis_function_ind")
+    index = get_field(batch, "basis_function_ind")
     if index is None:
         raise NormalizationError(
             f"{_where(batch)}: field {name!r} cannot be normalised or denormalised without the field "
@@ -94,17 +95,18 @@ def check_fields(
         check_forces(forces_field, fields[forces_field], batch)
 
 
-def check_is_sample(batch: object) -> None:
+def check_is_sample(batch: Any) -> None:
     """Refuses what is no sample or batch, or has no values.
 
     Raises:
         NormalizationError: With what came instead.
     """
-    if not isinstance(batch, Data):
+    if not is_sample(batch):
         raise NormalizationError(
             f"expected a sample or batch (torch_geometric.data.Data, such as OFData), got a {type(batch).__name__}"
         )
-    on_meta = [name for name, value in batch.items() if isinstance(value, Tensor) and value.is_meta]
+    values = {name: get_field(batch, name) for name in field_names(batch)}
+    on_meta = [name for name, value in values.items() if isinstance(value, Tensor) and value.is_meta]
     if on_meta:
         raise NormalizationError(f"{_where(batch)}: the fields {on_meta} are on the meta device, which has no values")
 
@@ -124,7 +126,7 @@ def check_values(batch: Data, basis_info: BasisInfo | None) -> None:
         NormalizationError: If a coefficient is NaN or infinite.
         BatchError: If an index is wrong; with field, position, value and expectation.
     """
-    coeffs = batch.get("coeffs")
+    coeffs = get_field(batch, "coeffs")
     # the sum is finite where all entries are, as far as they are labels; a sum is faster than looking at each entry
     if coeffs is not None and not math.isfinite(float(coeffs.sum())) and not torch.isfinite(coeffs).all():
         entry = int((~torch.isfinite(coeffs.reshape(-1))).nonzero()[0])
@@ -132,8 +134,14 @@ def check_values(batch: Data, basis_info: BasisInfo | None) -> None:
             f"{_where(batch)}: 'coeffs' holds {coeffs.reshape(-1)[entry].item()} at entry {entry}, expected finite "
             "numbers: density coefficients are known for every sample, whether it has labels or not"
         )
-    molecules = {name: _integers(batch, name) for name in ("batch", "coeffs_batch") if batch.get(name) is not None}
-    known = basis_info is not None and batch.get("atomic_numbers") is not None and batch.get("atom_ind") is not None
+    molecules = {
+        name: _integers(batch, name) for name in ("batch", "coeffs_batch") if get_field(batch, name) is not None
+    }
+    known = (
+        basis_info is not None
+        and get_field(batch, "atomic_numbers") is not None
+        and get_field(batch, "atom_ind") is not None
+    )
     n = n_molecules(batch)
     for name, index in molecules.items():
         if name == "batch" or not known or len(molecules) == 1:  # where both are known, they are compared below
@@ -142,7 +150,7 @@ def check_values(batch: Data, basis_info: BasisInfo | None) -> None:
         return
     atom_ind = basis_info.atom_indices(_integers(batch, "atomic_numbers"), _where(batch))
     _compare(batch, "atom_ind", atom_ind, "the elements in 'atomic_numbers'")
-    if batch.get("basis_function_ind") is not None:
+    if get_field(batch, "basis_function_ind") is not None:
         expected = basis_info.basis_function_ind(atom_ind)
         _compare(batch, "basis_function_ind", expected, "the elements in 'atomic_numbers'")
     if len(molecules) == 2:
@@ -162,7 +170,7 @@ def _integers(batch: Data, name: str) -> IntArray:
 
 def _check_molecule_index(batch: Data, name: str, index: IntArray, n_molecules: int) -> None:
     counts = {"batch": ("pos", "atomic_numbers", "z"), "coeffs_batch": ("coeffs",)}[name]
-    fields = [field for field in counts if batch.get(field) is not None]
+    fields = [field for field in counts if get_field(batch, field) is not None]
     if fields and len(batch[fields[0]]) != len(index):
         raise BatchError(
             f"{_where(batch)}: field {name!r} has {len(index)} entries, expected {len(batch[fields[0]])}, one for each "
@@ -203,7 +211,7 @@ def check_coordinates(fitted: str | None, batch: Data) -> None:
     Raises:
         NormalizationError: With both.
     """
-    if fitted is None or batch.get("coordinates") is None or coordinates_of(batch) == fitted:
+    if fitted is None or get_field(batch, "coordinates") is None or coordinates_of(batch) == fitted:
         return
     raise NormalizationError(
         f"{_where(batch)}: is in the coordinates {coordinates_of(batch)!r}, but the normaliser was fitted in "
@@ -241,7 +249,7 @@ def require_field(name: str, batch: Data, why: str) -> Tensor:
     Raises:
         NormalizationError: If the sample lacks it.
     """
-    value = batch.get(name)
+    value = get_field(batch, name)
     if value is None:
         raise NormalizationError(
             f"{_where(batch)}: lacks the field {name!r}, which {why}; give it to OFData.construct_new"
@@ -251,14 +259,14 @@ def require_field(name: str, batch: Data, why: str) -> Tensor:
 
 def _molecules_of_atoms(batch: Data, atoms: Tensor) -> str:
     """Names the molecules of some atoms, given as (n_atom,) bool: for example ``"molecules ['water', 'ammonia']"``."""
-    names, index = batch.get("mol_id"), batch.get("batch")
+    names, index = get_field(batch, "mol_id"), get_field(batch, "batch")
     if isinstance(names, list) and index is not None:
         return f"molecules {sorted({str(names[i]) for i in index[atoms].tolist()})}"
     return "the sample" if names is None else f"molecule {names!r}"
 
 
 def _where(batch: Data | Mapping[str, Tensor]) -> str:
-    name = batch.get("mol_id")
+    name = get_field(batch, "mol_id")
     if isinstance(name, list):
         return f"the batch of the molecules {name[:3]}{' ...' if len(name) > 3 else ''}"
     return "the sample" if name is None else f"molecule {name!r}"

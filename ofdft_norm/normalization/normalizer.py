@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.fields import DUAL_VECTORS, PER_FUNCTION, VECTORS
-from ofdft_norm.data.of_data import molecule_index, n_molecules, with_added_fields
+from ofdft_norm.data.of_data import get_field, molecule_index, n_molecules, with_added_fields
 from ofdft_norm.errors import ConfigError, NormalizationError
 from ofdft_norm.normalization.affine import Affine
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
@@ -44,6 +44,8 @@ class Normalizer(Float64Module):
 
     A network on p' that predicts E' gives g' by autograd (to epsilon). All arithmetic is float64, and the buffers stay
     float64 whatever the module is cast to.
+
+    Samples are PyG's `Data`, or of another class with `keys()` and items, such as fairchem's `AtomicData`.
 
     `normalize` stores each molecule's reference energy on the sample as `energy_reference` (float64), so that
     `denormalize_energy` is exact even after the coefficients have been cast to the training dtype. Where the
@@ -129,10 +131,10 @@ class Normalizer(Float64Module):
         check_coordinates(self.coordinates, raw)
         n = n_molecules(raw)
         out = _with_fields(raw, self.normalize_fields(self.fields_of(raw), n))
-        out.normalized = torch.ones(n, dtype=torch.bool, device=out.energy_reference.device)
+        out["normalized"] = torch.ones(n, dtype=torch.bool, device=out["energy_reference"].device)
         added: dict[str, str | None] = {"energy_reference": None, "normalized": None}
         if self.reference is not None and self.reference.depends_on_coeffs:
-            out.energy_reference_coeffs = out.coeffs.clone()
+            out["energy_reference_coeffs"] = out["coeffs"].clone()
             added["energy_reference_coeffs"] = "coeffs"
         return with_added_fields(out, added)
 
@@ -142,7 +144,7 @@ class Normalizer(Float64Module):
         check_fields(fields, raw, self.energy_field, n_molecules(raw), self.forces_field)
         if "coeffs" in fields:
             molecule_index(raw)
-        if raw.get("basis_function_ind") is not None:
+        if get_field(raw, "basis_function_ind") is not None:
             fields["basis_function_ind"] = raw["basis_function_ind"]
         return fields if self.reference is None else {**fields, **self.reference.fields_of(raw)}
 
@@ -212,7 +214,7 @@ class Normalizer(Float64Module):
     def _transformed(self, fields: Fields) -> list[str]:
         """Returns the names of the fields that are transformed, as far as they are there."""
         names = (self.energy_field, self.forces_field, *PER_FUNCTION)
-        return [name for name in names if name is not None and fields.get(name) is not None]
+        return [name for name in names if name is not None and get_field(fields, name) is not None]
 
     # --- single quantities --------------------------------------------------------------------------------------
 
@@ -231,7 +233,7 @@ class Normalizer(Float64Module):
             NormalizationError: If the batch is not normalised, or has another number of molecules.
         """
         self._require_normalized(batch)
-        check_energy("energy", energy, batch.energy_reference.numel(), batch)
+        check_energy("energy", energy, batch["energy_reference"].numel(), batch)
         energies = self.affine(self.energy_field, batch).denormalize(energy)
         change = self._reference_change(batch)
         return energies if change is None else energies + change.reshape(energy.shape)
@@ -242,7 +244,7 @@ class Normalizer(Float64Module):
         E_ref is linear in the coefficients, and the stored ones were cast as the present ones were: the difference
         has neither's rounding.
         """
-        coeffs, stored = batch.get("coeffs"), batch.get("energy_reference_coeffs")
+        coeffs, stored = get_field(batch, "coeffs"), get_field(batch, "energy_reference_coeffs")
         if self.reference is None or coeffs is None or stored is None:
             return None
         index = check_vector("coeffs", coeffs, batch)
@@ -251,7 +253,7 @@ class Normalizer(Float64Module):
             return None
         moved = coeffs.to(torch.float64) - stored.to(torch.float64)
         change = gradient * self.affine("coeffs", batch).denormalize_difference(moved)
-        return torch.zeros_like(batch.energy_reference).index_add(0, molecule_index(batch), change)
+        return torch.zeros_like(batch["energy_reference"]).index_add(0, molecule_index(batch), change)
 
     def denormalize_gradient(self, gradient: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
         """Returns gradients with respect to the original coefficients, (n_basis,) float64 [hartree].
@@ -345,10 +347,13 @@ def _in_coordinates(values: Tensor, field: str, batch: Data, coordinates: str | 
 
 def _with_fields(batch: DataT, fields: Mapping[str, Tensor]) -> DataT:
     """Returns a copy with some fields replaced; neither the others nor these share memory with the argument."""
-    out = copy.copy(batch)
-    for name, value in batch.items():
-        if name not in fields and isinstance(value, Tensor):
-            out[name] = value.clone()
+    if isinstance(batch, Data):
+        out = copy.copy(batch)
+        for name, value in batch.items():
+            if name not in fields and isinstance(value, Tensor):
+                out[name] = value.clone()
+    else:  # copies of other classes may share more than their tensors
+        out = copy.deepcopy(batch)
     for name, value in fields.items():
-        out[name] = value.clone() if value is batch.get(name) else value
+        out[name] = value.clone() if value is get_field(batch, name) else value
     return out

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
+from ofdft_norm.data.of_data import field_names, get_field
 from ofdft_norm.errors import NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
 
@@ -86,12 +87,13 @@ def cast_floats(sample: DataT, dtype: torch.dtype) -> DataT:
     Raises:
         NormalizationError: If float16 cannot hold a field.
     """
-    if sample.get("coordinates") is not None and sample.get("pos") is not None:
+    if get_field(sample, "coordinates") is not None and get_field(sample, "pos") is not None:
         sample.pos_float64 = sample.pos.to(torch.float64)
         if isinstance(sample, Batch) and hasattr(sample, "_slice_dict"):  # its samples have them, too
             sample._slice_dict = {**sample._slice_dict, "pos_float64": sample._slice_dict["pos"]}
             sample._inc_dict = {**sample._inc_dict, "pos_float64": None}
-    for field, value in sample.items():
+    for field in field_names(sample):
+        value = get_field(sample, field)
         if field not in ("energy_reference", "pos_float64") and isinstance(value, Tensor) and value.is_floating_point():
             sample[field] = value.to(dtype)
             if dtype == torch.float16:

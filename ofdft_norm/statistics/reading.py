@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Batch, Data
 
-from ofdft_norm.data.of_data import OFData, get_field, join_batches, n_molecules
+from ofdft_norm.data.of_data import (
+    OFData,
+    as_data,
+    field_names,
+    get_field,
+    join_batches,
+    n_molecules,
+    only_name,
+)
 from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.statistics.distributed import Ranks
 
@@ -188,8 +196,8 @@ class JoinFields:
         """Returns the batch, with `sample_index`, `ptr` and `batch`, and for `coeffs` their own."""
         indices, samples = zip(*items, strict=True)
         if self.fields.names is None:
-            batch = Batch.from_data_list(list(samples), follow_batch=["coeffs"])
-            if batch.get("ptr") is None:  # PyG counts nodes by few fields
+            batch = Batch.from_data_list(list(map(as_data, samples)), follow_batch=["coeffs"])
+            if get_field(batch, "ptr") is None:  # PyG counts nodes by few fields
                 self._add_atoms(batch, indices, samples)
         else:
             batch = OFData()
@@ -211,7 +219,7 @@ class JoinFields:
                 name = self.fields.atomic_numbers
                 raise BatchError(
                     f"sample {indices[i]} lacks the field {name!r} (or 'z'), the atomic numbers; it has "
-                    f"{_field_names(samples[i])} ({self.fields.where(name)})"
+                    f"{field_names(samples[i])} ({self.fields.where(name)})"
                 )
         vectors = _vectors(numbers)
         batch.atomic_numbers = torch.cat(vectors).reshape(-1).long()
@@ -245,7 +253,7 @@ class JoinFields:
             labelled = get_field(sample, "has_energy_label")
             if labelled is not None and not torch.as_tensor(labelled).any():
                 return float("nan")  # nobody asks for it
-            what = f"lacks the field {name!r}; it has {_field_names(sample)}"
+            what = f"lacks the field {name!r}; it has {field_names(sample)}"
         else:
             shape = tuple(getattr(value, "shape", ()))
             what = f"has in the field {name!r} a {type(value).__name__} of shape {shape}, expected one number"
@@ -254,16 +262,11 @@ class JoinFields:
 
 def _values(samples: Sequence[Any], name: str) -> list[Any]:
     """Returns a field of all samples, None where one lacks it."""
-    return [get_field(sample, name) for sample in samples]
+    return [only_name(get_field(sample, name)) for sample in samples]
 
 
 def _vectors(values: list[Any]) -> list[Tensor]:
     return [v if isinstance(v, Tensor) and v.ndim else torch.atleast_1d(torch.as_tensor(v)) for v in values]
-
-
-def _field_names(sample: Any) -> list[str]:
-    keys = sample.keys() if hasattr(sample, "keys") else vars(sample)
-    return sorted(keys() if callable(keys) else keys)
 
 
 def _boundaries(lengths: list[int]) -> tuple[Tensor, Tensor]:

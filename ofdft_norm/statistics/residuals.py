@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ofdft_norm.data.elements import formula
-from ofdft_norm.data.of_data import sample_name, scf_iteration
+from ofdft_norm.data.of_data import get_field, sample_name, scf_iteration
 from ofdft_norm.statistics.distributed import Ranks
 from ofdft_norm.statistics.reading import SAMPLE_INDEX
 from ofdft_norm.statistics.weighed_batch import WeighedBatch
@@ -117,7 +117,7 @@ class Residuals(Metric):
         """Returns the worst molecules after some of a batch's samples; NaN: a sample that does not count."""
         least = min(abs(w.residual) for w in worst.values()) if len(worst) == n_worst else -1.0
         candidates = (residuals.abs() >= least).nonzero().squeeze(1)  # few, after the first batches
-        index = batch.data.get(SAMPLE_INDEX)
+        index = get_field(batch.data, SAMPLE_INDEX)
         merged = dict(worst)
         met: set[int] = set()
         for i in candidates[residuals[candidates].abs().argsort(descending=True, stable=True)].tolist():

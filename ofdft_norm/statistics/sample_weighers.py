@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.of_data import molecule_index, n_molecules, sample_name
+from ofdft_norm.data.of_data import get_field, molecule_index, n_molecules, sample_name
 from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE
 
@@ -172,7 +172,7 @@ class ProductSampleWeigher(SampleWeigher):
 
 
 def _field(batch: Data, name: str, weigher: SampleWeigher) -> Tensor:
-    value = batch.get(name)
+    value = get_field(batch, name)
     if value is None:
         raise BatchError(
             f"the weigher {weigher.summary_string()!r} needs the field {name!r}, which the sample lacks; give it to "
@@ -265,7 +265,7 @@ def has_label(batch: Data, required: bool = True) -> Tensor:
     Raises:
         BatchError: If the samples lack `has_energy_label`, and it is required.
     """
-    flags = batch.get("has_energy_label")
+    flags = get_field(batch, "has_energy_label")
     if flags is None and required:
         raise BatchError("the sample lacks the field 'has_energy_label', which says whether its labels may be used")
     return torch.ones(n_molecules(batch), dtype=torch.float64) if flags is None else flags.cpu().to(torch.float64)

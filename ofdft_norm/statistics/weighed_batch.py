@@ -20,7 +20,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
-from ofdft_norm.data.of_data import molecule_index, n_molecules, sample_name, scf_iteration
+from ofdft_norm.data.of_data import get_field, molecule_index, n_molecules, sample_name, scf_iteration
 from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.statistics.reading import MOLECULE_INDEX, SAMPLE_INDEX
 from ofdft_norm.statistics.row_factor import RowLayout
@@ -180,7 +180,7 @@ class WeighedBatch:
     def _energies(self) -> Tensor:
         values = []
         for name in self.energy_fields:
-            energy = self.data.get(name)
+            energy = get_field(self.data, name)
             if energy is None:
                 raise BatchError(
                     f"fitting reference energies needs the field {name!r}, which the samples lack "
@@ -204,12 +204,12 @@ class WeighedBatch:
     @cached_property
     def iterations(self) -> Tensor:
         """The (S,) int64 SCF iterations of the samples; -1 where they have none."""
-        found = self.data.get("scf_iteration")
+        found = get_field(self.data, "scf_iteration")
         return torch.full_like(self.group, -1) if found is None else found.detach().reshape(-1).long()
 
     def sample_place(self, sample: int) -> str:
         """Says which sample this is, for messages."""
-        index = self.data.get(SAMPLE_INDEX)
+        index = get_field(self.data, SAMPLE_INDEX)
         iteration = scf_iteration(self.data, sample)
         where = f"sample {sample} of its batch" if index is None else f"sample {int(index[sample])}"
         if sample_name(self.data, sample) is None and iteration is None:
@@ -243,7 +243,7 @@ class WeighedBatch:
 
 def on_cpu(batch: Data) -> Data:
     """Returns the batch, or a copy of it on the CPU if its atoms lie elsewhere."""
-    index = batch.get("atom_ind")
+    index = get_field(batch, "atom_ind")
     index = batch.atomic_numbers if index is None else index
     return batch if index.device.type == "cpu" else copy(batch).cpu()  # PyG moves a batch in place
 
@@ -284,7 +284,7 @@ def field_values(batch: Data, field: str) -> Tensor:
         BatchError: If the samples lack it.
     """
     for name in stored_fields(field):
-        if batch.get(name) is None:
+        if get_field(batch, name) is None:
             raise BatchError(f"statistics of {field!r} need the field {name!r}, which the samples lack")
     values = [batch[name].detach().to(torch.float64) for name in stored_fields(field)]
     return values[0] - values[1] if len(values) == 2 else values[0]
@@ -297,12 +297,12 @@ def molecule_keys(batch: Data) -> Tensor:
     two molecules that merely share a name (two data sets read together) keep different keys. Samples without `mol_id`
     are molecules of their own. Where the fit knows the molecules, their indices are the keys.
     """
-    known = batch.get(MOLECULE_INDEX)
+    known = get_field(batch, MOLECULE_INDEX)
     if known is not None:
         return known
     n_samples = n_molecules(batch)
-    if batch.get("mol_id") is None:
-        index = batch.get(SAMPLE_INDEX)
+    if get_field(batch, "mol_id") is None:
+        index = get_field(batch, SAMPLE_INDEX)
         # negative: never a hash
         return (
             torch.from_numpy(np.random.default_rng().integers(-(2**62), 0, n_samples)) if index is None else -1 - index
@@ -310,7 +310,7 @@ def molecule_keys(batch: Data) -> Tensor:
     n_atoms = torch.bincount(molecule_index(batch, "pos").cpu(), minlength=n_samples)
     ends = n_atoms.cumsum(0).tolist()
     columns = [batch.atomic_numbers.detach().cpu().to(torch.float64)[:, None]]
-    if batch.get("pos") is not None:
+    if get_field(batch, "pos") is not None:
         columns.append(batch.pos.detach().cpu().to(torch.float64) + 0.0)  # + 0.0 turns -0.0 into 0.0
     table = torch.cat(columns, dim=1).numpy()
     names = [batch.mol_id] if isinstance(batch.mol_id, str) else batch.mol_id

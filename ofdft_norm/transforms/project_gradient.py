@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ofdft_norm.data.of_data import molecule_index, n_molecules
+from ofdft_norm.data.of_data import get_field, molecule_index, n_molecules
 from ofdft_norm.errors import BatchError
 
 DataT = TypeVar("DataT", bound=Data)
@@ -40,7 +40,7 @@ def project_gradient(gradient: Tensor, sample_or_batch: Data) -> Tensor:
             "the batch is normalised, and its 'dual_basis_integrals' are rescaled: a gradient is projected with the "
             "original ones. Give the batch that Normalizer.denormalize returns"
         )
-    integrals = sample_or_batch.get("dual_basis_integrals")
+    integrals = get_field(sample_or_batch, "dual_basis_integrals")
     if integrals is None:
         raise BatchError(
             "projecting a gradient needs the field 'dual_basis_integrals', which the sample lacks; write it into "
@@ -67,6 +67,6 @@ class ProjectGradient(BaseTransform):
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample (already a copy of the caller's) with its gradient label projected."""
-        if data.get("gradient_label") is not None:
+        if get_field(data, "gradient_label") is not None:
             data.gradient_label = project_gradient(data.gradient_label, data)
         return data

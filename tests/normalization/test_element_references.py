@@ -98,7 +98,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(StatisticsError, match=r"seen_elements has shape \(4,\), expected .* \(5,\)"):
         LinearReferences(torch.zeros(5), seen_elements=torch.ones(4))
     with pytest.raises(StatisticsError, match=r"value -0.5 at index 0, .*which other programs ignore: put 0 there"):
-        LinearReferences(vector({0: -0.5, 1: 1.0}))
+        create_element_references(state_dict={"element_references": vector({0: -0.5, 1: 1.0})})
     with pytest.raises(StatisticsError, match="not finite"):
         LinearReferences(vector({1: math.nan}))
     with pytest.raises(ConfigError, match="unseen_elements = 'skip': expected 'error' or 'zero'"):
