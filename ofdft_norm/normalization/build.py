@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -17,8 +18,11 @@ from ofdft_norm.normalization.energy_scale import resolve_energy_scale
 from ofdft_norm.normalization.given_references import create_element_references, references_from_values
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.reference import Reference
+from ofdft_norm.normalization.reference_summary import moved_text
 from ofdft_norm.normalization.training_range import TrainingRange
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+
+logger = logging.getLogger(__name__)
 
 # Under this name statistics hold what references that are given, not fitted, leave of the energies.
 GIVEN_REFERENCE = "given_ref"
@@ -104,7 +108,10 @@ def _reference(
         return None
     if isinstance(reference, AtomRefConfig):
         return AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, reference.scalar_only)
-    return LinearReferences.from_dataset_statistics(
+    base = None
+    if reference.base is not None:
+        base = create_element_references(reference.base, target=reference.target, unit=reference.unit)
+    references = LinearReferences.from_dataset_statistics(
         statistics,
         basis_info,
         weigher_key,
@@ -113,7 +120,12 @@ def _reference(
         atomic_numbers_field=atomic_numbers_field,
         ridge=reference.ridge,
         count_by=reference.count_by,
+        base=base,
     )
+    report = references.fit_report
+    if report is not None and report.moved is not None:
+        logger.info("%s: %s", reference.base, moved_text(report.atomic_numbers, report.moved, " [hartree]"))
+    return references
 
 
 def linear_references(reference: LinearReferencesConfig) -> LinearReferences | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -42,8 +43,10 @@ class LinearReferencesConfig(Settings):
         values: Given energies by element symbol or atomic number, or a list by atomic number; None: fitted.
         file: A file with given energies, see `read_reference_file`; None: fitted.
         target: Which references of a file that has those of several targets.
-        unit: What given energies are in: ``hartree``, ``eV`` or ``kcal/mol``.
-        ridge: Relative ridge of the fit; 0: the solution of minimum norm.
+        unit: What given energies, those of a base included, are in: ``hartree``, ``eV`` or ``kcal/mol``.
+        base: A file with references, or a checkpoint, that the fit corrects by as little as it can: what the data do
+            not determine, and elements they do not have, keep its values. None: the fit starts from nothing.
+        ridge: Relative ridge of the fit, of the correction where there is a base; 0: the solution of minimum norm.
         count_by: What counts once in the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
         unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them none.
         max_num_elements: Largest atomic number.
@@ -53,6 +56,7 @@ class LinearReferencesConfig(Settings):
     file: str | None = None
     target: str | None = None
     unit: EnergyUnit = "hartree"
+    base: str | None = None
     ridge: NonNegative = 0.0
     count_by: CountBy = "molecule"
     unseen_elements: UnseenPolicy = "error"
@@ -60,6 +64,11 @@ class LinearReferencesConfig(Settings):
     config_key = "data.reference"
 
     def __post_init__(self) -> None:
+        if self.base is not None and (self.values is not None or self.file is not None):
+            raise ConfigError(
+                "data.reference.base is corrected by a fit, but data.reference gives values or a file, which are not "
+                "fitted: keep one of them (data.reference.base=null)"
+            )
         if self.values is not None and self.file is not None:
             raise ConfigError(
                 "data.reference gives both values and file: keep one of them (data.reference.values=null)"
@@ -235,6 +244,7 @@ class LinearReferences(Reference):
         ridge: float = 0.0,
         count_by: CountBy = "molecule",
         target: str | None = None,
+        base: LinearReferences | None = None,
     ) -> LinearReferences:
         """Takes the references from a data set's statistics.
 
@@ -250,6 +260,7 @@ class LinearReferences(Reference):
             ridge: Relative ridge of the fit, see `fit_linear_references`; 0: the solution of minimum norm.
             count_by: Whether every molecule counts once, with the mean of its samples, or every sample.
             target: Name of the energy, for the report.
+            base: References that are corrected, see `LinearReferencesConfig`; the report says how far they moved.
 
         Raises:
             StatisticsError: If a statistic is missing, does not fit the elements, or there is an element beyond
@@ -270,14 +281,18 @@ class LinearReferences(Reference):
                 f"there is the element {max(numbers)}, beyond max_num_elements = {max_num_elements} "
                 "(config: data.reference.max_num_elements)"
             )
-        if ridge > 0:
+        references, seen = _of_base(base, max_num_elements)
+        start = references[numbers]
+        if ridge > 0 or base is not None:
             problem = stored_linear_problem(dataset_statistics, weigher_key, count_by)
-            values = solve_least_squares(problem[:-1, :-1], problem[:-1, -1], ridge).x.numpy()
-        references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
-        seen = torch.zeros(max_num_elements + 1, dtype=torch.bool)
-        seen[numbers] = torch.as_tensor(n_atoms > 0)
-        references[numbers] = torch.as_tensor(np.where(n_atoms > 0, values, 0.0), dtype=torch.float64)
+            left, right = problem[:-1, :-1], problem[:-1, -1]
+            values = (start + solve_least_squares(left, right - left @ start, ridge).x).numpy()
+        references[numbers] = torch.as_tensor(np.where(n_atoms > 0, values, start), dtype=torch.float64)
+        seen[torch.as_tensor(numbers)[torch.as_tensor(n_atoms > 0)]] = True
         report = report_from_statistics(dataset_statistics, weigher_key, numbers, count_by, ridge, target)
+        if base is not None:
+            moved = references[report.atomic_numbers] - _of_base(base, max_num_elements)[0][report.atomic_numbers]
+            report = replace(report, moved=moved.tolist())
         return cls(references, max_num_elements, seen, unseen_elements, atomic_numbers_field, report)
 
     def summary(self, unit: str = "") -> ReferenceSummary:
@@ -322,6 +337,21 @@ class LinearReferences(Reference):
                 self.seen_elements = self.seen_elements.new_zeros(references.shape)
         state_dict.setdefault(prefix + EXTRA_STATE, local_metadata.get(EXTRA_STATE))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def _of_base(base: LinearReferences | None, max_num_elements: int) -> tuple[Tensor, Tensor]:
+    """Returns copies of references and of which elements have one, for as many elements as asked for."""
+    references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
+    seen = torch.zeros(max_num_elements + 1, dtype=torch.bool)
+    if base is not None:
+        n = min(len(references), len(base.element_references))
+        references[:n], seen[:n] = base.element_references[:n].cpu(), base.seen_elements[:n].cpu()
+        if base.seen_elements[n:].any():
+            raise StatisticsError(
+                f"the base has elements beyond max_num_elements = {max_num_elements} "
+                "(config: data.reference.max_num_elements)"
+            )
+    return references, seen
 
 
 def unseen_policy(value: str) -> UnseenPolicy:

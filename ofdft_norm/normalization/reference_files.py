@@ -34,6 +34,7 @@ def read_reference_file(path: Path) -> dict[str, Any]:
     Args:
         path: One of
             ``.pt``: a state dict or tensor, or one for each target; fairchem's pickled ``element_references.pt``;
+            ``.ckpt``: a checkpoint of a training with linear references;
             ``.npz``: ``element_references`` or ``coeff`` (fairchem), ``atom_ref`` with a column for each of ``labels``
             (schnetpack), or a vector for each target; ``.npy``: a vector;
             ``.json``, ``.yaml``: energies by element (MACE's ``E0s.json``), a list by atomic number, or either for each
@@ -122,6 +123,21 @@ def _read_pt(path: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise StatisticsError(f"{path}: cannot be read: {error}") from error
+    if isinstance(content, Mapping) and "state_dict" in content:
+        return _of_checkpoint(path, content)
     if isinstance(content, Mapping) and any(isinstance(value, _Pickled) for value in content.values()):
         return {name: value.state if isinstance(value, _Pickled) else value for name, value in content.items()}
     return content.state if isinstance(content, _Pickled) else content
+
+
+def _of_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> Any:
+    """Returns the state of the references that a checkpoint's data module holds."""
+    states = [value for value in checkpoint.values() if isinstance(value, Mapping) and "normalizer" in value]
+    reference = (states[0]["normalizer"] or {}).get("reference") if states else None
+    if reference is None or reference["kind"] != "LinearReferences":
+        found = "none" if reference is None else f"a {reference['kind']}"
+        raise StatisticsError(
+            f"{path}: has no references by element, but {found}: give a checkpoint that was trained with "
+            "data/reference=linear or fixed (config: data.reference.base, data.reference.file)"
+        )
+    return reference["values"]

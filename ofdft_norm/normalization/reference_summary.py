@@ -73,6 +73,7 @@ class FitReport:
         null_space: Orthonormal combinations of references that leave every sample's target as it is.
         worst: Samples of largest residual, worst first; where `rows` are molecules, one sample of each.
         rows: What counts once in the fit: ``samples``, or ``molecules`` (the mean over each one's samples).
+        moved: How far each reference moved from the base that the fit corrected; None: there was none.
     """
 
     target: str | None = None
@@ -91,6 +92,7 @@ class FitReport:
     null_space: list[list[float]] = field(default_factory=list)
     worst: list[WorstMolecule] = field(default_factory=list)
     rows: str = "samples"
+    moved: list[float] | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Returns dictionaries, lists, numbers and strings alone."""
@@ -334,11 +336,25 @@ def _fit_lines(fit: FitReport, unit: str) -> list[str]:
     about = "" if fit.target is None else f" of {fit.target!r}"
     ridge = f", ridge {fit.ridge:g}" if fit.ridge else ""
     freedom = "" if fit.degrees_of_freedom is None else f", {fit.degrees_of_freedom} degrees of freedom"
+    moved = [] if not fit.moved else [moved_text(fit.atomic_numbers, fit.moved, unit)]
     return [
         f"fit{about} on {fit.n_samples} {fit.rows}: rank {'-' if fit.rank is None else fit.rank} of "
         f"{len(fit.atomic_numbers)}, condition number {_number(fit.condition_number)}{freedom}{ridge}",
         f"residuals{unit}: MAE {_number(fit.mae)}, RMSE {_number(fit.rmse)}, R2 {_number(fit.r2, '.6f')}",
+        *moved,
     ]
+
+
+def moved_text(numbers: Sequence[int], moved: Sequence[float], unit: str = "") -> str:
+    """Says how far references moved from those that a fit corrected.
+
+    Example:
+        >>> moved_text([1, 8], [0.01, -0.25], " [hartree]")
+        'moved from the base [hartree]: H +0.01, O -0.25'
+    """
+    return f"moved from the base{unit}: " + ", ".join(
+        f"{symbol(z)} {by:+.3g}" for z, by in zip(numbers, moved, strict=True)
+    )
 
 
 def _worst_lines(fit: FitReport, unit: str) -> list[str]:
