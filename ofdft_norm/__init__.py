@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # the names below, for type checkers and editors
     from ofdft_norm.datamodule import OFDFTDataModule as OFDFTDataModule
     from ofdft_norm.mixin import NormalizerMixin as NormalizerMixin
     from ofdft_norm.normalization.atom_ref import AtomRef as AtomRef
+    from ofdft_norm.normalization.dataset_references import DatasetReferences as DatasetReferences
+    from ofdft_norm.normalization.dataset_references import fit_references_by_dataset as fit_references_by_dataset
     from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling as DimensionWiseRescaling
     from ofdft_norm.normalization.element_references import LinearReferences as LinearReferences
     from ofdft_norm.normalization.fit_linear_references import fit_linear_references as fit_linear_references
@@ -43,6 +45,7 @@ _MODULES = {
     "BasisInfo": "data.basis_info",
     "BasisTransforms": "transforms.basis_transforms",
     "ConstantSampleWeigher": "statistics.sample_weighers",
+    "DatasetReferences": "normalization.dataset_references",
     "DatasetStatistics": "statistics.dataset_statistics",
     "DimensionWiseRescaling": "normalization.dimension_wise_rescaling",
     "GroundStateOnlySampleWeigher": "statistics.sample_weighers",
@@ -63,6 +66,7 @@ _MODULES = {
     "SampleWeigher": "statistics.sample_weighers",
     "create_element_references": "normalization.given_references",
     "fit_linear_references": "normalization.fit_linear_references",
+    "fit_references_by_dataset": "normalization.dataset_references",
     "load_references_from_config": "normalization.reference_config",
     "project_gradient": "transforms.project_gradient",
     "references_from_values": "normalization.given_references",

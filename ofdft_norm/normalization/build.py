@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.normalization.atom_ref import AtomRef, AtomRefConfig
+from ofdft_norm.normalization.dataset_references import DatasetReferences
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling, RescalingConfig
 from ofdft_norm.normalization.element_references import LinearReferences, LinearReferencesConfig
 from ofdft_norm.normalization.energy_scale import resolve_energy_scale
@@ -40,6 +42,7 @@ def build_normalizer(
     energy_field: str = "energy_label",
     forces_field: str | None = None,
     atomic_numbers_field: str = "atomic_numbers",
+    by_dataset: DatasetReferences | None = None,
 ) -> Normalizer:
     """Builds the normaliser that a configuration asks for.
 
@@ -55,6 +58,7 @@ def build_normalizer(
         energy_field: Field of the energies.
         forces_field: Field of the forces, if any.
         atomic_numbers_field: Field of the atomic numbers, for linear references.
+        by_dataset: References of each data set, where `reference` asks for them.
 
     Returns:
         The normaliser.
@@ -70,10 +74,13 @@ def build_normalizer(
     if given is not None:
         given.atomic_numbers_field = atomic_numbers_field
         statistics = with_given_references(statistics, weigher_key, given, basis_info)
-    name = GIVEN_REFERENCE if given is not None else None if reference is None else reference.statistics_name
+    if by_dataset is not None:
+        statistics = _with_residuals(statistics, weigher_key, by_dataset.residuals)
+    own = given or by_dataset
+    name = GIVEN_REFERENCE if own is not None else None if reference is None else reference.statistics_name
     scale = resolve_energy_scale(energy_scale, statistics, weigher_key, name, energy_scale_per_atom)
     return Normalizer(
-        reference=given or _reference(statistics, basis_info, reference, weigher_key, atomic_numbers_field),
+        reference=own or _reference(statistics, basis_info, reference, weigher_key, atomic_numbers_field),
         rescaling=None
         if rescaling is None
         else DimensionWiseRescaling.from_dataset_statistics(
@@ -164,6 +171,10 @@ def with_given_references(
     turned = factor @ torch.cat([values.new_zeros(1), -values, values.new_ones(1)])
     mean, std = float(turned[0] / factor[0, 0]), float(turned[1:].norm() / factor[0, 0])
     found = {"mean": mean, "std": std, "rms": math.hypot(mean, std)}
+    return _with_residuals(statistics, weigher_key, found)
+
+
+def _with_residuals(statistics: DatasetStatistics, weigher_key: str, found: Mapping[str, float]) -> DatasetStatistics:
     arrays = {f"{weigher_key}/energy_minus_{GIVEN_REFERENCE}/{name}": np.array(value) for name, value in found.items()}
     return DatasetStatistics.from_arrays({**statistics.to_arrays(), **arrays}, statistics.attributes)
 

@@ -46,6 +46,8 @@ class LinearReferencesConfig(Settings):
         unit: What given energies, those of a base included, are in: ``hartree``, ``eV`` or ``kcal/mol``.
         base: A file with references, or a checkpoint, that the fit corrects by as little as it can: what the data do
             not determine, and elements they do not have, keep its values. None: the fit starts from nothing.
+        by: Field of the samples that names the data set each is of: every data set gets references of its own
+            (`DatasetReferences`), fitted in passes that are not remembered. None: all have the same.
         ridge: Relative ridge of the fit, of the correction where there is a base; 0: the solution of minimum norm.
         count_by: What counts once in the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
         unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them none.
@@ -57,6 +59,7 @@ class LinearReferencesConfig(Settings):
     target: str | None = None
     unit: EnergyUnit = "hartree"
     base: str | None = None
+    by: str | None = None
     ridge: NonNegative = 0.0
     count_by: CountBy = "molecule"
     unseen_elements: UnseenPolicy = "error"
@@ -64,6 +67,12 @@ class LinearReferencesConfig(Settings):
     config_key = "data.reference"
 
     def __post_init__(self) -> None:
+        given = [name for name in ("values", "file", "base") if getattr(self, name) is not None]
+        if self.by is not None and given:
+            raise ConfigError(
+                f"data.reference.by fits references for each data set, but data.reference gives {given}: keep one of "
+                "them (data.reference.by=null)"
+            )
         if self.base is not None and (self.values is not None or self.file is not None):
             raise ConfigError(
                 "data.reference.base is corrected by a fit, but data.reference gives values or a file, which are not "

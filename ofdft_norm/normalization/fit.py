@@ -11,6 +11,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.normalization.atom_ref import AtomRefConfig
 from ofdft_norm.normalization.build import build_normalizer
+from ofdft_norm.normalization.dataset_references import DatasetReferences, fit_references_by_dataset
 from ofdft_norm.normalization.dimension_wise_rescaling import RescalingConfig
 from ofdft_norm.normalization.element_references import LinearReferencesConfig
 from ofdft_norm.normalization.normalizer import Normalizer
@@ -192,6 +193,10 @@ def fit_normalizer(
                 energy_field,
                 atomic_numbers_field,
             )
+    by_dataset = None
+    if isinstance(settings.reference, LinearReferencesConfig) and settings.reference.by is not None:
+        with waiting_at_most(config.rank_timeout):
+            by_dataset = _of_datasets(_opened(training_split), settings.reference, energy_field, atomic_numbers_field)
     normalizer = build_normalizer(
         fitted.statistics,
         basis_info,
@@ -204,5 +209,23 @@ def fit_normalizer(
         energy_field,
         getattr(source, "forces_field", None),
         atomic_numbers_field,
+        by_dataset,
     )
     return fitted, normalizer
+
+
+def _of_datasets(
+    dataset: Any, reference: LinearReferencesConfig, energy_field: str, atomic_numbers_field: str
+) -> DatasetReferences:
+    """Fits references for each data set of the training split."""
+    return fit_references_by_dataset(
+        [energy_field],
+        dataset,
+        str(reference.by),
+        max_num_elements=reference.max_num_elements,
+        ridge=reference.ridge,
+        atomic_numbers_field=atomic_numbers_field,
+        unseen_elements=reference.unseen_elements,
+        count_by=reference.count_by,
+        distributed=True,
+    )[energy_field]

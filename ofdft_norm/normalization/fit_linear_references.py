@@ -23,7 +23,11 @@ from ofdft_norm.statistics.least_squares import check_driver
 from ofdft_norm.statistics.reading import SAMPLES_PER_BATCH, BatchSource, FitFields, sample_source
 from ofdft_norm.statistics.references import CountBy, FittedReference, linear_reference_name
 from ofdft_norm.statistics.residuals import ResidualColumn
-from ofdft_norm.statistics.sample_weighers import ConstantSampleWeigher, FieldSampleWeigher, SampleWeigher
+from ofdft_norm.statistics.sample_weighers import (
+    ConstantSampleWeigher,
+    FieldSampleWeigher,
+    SampleWeigher,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -94,30 +98,24 @@ def fit_linear_references(
         >>> [round(float(references.element_references[z]), 6) for z in (1, 8)]
         [-0.5, -75.0]
     """
-    _check_arguments(targets, batch_size, num_batches, max_num_elements, ridge, n_worst, count_by)
+    check_fit_arguments(targets, batch_size, num_batches, max_num_elements, ridge, n_worst, count_by)
     solver = "numpy" if use_numpy else driver or "gelsy"
     if not use_numpy:
         check_driver(solver)
-    weigher = _weigher(weights)
+    weigher = weigher_of(weights)
+    fields = fields_of_fit(targets, weigher, atomic_numbers_field, count_by)
     ranks = current_ranks() if distributed else Ranks()
-    indices = _indices(_length(dataset), batch_size, num_batches, shuffle, seed)
-    fields = _fields(targets, weigher, atomic_numbers_field, count_by)
+    indices = _indices(length_of(dataset), batch_size, num_batches, shuffle, seed)
     # a few large batches cost far less than many small ones, and give the same
     source = sample_source(dataset, ranks, fields, indices, max(batch_size, SAMPLES_PER_BATCH), num_workers)
     metric_kwargs = {"process_group": ranks.group, "sync_on_compute": source.sharded}
-    accumulator = StatisticsAccumulator(
-        None,
-        [weigher],
-        energy_fields=targets,
-        molecules="scattered" if count_by == "molecule" else None,
-        max_atomic_number=max_num_elements,
-        **metric_kwargs,
-    )
+    weighers = [weigher]
+    accumulator = target_accumulator(weighers, targets, max_num_elements, count_by, metric_kwargs)
     for_each_batch(source, ranks, accumulator.update, "references: fitting", False)
-    fitted = _solve(accumulator, count_by, ridge, solver)
-    statistics = _statistics(accumulator, fitted, count_by)
+    (fitted,) = solve_targets(accumulator, count_by, ridge, solver)
+    (statistics,) = target_statistics(accumulator, [fitted], count_by)
     if log_metrics:
-        _measure(statistics, accumulator, fitted, count_by, n_worst, source, ranks, metric_kwargs)
+        measure_targets([statistics], accumulator, [fitted], count_by, n_worst, source, ranks, metric_kwargs)
     references = {}
     for target, of_target in zip(targets, statistics, strict=True):
         references[target] = LinearReferences.from_dataset_statistics(
@@ -131,14 +129,14 @@ def fit_linear_references(
             count_by=count_by,
             target=target,
         )
-        _log(references[target].fit_report, log_metrics)
+        log_fit(references[target].fit_report, log_metrics)
     return references
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _check_arguments(
+def check_fit_arguments(
     targets: Any,
     batch_size: int,
     num_batches: int | None,
@@ -147,6 +145,7 @@ def _check_arguments(
     n_worst: int,
     count_by: str,
 ) -> None:
+    """Refuses arguments of `fit_linear_references` that are out of range."""
     if isinstance(targets, str) or not targets or len(set(targets)) != len(targets):
         raise ConfigError(
             f"targets = {targets!r}: expected a list of different names, such as ['energy'] (argument targets)"
@@ -165,13 +164,17 @@ def _check_arguments(
         raise ConfigError(f"count_by = {count_by!r}: expected 'molecule' or 'sample' (argument count_by)")
 
 
-def _weigher(weights: str | SampleWeigher | None) -> SampleWeigher:
+def weigher_of(weights: str | SampleWeigher | None) -> SampleWeigher:
+    """Returns the weigher of an argument `weights`."""
     if weights is None:
         return ConstantSampleWeigher()
     return FieldSampleWeigher(weights) if isinstance(weights, str) else weights
 
 
-def _fields(targets: Sequence[str], weigher: SampleWeigher, atomic_numbers_field: str, count_by: CountBy) -> FitFields:
+def fields_of_fit(
+    targets: Sequence[str], weigher: SampleWeigher, atomic_numbers_field: str, count_by: CountBy
+) -> FitFields:
+    """Returns which fields of samples a fit of references reads."""
     where = dict.fromkeys(targets, "argument targets")
     where |= dict.fromkeys(weigher.fields or (), "argument weights")
     where[atomic_numbers_field] = "argument atomic_numbers_field"
@@ -180,7 +183,8 @@ def _fields(targets: Sequence[str], weigher: SampleWeigher, atomic_numbers_field
     return FitFields(all_names, tuple(targets), atomic_numbers_field, where)
 
 
-def _length(dataset: Any) -> int:
+def length_of(dataset: Any) -> int:
+    """Returns the length of a data set, which is not 0."""
     try:
         n = len(dataset)
     except TypeError as error:
@@ -211,66 +215,93 @@ def _indices(n: int, batch_size: int, num_batches: int | None, shuffle: bool, se
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _solve(accumulator: StatisticsAccumulator, count_by: CountBy, ridge: float, solver: str) -> list[FittedReference]:
-    """Returns the references of each target."""
-    if int(accumulator.count_results()["n_samples"][accumulator.labelled.start]) == 0:
+def target_accumulator(
+    weighers: Sequence[SampleWeigher],
+    targets: Sequence[str],
+    max_num_elements: int,
+    count_by: CountBy,
+    metric_kwargs: dict[str, Any],
+) -> StatisticsAccumulator:
+    """Returns the accumulators of a fit to the energies of several targets, for several weighers."""
+    return StatisticsAccumulator(
+        None,
+        weighers,
+        energy_fields=targets,
+        molecules="scattered" if count_by == "molecule" else None,
+        max_atomic_number=max_num_elements,
+        **metric_kwargs,
+    )
+
+
+def solve_targets(
+    accumulator: StatisticsAccumulator, count_by: CountBy, ridge: float, solver: str | None
+) -> list[list[FittedReference]]:
+    """Returns, for each weigher, the references of each target."""
+    if int(accumulator.count_results()["n_samples"][accumulator.labelled.start :].sum()) == 0:
         raise StatisticsError(
             "no sample has a positive weight (samples with has_energy_label=False have none): there is nothing to fit "
             "(argument weights)"
         )
-    (energies,) = computed(accumulator.energy).values()
+    targets = range(len(accumulator.energy_fields))
     return [
-        energies.linear_reference(count_by, target, ridge, solver) for target in range(len(accumulator.energy_fields))
+        [energies.linear_reference(count_by, target, ridge, solver) for target in targets]
+        for energies in computed(accumulator.energy).values()
     ]
 
 
-def _statistics(
-    accumulator: StatisticsAccumulator, fitted: Sequence[FittedReference], count_by: CountBy
-) -> list[DatasetStatistics]:
-    """Returns, for each target, what the pass has measured, as the statistics of a data set have it."""
-    ((key, energies),) = computed(accumulator.energy).items()
-    counts, labelled = accumulator.count_results(), accumulator.labelled.start
-    seen = counts["n_atoms"][labelled] > 0
-    elements = [z for z, occurs in zip(accumulator.elements, seen.tolist(), strict=True) if occurs]
-    name = linear_reference_name(count_by)
-    return [
-        DatasetStatistics.from_arrays(
-            # samples without label have no part in anything here
-            count_arrays(key, counts, seen, labelled, labelled) | energy_arrays(key, energies, {name: f}, seen, target),
-            {"atomic_numbers": elements},
+def target_statistics(
+    accumulator: StatisticsAccumulator, fitted: Sequence[Sequence[FittedReference]], count_by: CountBy
+) -> list[list[DatasetStatistics]]:
+    """Returns, for each weigher and target, what the pass has measured, as the statistics of a data set have it."""
+    counts, name = accumulator.count_results(), linear_reference_name(count_by)
+    statistics = []
+    for k, ((key, energies), of_targets) in enumerate(zip(computed(accumulator.energy).items(), fitted, strict=True)):
+        labelled = accumulator.labelled.start + k  # samples without label have no part in anything here
+        seen = counts["n_atoms"][labelled] > 0
+        elements = [z for z, occurs in zip(accumulator.elements, seen.tolist(), strict=True) if occurs]
+        counted = count_arrays(key, counts, seen, labelled, labelled)
+        statistics.append(
+            [
+                DatasetStatistics.from_arrays(
+                    counted | energy_arrays(key, energies, {name: f}, seen, target), {"atomic_numbers": elements}
+                )
+                for target, f in enumerate(of_targets)
+            ]
         )
-        for target, f in enumerate(fitted)
-    ]
+    return statistics
 
 
-def _measure(
-    statistics: Sequence[DatasetStatistics],
+def measure_targets(
+    statistics: Sequence[Sequence[DatasetStatistics]],
     accumulator: StatisticsAccumulator,
-    fitted: Sequence[FittedReference],
+    fitted: Sequence[Sequence[FittedReference]],
     count_by: CountBy,
     n_worst: int,
     source: BatchSource,
     ranks: Ranks,
     metric_kwargs: dict[str, Any],
 ) -> None:
-    """Makes the second pass, and adds what it finds to each target's statistics."""
-    key, name = accumulator.weighers[0].summary_string(), linear_reference_name(count_by)
+    """Makes the second pass, and adds what it finds to the statistics of each weigher and target."""
+    name = linear_reference_name(count_by)
+    keys = [w.summary_string() for w, targets in zip(accumulator.weighers, fitted, strict=True) for _ in targets]
     columns = [
-        ResidualColumn(reference.direction(accumulator.layout, target), accumulator.labelled.start, target, n_worst)
-        for target, reference in enumerate(fitted)
+        ResidualColumn(reference.direction(accumulator.layout, target), accumulator.labelled.start + k, target, n_worst)
+        for k, of_targets in enumerate(fitted)
+        for target, reference in enumerate(of_targets)
     ]
     measured, worst = measure_residuals(
         accumulator, columns, source, ranks, "references: residuals", False, metric_kwargs
     )
-    for target, (of_target, molecules) in enumerate(zip(statistics, worst, strict=True)):
-        column = {statistic: values[target : target + 1] for statistic, values in measured.items()}
+    all_statistics = [of_target for of_targets in statistics for of_target in of_targets]
+    for c, (key, of_target, molecules) in enumerate(zip(keys, all_statistics, worst, strict=True)):
+        column = {statistic: values[c : c + 1] for statistic, values in measured.items()}
         for full_key, value in residual_arrays([(key, name)], column).items():
             weigher_key, _, statistic = full_key.partition("/")
             of_target.save_statistic(weigher_key, statistic, value)
         of_target.attributes[WORST_MOLECULES[name]] = {key: [molecule.to_plain() for molecule in molecules]}
 
 
-def _log(report: FitReport | None, log_metrics: bool) -> None:
+def log_fit(report: FitReport | None, log_metrics: bool) -> None:
     """Logs rank deficient fits, and MAE, RMSE and R2 if `log_metrics`."""
     if report is None:
         return

@@ -11,6 +11,7 @@ from torch import Tensor
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import NormalizationError
 from ofdft_norm.normalization.atom_ref import AtomRef
+from ofdft_norm.normalization.dataset_references import DatasetReferences
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.float64_module import Float64Module
@@ -67,12 +68,18 @@ def normalizer_from_state(state: Mapping[str, Any]) -> Normalizer:
 
 # What each class takes besides its tensors, and how it is built from those settings and its state dict.
 _SETTINGS: dict[str, tuple[str, ...]] = {
+    "DatasetReferences": ("names", "field", "unseen_elements", "atomic_numbers_field"),
     "AtomRef": (),
     "LinearReferences": ("unseen_elements", "atomic_numbers_field"),
     "DimensionWiseRescaling": ("s_coeff", "s_grad", "epsilon"),
     "TrainingRange": (),
 }
 _BUILDERS: dict[str, Callable[..., Float64Module]] = {
+    "DatasetReferences": lambda v, names, field, **settings: DatasetReferences(
+        {n: LinearReferences(v[f"parts.{i}.element_references"], **settings) for i, n in enumerate(names)},
+        v["common"],
+        field,
+    ),
     "AtomRef": lambda v: AtomRef(v["t_z"], v["t_global"], v["g_z"]),
     "LinearReferences": lambda v, **settings: LinearReferences(v["element_references"], **settings),
     "DimensionWiseRescaling": lambda v, **settings: DimensionWiseRescaling(
