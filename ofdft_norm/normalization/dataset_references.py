@@ -161,7 +161,7 @@ def dataset_names(batch: Any, field: str) -> list[str]:
     value = get_field(batch, field)
     if value is None:
         raise BatchError(
-            f"the sample lacks the field {field!r}, which names its data set (config: data.reference.by; argument by)"
+            f"the sample lacks the field {field!r}, which names its data set (argument by; config: data.reference.by)"
         )
     values = value.reshape(-1).tolist() if isinstance(value, Tensor) else value
     return [values] if isinstance(values, str) else [str(only_name(name)) for name in values]
@@ -253,7 +253,7 @@ def fit_references_by_dataset(
     check_fit_arguments(targets, batch_size, None, max_num_elements, ridge, n_worst, count_by)
     ranks, indices = current_ranks() if distributed else Ranks(), range(length_of(dataset))
     size = max(batch_size, SAMPLES_PER_BATCH)
-    where = {by: "config: data.reference.by; argument by"}
+    where = {by: "argument by; config: data.reference.by"}
     names = _dataset_names(
         sample_source(dataset, ranks, FitFields((by,), (), atomic_numbers_field, where), indices, size, num_workers),
         ranks,

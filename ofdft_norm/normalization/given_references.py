@@ -38,7 +38,8 @@ def references_from_values(
     Args:
         values: A mapping of symbols or atomic numbers to energies: exactly these elements have a reference, 0 included.
             Or a list, array or tensor indexed by atomic number, whose entry 0 is 0 or null: in it 0 and null mean "no
-            reference". Or either as text, ``"{1: -13.6}"``, as MACE's options have it.
+            reference". Or either as text, ``"{1: -13.6}"``, as MACE's options have it. Of an element with energies by
+            charge, as fairchem's isolated atoms have, the neutral atom's is taken.
         max_num_elements: Largest atomic number.
         unseen_elements: See `LinearReferences`.
         atomic_numbers_field: See `LinearReferences`.
@@ -110,6 +111,8 @@ def _pairs_of_list(values: Sequence[Any]) -> list[tuple[int, Any]]:
 
 
 def _finite(value: Any, number: int) -> float:
+    if isinstance(value, Mapping | DictConfig):
+        value = value.get(0, value.get("0"))
     if isinstance(value, Tensor | np.ndarray) and np.prod(value.shape) == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):

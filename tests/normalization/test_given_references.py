@@ -34,6 +34,7 @@ def found(references):
         np.array(BY_NUMBER),
         torch.tensor(BY_NUMBER, dtype=torch.float64)[:, None],
         {"H": torch.tensor(-13.6, dtype=torch.float64), 8: np.array([-2041.5])},
+        {1: {0: -13.6, 1: 0.0}, 8: {-1: -2043.0, 0: -2041.5}},
     ],
 )
 def test_notations_of_other_programs_are_read(values):
