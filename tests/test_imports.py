@@ -18,6 +18,7 @@ LAYERS = {
     "settings": 0,
     "version": 0,
     "tables": 0,
+    "units": 0,
     "lazy": 0,
     "data": 1,
     "transforms": 2,
