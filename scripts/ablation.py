@@ -1,6 +1,6 @@
 """Compares normalisations fairly: ``python scripts/ablation.py --output ablation``.
 
-Takes hours; started again, it continues where it stopped. After ``--overrides`` follow Hydra overrides of
+Takes about half an hour on two cores; started again, it continues where it stopped. After ``--overrides`` follow Hydra overrides of
 ``configs/train.yaml`` for every run.
 """
 

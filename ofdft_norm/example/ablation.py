@@ -68,8 +68,8 @@ class AblationSettings:
     output: Path
     overrides: tuple[str, ...] = ()
     arms: tuple[str, ...] = tuple(ARMS)
-    epochs: int = 40
-    search_epochs: int = 20
+    epochs: int = 20
+    search_epochs: int = 8
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     input_scales: tuple[float, ...] = (0.5, 2.0, 5.0, 20.0)
     n_folds: int = 5

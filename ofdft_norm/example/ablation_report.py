@@ -134,7 +134,7 @@ def plot_ablation(result: AblationResult) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(label, fontsize=9)
+        axes.set_xlabel(label, fontsize=8)
         axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
