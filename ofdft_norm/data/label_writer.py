@@ -19,7 +19,6 @@ of the initial guess, which has no label) are left out, since they read as zeros
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,10 @@ import zarr
 from zarr.core.buffer import Buffer
 
 from ofdft_norm.data.basis_info import POrder
-from ofdft_norm.data.files import written_whole
+from ofdft_norm.data.files import write_zip
 from ofdft_norm.errors import LabelFileError
 
 Array = npt.NDArray[Any]
-
-# Zip stores a time with every entry; a fixed one makes equal labels equal bytes.
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-_FILE_MODE = 0o644
 
 
 def write_label_file(
@@ -101,7 +96,7 @@ def write_label_file(
         "of_labels": of_labels | scalars,
         "ks_labels": ks_labels | {"basis": np.array(orbital_basis)},
     }
-    _write_zip(Path(path), _zarr_files(groups, {**(attributes or {}), "p_order": p_order}))
+    write_zip(path, _zarr_files(groups, {**(attributes or {}), "p_order": p_order}))
 
 
 def _zarr_files(groups: Mapping[str, Mapping[str, Array]], attributes: Mapping[str, Any]) -> dict[str, bytes]:
@@ -110,7 +105,8 @@ def _zarr_files(groups: Mapping[str, Mapping[str, Array]], attributes: Mapping[s
     root = zarr.open_group(zarr.storage.MemoryStore(files), mode="w", zarr_format=2, attributes=dict(attributes))
     for name, arrays in groups.items():
         _write(root, name, arrays)
-    return {name: buffer.to_bytes() for name, buffer in files.items()}
+    contents = {name: buffer.to_bytes() for name, buffer in files.items()}
+    return {name: c for name, c in contents.items() if not (name.endswith(".zattrs") and c.strip() == b"{}")}
 
 
 def _check(mol_id: str, arrays: Mapping[str, Array], shape: tuple[int, ...]) -> None:
@@ -141,17 +137,3 @@ def _write(root: zarr.Group, group_name: str, arrays: Mapping[str, Array]) -> No
             config={"write_empty_chunks": not name.startswith("spatial/grad")},
         )
         created[...] = array
-
-
-def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
-    """Packs files into a zip file, whole or not at all."""
-    with written_whole(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(files):
-            if name.endswith(".zattrs") and files[name].strip() == b"{}":
-                continue
-            # Chunks are compressed already; the JSON of the metadata is not.
-            is_json = name.rpartition("/")[2].startswith(".z")
-            entry = zipfile.ZipInfo(name, _ZIP_EPOCH)
-            entry.external_attr = _FILE_MODE << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED if is_json else zipfile.ZIP_STORED
-            archive.writestr(entry, files[name], compresslevel=9)

@@ -160,7 +160,7 @@ def load_or_fit(
     """
     if fingerprint is None:
         return fit(), False
-    path = (default_cache_dir() if folder is None else folder) / f"{fingerprint[:32]}.zarr"
+    path = (default_cache_dir() if folder is None else folder) / f"{fingerprint[:32]}.zarr.zip"
     found = from_first_rank(lambda: _cached(path, fingerprint, trust_shared))
     if found is not None:
         return found, True
@@ -219,7 +219,7 @@ def _cached(path: Path, fingerprint: str, trust_shared: bool) -> DatasetStatisti
     try:
         statistics = DatasetStatistics(path)
     except StatisticsError as error:
-        # only foreign hands can leave a damaged directory here: ours appear whole, by a rename
+        # only foreign hands can leave a damaged file here: ours appear whole, by a rename
         warnings.warn(f"{error}; fitting again", stacklevel=2)
         return None
     if statistics.attributes.get(_CHECKSUM) != _checksum(statistics):

@@ -1,4 +1,4 @@
-"""The store of a data set's statistics: named arrays, in memory and in a zarr v2 directory."""
+"""The store of a data set's statistics: named arrays, in memory and in a zarr v2 directory or zip file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
-from ofdft_norm.data.files import remove_left_overs, set_aside, written_whole
+from ofdft_norm.data.files import remove_left_overs, set_aside
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import BasisError, MissingStatisticError, MissingStatisticsFileError, StatisticsError
 from ofdft_norm.statistics.arrays import EXTREME_SAMPLES, WORST_MOLECULES
 from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.statistics.fit import fit_statistics
 from ofdft_norm.statistics.sample_weighers import HasEnergyLabelSampleWeigher, SampleWeigher, check_keys
-from ofdft_norm.statistics.zarr_store import put_array, write_arrays
+from ofdft_norm.statistics.zarr_store import is_zip, put_array, write_arrays
 
 Array = npt.NDArray[Any]
+
+_NUMBERS = "iuf"  # NumPy's kinds of integers and floating-point numbers
 
 
 class DatasetStatistics:
@@ -29,8 +31,8 @@ class DatasetStatistics:
     ``"has_energy_label/coeffs/mean"``; per-dimension statistics have shape (n_basis,), per-element ones (n_types,).
 
     Args:
-        path: A zarr v2 directory. If it exists, its arrays are read into memory; if not, the first `save_statistic`
-            creates it, and reading before is a `FileNotFoundError`. None: kept in memory alone.
+        path: A zarr v2 directory, or a zip file of one. If it exists, its arrays are read into memory; if not, the
+            first `save_statistic` creates it, and reading before is a `FileNotFoundError`. None: kept in memory alone.
         create_store: False: the directory must exist.
 
     Raises:
@@ -83,7 +85,7 @@ class DatasetStatistics:
                 "'has_energy_label/coeffs/mean' (config: data.statistics.path)"
             )
         _check_attributes(path, self.attributes)
-        damaged = [k for k, a in self._arrays.items() if a.dtype.kind not in "iuf" or not np.isfinite(a).all()]
+        damaged = [k for k, a in self._arrays.items() if a.dtype.kind not in _NUMBERS or not np.isfinite(a).all()]
         if damaged:
             raise StatisticsError(
                 f"{path}: {damaged} hold no finite numbers: the statistics are truncated; delete them and fit again, "
@@ -266,9 +268,11 @@ class DatasetStatistics:
             overwrite: Whether different data under the same key may be replaced.
 
         Raises:
-            StatisticsError: If different data stand under the key and `overwrite` is False.
+            StatisticsError: If the data are no numbers, or others stand under the key and `overwrite` is False.
         """
         key, array = f"{weigher_key}/{statistic_key}", np.array(data)
+        if array.dtype.kind not in _NUMBERS:
+            raise StatisticsError(f"{key!r} is given as {array.dtype}, expected real numbers")
         old = self._arrays.get(key)
         if old is not None:
             if old.shape == array.shape and old.dtype == array.dtype and old.tobytes() == array.tobytes():
@@ -278,26 +282,30 @@ class DatasetStatistics:
                     f"{self.path or 'statistics'}: {key!r} is already stored with other values; pass overwrite=True "
                     "to replace it"
                 )
-        if self.path is not None:
+        if self.path is not None and is_zip(self.path):
+            write_arrays(self.path, {**self._arrays, key: array}, self.attributes)
+        elif self.path is not None:
             put_array(self.path, key, array)
         self._arrays[key] = array
 
     def save_to(self, path: str | Path, overwrite: bool = False) -> None:
-        """Writes all statistics to a new zarr v2 directory: whole, or not at all.
+        """Writes all statistics to a new zarr v2 directory, or a zip file of one: whole, or not at all.
 
         This object's own `path` stays: `save_statistic` goes on writing there, or nowhere.
 
         Args:
-            path: The directory. If the same statistics stand there already, those stay.
-            overwrite: Whether an existing directory may be replaced; readers find the former content, or this.
+            path: The directory; a name that ends in ``.zip`` is a file, which is written in a tenth of the time. If the
+                same statistics stand there already, those stay.
+            overwrite: Whether what stands there may be replaced; readers find the former content, or this.
 
         Raises:
-            StatisticsError: If the directory exists, differs, and `overwrite` is False.
+            StatisticsError: If something stands there that differs, and `overwrite` is False.
         """
         path = Path(path)
         try:
-            with written_whole(path, replace=overwrite) as unfinished:
-                write_arrays(unfinished, self._arrays, self.attributes)
+            if not overwrite and path.is_file():
+                raise FileExistsError(path)
+            write_arrays(path, self._arrays, self.attributes, overwrite)
         except OSError:  # something stands there, perhaps since a moment ago
             if overwrite or not path.exists():
                 raise

@@ -87,7 +87,7 @@ def fit_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
         wanted = "<= 2" if weighers is ONE_WEIGHER else ""
         rows.append(Row(f"fit of {len(packed)} packed samples / NumPy's sums: {what}", *times, wanted))
     times = compare(
-        lambda: statistics.save_to(folder / "statistics", overwrite=True), lambda: fit(SEVEN_WEIGHERS), repeats
+        lambda: statistics.save_to(folder / "statistics.zarr.zip", overwrite=True), lambda: fit(SEVEN_WEIGHERS), repeats
     )
     return [*rows, Row("store the statistics of seven weighers / fit them", *times, "<= 0.1 s")]
 

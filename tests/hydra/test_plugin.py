@@ -208,7 +208,7 @@ def test_application_trains_and_sweeps_at_the_same_time(
     assert "batch of 4 AtomRef" in swept.stdout
     assert "batch of 4 None" in swept.stdout
     assert {path.name for path in next(app.glob("multirun/*/*")).iterdir()} >= {"0", "1"}
-    (statistics,) = cache.glob("*.zarr")  # both fitted or one waited: one folder, and nothing half-written
+    (statistics,) = cache.glob("*.zarr.zip")  # both fitted or one waited: one file, and nothing half-written
     assert DatasetStatistics(statistics).keys_recursive()
     assert not [path for path in cache.iterdir() if path.name.startswith((".", "tmp"))]
 

@@ -34,7 +34,7 @@ def test_two_torchrun_processes_make_one_run_with_a_full_record(tmp_path: Path, 
 
     written = yaml.safe_load((folder / "run.yaml").read_text())
     assert written["package_version"] == package_version() != "(not installed)"
-    (statistics,) = cache.glob("*.zarr")
+    (statistics,) = cache.glob("*.zarr.zip")
     assert statistics.name.startswith(written["statistics_fingerprint"][:32])
     assert written["config"]["data"]["rescaling"]["s_grad"] == 0.07
     assert yaml.safe_load((folder / "config.yaml").read_text()) == written["config"]

@@ -81,4 +81,4 @@ def test_the_sweep_of_the_table_runs_and_fits_once(
     records = [yaml.safe_load(path.read_text()) for path in tmp_path.rglob("run.yaml")]
     assert len(records) == 4
     [fingerprint] = {record["statistics_fingerprint"] for record in records}
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{fingerprint[:32]}.zarr"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{fingerprint[:32]}.zarr.zip"]

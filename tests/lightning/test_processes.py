@@ -57,7 +57,7 @@ def train_and_test(setting: Setting, batch_size: int, apply: str, devices: int) 
         "normalizer": normalizer_to_state(datamodule.normalizer),
         "losses": model.losses,
         "sampler": model.sampler,
-        "cached": sorted(p.name for p in cache.glob("*.zarr")),
+        "cached": sorted(p.name for p in cache.glob("*.zarr.zip")),
         "n_samples": len(datamodule.datasets["train"]),
     }
 

@@ -35,11 +35,13 @@ def some_statistics() -> DatasetStatistics:
     return DatasetStatistics.from_arrays(arrays, {"created_by": "test", "basis_info": BASIS})
 
 
-def test_written_and_read_by_plain_zarr(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["s.zarr", "s.zarr.zip"])
+def test_written_and_read_by_plain_zarr(name: str, tmp_path: Path) -> None:
     statistics = some_statistics()
-    statistics.save_to(tmp_path / "s.zarr")
-    root = zarr.open_group(str(tmp_path / "s.zarr"), mode="r", zarr_format=2)
-    again = DatasetStatistics(tmp_path / "s.zarr")
+    statistics.save_to(tmp_path / name)
+    store = zarr.storage.ZipStore(tmp_path / name, mode="r") if name.endswith(".zip") else str(tmp_path / name)
+    root = zarr.open_group(store, mode="r", zarr_format=2)
+    again = DatasetStatistics(tmp_path / name)
     for key in statistics.keys_recursive():
         expected = statistics.load_statistic(*key.split("/", 1))
         np.testing.assert_array_equal(np.asarray(root[key][...]), expected)
@@ -139,18 +141,28 @@ def test_reads_what_others_write(tmp_path: Path) -> None:
     assert statistics.load_statistic("has_energy_label", "energy_minus_atom_ref/std") == pytest.approx(4)
 
 
-def test_nothing_stored_changes_silently(tmp_path: Path) -> None:
+def test_what_is_no_number_is_not_stored(tmp_path: Path) -> None:
     statistics = DatasetStatistics(tmp_path / "s.zarr")
+    for value in ("text", [None], True, 1j):
+        with pytest.raises(StatisticsError, match=r"'constant/coeffs/mean' is given as .*, expected real numbers"):
+            statistics.save_statistic("constant", "coeffs/mean", value)
+    assert not list(tmp_path.iterdir())
+    assert not statistics.keys_recursive()
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.zarr.zip"])
+def test_nothing_stored_changes_silently(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    statistics = DatasetStatistics(path)
     statistics.save_statistic("constant", "coeffs/mean", np.array([1e-9]))
     statistics.save_statistic("constant", "coeffs/mean", np.array([1e-9]))
     for other in (np.array([5e-9]), np.array([1e-9, 1e-9]), np.array([1e-9], dtype=np.float32)):
         with pytest.raises(StatisticsError, match=r"'constant/coeffs/mean' is already stored.*overwrite=True"):
             statistics.save_statistic("constant", "coeffs/mean", other)
-    assert DatasetStatistics(tmp_path / "s.zarr").load_statistic("constant", "coeffs/mean") == 1e-9
+    assert DatasetStatistics(path).load_statistic("constant", "coeffs/mean") == 1e-9
     statistics.save_statistic("constant", "coeffs/mean", np.array([5e-9, 1.0]), overwrite=True)
-    read = DatasetStatistics(tmp_path / "s.zarr").load_statistic("constant", "coeffs/mean")
-    np.testing.assert_array_equal(read, [5e-9, 1.0])
-    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
+    np.testing.assert_array_equal(DatasetStatistics(path).load_statistic("constant", "coeffs/mean"), [5e-9, 1.0])
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_loaded_arrays_are_copies() -> None:
@@ -159,8 +171,9 @@ def test_loaded_arrays_are_copies() -> None:
     assert statistics.load_statistic("constant", "coeffs/mean")[0] == 1
 
 
-def test_directories_are_replaced_on_request_only(tmp_path: Path) -> None:
-    path = tmp_path / "s.zarr"
+@pytest.mark.parametrize("name", ["s.zarr", "s.zarr.zip"])
+def test_files_are_replaced_on_request_only(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
     some_statistics().save_to(path)
     some_statistics().save_to(path)  # equal: nothing happens
     other = some_statistics()
@@ -170,7 +183,7 @@ def test_directories_are_replaced_on_request_only(tmp_path: Path) -> None:
     assert DatasetStatistics(path).load_statistic("constant", "n_samples") == 3
     other.save_to(path, overwrite=True)
     assert DatasetStatistics(path).load_statistic("constant", "n_samples") == 4
-    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +192,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     existing = DatasetStatistics(tmp_path / "old.zarr")
     existing.save_statistic("constant", "n_samples", 3)
-    monkeypatch.setattr(zarr_store, "_write_array", fail)
+    monkeypatch.setattr(zarr_store, "_write_files", fail)
     with pytest.raises(OSError, match="disk full"):
         some_statistics().save_to(tmp_path / "new.zarr")
     with pytest.raises(OSError, match="disk full"):

@@ -24,7 +24,7 @@ def run(folder: Path, cache: str) -> tuple[str, list[str]]:
         "data.statistics.progress=false",
     ]
     printed = run_script(SCRIPT, *overrides, folder=folder)
-    return printed, [str(path) for path in (folder / cache).glob("*.zarr")]
+    return printed, [str(path) for path in (folder / cache).glob("*.zarr.zip")]
 
 
 def test_alone_and_under_torchrun(labels: Any, assert_same_statistics: Any) -> None:
