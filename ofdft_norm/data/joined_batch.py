@@ -50,9 +50,9 @@ def make_batch(
     ptr, coeffs_ptr = _starts(n_atoms), _starts(n_functions)
     batch = Batch(_base_cls=_BATCH)
     added = {
-        "coeffs_batch": torch.repeat_interleave(torch.from_numpy(n_functions)),
+        "coeffs_batch": torch.from_numpy(np.repeat(np.arange(n), n_functions)),
         "coeffs_ptr": coeffs_ptr,
-        "batch": torch.repeat_interleave(torch.from_numpy(n_atoms)),
+        "batch": torch.from_numpy(np.repeat(np.arange(n), n_atoms)),
         "ptr": ptr,
     }
     batch._store._mapping.update({**per_atom, **per_function, **per_sample, **added})

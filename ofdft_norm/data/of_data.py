@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -360,58 +359,3 @@ def with_added_fields(batch: DataT, fields: Mapping[str, str | None]) -> DataT:
         batch._slice_dict = {**batch._slice_dict, **slices}
         batch._inc_dict = {**batch._inc_dict, **dict.fromkeys(fields)}
     return batch
-
-
-def join_batches(batches: list[OFData]) -> OFData:
-    """Joins batches into one, as PyG would collate all their samples.
-
-    Args:
-        batches: Batches with the same fields, each with `batch`, `ptr` and `coeffs_batch`. Fields that a transform
-            added follow PyG's rules: names with ``index`` count atoms and are joined along the last axis.
-
-    Returns:
-        One batch; the only one, if there is only one.
-
-    Raises:
-        BatchError: If the batches have different fields.
-    """
-    if len(batches) == 1:
-        return batches[0]
-    fields = batches[0].keys()
-    for batch in batches:
-        if set(batch.keys()) != set(fields):
-            differing = sorted(set(batch.keys()) ^ set(fields))
-            raise BatchError(
-                f"some samples have the fields {differing} and others do not: give all of them the same fields "
-                "(config: data.pre_transforms)"
-            )
-    molecules = _starts([n_molecules(batch) for batch in batches])
-    joined = OFData()
-    for field in fields:
-        values = [batch[field] for batch in batches]
-        if isinstance(values[0], list):
-            joined[field] = [item for value in values for item in value]
-        elif field == "ptr" or field.endswith("_ptr"):
-            starts = _starts([int(value[-1]) for value in values])
-            joined[field] = torch.cat(
-                [v[i > 0 :] + start for i, (v, start) in enumerate(zip(values, starts, strict=True))]
-            )
-        elif field == "batch" or field.endswith("_batch"):
-            joined[field] = torch.cat([value + start for value, start in zip(values, molecules, strict=True)])
-        else:
-            joined[field] = _concatenated(field, values, batches)
-    return joined
-
-
-def _starts(lengths: list[int]) -> list[int]:
-    """Returns where each of several consecutive ranges begins."""
-    return [0, *accumulate(lengths[:-1])]
-
-
-def _concatenated(field: str, values: list[Tensor], batches: list[OFData]) -> Tensor:
-    """Joins the values of one field by PyG's own rules (`Data.__cat_dim__`, `Data.__inc__`)."""
-    if "index" in field or field == "face":
-        atoms = _starts([int(batch["ptr"][-1]) for batch in batches])
-        values = [value + start for value, start in zip(values, atoms, strict=True)]
-    axis = batches[0].__cat_dim__(field, values[0])
-    return torch.cat(values, dim=axis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ofdft_norm.data.molecule_names import MoleculeNames
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.p_order import POrderCheck
 from ofdft_norm.data.scf_iterations import IntArray, ScfSelection
-from ofdft_norm.errors import ConfigError, LabelFileError
+from ofdft_norm.errors import BatchError, ConfigError, LabelFileError
 
 Transform = Callable[[OFData], OFData]
 
@@ -124,11 +124,12 @@ class OFDataset(Dataset[OFData]):
     def __iter__(self) -> Iterator[OFData]:
         return (self[i] for i in range(len(self)))
 
-    def batch(self, samples: Sequence[int] | IntArray) -> OFData:
+    def batch(self, samples: Sequence[int] | IntArray, fields: Collection[str] | None = None) -> OFData:
         """Reads samples together; those of one molecule that follow one another are read at once.
 
         Args:
             samples: Their indices, not negative.
+            fields: Fields that are asked for; others may be left out. None: all.
 
         Returns:
             A batch with the fields of a collated PyG batch (`batch`, `ptr`, `coeffs_batch`, ...), transform applied.
@@ -138,7 +139,7 @@ class OFDataset(Dataset[OFData]):
             BasisError: If an element is not part of the basis.
         """
         located = self.selection.locate(np.asarray(samples, dtype=np.int64))
-        return transform_batch(self.transform, self._raw_batch(*located))
+        return transform_batch(self.transform, self._raw_batch(*located, fields if self.transform is None else None))
 
     def molecule_batch(self, molecule: int) -> OFData:
         """Reads all samples of one molecule together; see `batch`."""
@@ -161,8 +162,8 @@ class OFDataset(Dataset[OFData]):
     def _raw_sample(self, molecule: Any, iteration: Any) -> OFData:
         return OFData.from_labels(self._read(molecule, np.array([iteration])), self.basis_info)
 
-    def _raw_batch(self, molecules: IntArray, iterations: IntArray) -> OFData:
-        """Reads runs of samples of the same molecule together."""
+    def _raw_batch(self, molecules: IntArray, iterations: IntArray, fields: Collection[str] | None) -> OFData:
+        """Reads runs of samples of the same molecule together, and all their fields."""
         bounds = np.flatnonzero(np.diff(molecules)) + 1
         runs = zip(np.split(molecules, bounds), np.split(iterations, bounds), strict=True)
         return join_labels([self._read(run[0], of_run) for run, of_run in runs], self.basis_info)
@@ -220,4 +221,11 @@ def transform_batch(transform: Transform | None, batch: OFData) -> OFData:
     if getattr(transform, "works_on_batches", False):
         return transform(batch)
     samples = [transform(sample) for sample in batch.to_data_list()]
+    fields = set(samples[0].keys())
+    differing = sorted({name for sample in samples for name in fields ^ set(sample.keys())})
+    if differing:
+        raise BatchError(
+            f"some samples have the fields {differing} and others do not: give all of them the same fields "
+            "(config: data.pre_transforms)"
+        )
     return Batch.from_data_list(samples, follow_batch=["coeffs"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,12 +141,11 @@ class PackedDataset(OFDataset):
         row = slice(start := sample + iteration, start + 1)
         numbers = arrays["atomic_numbers"][atoms].astype(np.int64)
         atom_ind = self.basis_info.atomic_number_to_atom_index[numbers]
-        of_element = self.basis_info.atom_ind_to_basis_function_ind
         fields = {
             "pos": arrays["pos"][atoms].copy(),
             "atomic_numbers": numbers,
             "atom_ind": atom_ind,
-            "basis_function_ind": np.concatenate([of_element[i] for i in atom_ind.tolist()]),
+            "basis_function_ind": self.basis_info.basis_function_ind(atom_ind),
             "coeffs": arrays["coeffs"][values].copy(),
             "ground_state_coeffs": arrays["ground_state_coeffs"][functions].copy(),
             "gradient_label": arrays[self.gradient_key][values].copy(),
@@ -160,8 +159,8 @@ class PackedDataset(OFDataset):
         same = {"basis_info": self.basis_info, "coordinates": self.coordinates}
         return make_sample(tensors | {"mol_id": mol_id} | same)
 
-    def _raw_batch(self, molecules: IntArray, iterations: IntArray) -> OFData:
-        """Joins slices of the sets' arrays; no sample is made."""
+    def _raw_batch(self, molecules: IntArray, iterations: IntArray, fields: Collection[str] | None) -> OFData:
+        """Joins slices of the sets' arrays; no sample is made. Coefficients are always there."""
         _, name, atom, function, sample, value, n_name, n_atom, n_basis = self._table[molecules].T
         sets = self._set_of[molecules]
         atoms, functions = self._ranges(sets, atom, n_atom), self._ranges(sets, function, n_basis)
@@ -174,11 +173,15 @@ class PackedDataset(OFDataset):
             "atom_ind": torch.from_numpy(atom_ind),
         }
         per_function = {
-            "basis_function_ind": self._function_indices(atom_ind),
-            "coeffs": self._gather("coeffs", values),
-            "ground_state_coeffs": self._gather("ground_state_coeffs", functions),
-            "gradient_label": self._gather(self.gradient_key, values),
-            "dual_basis_integrals": self._gather("dual_basis_integrals", functions),
+            name: read()
+            for name, read in {
+                "basis_function_ind": lambda: torch.from_numpy(self.basis_info.basis_function_ind(atom_ind)),
+                "coeffs": lambda: self._gather("coeffs", values),
+                "ground_state_coeffs": lambda: self._gather("ground_state_coeffs", functions),
+                "gradient_label": lambda: self._gather(self.gradient_key, values),
+                "dual_basis_integrals": lambda: self._gather("dual_basis_integrals", functions),
+            }.items()
+            if fields is None or name in fields or name == "coeffs"
         }
         per_sample = {
             "energy_label": self._rows(self.energy_key, sets, sample + iterations),
@@ -220,17 +223,6 @@ class PackedDataset(OFDataset):
         arrays = [packed.arrays["mol_ids"] for packed in self.sets]
         found = zip(sets.tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
         return [arrays[i][start:stop].tobytes().decode() for i, start, stop in found]
-
-    def _function_indices(self, atom_ind: IntArray) -> Tensor:
-        """Returns `basis_function_ind` of all atoms of a batch at once: counts up, and jumps where an atom begins."""
-        n_functions, first = self.basis_info.basis_dim_per_atom[atom_ind], self.basis_info.offsets[atom_ind]
-        ends = np.cumsum(n_functions)
-        index = torch.ones(int(ends[-1]), dtype=torch.int64)
-        steps = index.numpy()
-        steps[0] = first[0]
-        steps[ends[:-1]] = first[1:] - first[:-1] - n_functions[:-1] + 1
-        np.cumsum(steps, out=steps)
-        return index
 
 
 def check_alike(sets: Sequence[PackedSet]) -> None:

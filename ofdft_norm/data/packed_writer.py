@@ -183,12 +183,13 @@ def _pack(plan: PackingPlan, work: Path, workers: int, progress: bool, command: 
             if arrays.unsaved > _BYTES_BETWEEN:
                 arrays.save()
         arrays.write_headers()
-        _write_meta(plan, arrays, command)
+        write_meta(plan, arrays, command)
     for name in (PROGRESS, _LOCK):
         (work / name).unlink()
 
 
-def _write_meta(plan: PackingPlan, arrays: GrowingArrays, command: str | None) -> None:
+def write_meta(plan: PackingPlan, arrays: GrowingArrays, command: str | None) -> None:
+    """Writes down what a set is, last of all; its arrays are whole."""
     meta = plan.description() | {
         "n_samples": arrays.done.lengths["has_energy_label"],
         "label_files": arrays.plan["label_files"],

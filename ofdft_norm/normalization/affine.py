@@ -19,18 +19,15 @@ class Affine(NamedTuple):
     origin: Tensor | None = None
     unit: Tensor | None = None
 
-    def at(self, index: Tensor) -> Affine:
-        """Returns the entries for given functions, of origin and units with one entry for each function of a basis."""
-        return Affine(
-            None if self.origin is None else self.origin[index], None if self.unit is None else self.unit[index]
-        )
-
-    def normalize(self, values: Tensor) -> Tensor:
-        """Returns x' of x, in the shape of x."""
+    def normalize(self, values: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Returns x' of x, in the shape of x, computed in float64 and cast to a dtype."""
         values = values.to(torch.float64)
-        if self.origin is not None:
+        if self.origin is None:
+            values = values if self.unit is None else values / self.unit
+        else:
             values = values - self.origin.reshape(values.shape)
-        return values if self.unit is None else values / self.unit
+            values = values if self.unit is None else values.div_(self.unit)  # fresh memory costs as much as dividing
+        return values.to(dtype)
 
     def denormalize(self, values: Tensor) -> Tensor:
         """Returns x of x'."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,45 @@ class RescalingConfig(Settings):
     s_grad: Scale = S_GRAD
     epsilon: NonNegative = EPSILON
     config_key = "data.rescaling"
+
+
+class RescalingFactors(NamedTuple):
+    """The formulas of the rescaling, for all functions of the basis or for those of a sample.
+
+    Attributes:
+        bias: pbar.
+        scale: lambda.
+        epsilon: Added to lambda where gradients are divided.
+    """
+
+    bias: Tensor
+    scale: Tensor
+    epsilon: float
+
+    def at(self, index: Tensor) -> RescalingFactors:
+        """Returns the factors of given functions, in their order."""
+        # several times faster than indexing by a tensor
+        return RescalingFactors(self.bias.index_select(0, index), self.scale.index_select(0, index), self.epsilon)
+
+    @property
+    def coeffs(self) -> Affine:
+        """How coefficients transform: p' = lambda (p - pbar)."""
+        return Affine(self.bias, self.scale.reciprocal())
+
+    @property
+    def gradient_unit(self) -> Tensor:
+        """Lambda + epsilon: what gradients are divided by."""
+        return self.scale + self.epsilon
+
+    @property
+    def gradient(self) -> Affine:
+        """How gradients transform: g' = g / (lambda + epsilon)."""
+        return Affine(unit=self.gradient_unit)
+
+    @property
+    def integrals(self) -> Affine:
+        """How basis functions' integrals transform: w' = w / lambda, so that w'.p' + w.pbar = w.p."""
+        return Affine(unit=self.scale)
 
 
 class DimensionWiseRescaling(Float64Module):
@@ -142,27 +181,10 @@ class DimensionWiseRescaling(Float64Module):
             "unscaled": int((~rescaled).sum()),
         }
 
-    # --- the formulas, for all functions of the basis; `Affine.at` gives those of a sample's functions ---------------
-
     @property
-    def coeffs_affine(self) -> Affine:
-        """How coefficients transform: p' = lambda (p - pbar)."""
-        return Affine(self.coeff_biases, self.lambda_z.reciprocal())
-
-    @property
-    def gradient_unit(self) -> Tensor:
-        """(n_basis,) lambda + epsilon: what gradients are divided by."""
-        return self.lambda_z + self.epsilon
-
-    @property
-    def gradient_affine(self) -> Affine:
-        """How gradients transform: g' = g / (lambda + epsilon)."""
-        return Affine(unit=self.gradient_unit)
-
-    @property
-    def integrals_affine(self) -> Affine:
-        """How basis functions' integrals transform: w' = w / lambda, so that w'.p' + w.pbar = w.p."""
-        return Affine(unit=self.lambda_z)
+    def factors(self) -> RescalingFactors:
+        """The formulas, for all functions of the basis; ``factors.at(index)`` are those of a sample's functions."""
+        return RescalingFactors(self.coeff_biases, self.lambda_z, self.epsilon)
 
     # --- samples and batches --------------------------------------------------------------------------------------
     # Each raises a NormalizationError for a sample without `basis_function_ind`, or for values that are not one for
@@ -177,26 +199,26 @@ class DimensionWiseRescaling(Float64Module):
         gradient = require_field("gradient_label", data_sample, "is to be rescaled")
         return self.forward(data_sample), self.scale_gradient(gradient, data_sample)
 
-    def _output(self, scaled: Tensor, values: Tensor) -> Tensor:
-        return scaled.to(values.dtype if self.output_dtype == "input" else self.output_dtype)
+    def _output_dtype(self, values: Tensor) -> torch.dtype:
+        return values.dtype if self.output_dtype == "input" else self.output_dtype
 
     def scale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Returns p' = lambda (p - pbar) for coefficients p of the given sample or batch."""
-        affine = self.coeffs_affine.at(check_vector("coeffs", coeffs, sample))
-        return self._output(affine.normalize(coeffs), coeffs)
+        affine = self.factors.at(check_vector("coeffs", coeffs, sample)).coeffs
+        return affine.normalize(coeffs, self._output_dtype(coeffs))
 
     def unscale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_coeffs`: p = p' / lambda + pbar, (n_basis,) float64."""
-        return self.coeffs_affine.at(check_vector("coeffs", coeffs, sample)).denormalize(coeffs)
+        return self.factors.at(check_vector("coeffs", coeffs, sample)).coeffs.denormalize(coeffs)
 
     def scale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Returns g' = g / (lambda + epsilon) for a gradient of the given sample or batch."""
-        affine = self.gradient_affine.at(check_vector("gradient", gradient, sample))
-        return self._output(affine.normalize(gradient), gradient)
+        affine = self.factors.at(check_vector("gradient", gradient, sample)).gradient
+        return affine.normalize(gradient, self._output_dtype(gradient))
 
     def unscale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Inverse of `scale_gradient`: g = (lambda + epsilon) g', (n_basis,) float64 [hartree]."""
-        return self.gradient_affine.at(check_vector("gradient", gradient, sample)).denormalize(gradient)
+        return self.factors.at(check_vector("gradient", gradient, sample)).gradient.denormalize(gradient)
 
     @classmethod
     def from_dataset_statistics(

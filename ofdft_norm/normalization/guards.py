@@ -176,9 +176,9 @@ def _check_molecule_index(batch: Data, name: str, index: IntArray, n_molecules: 
             f"{_where(batch)}: field {name!r} has {len(index)} entries, expected {len(batch[fields[0]])}, one for each "
             f"entry of {fields[0]!r}"
         )
-    steps = np.diff(index)
-    if len(index) and (index[0] < 0 or index[-1] >= n_molecules or (steps < 0).any()):
-        found = f"decreases at entry {int((steps < 0).argmax()) + 1}" if (steps < 0).any() else "does not"
+    decreases = index[1:] < index[:-1]
+    if len(index) and (index[0] < 0 or index[-1] >= n_molecules or decreases.any()):
+        found = f"decreases at entry {int(decreases.argmax()) + 1}" if decreases.any() else "does not"
         raise BatchError(
             f"{_where(batch)}: field {name!r} runs from {index.min()} to {index.max()} and {found}, expected molecules "
             f"in order, 0 ... {n_molecules - 1}: collate samples with PyG's DataLoader or Batch.from_data_list"

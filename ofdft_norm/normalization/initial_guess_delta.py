@@ -107,4 +107,4 @@ class InitialGuessDelta(Float64Module):
 
     def _affine(self, values: Tensor, batch: Data) -> Affine:
         index = check_vector("initial_guess_delta", values, batch)
-        return Affine(self.mean[index], self.unit[index])
+        return Affine(self.mean.index_select(0, index), self.unit.index_select(0, index))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TypeAlias, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,13 +27,11 @@ from ofdft_norm.normalization.guards import (
     check_vector,
     require_field,
 )
-from ofdft_norm.normalization.reference import Reference
+from ofdft_norm.normalization.reference import Fields, Reference
 from ofdft_norm.normalization.training_range import RangeExcess, TrainingRange
 from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, to_coordinates
 
 DataT = TypeVar("DataT", bound=Data)
-
-Fields: TypeAlias = Data | Mapping[str, Tensor]
 
 # What `normalize` adds to a sample.
 ADDED_FIELDS = ("normalized", "energy_reference", "energy_reference_coeffs")
@@ -99,7 +97,13 @@ class Normalizer(Float64Module):
 
     # --- samples and batches ------------------------------------------------------------------------------------
 
-    def normalize(self, sample_or_batch: DataT, check_values: bool = True) -> DataT:
+    def normalize(
+        self,
+        sample_or_batch: DataT,
+        check_values: bool = True,
+        share: bool = False,
+        dtype: torch.dtype = torch.float64,
+    ) -> DataT:
         """Returns a normalised copy; the argument stays as it is.
 
         Vectors (`coeffs`, `ground_state_coeffs`) and dual vectors (`gradient_label`, `dual_basis_integrals`) that the
@@ -110,9 +114,11 @@ class Normalizer(Float64Module):
             sample_or_batch: Raw, in physical units.
             check_values: Whether elements, indices and coefficients are checked (see `check`); False where that was
                 done before.
+            share: Whether fields that stay as they are are the argument's own, not copies.
+            dtype: What the normalised fields are cast to; `energy_reference` stays float64.
 
         Returns:
-            The copy; it shares no memory with the argument.
+            The copy; it shares no other memory with the argument.
 
         Raises:
             NormalizationError: If the sample is normalised already, has an element that was not seen in fitting, NaN
@@ -130,7 +136,7 @@ class Normalizer(Float64Module):
             self.check(raw)
         check_coordinates(self.coordinates, raw)
         n = n_molecules(raw)
-        out = _with_fields(raw, self.normalize_fields(self.fields_of(raw), n))
+        out = _with_fields(raw, self.normalize_fields(self.fields_of(raw), n, dtype), share)
         out["normalized"] = torch.ones(n, dtype=torch.bool, device=out["energy_reference"].device)
         added: dict[str, str | None] = {"energy_reference": None, "normalized": None}
         if self.reference is not None and self.reference.depends_on_coeffs:
@@ -148,23 +154,29 @@ class Normalizer(Float64Module):
             fields["basis_function_ind"] = raw["basis_function_ind"]
         return fields if self.reference is None else {**fields, **self.reference.fields_of(raw)}
 
-    def normalize_fields(self, fields: Mapping[str, Tensor], n_molecules: int) -> dict[str, Tensor]:
+    def normalize_fields(
+        self, fields: Mapping[str, Tensor], n_molecules: int, dtype: torch.dtype = torch.float64
+    ) -> dict[str, Tensor]:
         """The arithmetic of `normalize` alone: tensors in, tensors out, compiled by torch without a graph break.
 
         Args:
             fields: From `fields_of`.
             n_molecules: Number of molecules.
+            dtype: What the normalised fields are cast to.
 
         Returns:
-            The normalised fields, and `energy_reference`.
+            The normalised fields, and `energy_reference` in float64.
         """
         if self.reference is None:
-            reference = self.energy_scale.new_zeros(n_molecules)
+            energy = self.energy_scale.new_zeros(n_molecules)
         else:
-            reference = self.reference.energy_of(fields, n_molecules)
-        with_reference = {**fields, "energy_reference": reference}
-        out = {name: self.affine(name, with_reference).normalize(fields[name]) for name in self._transformed(fields)}
-        return {**out, "energy_reference": reference}
+            gradient = self.reference.gradient_of(fields)
+            fields = fields if gradient is None else {**fields, "reference_gradient": gradient}
+            energy = self.reference.energy_of(fields, n_molecules)
+        fields = {**fields, "energy_reference": energy}
+        affines = self.affines(self._transformed(fields), fields)
+        normalized = {name: affine.normalize(fields[name], dtype) for name, affine in affines.items()}
+        return {**normalized, "energy_reference": energy}
 
     def denormalize(self, sample_or_batch: DataT, coordinates: str | None = None) -> DataT:
         """Returns a copy in physical units, in float64: the inverse of `normalize`.
@@ -183,33 +195,37 @@ class Normalizer(Float64Module):
         """
         batch = sample_or_batch
         self._require_normalized(batch)
-        names = self._transformed(batch)
-        out = _with_fields(batch, {name: self.affine(name, batch).denormalize(batch[name]) for name in names})
+        affines = self.affines(self._transformed(batch), batch)
+        out = _with_fields(batch, {name: affine.denormalize(batch[name]) for name, affine in affines.items()})
         for name in ADDED_FIELDS:
             if name in out:
                 del out[name]
         return out if coordinates is None else to_coordinates(out, coordinates)
 
-    def affine(self, name: str, fields: Fields) -> Affine:
-        """Returns origin and unit of a field: the formulas of this class, for both directions.
+    def affines(self, names: Sequence[str], fields: Fields) -> dict[str, Affine]:
+        """Returns origin and unit of fields: the formulas of this class, for both directions.
 
         Args:
-            name: One of the fields that are transformed.
+            names: Some of the fields that are transformed; what several of them need is looked up once.
             fields: A sample or batch, or its tensors: `basis_function_ind`, and `energy_reference` for the energy.
         """
-        if name == self.energy_field:
-            return Affine(fields["energy_reference"], self.energy_scale)
-        if name == self.forces_field:
-            return Affine(unit=self.energy_scale)  # references do not depend on positions
-        index = fields["basis_function_ind"]
-        if name == "gradient_label":
-            origin = None if self.reference is None else self.reference.gradient_of({"basis_function_ind": index})
-            if self.rescaling is None:
-                return Affine(origin, self.energy_scale)
-            return Affine(origin, (self.rescaling.gradient_unit * self.energy_scale)[index])
-        if self.rescaling is None:
-            return Affine()
-        return (self.rescaling.coeffs_affine if name in VECTORS else self.rescaling.integrals_affine).at(index)
+        # references do not depend on positions
+        affines = {name: Affine(unit=self.energy_scale) for name in names if name == self.forces_field}
+        if self.energy_field in names:
+            affines[self.energy_field] = Affine(fields["energy_reference"], self.energy_scale)
+        vectors, integrals, gradient = Affine(), Affine(), Affine(unit=self.energy_scale)
+        if self.rescaling is not None and not affines.keys() >= set(names):
+            factors = self.rescaling.factors.at(fields["basis_function_ind"])
+            vectors, integrals = factors.coeffs, factors.integrals
+            gradient = Affine(unit=factors.gradient_unit * self.energy_scale)
+        if self.reference is not None and "gradient_label" in names:
+            gradient = gradient._replace(origin=self.reference.gradient_of(fields))
+        of_functions = {**dict.fromkeys(VECTORS, vectors), "gradient_label": gradient}
+        return affines | {name: of_functions.get(name, integrals) for name in names if name in PER_FUNCTION}
+
+    def affine(self, name: str, fields: Fields) -> Affine:
+        """Returns origin and unit of one field; see `affines`."""
+        return self.affines([name], fields)[name]
 
     def _transformed(self, fields: Fields) -> list[str]:
         """Returns the names of the fields that are transformed, as far as they are there."""
@@ -345,15 +361,15 @@ def _in_coordinates(values: Tensor, field: str, batch: Data, coordinates: str | 
     return change_coordinates(values, batch, field in DUAL_VECTORS, coordinates_of(batch), coordinates)
 
 
-def _with_fields(batch: DataT, fields: Mapping[str, Tensor]) -> DataT:
-    """Returns a copy with some fields replaced; neither the others nor these share memory with the argument."""
+def _with_fields(batch: DataT, fields: Mapping[str, Tensor], share: bool = False) -> DataT:
+    """Returns a copy with some fields replaced; it shares memory with the argument only where that is asked for."""
     if isinstance(batch, Data):
         out = copy.copy(batch)
         for name, value in batch.items():
-            if name not in fields and isinstance(value, Tensor):
+            if not share and name not in fields and isinstance(value, Tensor):
                 out[name] = value.clone()
     else:  # copies of other classes may share more than their tensors
         out = copy.deepcopy(batch)
     for name, value in fields.items():
-        out[name] = value.clone() if value is get_field(batch, name) else value
+        out[name] = value.clone() if not share and value is get_field(batch, name) else value
     return out

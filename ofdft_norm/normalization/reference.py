@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.of_data import n_molecules
 from ofdft_norm.normalization.float64_module import Float64Module
+
+Fields: TypeAlias = Data | Mapping[str, Tensor]
 
 
 class Reference(Float64Module):
@@ -43,7 +45,7 @@ class Reference(Float64Module):
         """Returns E_ref, (n_molecules,) float64 [hartree], from `fields_of`."""
         raise NotImplementedError
 
-    def gradient_of(self, fields: Mapping[str, Tensor]) -> Tensor | None:
+    def gradient_of(self, fields: Fields) -> Tensor | None:
         """Returns dE_ref/dp, (n_basis,) float64 [hartree]; see `depends_on_coeffs`."""
         return None
 

@@ -113,7 +113,7 @@ def energy_rows(statistics: DatasetStatistics) -> list[list[str]]:
 
 def _gradients(statistics: DatasetStatistics, rescaling: DimensionWiseRescaling | None) -> str:
     """Largest gradients before and after reference and rescaling, and the branches of lambda."""
-    dual = None if rescaling is None else rescaling.gradient_unit.cpu().numpy()
+    dual = None if rescaling is None else rescaling.factors.gradient_unit.cpu().numpy()
     rows = []
     for weigher in statistics.weigher_keys():
         if f"{weigher}/gradient_max_after_atom_ref" not in statistics:

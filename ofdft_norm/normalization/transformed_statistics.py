@@ -49,7 +49,7 @@ def _transformed(
     basis_info: BasisInfo | None,
 ) -> Array | None:
     """Returns what becomes of one statistic; None if that is not known."""
-    coeffs, gradient = rescaling.coeffs_affine, rescaling.gradient_affine
+    coeffs, gradient = rescaling.factors.coeffs, rescaling.factors.gradient
     pbar = rescaling.coeff_biases
     value = torch.as_tensor(statistics.load_statistic(weigher, statistic)).to(pbar.device)
     if statistic in ("coeffs/mean", "coeffs/minimum", "coeffs/maximum"):

@@ -54,9 +54,12 @@ class NormalizeTransform(nn.Module):
         self.check_values = check_values
 
     def forward(self, sample: DataT) -> DataT:
-        """Returns the normalised sample or batch; the argument stays as it is."""
+        """Returns the normalised sample or batch; the argument stays as it is, and shares what does not change."""
+        # float16 may overflow, which `cast_floats` sees where it casts
+        dtype = torch.float64 if self.dtype == torch.float16 else self.dtype
         with torch.no_grad():
-            return cast_floats(self.normalizer.normalize(sample, check_values=self.check_values), self.dtype)
+            normalized = self.normalizer.normalize(sample, self.check_values, share=True, dtype=dtype)
+            return cast_floats(normalized, self.dtype)
 
 
 class CheckSamples(nn.Module):

@@ -165,7 +165,13 @@ def fit_statistics(
         version.
     """
     ranks = current_ranks()
-    fields = fit_fields(basis_info, [*reference_weighers, *initial_guess_weighers], energy_field, atomic_numbers_field)
+    fields = fit_fields(
+        basis_info,
+        [*reference_weighers, *initial_guess_weighers],
+        energy_field,
+        atomic_numbers_field,
+        bool(initial_guess_weighers),
+    )
     source = batch_source(dataset, ranks, fields, n_batches)
     metric_kwargs = {"process_group": ranks.group, "sync_on_compute": source.sharded}
     accumulator = StatisticsAccumulator(
@@ -204,7 +210,11 @@ def fit_statistics(
 
 
 def fit_fields(
-    basis_info: BasisInfo | None, weighers: Sequence[SampleWeigher], energy_field: str, atomic_numbers_field: str
+    basis_info: BasisInfo | None,
+    weighers: Sequence[SampleWeigher],
+    energy_field: str,
+    atomic_numbers_field: str,
+    initial_guess: bool = True,
 ) -> FitFields:
     """Returns which fields of samples the fit of statistics reads."""
     keys = {
@@ -216,7 +226,8 @@ def fit_fields(
     names = ["mol_id", "scf_iteration", "has_energy_label", "pos"]
     names += [name for weigher in weighers for name in weigher.fields or ()]
     if basis_info is not None:
-        names += ["atom_ind", *stored_fields("initial_guess_delta"), "gradient_label", energy_field]
+        names += ["atom_ind", *stored_fields("initial_guess_delta" if initial_guess else "coeffs")]
+        names += ["gradient_label", energy_field]
         return FitFields(tuple(dict.fromkeys(names)), (), atomic_numbers_field, keys)
     return FitFields(tuple(dict.fromkeys(names)), (energy_field,), atomic_numbers_field, keys)
 

@@ -14,15 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Batch, Data
 
-from ofdft_norm.data.of_data import (
-    OFData,
-    as_data,
-    field_names,
-    get_field,
-    join_batches,
-    n_molecules,
-    only_name,
-)
+from ofdft_norm.data.of_data import OFData, as_data, field_names, get_field, n_molecules, only_name
 from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.statistics.distributed import Ranks
 
@@ -77,8 +69,8 @@ def batch_source(dataset: Any, ranks: Ranks, fields: FitFields, n_batches: int |
     """Chooses how to read a data set or loader.
 
     Args:
-        dataset: An `OFDataset` (anything with `molecule_batch`, `n_molecules` and `sample_offsets`), a data set of
-            samples, or an iterable of batches.
+        dataset: An `OFDataset` (anything with `batch`, `n_molecules` and `sample_offsets`), a data set of samples, or
+            an iterable of batches.
         ranks: This process among its peers.
         fields: What is read of the samples of a data set; a loader's batches are taken as they come.
         n_batches: Use only the first batches.
@@ -86,8 +78,8 @@ def batch_source(dataset: Any, ranks: Ranks, fields: FitFields, n_batches: int |
     Raises:
         StatisticsError: If the data set is empty.
     """
-    if hasattr(dataset, "molecule_batch"):
-        return _molecule_source(dataset, ranks, n_batches)
+    if hasattr(dataset, "sample_offsets"):
+        return _molecule_source(dataset, ranks, fields, n_batches)
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         n = len(dataset) if n_batches is None else min(len(dataset), n_batches * SAMPLES_PER_BATCH)
         _refuse_empty(n)
@@ -112,24 +104,23 @@ def _refuse_empty(n: int) -> None:
         raise StatisticsError("the training split is empty: there is nothing to fit (config: data.split)")
 
 
-def _molecule_source(dataset: Any, ranks: Ranks, n_batches: int | None) -> BatchSource:
+def _molecule_source(dataset: Any, ranks: Ranks, fields: FitFields, n_batches: int | None) -> BatchSource:
     n = dataset.n_molecules if n_batches is None else min(dataset.n_molecules, n_batches * MOLECULES_PER_BATCH)
     _refuse_empty(n)
-    shard = ranks.shard(n)
+    shard, offsets = np.arange(n)[ranks.rank :: ranks.world_size], dataset.sample_offsets
+    first, n_samples = offsets[shard], np.diff(offsets)[shard]
 
     def batches() -> Iterator[Data]:
         for start in range(0, len(shard), MOLECULES_PER_BATCH):
-            molecules = shard[start : start + MOLECULES_PER_BATCH]
-            of_molecules = [dataset.molecule_batch(m) for m in molecules]
-            joined = join_batches(of_molecules)
+            own = slice(start, start + MOLECULES_PER_BATCH)
+            ends = np.cumsum(n_samples[own])
+            samples = np.arange(ends[-1]) + np.repeat(first[own] - ends + n_samples[own], n_samples[own])
+            batch = dataset.batch(samples, fields.names)
             # two files of one geometry and name are two molecules
-            n_samples = torch.tensor([n_molecules(batch) for batch in of_molecules])
-            joined[MOLECULE_INDEX] = torch.tensor(list(molecules)).repeat_interleave(n_samples)
-            yield joined
+            batch[MOLECULE_INDEX] = torch.from_numpy(np.repeat(shard[own], n_samples[own]))
+            yield batch
 
-    offsets = dataset.sample_offsets
-    n_samples = sum(int(offsets[m + 1] - offsets[m]) for m in shard)
-    return BatchSource(batches, n_samples, True, ranks.world_size > 1)
+    return BatchSource(batches, int(n_samples.sum()), True, ranks.world_size > 1)
 
 
 def sample_source(

@@ -6,15 +6,14 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.comparison import Row, compare
-from benchmarks.fit import ONE_WEIGHER, QUIET, SEVEN_WEIGHERS, fit_as_rank
-from benchmarks.random_labels import BASIS, write_label_files
+from benchmarks.fit import ONE_WEIGHER, QUIET, SEVEN_WEIGHERS, peak_memory, speed_up
+from benchmarks.random_labels import BASIS, write_label_files, write_packed_set
 from ofdft_norm import DatasetStatistics, OFDataset
 from ofdft_norm.data.label_files import read_molecule
 from ofdft_norm.data.packed_dataset import PackedDataset
@@ -94,18 +93,18 @@ def fit_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
 
 def process_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
     """One process over two, one thread each."""
-    pairs = []
-    for _ in range(max(repeats // 2, 1)):
-        pair = []
-        for world_size in (1, 2):
-            init, out = folder / "init", folder / "times"
-            init.unlink(missing_ok=True)
-            arguments = (world_size, str(init), str(folder / "packed"), 3, str(out))
-            torch.multiprocessing.spawn(fit_as_rank, args=arguments, nprocs=world_size)
-            pair.append(median(map(float, out.read_text().split())))
-        pairs.append(pair)
-    one, two = (median(times) for times in zip(*pairs, strict=True))
-    return [Row("fit of packed labels: one process / two", one, two, median(a / b for a, b in pairs), ">= 1.8")]
+    packed = write_packed_set(folder / "large", 10 * N_MOLECULES, N_ITERATIONS)
+    return [Row("fit of packed labels: one process / two", *speed_up(packed, repeats), ">= 1.8")]
+
+
+def memory_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
+    """Peak memory of the fit of 100,000 samples of about 130 functions over that of 10,000, each in a fresh process."""
+    large, small = (
+        peak_memory(str(write_packed_set(folder / f"packed_{n}", n // 10, 10, (1, 1))), n) for n in (100_000, 10_000)
+    )
+    return [
+        Row("peak memory of the packed fit, 100,000 / 10,000 samples", large, small, large / small, "<= 1.1", "MiB")
+    ]
 
 
 PARTS: dict[str, Callable[[Path, Sequence[Path], int], list[Row]]] = {
@@ -113,6 +112,7 @@ PARTS: dict[str, Callable[[Path, Sequence[Path], int], list[Row]]] = {
     "packing": packing_rows,
     "fit": fit_rows,
     "processes": process_rows,
+    "memory": memory_rows,
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
 from ofdft_norm import ConstantSampleWeigher, OFData, OFDataset, ProjectGradient
-from ofdft_norm.data.of_data import join_batches, molecule_index, n_molecules, with_added_fields
+from ofdft_norm.data.of_data import molecule_index, n_molecules, with_added_fields
 from ofdft_norm.errors import BasisError, BatchError, LabelFileError
 
 # --- construct_new -----
@@ -140,30 +140,7 @@ def test_a_batch_without_coeffs_batch_says_how_to_get_one(basis_info: Any, make_
         molecule_index(batch)
 
 
-# --- joining and cutting -----
-
-
-@given(data=st.data())
-def test_joined_batches_equal_pygs_collation(
-    data: st.DataObject, some_samples: Any, make_batch: Any, assert_same_fields: Any
-) -> None:
-    _, samples, rng = data.draw(some_samples)
-    for sample in samples:  # what a transform may add: indices of atoms, and a vector for each molecule
-        n_edges = int(rng.integers(0, 4))
-        sample.edge_index = torch.tensor(rng.integers(0, len(sample.pos), size=(2, n_edges)))
-        sample.dipole = torch.tensor(rng.normal(size=(1, 3)))
-    cut = data.draw(st.lists(st.integers(0, len(samples)), max_size=3).map(sorted))
-    parts = [samples[a:b] for a, b in zip([0, *cut], [*cut, len(samples)], strict=True)]
-    joined = join_batches([make_batch(part) for part in parts if part])
-    assert_same_fields(joined, make_batch(samples))
-
-
-def test_batches_with_different_fields_are_not_joined(basis_info: Any, make_sample: Any, make_batch: Any) -> None:
-    rng = np.random.default_rng(0)
-    one, other = make_sample(basis_info, rng), make_sample(basis_info, rng)
-    del other.gradient_label
-    with pytest.raises(BatchError, match=r"\['gradient_label'\].*data.pre_transforms"):
-        join_batches([make_batch([one]), make_batch([other])])
+# --- cutting -----
 
 
 def test_fields_added_after_collation_are_cut_into_samples(

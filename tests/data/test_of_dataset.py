@@ -12,8 +12,7 @@ from omegaconf import OmegaConf
 from torch_geometric.loader import DataLoader
 
 from ofdft_norm import BasisInfo, OFData, OFDataset, ProjectGradient
-from ofdft_norm.data.of_data import join_batches
-from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
+from ofdft_norm.errors import BasisError, BatchError, ConfigError, LabelFileError
 
 
 def add_norm(sample: OFData) -> OFData:
@@ -115,7 +114,19 @@ def test_molecule_batches_equal_the_collation_of_single_samples(
     batches = [dataset.molecule_batch(m) for m in range(3)]
     for m, batch in enumerate(batches):
         assert_same_fields(batch, make_batch(samples[dataset.sample_offsets[m] : dataset.sample_offsets[m + 1]]))
-    assert_same_fields(join_batches(batches), make_batch(samples))
+    assert_same_fields(dataset.batch(range(len(dataset))), make_batch(samples))
+
+
+def without_integrals_of_water(sample: Any) -> Any:
+    if sample.mol_id == "water":
+        del sample.dual_basis_integrals
+    return sample
+
+
+def test_samples_with_different_fields_are_not_joined(paths: list[Path], basis_info: Any) -> None:
+    dataset = OFDataset(paths, basis_info, transform=without_integrals_of_water)
+    with pytest.raises(BatchError, match=r"\['dual_basis_integrals'\].*data.pre_transforms"):
+        dataset.batch(range(len(dataset)))
 
 
 def test_the_transform_is_applied_once_to_each_sample(paths: list[Path], basis_info: Any) -> None:

@@ -99,7 +99,7 @@ def test_a_run_killed_at_its_end_is_gone_on_with(
 
     place: dict[str, tuple[Any, str]] = {
         "headers": (packed_files.GrowingArrays, "write_headers"),
-        "meta": (packed_writer, "_write_meta"),
+        "meta": (packed_writer, "write_meta"),
         "rename": (packed_writer.os, "rename"),  # type: ignore[attr-defined]
     }
     with monkeypatch.context() as patched:

@@ -22,7 +22,7 @@ def modules() -> dict[str, nn.Module]:
     rng = np.random.default_rng(0)
     rescaling = DimensionWiseRescaling(rng.normal(size=4), rng.uniform(1, 2, size=4), rng.uniform(0, 1, size=4))
     atom_ref = AtomRef(rng.normal(size=2) + ENERGY, ENERGY, rng.normal(size=4))
-    linear = LinearReferences(torch.tensor(rng.normal(size=119)) + ENERGY)
+    linear = LinearReferences(torch.tensor([0.0, *(rng.normal(size=118) + ENERGY)], dtype=torch.float64))
     seen = torch.zeros(119, dtype=torch.bool).index_fill(0, torch.tensor([1, 8]), True)
     return {
         "rescaling": rescaling,

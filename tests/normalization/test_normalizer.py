@@ -31,7 +31,7 @@ def build(
     references: dict[str, Any] = {
         "none": None,
         "atom_ref": AtomRef(rng.normal(size=basis.n_types) - 40, rng.normal(), rng.normal(size=n)),
-        "linear": LinearReferences(torch.tensor(rng.normal(size=119) - 40)),
+        "linear": LinearReferences(torch.tensor([0.0, *(rng.normal(size=118) - 40)], dtype=torch.float64)),
     }
     stds, max_grads, biases = rng.uniform(0.01, 200, n), rng.uniform(0, 5, n), rng.normal(size=n)
     if rescaling == "equivariant":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from ofdft_norm import (
     BasisInfo,
@@ -41,6 +43,32 @@ def fit(path: Path | None, files: list[Path], basis_info: BasisInfo, in_memory: 
     )
 
 
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_object",
+    "all_reduce",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather_object",
+    "monitored_barrier",
+)
+
+
+def n_collectives(function: Callable[[], Any]) -> int:
+    """Returns how many collectives of torch.distributed a call takes part in; one that calls another counts as two."""
+    calls: list[str] = []
+
+    def counted(name: str, collective: Any) -> Any:
+        return lambda *args, **kwargs: calls.append(name) or collective(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in COLLECTIVES:
+            patch.setattr(dist, name, counted(name, getattr(dist, name)))
+        function()
+    return len(calls)
+
+
 def fit_all(folder: Path, files: list[Path], basis_info: BasisInfo) -> dict[str, Any]:
     """Fits all files, fewer than ranks, samples in memory, files of which one is bad or that one rank lacks."""
     good, bad = files[:-1], files[-1]
@@ -57,6 +85,7 @@ def fit_all(folder: Path, files: list[Path], basis_info: BasisInfo) -> dict[str,
     with pytest.raises(StatisticsError) as different:
         dataset_fingerprint(seen, basis_info, {})
     return {
+        "collectives": [n_collectives(lambda n=n: fit(None, good[:n], basis_info)) for n in (1, len(good))],
         "arrays": {f"{name}:{key}": array for name, found in fits.items() for key, array in found.to_arrays().items()},
         "worst": {name: found.attributes["worst_molecules"] for name, found in fits.items()},
         "extreme": {name: found.attributes["extreme_samples"] for name, found in fits.items()},
@@ -121,6 +150,8 @@ def test_ranks_agree_with_a_single_process(
                 found[0], expected, rtol=1e-12, atol=1e-12 * scale(key, expected, arrays), err_msg=key
             )
     for rank in ranks:
+        few, many = rank["collectives"]
+        assert few == many > 0
         assert rank["worst"] == ranks[0]["worst"]
         assert_same_molecules(rank["worst"], fits)
         assert rank["extreme"] == {name: found.attributes["extreme_samples"] for name, found in fits.items()}
