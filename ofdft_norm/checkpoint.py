@@ -198,13 +198,13 @@ def differing_settings(state: Mapping[str, Any], settings: Any) -> str:
     return "; ".join(f"{name}: {present[name]} against {there[name]}" for name in there if there[name] != present[name])
 
 
-def describe_labels(source: Any, pre_transforms: Sequence[Any]) -> dict[str, Any]:
-    """Says what a data module learns, as far as its source tells, and in which coordinates; plain data."""
+def describe_labels(source: Any, pre_transforms: Sequence[Any], unit: str = "hartree") -> dict[str, Any]:
+    """Says what a data module learns, as far as its source tells, in which coordinates and unit; plain data."""
     names = ("energy_key", "gradient_key", "energy_field", "forces_field")
     described: dict[str, Any] = {name: getattr(source, name) for name in names if hasattr(source, name)}
     # functions are known by their name, objects by what they show of themselves
     shown = [getattr(transform, "__qualname__", None) or repr(transform) for transform in pre_transforms]
-    return {**described, "pre_transforms": [re.sub(r" at 0x[0-9a-f]+", "", text) for text in shown]}
+    return {**described, "unit": unit, "pre_transforms": [re.sub(r" at 0x[0-9a-f]+", "", text) for text in shown]}
 
 
 def refuse_other_labels(state: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
@@ -217,13 +217,14 @@ def refuse_other_labels(state: Mapping[str, Any], labels: Mapping[str, Any]) -> 
     Raises:
         ConfigError: With both.
     """
-    there = state.get("labels", {})  # version 0.1 did not store it
+    # version 0.1 stored no labels, and knew hartree alone
+    there = {"unit": "hartree", **state.get("labels", {})}
     differing = [name for name in labels if name in there and labels[name] != there[name]]
     if differing:
         raise ConfigError(
             "the checkpoint was trained on other labels than this data module reads: "
             + ", ".join(f"{name} = {there[name]!r} there, {labels[name]!r} here" for name in differing)
-            + " (config: data.source, data.pre_transforms)"
+            + " (config: data.source, data.pre_transforms, data.unit)"
         )
 
 

@@ -28,6 +28,7 @@ from ofdft_norm.checkpoint import (
     statistics_to_state,
 )
 from ofdft_norm.config import (
+    ASEFiles,
     AtomRefConfig,
     EmbeddedLabels,
     LabelFiles,
@@ -39,8 +40,10 @@ from ofdft_norm.config import (
     StatisticsConfig,
     WrappedData,
 )
+from ofdft_norm.data.ase_files import is_atoms
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.epoch_sampler import EpochSampler
+from ofdft_norm.data.label_source import TOTAL_ENERGY
 from ofdft_norm.data.lazy_datasets import LazyDatasets
 from ofdft_norm.data.loader import loader_like
 from ofdft_norm.data.of_data import molecule_index
@@ -61,6 +64,7 @@ from ofdft_norm.settings import check_arguments
 from ofdft_norm.statistics.cache import default_cache_dir
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.transforms.project_gradient import ProjectGradient
+from ofdft_norm.units import EnergyUnit
 from ofdft_norm.version import package_version
 
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
@@ -85,7 +89,9 @@ class OFDFTDataModule(LightningDataModule):
             defaults here is changed.
         pre_transforms: Applied to each sample in float64 before statistics are taken and before it is normalised; None:
             `ProjectGradient`.
-        energy_scale: A number [hartree], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
+        unit: Unit of energies, of what is read, normalised and returned: ``hartree``, ``eV`` or ``kcal/mol``. Label
+            files (hartree) and ASE's files (eV) are converted; other data sets are taken to be in it.
+        energy_scale: A number [`unit`], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
         energy_scale_per_atom: Whether those are divided by the mean number of atoms of a sample.
         unseen_elements: ``error`` refuses atoms of elements that no training molecule has; ``identity`` leaves their
             coefficients as they are.
@@ -108,13 +114,14 @@ class OFDFTDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: LabelFiles | WrappedData | SampleFile | None = None,
+        source: LabelFiles | WrappedData | ASEFiles | SampleFile | None = None,
         reference: AtomRefConfig | LinearReferencesConfig | None = AtomRefConfig(),  # noqa: B008 (frozen)
         rescaling: RescalingConfig | None = RescalingConfig(),  # noqa: B008 (frozen)
         statistics: StatisticsConfig = StatisticsConfig(),  # noqa: B008 (frozen)
         split: SplitConfig = SplitConfig(),  # noqa: B008 (frozen)
         loader: LoaderConfig = LoaderConfig(),  # noqa: B008 (frozen)
         pre_transforms: Sequence[Callable[..., Any]] | None = None,
+        unit: EnergyUnit = "hartree",
         energy_scale: float | str = 1.0,
         energy_scale_per_atom: bool = False,
         unseen_elements: Literal["error", "identity"] = "error",
@@ -133,18 +140,21 @@ class OFDFTDataModule(LightningDataModule):
         self._loader_changes = loader.changes()
         self._replaced_loaders: list[type] = []
         self.pre_transforms = [ProjectGradient()] if pre_transforms is None else list(pre_transforms)
-        self.settings = NormalizerSettings(reference, rescaling, energy_scale, energy_scale_per_atom, unseen_elements)
+        self.settings = NormalizerSettings(
+            reference, rescaling, energy_scale, energy_scale_per_atom, unseen_elements, unit
+        )
         self.statistics_config = statistics
         self.dtype = dtype
         self.apply = apply
         self.predict_on = predict_on
         cache = default_cache_dir() if statistics.dir is None else Path(statistics.dir).expanduser()
-        self.raw_datasets = RawDatasets(self.source, split, self.pre_transforms, cache)
+        self.raw_datasets = RawDatasets(self.source, split, self.pre_transforms, cache, unit)
         self._arguments = arguments_to_plain(arguments)
         self._basis_info: BasisInfo | None = None
         self._fitted: FittedStatistics | None = None
         self._normalizer: Normalizer | None = None
         self._restored = False
+        self._trained_on: Mapping[str, Any] = {}  # what a checkpoint says of its labels
         self._release()
 
     def _release(self) -> None:
@@ -170,6 +180,7 @@ class OFDFTDataModule(LightningDataModule):
         energy_field: str = "energy_label",
         forces_field: str | None = None,
         atomic_numbers_field: str = "atomic_numbers",
+        unit: EnergyUnit | None = None,
         reference: AtomRefConfig | LinearReferencesConfig | None = LinearReferencesConfig(),  # noqa: B008 (frozen)
         rescaling: RescalingConfig | None = None,
         **kwargs: Any,
@@ -178,13 +189,14 @@ class OFDFTDataModule(LightningDataModule):
 
         Args:
             datamodule: A LightningDataModule, whose loaders' settings are kept; or give the data sets themselves.
-            train: Data set to train on.
+            train: Data set to train on: of PyG's `Data`, or `ase.Atoms` with their calculators' results.
             val: Data set to validate on.
             test: Data set to test on.
             basis_info: The density basis; None for data without density coefficients.
             energy_field: Field that holds the energy; every sample needs it whose `has_energy_label` is not false.
             forces_field: Field that holds forces, scaled with the energy; every such sample needs it.
             atomic_numbers_field: Field that holds atomic numbers; where it is missing, PyG's ``z`` is used.
+            unit: What the energies are in; None: eV, ASE's own, for `ase.Atoms`, else hartree.
             reference: A linear reference by default.
             rescaling: Needs density coefficients.
             **kwargs: For the constructor.
@@ -201,7 +213,41 @@ class OFDFTDataModule(LightningDataModule):
             [-0.6, -75.2]
         """
         source = WrappedData(datamodule, train, val, test, basis_info, energy_field, forces_field, atomic_numbers_field)
-        return cls(source, reference, rescaling, **kwargs)
+        if unit is None:
+            unit = "eV" if train is not None and len(train) and is_atoms(train[0]) else "hartree"
+        return cls(source, reference, rescaling, unit=unit, **kwargs)
+
+    @classmethod
+    def from_ase(
+        cls,
+        paths: str | Sequence[str],
+        *,
+        energy: str = "energy",
+        forces: str | None = "forces",
+        val: str | Sequence[str] | None = None,
+        test: str | Sequence[str] | None = None,
+        split_key: str | None = None,
+        stored_unit: EnergyUnit = "eV",
+        unit: EnergyUnit = "eV",
+        reference: LinearReferencesConfig | None = LinearReferencesConfig(),  # noqa: B008 (frozen)
+        **kwargs: Any,
+    ) -> OFDFTDataModule:
+        """Reads extended XYZ files, ASE databases, or any other files that ASE reads; see `ASEFiles`.
+
+        Args:
+            paths: Files or glob patterns: all frames, or those to train on.
+            energy: Name of the energy among a frame's results or in its `info`.
+            forces: Name of the forces among a frame's results or `arrays`; None: there are none.
+            val: Files to validate on; None: a part of `paths`.
+            test: Files to test on.
+            split_key: Entry of `info` that says ``train``, ``val`` or ``test`` for each frame.
+            stored_unit: What the files' energies are in.
+            unit: See the class.
+            reference: A linear reference by default.
+            **kwargs: For the constructor.
+        """
+        source = ASEFiles(paths, val, test, split_key, energy, forces, stored_unit)
+        return cls(source, reference, None, unit=unit, **kwargs)
 
     # --- what users read ----------------------------------------------------------------------------------------
 
@@ -213,6 +259,17 @@ class OFDFTDataModule(LightningDataModule):
         if self._normalizer is None:
             self._fit()
         return cast(Normalizer, self._normalizer)
+
+    @property
+    def unit(self) -> str:
+        """Unit of all energies."""
+        return self.settings.unit
+
+    @property
+    def energy_name(self) -> str | None:
+        """Name of the energy that is learned, such as ``e_kin``; None: the total energy."""
+        key = getattr(self.source, "energy_key", self._trained_on.get("energy_key"))
+        return None if key == TOTAL_ENERGY else key
 
     @property
     def has_normalizer(self) -> bool:
@@ -382,7 +439,7 @@ class OFDFTDataModule(LightningDataModule):
 
     def _forget_if_labels_changed(self) -> None:
         """Looks at the training labels again before a second fit; a checkpoint's statistics stay."""
-        if self.fingerprint is None or self._restored or self.basis_info is None:
+        if self.fingerprint is None or self._restored:
             return
         self.raw_datasets.release()
         if fingerprint_of(self.raw_datasets["train"], self.basis_info, self.statistics_config) != self.fingerprint:
@@ -411,6 +468,9 @@ class OFDFTDataModule(LightningDataModule):
         self._normalizer = normalizer_from_state(state)
         self._release()
 
+    def _describe_labels(self) -> dict[str, Any]:
+        return describe_labels(self.source, self.pre_transforms, self.unit)
+
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -424,7 +484,7 @@ class OFDFTDataModule(LightningDataModule):
             "statistics": None if self._fitted is None else statistics_to_state(self._fitted.statistics),
             "basis_info": None if self.basis_info is None else self.basis_info.to_dict(),
             "arguments": self._arguments,
-            "labels": describe_labels(self.source, self.pre_transforms),
+            "labels": self._describe_labels(),
             "split": self.raw_datasets.state(),
         }
 
@@ -439,8 +499,9 @@ class OFDFTDataModule(LightningDataModule):
             self._restore(state_dict)
 
     def _restore(self, state_dict: Mapping[str, Any]) -> None:
-        refuse_other_labels(state_dict, describe_labels(self.source, self.pre_transforms))
+        refuse_other_labels(state_dict, self._describe_labels())
         self._restored = True
+        self._trained_on = state_dict.get("labels", {})
         basis_info = state_dict["basis_info"]
         self._basis_info = None if basis_info is None else BasisInfo(**basis_info)
         resuming = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING

@@ -1,13 +1,30 @@
-"""Units of energy; everything inside the package is in hartree."""
+"""Units of energy: what they are in hartree, and what tables and metrics call them.
+
+Energies are in `data.unit` wherever they are read from samples, normalised, and reported. Label files are in hartree by
+their layout, ASE's files in eV: both are converted as they are read.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ofdft_norm.errors import ConfigError, did_you_mean
 
 EnergyUnit = Literal["hartree", "eV", "kcal/mol"]
 ENERGY_UNITS: tuple[EnergyUnit, ...] = get_args(EnergyUnit)
+
+
+def check_unit(unit: str, where: str = "config: data.unit") -> str:
+    """Returns a unit's name.
+
+    Raises:
+        ConfigError: If there is no such unit.
+    """
+    if unit not in ENERGY_UNITS:
+        hint = did_you_mean(str(unit), ENERGY_UNITS)
+        raise ConfigError(f"unit = {unit!r}: expected one of {list(ENERGY_UNITS)}{hint} ({where})")
+    return unit
 
 
 def energy_in_hartree(unit: str, where: str = "config: data.unit") -> float:
@@ -25,10 +42,7 @@ def energy_in_hartree(unit: str, where: str = "config: data.unit") -> float:
         >>> round(1 / energy_in_hartree("eV"), 5)
         27.21139
     """
-    if unit not in ENERGY_UNITS:
-        hint = did_you_mean(str(unit), ENERGY_UNITS)
-        raise ConfigError(f"unit = {unit!r}: expected one of {list(ENERGY_UNITS)}{hint} ({where})")
-    if unit == "hartree":
+    if check_unit(unit, where) == "hartree":
         return 1.0
     try:
         import ase.units
@@ -39,3 +53,68 @@ def energy_in_hartree(unit: str, where: str = "config: data.unit") -> float:
         ) from error
     in_ev = {"eV": ase.units.eV, "kcal/mol": ase.units.kcal / ase.units.mol}
     return float(in_ev[unit] / ase.units.Hartree)
+
+
+def conversion(unit: str, to: str, where: str = "config: data.unit") -> float:
+    """Returns how many of another unit one of a unit is; raises as `energy_in_hartree`.
+
+    Example:
+        >>> conversion("hartree", "hartree"), round(conversion("hartree", "kcal/mol"), 3)
+        (1.0, 627.509)
+    """
+    return 1.0 if unit == to else energy_in_hartree(unit, where) / energy_in_hartree(to, where)
+
+
+def angstrom_per_bohr() -> float:
+    """Returns ASE's constant.
+
+    Raises:
+        ImportError: If ASE is not installed.
+    """
+    import ase.units
+
+    return float(ase.units.Bohr / ase.units.Angstrom)
+
+
+@dataclass(frozen=True)
+class ShownUnit:
+    """How energies of a unit are shown.
+
+    Attributes:
+        symbol: Behind an energy.
+        small: Behind an error.
+        factor: How many of the small ones one is.
+        suffix: Of an error's name: without a slash, at which loggers divide names.
+    """
+
+    symbol: str
+    small: str
+    factor: float
+    suffix: str
+
+
+_SHOWN: dict[str, ShownUnit] = {
+    "hartree": ShownUnit("Ha", "mHa", 1e3, "mHa"),
+    "eV": ShownUnit("eV", "meV", 1e3, "meV"),
+    "kcal/mol": ShownUnit("kcal/mol", "kcal/mol", 1.0, "kcal_per_mol"),
+}
+
+
+def error_suffix(unit: str) -> str:
+    """Returns what the names of errors end in; raises as `check_unit`.
+
+    Example:
+        >>> error_suffix("kcal/mol")
+        'kcal_per_mol'
+    """
+    return shown(check_unit(unit)).suffix
+
+
+def shown(unit: str) -> ShownUnit:
+    """Returns how energies of a unit are shown.
+
+    Example:
+        >>> shown("eV").small
+        'meV'
+    """
+    return _SHOWN[unit]

@@ -39,7 +39,7 @@ def test_all_other_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
     examples = [block for block in _code_blocks("python") if "LightningModule)" not in block]
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         namespace: dict[str, object] = {}
         exec(compile(example, str(README), "exec"), namespace)

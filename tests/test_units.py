@@ -4,7 +4,7 @@ import pytest
 from scipy import constants
 
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.units import ENERGY_UNITS, energy_in_hartree
+from ofdft_norm.units import ENERGY_UNITS, angstrom_per_bohr, conversion, energy_in_hartree, shown
 
 
 def test_units_agree_with_another_library_s_constants():
@@ -27,3 +27,15 @@ def test_without_ase_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'ofdft-norm\[ase\]'"):
         energy_in_hartree("eV")
     assert energy_in_hartree("hartree") == 1.0
+
+
+def test_units_convert_into_each_other_and_into_themselves_exactly():
+    for unit in ENERGY_UNITS:
+        assert conversion(unit, unit) == 1.0
+        for other in ENERGY_UNITS:
+            assert conversion(unit, other) * conversion(other, unit) == pytest.approx(1, rel=1e-15)
+    assert 1 / conversion("eV", "kcal/mol") == pytest.approx(
+        constants.calorie * 1e3 / constants.Avogadro / constants.eV
+    )
+    assert angstrom_per_bohr() == pytest.approx(constants.value("Bohr radius") / constants.angstrom, rel=1e-8)
+    assert [shown(unit).suffix for unit in ENERGY_UNITS] == ["mHa", "meV", "kcal_per_mol"]

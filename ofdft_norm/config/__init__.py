@@ -9,6 +9,7 @@ from ofdft_norm.lazy import lazy_names
 
 if TYPE_CHECKING:  # the names below, for type checkers and editors
     from ofdft_norm.config.structures25 import Structures25Labels as Structures25Labels
+    from ofdft_norm.data.ase_files import ASEFiles as ASEFiles
     from ofdft_norm.data.label_source import EmbeddedLabels as EmbeddedLabels
     from ofdft_norm.data.label_source import LabelFiles as LabelFiles
     from ofdft_norm.data.loader import LoaderConfig as LoaderConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # the names below, for type checkers and editors
     from ofdft_norm.statistics.config import StatisticsConfig as StatisticsConfig
 
 _MODULES = {
+    "ASEFiles": "data.ase_files",
     "AtomRefConfig": "normalization.atom_ref",
     "EmbeddedLabels": "data.label_source",
     "LabelFiles": "data.label_source",

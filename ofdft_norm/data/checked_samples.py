@@ -109,10 +109,10 @@ def checked(sample: Any, where: str, fields: SampleFields) -> Data:
         if value is not sample[field]:
             converted[field] = value
         if setting == "atomic_numbers_field":
-            n_atoms = len(_atomic_numbers(value, *place))
+            n_atoms = len(check_atomic_numbers(value, *place))
         else:
             shape = (n_atoms, 3) if setting == "forces_field" else None
-            _check_numbers(value, shape, *place)
+            check_numbers(value, shape, *place)
     if converted:
         sample = copy.copy(sample)
         for field, value in converted.items():
@@ -131,7 +131,8 @@ def _tensor(value: Any, where: str, setting: str) -> Tensor:
     return torch.from_numpy(np.atleast_1d(array))
 
 
-def _atomic_numbers(value: Tensor, where: str, setting: str) -> Tensor:
+def check_atomic_numbers(value: Tensor, where: str, setting: str) -> Tensor:
+    """Returns (n_atom,) atomic numbers, unless they are of another shape, or some are no element's."""
     if value.ndim != 1:
         raise BatchError(f"{where} has shape {tuple(value.shape)}, expected (n_atom,) atomic numbers {setting}")
     bad = (value != value.round() if value.is_floating_point() else value < 0) | (value < 1)
@@ -145,7 +146,7 @@ def _atomic_numbers(value: Tensor, where: str, setting: str) -> Tensor:
     return value
 
 
-def _check_numbers(value: Tensor, shape: tuple[int, ...] | None, where: str, setting: str) -> None:
+def check_numbers(value: Tensor, shape: tuple[int, ...] | None, where: str, setting: str) -> None:
     """Refuses another shape (None: one number in any), and numbers that are not finite."""
     if tuple(value.shape) != shape if shape is not None else value.numel() != 1:
         expected = "one number" if shape is None else f"{shape}: three numbers for each atom"

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from ofdft_norm.data.basis_info import BasisInfo, POrder
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
@@ -19,6 +20,8 @@ from ofdft_norm.data.split_files import locate_entries, read_split_entries
 from ofdft_norm.data.zarr_v2 import ZarrReader
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.settings import Settings
+
+TOTAL_ENERGY = "e_tot"  # the energy below of_labels/energies that other programs mean by a molecule's energy
 
 
 class LabelFiles(Settings):
@@ -47,6 +50,7 @@ class LabelFiles(Settings):
     exclude: Sequence[str] = ()
     keep_in_memory: bool = False
     config_key = "data.source"
+    unit: ClassVar[str] = "hartree"  # by their layout
 
     def prepare_data(self) -> None:
         """Label files are there already."""

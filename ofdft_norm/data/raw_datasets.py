@@ -13,9 +13,11 @@ from torch_geometric.transforms import Compose
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.in_basis import InBasis
+from ofdft_norm.data.in_unit import InUnit
 from ofdft_norm.data.lazy_datasets import LazyDatasets
 from ofdft_norm.data.pre_transforms import composed, single_transforms
 from ofdft_norm.errors import ConfigError, SplitError
+from ofdft_norm.units import conversion
 
 
 class RawDatasets:
@@ -30,12 +32,21 @@ class RawDatasets:
         split: Which molecules train, validate and test.
         pre_transforms: Applied to each sample.
         index_dir: Folder that remembers the number of SCF iterations of many label files.
+        unit: Unit of energy that samples are wanted in; a source whose `unit` is another is converted.
     """
 
-    def __init__(self, source: Any, split: Any, pre_transforms: Sequence[Callable[..., Any]], index_dir: Path) -> None:
+    def __init__(
+        self,
+        source: Any,
+        split: Any,
+        pre_transforms: Sequence[Callable[..., Any]],
+        index_dir: Path,
+        unit: str = "hartree",
+    ) -> None:
         self.source = source
         self.split = split
         self.index_dir = index_dir
+        self.unit = unit
         transforms = self.pre_transforms = list(pre_transforms)
         self.transform = None if not transforms else transforms[0] if len(transforms) == 1 else Compose(transforms)
         self._splits: LazyDatasets | None = None
@@ -94,17 +105,28 @@ class RawDatasets:
         return self._splits
 
     def _transform(self) -> Callable[..., Any] | None:
-        """Returns the pre-transforms, followed by the change to a checkpoint's basis where the labels have another."""
-        required = self._required_basis
-        own = None if required is None else self.source.basis()
+        """Returns what happens to samples as they are read, in this order.
+
+        The pre-transforms, where there are density coefficients; the change to the unit that is wanted, and to a
+        checkpoint's basis, where the labels have others.
+        """
+        required, own = self._required_basis, self.source.basis()
+        stored_in = getattr(self.source, "unit", None) or self.unit
+        if (required is None or own == required) and stored_in == self.unit:
+            return None if own is None else self.transform
+        transforms = [] if own is None else single_transforms(self.transform)
+        if stored_in != self.unit:
+            names = (getattr(self.source, "energy_field", "energy_label"), getattr(self.source, "forces_field", None))
+            fields = [name for name in (*names, "gradient_label") if name is not None]
+            transforms.append(InUnit(conversion(stored_in, self.unit), fields))
         if required is None or own == required:
-            return self.transform
+            return composed(transforms)
         if own is None or not own.is_subset(required):
             raise ConfigError(
                 f"the checkpoint's normaliser belongs to the basis {required}, but the labels have {own}: expected "
                 "some or all of its elements, with the same functions (config: data.source.basis_info)"
             )
-        return composed([*single_transforms(self.transform), InBasis(own, required)])
+        return composed([*transforms, InBasis(own, required)])
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

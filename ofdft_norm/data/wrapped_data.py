@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from ofdft_norm.data.ase_files import ASEDataset, is_atoms
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.checked_samples import CheckedSamples, SampleFields
 from ofdft_norm.data.lazy_datasets import LazyDatasets
@@ -29,8 +30,9 @@ _STAGES = {"train": "fit", "val": "fit", "test": "test", "predict": "predict"}
 class WrappedData(Settings):
     """Data sets of somebody else, normalised as they are: a LightningDataModule's, PyG data sets, or lists.
 
-    Samples of other classes than PyG's `Data`, such as fairchem's `AtomicData`, stay what they are where the data
-    module collates them itself; else they become `Data` with the same fields.
+    Structures of ASE, `ase.Atoms`, become `Data` with what their calculators say. Samples of other classes, such as
+    fairchem's `AtomicData`, stay what they are where the data module collates them itself; else they become `Data` with
+    the same fields.
 
     Samples with density coefficients need `basis_info`; samples with energies (and forces) alone take linear references
     and an energy scale.
@@ -94,18 +96,26 @@ class WrappedData(Settings):
             if self.datamodule is not None:
                 loaders[part] = loader_of(self.datamodule, part)
             dataset = found if self.datamodule is None else loaders[part].dataset
+            if len(dataset) and is_atoms(dataset[0]):
+                return self._of_atoms(dataset, part)
             refuse_normalized(dataset, part)
             if not isinstance(dataset, OFDataset):  # which has checked its label files
                 fields = SampleFields(
                     self.energy_field, self.forces_field, self.atomic_numbers_field, labelled=part != "predict"
                 )
                 dataset = CheckedSamples(dataset, part, fields)
-            if transform is None or self.basis_info is None:
+            if transform is None:
                 return dataset
             return TransformedDataset(dataset, CopyThen(transform))
 
         parts = given if self.datamodule is None else dict.fromkeys(parts_of(self.datamodule), True)
         return LazyDatasets(parts, build, loaders)
+
+    def _of_atoms(self, dataset: Any, part: str) -> ASEDataset:
+        """Returns structures as samples; `energy_label` stands for what their calculators call the energy."""
+        energy = "energy" if self.energy_field == "energy_label" else self.energy_field
+        fields = (self.energy_field, self.forces_field or "")
+        return ASEDataset(dataset, energy, self.forces_field, labelled=part != "predict", fields=fields)
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> Any:
         """Wrapped data are read part by part.

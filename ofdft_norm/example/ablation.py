@@ -318,7 +318,10 @@ def global_std(statistics: DatasetStatistics, weigher_key: str, field: str, dims
 def _claim_folder(settings: AblationSettings) -> None:
     """Writes the folds, and what the folder's runs have in common; refuses a folder of other runs."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        source = instantiate(compose("train", overrides=list(settings.overrides)).data.source)
+        data = compose("train", overrides=list(settings.overrides)).data
+    if data.unit != "hartree":
+        raise ConfigError(f"data.unit = {data.unit!r}: the ablation is reported in hartree (config: data.unit)")
+    source = instantiate(data.source)
     if not isinstance(source, LabelFiles):
         raise ConfigError(f"{type(source).__name__}: an ablation needs label files to divide (config: data/source)")
     divided = folds([path.name for path in source.label_files()], settings.n_folds)

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from ofdft_norm.data.files import write_text, written_whole
 from ofdft_norm.example.ablation import CURVES, AblationResult, RunResult
-from ofdft_norm.example.label_errors import LabelErrors
+from ofdft_norm.example.label_errors import LabelErrors, error_name
 from ofdft_norm.example.plots import save_figure
 from ofdft_norm.example.results import HEADINGS
 from ofdft_norm.tables import text_table
@@ -80,7 +80,7 @@ def epochs_to_half_way(result: AblationResult, name: str) -> dict[str, float]:
 
 def ablation_table(result: AblationResult) -> str:
     """Returns mean and standard deviation over folds, and how fast each arm learns, as a text table."""
-    errors = {name: errors_by_fold(result, name) for name in HEADINGS}
+    errors = {quantity: errors_by_fold(result, error_name(quantity, "hartree")) for quantity in HEADINGS}
     speeds = {name: epochs_to_half_way(result, name) for name in CURVES}
     n_folds, seeds = _sizes(result.runs)
     rows = []
@@ -158,7 +158,7 @@ def write_ablation(result: AblationResult, folder: Path) -> str:
     with written_whole(folder / "ablation.csv") as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["predictor", "error", "mean", "std", "folds"])
-        for name in LabelErrors.NAMES:
+        for name in LabelErrors.names("hartree"):
             for predictor, errors in errors_by_fold(result, name).items():
                 folds = " ".join(map(repr, errors.tolist()))
                 writer.writerow([predictor, name, float(errors.mean()), float(errors.std(ddof=1)), folds])

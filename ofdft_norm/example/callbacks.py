@@ -22,10 +22,10 @@ from ofdft_norm.example.plots import plot_gradient_ranges
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.summary import summary_table
 from ofdft_norm.statistics.sample_weighers import has_label
+from ofdft_norm.units import shown
 
 log = logging.getLogger(__name__)
 
-MILLI = 1e3  # mHa per hartree
 _RESIDUALS = ("mean", "std", "mae", "abs_max")
 
 
@@ -132,7 +132,7 @@ class CountOutOfRange(Callback):
 
 
 def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
-    """Returns what the reference leaves of the energies [mHa], and how many dimensions each branch of lambda decides.
+    """Returns what the reference leaves of the energies, and how many dimensions each branch of lambda decides.
 
     Args:
         datamodule: With statistics and normaliser.
@@ -141,7 +141,8 @@ def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
         Scalars by name; residuals only where the statistics have them.
     """
     key, statistics = datamodule.statistics_config.weigher_key, datamodule.statistics
-    scalars: dict[str, float] = {"normalization/energy_scale_mHa": MILLI * float(datamodule.normalizer.energy_scale)}
+    unit, normalizer = shown(datamodule.unit), datamodule.normalizer
+    scalars = {f"normalization/energy_scale_{unit.suffix}": unit.factor * float(normalizer.energy_scale)}
     for name in ("n_samples", "n_molecules"):
         if f"{key}/{name}" in statistics:
             scalars[f"normalization/{name}"] = float(statistics.load_statistic(key, name))
@@ -151,8 +152,8 @@ def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
         for name in _RESIDUALS:
             if f"{key}/{prefix}/{name}" in statistics:
                 value = float(statistics.load_statistic(key, f"{prefix}/{name}"))
-                scalars[f"normalization/reference_residual_{name}_mHa"] = MILLI * value
-    rescaling = datamodule.normalizer.rescaling
+                scalars[f"normalization/reference_residual_{name}_{unit.suffix}"] = unit.factor * value
+    rescaling = normalizer.rescaling
     if rescaling is not None:
         scalars.update({f"normalization/dimensions_by_{k}": float(v) for k, v in rescaling.branches().items()})
     return scalars

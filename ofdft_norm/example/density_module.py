@@ -133,7 +133,7 @@ class DensityModule(NormalizerMixin, LightningModule):
         return energy, gradient
 
     def predict(self, batch: Data) -> tuple[Tensor, Tensor]:
-        """Returns (n_molecules,) energies and (n_basis,) gradients of original coefficients, float64 [hartree]."""
+        """Returns (n_molecules,) energies and (n_basis,) gradients of original coefficients, float64."""
         energy, gradient = self(batch)
         return (
             self.normalizer.denormalize_energy(energy.detach(), batch),
@@ -173,6 +173,7 @@ class DensityModule(NormalizerMixin, LightningModule):
 
     def _log_errors(self, split: str) -> None:
         metric = cast(LabelErrors, self.errors[f"{split}_errors"])
+        metric.unit = self.normalizer.unit  # a rank without samples has not heard of it
         self.log_dict({f"{split}/{name}": value.to(torch.float32) for name, value in metric.compute().items()})
         metric.reset()
 

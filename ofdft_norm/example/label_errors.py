@@ -1,4 +1,4 @@
-"""Errors of predictions, in hartree and in original coordinates, accumulated over samples and processes."""
+"""Errors of predictions, in original coordinates, accumulated over samples and processes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from torchmetrics.utilities import dim_zero_cat
 from ofdft_norm.data.of_data import molecule_index, n_molecules
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.transforms.project_gradient import project_gradient
-
-MILLI = 1e3  # mHa per hartree
+from ofdft_norm.units import shown
 
 
 def sums_over_molecules(values: Tensor, batch: Data) -> Tensor:
@@ -37,10 +36,10 @@ def project_in_original_coordinates(normalizer: Normalizer, batch: Data, differe
     Args:
         normalizer: The batch's normaliser.
         batch: A normalised batch with `dual_basis_integrals`.
-        difference: (n_basis,) [hartree], in original coordinates.
+        difference: (n_basis,) in original coordinates.
 
     Returns:
-        (n_basis,) [hartree], differentiable in `difference`.
+        (n_basis,) differentiable in `difference`.
     """
     original = copy.copy(batch)
     original.dual_basis_integrals = normalizer.denormalize_integrals(batch.dual_basis_integrals, batch)
@@ -49,36 +48,40 @@ def project_in_original_coordinates(normalizer: Normalizer, batch: Data, differe
 
 
 class LabelErrors(Metric):
-    """Errors of predictions in hartree over all labelled samples, each sample counting once.
+    """Errors of predictions over all labelled samples, each sample counting once.
 
-    `compute` returns, by name:
+    `compute` returns, by name, here for hartree, errors in the small unit that the name ends in:
         energy_mae_mHa, energy_median_mHa, energy_rmse_mHa: Mean and median absolute error, and root mean square error,
-            of the energy [mHa].
+            of the energy.
         energy_mae_within_molecule_mHa: Mean absolute error of the energy after each molecule's mean error is
-            subtracted: what is wrong along the densities of one molecule, not between molecules [mHa].
-        energy_mae_per_electron_mHa: Mean of |error| / N [mHa per electron].
-        gradient_mae_mHa: Mean absolute component of the projected gradient's error, over all components [mHa].
-        gradient_norm_mHa: Mean over samples of the norm of the projected gradient's error [mHa].
+            subtracted: what is wrong along the densities of one molecule, not between molecules.
+        energy_mae_per_electron_mHa: Mean of |error| / N.
+        gradient_mae_mHa: Mean absolute component of the projected gradient's error, over all components.
+        gradient_norm_mHa: Mean over samples of the norm of the projected gradient's error.
 
     Without any labelled sample all are NaN. Samples without `mol_id` are molecules of their own.
+
+    Attributes:
+        unit: Unit of the energies, which a batch's normaliser tells.
     """
 
     full_state_update = False
     higher_is_better = False
-    NAMES = (
-        "energy_mae_mHa",
-        "energy_median_mHa",
-        "energy_rmse_mHa",
-        "energy_mae_within_molecule_mHa",
-        "energy_mae_per_electron_mHa",
-        "gradient_mae_mHa",
-        "gradient_norm_mHa",
+    QUANTITIES = (
+        "energy_mae",
+        "energy_median",
+        "energy_rmse",
+        "energy_mae_within_molecule",
+        "energy_mae_per_electron",
+        "gradient_mae",
+        "gradient_norm",
     )
     rows: list[Tensor] | Tensor
     molecules: list[Tensor] | Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.unit = "hartree"
         # of each labelled sample: its energy's error, electrons, absolute and squared gradient errors, their number
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("molecules", [], dist_reduce_fx="cat")
@@ -89,9 +92,10 @@ class LabelErrors(Metric):
         Args:
             normalizer: The batch's normaliser.
             batch: A normalised batch with labels.
-            energy: (n_molecules,) predicted energies [hartree].
-            gradient: (n_basis,) predicted gradients with respect to the original coefficients [hartree].
+            energy: (n_molecules,) predicted energies.
+            gradient: (n_basis,) predicted gradients with respect to the original coefficients.
         """
+        self.unit = normalizer.unit
         labelled = batch.has_energy_label.reshape(-1)
         errors = energy.detach() - normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)
         difference = gradient.detach() - normalizer.denormalize_gradient(batch.gradient_label, batch)
@@ -105,6 +109,11 @@ class LabelErrors(Metric):
         ]
         cast(list, self.rows).append(torch.stack(columns, dim=1)[labelled])
         cast(list, self.molecules).append(_molecule_keys(batch, labelled))
+
+    @classmethod
+    def names(cls, unit: str) -> tuple[str, ...]:
+        """Returns the names of the errors of energies in a unit."""
+        return tuple(error_name(quantity, unit) for quantity in cls.QUANTITIES)
 
     def _samples(self) -> tuple[Tensor, Tensor]:
         """Returns the (n, 5) rows and (n,) molecules of all samples so far."""
@@ -126,7 +135,7 @@ class LabelErrors(Metric):
         """Returns the errors by name, see the class."""
         rows, molecules = self._samples()
         if len(rows) == 0:
-            return dict.fromkeys(self.NAMES, torch.tensor(torch.nan, dtype=torch.float64))
+            return dict.fromkeys(self.names(self.unit), torch.tensor(torch.nan, dtype=torch.float64))
         errors, electrons, absolute, squares, components = rows.T
         values = (
             errors.abs().mean(),
@@ -137,7 +146,18 @@ class LabelErrors(Metric):
             absolute.sum() / components.sum(),
             squares.sqrt().mean(),
         )
-        return {name: MILLI * value for name, value in zip(self.NAMES, values, strict=True)}
+        factor = shown(self.unit).factor
+        return {name: factor * value for name, value in zip(self.names(self.unit), values, strict=True)}
+
+
+def error_name(quantity: str, unit: str) -> str:
+    """Returns the name of an error, which ends in its unit.
+
+    Example:
+        >>> error_name("energy_mae", "hartree"), error_name("energy_mae", "kcal/mol")
+        ('energy_mae_mHa', 'energy_mae_kcal_per_mol')
+    """
+    return f"{quantity}_{shown(unit).suffix}"
 
 
 def means_by_group(values: Tensor, keys: Tensor) -> Tensor:

@@ -21,12 +21,12 @@ from ofdft_norm.example.results import SplitEnergies
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.units import shown
 
 Array = npt.NDArray[np.float64]
 
 BEFORE, AFTER, LINE = "#9a9a9a", "#0072b2", "#d55e00"
 _SPLIT_STYLES = {"val": ("#0072b2", "o"), "test": ("#d55e00", "^")}
-MILLI = 1e3  # mHa per hartree
 
 
 def gradient_ranges(
@@ -40,7 +40,7 @@ def gradient_ranges(
         weigher_key: Whose statistics to use.
 
     Returns:
-        Two (n_basis,) arrays: max |g| [hartree] and max |g'|, in the normaliser's units.
+        Two (n_basis,) arrays: max |g|, in the normaliser's unit, and max |g'|.
     """
     key = "gradient_label"
     before: Array = statistics.load_statistic(weigher_key, f"{key}/abs_max")
@@ -91,13 +91,15 @@ def plot_gradient_ranges(
         draw_gradient_range(axes, before[index], after[index], basis_info.l_per_basis_func[index], limits)
         axes.set_title(symbol(int(basis_info.atomic_numbers[element])), loc="left", fontsize=10, pad=3)
         if normalizer.rescaling is not None:
-            axes.axhline(normalizer.rescaling.s_grad, color=LINE, linewidth=1, linestyle="--", zorder=1)
+            target = normalizer.rescaling.s_grad / float(normalizer.energy_scale)
+            axes.axhline(target, color=LINE, linewidth=1, linestyle="--", zorder=1)
     if panels:
         panels[-1].set_xlabel("dimension (basis functions of an atom, by angular momentum)")
-    figure.supylabel("largest gradient component [Ha; after: normalised units]", fontsize=9)
+    unit = shown(normalizer.unit).symbol
+    figure.supylabel(f"largest gradient component [{unit}; after: normalised units]", fontsize=9)
     handles = [_marker(BEFORE, "before"), _marker(AFTER, "after")]
     if normalizer.rescaling is not None:
-        line = Line2D([], [], color=LINE, linestyle="--", label=f"s_grad = {normalizer.rescaling.s_grad:g}")
+        line = Line2D([], [], color=LINE, linestyle="--", label=f"s_grad = {normalizer.rescaling.s_grad:g} {unit}")
         handles.append(line)
     figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     return figure
@@ -153,26 +155,26 @@ def plot_energies(energies: Mapping[str, SplitEnergies]) -> Figure:
         energies: By split.
 
     Returns:
-        The figure: total energies span hundreds of hartree, where any model looks right; the second panel shows the
-        part that the model has to learn, with the mean absolute error.
+        The figure, in the energies' unit. Total energies span hundreds of hartree, where any model looks right; the
+        second panel shows the part that the model has to learn, with the mean absolute error.
     """
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     total, residual = figure.subplots(1, 2)
+    unit = shown(next((values.unit for values in energies.values()), "hartree"))
     for split, values in energies.items():
         color, marker = _SPLIT_STYLES.get(split, ("#444444", "s"))
         style = {"s": 12, "color": color, "marker": marker, "alpha": 0.7, "linewidths": 0}
         predicted, true = values.predicted.numpy(), values.true.numpy()
         reference = values.reference.numpy()
-        error = MILLI * float(np.abs(predicted - true).mean()) if len(true) else float("nan")
+        error = unit.factor * float(np.abs(predicted - true).mean()) if len(true) else float("nan")
         total.scatter(true, predicted, label=split, **style)
-        residual.scatter(
-            MILLI * (true - reference), MILLI * (predicted - reference), label=f"{split}: MAE {error:.1f} mHa", **style
-        )
-    for axes, unit, title in ((total, "Ha", "energy"), (residual, "mHa", "energy after reference")):
+        left = unit.factor * (true - reference), unit.factor * (predicted - reference)
+        residual.scatter(*left, label=f"{split}: MAE {error:.1f} {unit.small}", **style)
+    for axes, name, title in ((total, unit.symbol, "energy"), (residual, unit.small, "energy after reference")):
         _diagonal(axes)
-        axes.set_xlabel(f"true [{unit}]", fontsize=9)
-        axes.set_ylabel(f"predicted [{unit}]", fontsize=9)
+        axes.set_xlabel(f"true [{name}]", fontsize=9)
+        axes.set_ylabel(f"predicted [{name}]", fontsize=9)
         axes.set_title(title, fontsize=10, loc="left")
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,10 +1,12 @@
-"""Predictions of a checkpoint for samples, in hartree, as a table and as a file."""
+"""Predictions of a checkpoint for samples, as a table and as a file."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -16,7 +18,6 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 
-from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.files import written_whole
 from ofdft_norm.data.irreps import dimension_name
 from ofdft_norm.datamodule import OFDFTDataModule
@@ -24,18 +25,8 @@ from ofdft_norm.errors import ConfigError
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.tables import text_table
 from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, transforms_of
+from ofdft_norm.units import angstrom_per_bohr, conversion, shown
 from ofdft_norm.version import package_version
-
-ANGSTROM_PER_BOHR = 0.529177210903  # CODATA 2018
-UNITS = {
-    "energy": "hartree",
-    "energy_label": "hartree",
-    "gradient": "hartree, derivative with respect to the density coefficients in the coordinates of the sample",
-    "coordinates": "what density coefficients are given in; raw: the density basis as it is",
-    "pos": "bohr",
-    "range_excess": "how far a coefficient leaves the training range, in units of that range's width; 0: inside",
-    "range_dimension": "element, shell and component of that coefficient",
-}
 
 
 @dataclass(frozen=True)
@@ -46,13 +37,15 @@ class Prediction:
         mol_id: Name of the molecule.
         scf_iteration: Index of the density along its SCF path; -1 where it is not known.
         atomic_numbers: (n_atom,).
-        pos: (n_atom, 3) [bohr].
-        energy: [hartree].
-        energy_label: [hartree]; NaN where the sample has none.
-        gradient: (n_basis,) [hartree]; empty where the model predicts none.
+        pos: (n_atom, 3) as the sample has them.
+        energy: As the sample's label, in `unit`.
+        energy_label: NaN where the sample has none.
+        gradient: (n_basis,) empty where the model predicts none.
+        forces: (n_atom, 3) [`unit` per length unit of `pos`]; empty where the model predicts none.
         coordinates: What the coefficients are given in that the gradient is the derivative with respect to.
         range_excess: How far the sample leaves the training range, in units of that range; NaN where it is not known.
         range_dimension: The coefficient where that is; empty inside of the range.
+        unit: Unit of energies.
     """
 
     mol_id: str
@@ -62,16 +55,33 @@ class Prediction:
     energy: float
     energy_label: float
     gradient: npt.NDArray[np.float64]
+    forces: npt.NDArray[np.float64]
     coordinates: str
     range_excess: float
     range_dimension: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a file has to say of predictions besides their numbers.
+
+    Attributes:
+        energy: Name of the energy that is predicted, such as ``e_kin``; None: the total energy.
+        length_unit: Unit of positions, ``bohr`` or ``angstrom``.
+        checkpoint: Where the model comes from.
+    """
+
+    energy: str | None
+    length_unit: str
+    checkpoint: str
 
 
 class PredictionCollector(Callback):
     """Collects the results of `predict_step`, with the samples that they belong to.
 
-    `predict_step` is to return a dict with `energy`, (n_molecules,), and optionally `gradient`, (n_basis,), both in
-    hartree.
+    `predict_step` is to return a dict with `energy`, (n_molecules,), and optionally `gradient`, (n_basis,), and
+    `forces`, (n_atom, 3), in the unit of the normaliser.
 
     Args:
         coordinates: What to bring gradients to, ``raw`` or names of changes of basis; None: those of the samples.
@@ -103,23 +113,27 @@ class PredictionCollector(Callback):
         if not isinstance(outputs, dict) or "energy" not in outputs:
             raise ConfigError(
                 f"{type(pl_module).__name__}.predict_step returned a {type(outputs).__name__}; expected a dict with "
-                "'energy' and optionally 'gradient' [hartree] (config: model._target_)"
+                "'energy' and optionally 'gradient' and 'forces' (config: model._target_)"
             )
-        coordinates = coordinates_of(batch) if self.coordinates is None else self.coordinates
+        own = coordinates_of(batch) if batch.get("coeffs") is not None else ""
+        coordinates = own if self.coordinates is None else self.coordinates
         if outputs.get("gradient") is not None:
             gradient = change_coordinates(outputs["gradient"], batch, True, coordinates_of(batch), coordinates)
             outputs = {**outputs, "gradient": gradient}
         excess = range_excess(cast(Any, trainer).datamodule.normalizer, batch)
-        self.predictions += split_batch(outputs, batch, _labels(pl_module, batch), coordinates, excess)
+        labels, unit = _labels(pl_module, batch), cast(Any, pl_module).normalizer.unit
+        self.predictions += split_batch(outputs, batch, labels, coordinates, excess, unit)
 
 
 def _labels(module: Any, batch: Any) -> torch.Tensor:
-    """Returns the samples' energies [hartree], NaN where they have none."""
+    """Returns the samples' energies, NaN where they have none."""
     labels = torch.full_like(batch.energy_reference, torch.nan)
-    energy = batch.get("energy_label")
+    energy = batch.get(module.normalizer.energy_field)
     if energy is None:
         return labels
-    return torch.where(batch.has_energy_label, module.normalizer.denormalize_energy(energy, batch), labels)
+    energies = module.normalizer.denormalize_energy(energy.reshape(-1), batch)
+    labelled = batch.get("has_energy_label")
+    return energies if labelled is None else torch.where(labelled.reshape(-1), energies, labels)
 
 
 def range_excess(normalizer: Normalizer, batch: Any) -> list[tuple[float, str]]:
@@ -154,13 +168,15 @@ def split_batch(
     labels: torch.Tensor,
     coordinates: str,
     excess: Sequence[tuple[float, str]],
+    unit: str,
 ) -> Iterator[Prediction]:
     """Yields the prediction of each sample of a batch."""
     n = len(labels)
     names = batch.get("mol_id") or [""] * n
     iterations = batch.get("scf_iteration")
     atoms = [int(i) for i in batch.ptr]
-    gradient, functions = outputs.get("gradient"), [0] * (n + 1)
+    numbers = batch.z if batch.get("atomic_numbers") is None else batch.atomic_numbers
+    gradient, forces, functions = outputs.get("gradient"), outputs.get("forces"), [0] * (n + 1)
     if gradient is not None:
         functions = [int(i) for i in batch.coeffs_ptr]
     for i in range(n):
@@ -169,13 +185,15 @@ def split_batch(
         yield Prediction(
             names[i],
             -1 if iterations is None else int(iterations[i]),
-            batch.atomic_numbers[own].cpu().numpy(),
+            numbers[own].cpu().numpy(),
             batch.pos[own].double().cpu().numpy(),
             float(outputs["energy"][i]),
             float(labels[i]),
             own_gradient.double().cpu().numpy(),
+            np.empty((0, 3)) if forces is None else forces[own].double().cpu().numpy(),
             coordinates,
             *excess[i],
+            unit,
         )
 
 
@@ -199,6 +217,8 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     model_class: Any = get_class(cfg.model._target_)
     model = model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     datamodule: OFDFTDataModule = instantiate(cfg.data, checkpoint_path=str(checkpoint))
+    source, default = datamodule.source, "angstrom" if datamodule.basis_info is None else "bohr"
+    meaning = Meaning(datamodule.energy_name, getattr(source, "length_unit", default), str(checkpoint))
     collector = PredictionCollector(cfg.coordinates)
     trainer = Trainer(
         accelerator=cfg.accelerator,
@@ -211,7 +231,7 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     )
     trainer.predict(model, datamodule=datamodule, return_predictions=False)
     with written_whole(output) as unfinished, unfinished.open("wb") as file:
-        writer(file, collector.predictions, str(checkpoint))
+        writer(file, collector.predictions, meaning)
     print(table(collector.predictions, cfg.head))
     warn_of_extrapolation(collector.predictions, cfg.range_tolerance)
     print(f"{len(collector.predictions)} predictions: {output}")
@@ -219,27 +239,44 @@ def predict(cfg: DictConfig) -> list[Prediction]:
 
 
 def table(predictions: list[Prediction], head: int) -> str:
-    """Returns the first predictions as a text table: energies in hartree, errors in mHa."""
+    """Returns the first predictions as a text table: energies in their unit, errors in a small one, such as mHa."""
+    unit = predictions[0].unit if predictions else "hartree"
     rows = []
     for p in predictions[:head]:
-        error = 1e3 * (p.energy - p.energy_label)
+        error = shown(unit).factor * (p.energy - p.energy_label)
         scf = "" if p.scf_iteration < 0 else str(p.scf_iteration)
         label = ["", ""] if np.isnan(error) else [f"{p.energy_label:.6f}", f"{error:.3f}"]
         excess = "" if np.isnan(p.range_excess) else f"{p.range_excess:.2f}"
         rows.append([p.mol_id, scf, f"{p.energy:.6f}", *label, excess, p.range_dimension])
-    header = ["molecule", "SCF", "energy [hartree]", "label [hartree]", "error [mHa]", "out of range", "in"]
-    return text_table(header, rows)
+    units = [f"energy [{unit}]", f"label [{unit}]", f"error [{shown(unit).small}]"]
+    return text_table(["molecule", "SCF", *units, "out of range", "in"], rows)
 
 
 def _writer(output: Path) -> Any:
     writers = {".npz": write_npz, ".xyz": write_xyz}
     if output.suffix not in writers:
         raise ConfigError(f"output = {str(output)!r}: expected a file name that ends in .npz or .xyz")
+    if output.suffix == ".xyz" and find_spec("ase") is None:
+        raise ConfigError(
+            f"output = {str(output)!r}: extended XYZ needs ASE; install it with: pip install 'ofdft-norm[ase]', or "
+            "write .npz (config: output)"
+        )
     return writers[output.suffix]
 
 
-def write_npz(file: IO[bytes], predictions: list[Prediction], checkpoint: str) -> None:
+def write_npz(file: IO[bytes], predictions: list[Prediction], meaning: Meaning) -> None:
     """Writes arrays, those of different samples one after the other; `units` says in JSON what they are in."""
+    unit = predictions[0].unit
+    units = {
+        "energy": unit,
+        "energy_label": unit,
+        "gradient": f"{unit}, derivative with respect to the density coefficients in the coordinates of the sample",
+        "forces": f"{unit}/{meaning.length_unit}",
+        "coordinates": "what density coefficients are given in; raw: the density basis as it is",
+        "pos": meaning.length_unit,
+        "range_excess": "how far a coefficient leaves the training range, in units of that range's width; 0: inside",
+        "range_dimension": "element, shell and component of that coefficient",
+    }
     arrays: dict[str, npt.NDArray[Any]] = {
         "mol_id": np.array([p.mol_id for p in predictions], dtype=np.str_),
         "scf_iteration": np.array([p.scf_iteration for p in predictions]),
@@ -250,34 +287,45 @@ def write_npz(file: IO[bytes], predictions: list[Prediction], checkpoint: str) -
         "atomic_numbers": np.concatenate([p.atomic_numbers for p in predictions]),
         "pos": np.concatenate([p.pos for p in predictions]),
         "gradient": np.concatenate([p.gradient for p in predictions]),
+        "forces": np.concatenate([p.forces for p in predictions]),
         "coordinates": np.array([p.coordinates for p in predictions], dtype=np.str_),
         "range_excess": np.array([p.range_excess for p in predictions]),
         "range_dimension": np.array([p.range_dimension for p in predictions], dtype=np.str_),
-        "units": np.array(json.dumps(UNITS)),
-        "checkpoint": np.array(checkpoint),
+        "units": np.array(json.dumps(units)),
+        "checkpoint": np.array(meaning.checkpoint),
         "package_version": np.array(package_version()),
     }
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def write_xyz(file: IO[bytes], predictions: list[Prediction], checkpoint: str) -> None:
-    """Writes extended XYZ: positions in angstrom, energies in hartree, as each comment line says."""
+def write_xyz(file: IO[bytes], predictions: list[Prediction], meaning: Meaning) -> None:
+    """Writes extended XYZ as ASE reads it: positions in angstrom; total energies and forces in eV, under ASE's keys.
+
+    Other energies have keys of their own that end in their unit, such as ``e_kin_hartree``, and so have all labels.
+    """
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    angstrom = 1.0 if meaning.length_unit == "angstrom" else angstrom_per_bohr()
+    frames = []
     for p in predictions:
-        values = {
-            "Properties": "species:S:1:pos:R:3",
-            "mol_id": json.dumps(p.mol_id),
-            "scf_iteration": p.scf_iteration,
-            "energy": repr(p.energy),
-            "energy_label": repr(p.energy_label),
-            "energy_unit": "hartree",
-            "pos_unit": "angstrom",
-            "range_excess": repr(p.range_excess),
-            "range_dimension": json.dumps(p.range_dimension),
-            "pbc": '"F F F"',
-        }
-        unknown = {"energy_label": p.energy_label, "range_excess": p.range_excess}
-        values = {name: value for name, value in values.items() if not np.isnan(unknown.get(name, 0.0))}
-        lines = [str(len(p.atomic_numbers)), " ".join(f"{name}={value}" for name, value in values.items())]
-        for number, position in zip(p.atomic_numbers, p.pos * ANGSTROM_PER_BOHR, strict=True):
-            lines.append(f"{symbol(int(number)):2} " + " ".join(f"{x:15.8f}" for x in position))
-        file.write(("\n".join(lines) + "\n").encode())
+        atoms = Atoms(p.atomic_numbers, p.pos * angstrom)
+        atoms.info = {"mol_id": p.mol_id, **({} if p.scf_iteration < 0 else {"scf_iteration": p.scf_iteration})}
+        if meaning.energy is None:
+            ev = conversion(p.unit, "eV")
+            results = {"energy": ev * p.energy, **({"forces": ev / angstrom * p.forces} if len(p.forces) else {})}
+            atoms.calc = SinglePointCalculator(atoms, **results)
+            labels = {"energy_label_eV": ev * p.energy_label}
+        else:
+            suffix = p.unit.replace("/", "_per_")
+            atoms.info[f"{meaning.energy}_{suffix}"] = p.energy
+            labels = {f"{meaning.energy}_label_{suffix}": p.energy_label}
+        known = {**labels, "range_excess": p.range_excess}
+        atoms.info.update({name: value for name, value in known.items() if not np.isnan(value)})
+        if p.range_dimension:
+            atoms.info["range_dimension"] = p.range_dimension
+        frames.append(atoms)
+    text = io.StringIO()
+    write(text, frames, format="extxyz")
+    file.write(text.getvalue().encode())

@@ -16,14 +16,15 @@ from torch_geometric.data import Data
 from ofdft_norm.data.files import written_whole
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.example.label_errors import LabelErrors
+from ofdft_norm.example.label_errors import LabelErrors, error_name
 from ofdft_norm.example.xc_baseline import CompositionAndXC, read_xc_energies
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.tables import text_table
+from ofdft_norm.units import shown
 
 Prediction = tuple[Tensor, Tensor]
-# takes a normalised batch, returns energies (n_molecules,) and gradients (n_basis,) of original coefficients [hartree]
+# takes a normalised batch, returns energies (n_molecules,) and gradients (n_basis,) of original coefficients
 Predictor = Callable[[Data], Prediction]
 
 CONSTANT_PER_ELEMENT = "constant per element"
@@ -33,11 +34,11 @@ MODEL = "model"
 
 # what a table shows of the errors; files hold all of them
 HEADINGS = {
-    "energy_mae_mHa": "E MAE",
-    "energy_median_mHa": "E median",
-    "energy_mae_within_molecule_mHa": "E within molecule",
-    "gradient_mae_mHa": "gradient MAE",
-    "gradient_norm_mHa": "gradient norm",
+    "energy_mae": "E MAE",
+    "energy_median": "E median",
+    "energy_mae_within_molecule": "E within molecule",
+    "gradient_mae": "gradient MAE",
+    "gradient_norm": "gradient norm",
 }
 
 
@@ -50,7 +51,8 @@ class ResultRow:
         predictor: Which predictor.
         n_molecules: Molecules that the split's labelled samples belong to.
         n_samples: Labelled samples.
-        errors: By the names of `LabelErrors`, in mHa and mHa per electron.
+        errors: By the names of `LabelErrors`.
+        unit: Unit of the energies.
     """
 
     split: str
@@ -58,6 +60,7 @@ class ResultRow:
     n_molecules: int
     n_samples: int
     errors: dict[str, float]
+    unit: str = "hartree"
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,16 @@ class SplitEnergies:
     """Energies of a split's labelled samples, as predicted and as labelled.
 
     Attributes:
-        predicted: (n,) float64 [hartree].
-        true: (n,) float64 [hartree].
-        reference: (n,) float64 [hartree], the normaliser's reference energies.
+        predicted: (n,) float64.
+        true: (n,) float64.
+        reference: (n,) float64, the normaliser's reference energies.
+        unit: What they are in.
     """
 
     predicted: Tensor
     true: Tensor
     reference: Tensor
+    unit: str = "hartree"
 
 
 def constant_per_element(references: LinearReferences) -> Predictor:
@@ -118,13 +123,17 @@ def evaluate(
         for name, predict in predictors.items():
             metrics[name].update(normalizer, batch, *predict(batch))
     return [
-        ResultRow(split, name, metric.n_molecules, metric.n_samples, {k: float(v) for k, v in metric.compute().items()})
+        ResultRow(split, name, metric.n_molecules, metric.n_samples, _floats(metric.compute()), normalizer.unit)
         for name, metric in metrics.items()
     ]
 
 
+def _floats(errors: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in errors.items()}
+
+
 def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> SplitEnergies:
-    """Collects predicted, true and reference energies of all labelled samples [hartree]."""
+    """Collects predicted, true and reference energies of all labelled samples."""
     columns: list[Tensor] = []
     for batch in batches:
         labelled = batch.has_energy_label.reshape(-1)
@@ -132,7 +141,7 @@ def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: 
         true = normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)
         columns.append(torch.stack([energy, true, batch.energy_reference])[:, labelled].cpu())
     predicted, true, reference = torch.cat(columns, dim=1) if columns else torch.zeros(3, 0, dtype=torch.float64)
-    return SplitEnergies(predicted, true, reference)
+    return SplitEnergies(predicted, true, reference, normalizer.unit)
 
 
 def split_batches(datamodule: OFDFTDataModule, split: str, device: torch.device | str = "cpu") -> Iterable[Data]:
@@ -205,25 +214,31 @@ def results_table(
 
 def format_table(rows: Sequence[ResultRow]) -> str:
     """Returns the rows as a text table; ``-`` where a predictor says nothing."""
-    header = ["errors in mHa", "", "molecules", "samples", *HEADINGS.values()]
+    unit = rows[0].unit if rows else "hartree"
+    header = [f"errors in {shown(unit).small}", "", "molecules", "samples", *HEADINGS.values()]
     cells = [
         [
             row.split,
             row.predictor,
             str(row.n_molecules),
             str(row.n_samples),
-            *("-" if math.isnan(row.errors[name]) else f"{row.errors[name]:.1f}" for name in HEADINGS),
+            *(_cell(row.errors[error_name(quantity, unit)]) for quantity in HEADINGS),
         ]
         for row in rows
     ]
     return text_table(header, cells, n_left=2)
 
 
+def _cell(error: float) -> str:
+    return "-" if math.isnan(error) else f"{error:.1f}"
+
+
 def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
     """Writes the rows as CSV, at full precision: whole, or not at all."""
     with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["split", "predictor", "n_molecules", "n_samples", *LabelErrors.NAMES])
+        names = LabelErrors.names(rows[0].unit if rows else "hartree")
+        writer.writerow(["split", "predictor", "n_molecules", "n_samples", *names])
         for row in rows:
-            errors = (repr(row.errors[name]) for name in LabelErrors.NAMES)
+            errors = (repr(row.errors[name]) for name in names)
             writer.writerow([row.split, row.predictor, row.n_molecules, row.n_samples, *errors])

@@ -11,7 +11,6 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.files import write_text
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.example.density_module import DensityModule
@@ -84,10 +83,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
 def write_results(model: DensityModule, datamodule: OFDFTDataModule, output_dir: Path) -> dict[str, float]:
     """Writes ``results.csv``, ``results.txt``, ``gradient_ranges.png`` and ``energies.png``, and shows the table.
 
-    They tell of the validation and test split, as far as the data have them.
+    They tell of the validation and test split, as far as the data have them. A model for data
+    without density coefficients, such as `PotentialModule`, measures itself: of it there is ``results.txt``.
 
     Args:
-        model: The trained model; any module whose `predict` gives energies and gradients in hartree.
+        model: The trained model; any module whose `predict` gives energies and gradients in `data.unit`.
         datamodule: Its data.
         output_dir: The run folder.
 
@@ -96,6 +96,11 @@ def write_results(model: DensityModule, datamodule: OFDFTDataModule, output_dir:
     """
     predict = model.cpu().eval().predict
     splits = [split for split in SPLITS if split in datamodule.raw_datasets.names()]
+    if datamodule.basis_info is None:
+        table, errors = cast(Any, model).results(datamodule, splits)
+        log.info("results of the best checkpoint:\n%s", table)
+        write_text(output_dir / "results.txt", table + "\n")
+        return errors
     rows = results_table(predict, datamodule, splits)
     table = format_table(rows)
     log.info("results of the best checkpoint:\n%s", table)
@@ -103,8 +108,7 @@ def write_results(model: DensityModule, datamodule: OFDFTDataModule, output_dir:
     write_csv(rows, output_dir / "results.csv")
 
     normalizer, key = datamodule.normalizer, datamodule.statistics_config.weigher_key
-    basis_info = cast(BasisInfo, datamodule.basis_info)  # results_table has refused data without one
-    figure = plot_gradient_ranges(datamodule.statistics, normalizer, basis_info, key)
+    figure = plot_gradient_ranges(datamodule.statistics, normalizer, datamodule.basis_info, key)
     save_figure(figure, output_dir / "gradient_ranges.png")
     energies = {s: predicted_energies(predict, split_batches(datamodule, s), normalizer) for s in splits}
     save_figure(plot_energies(energies), output_dir / "energies.png")

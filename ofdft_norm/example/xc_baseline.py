@@ -15,13 +15,14 @@ from ofdft_norm.data.of_dataset import OFDataset
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import LabelFileError
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.units import conversion
 
 log = logging.getLogger(__name__)
 
 XC_KEY = "e_xc"
 MAX_FILES = 10_000  # reading every energy of more label files would take longer than training the example
 
-# by molecule and SCF iteration [hartree]
+# by molecule and SCF iteration
 XCEnergies = Mapping[tuple[str, int], float]
 
 
@@ -64,7 +65,7 @@ class CompositionAndXC:
         return cls(solution[:, 0], xc_energies)
 
     def __call__(self, batch: Data) -> tuple[Tensor, Tensor]:
-        """Returns (n_molecules,) energies [hartree]; and NaN for gradients, which it does not predict."""
+        """Returns (n_molecules,) energies; and NaN for gradients, which it does not predict."""
         weights = self.weights.to(batch.coeffs.device)
         energies = _features(batch, self.xc_energies, len(weights) - 2) @ weights
         return energies, torch.full_like(batch.coeffs, torch.nan, dtype=torch.float64)
@@ -94,8 +95,10 @@ def read_xc_energies(datamodule: OFDFTDataModule) -> XCEnergies | None:
     if len(files) > MAX_FILES:
         return None
     samples = OFDataset(files, source.basis(), XC_KEY, source.gradient_key)
+    factor = conversion(source.unit, datamodule.unit)
     try:
-        return {(s.mol_id, int(s.scf_iteration)): float(s.energy_label) for s in samples if bool(s.has_energy_label)}
+        labelled = [s for s in samples if bool(s.has_energy_label)]
+        return {(s.mol_id, int(s.scf_iteration)): factor * float(s.energy_label) for s in labelled}
     except LabelFileError as error:
         log.info("no baseline of composition and E_xc: %s", error)
         return None

@@ -23,6 +23,7 @@ from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.normalization.reference_summary import moved_text
 from ofdft_norm.normalization.training_range import TrainingRange
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.units import conversion
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def build_normalizer(
     forces_field: str | None = None,
     atomic_numbers_field: str = "atomic_numbers",
     by_dataset: DatasetReferences | None = None,
+    unit: str = "hartree",
 ) -> Normalizer:
     """Builds the normaliser that a configuration asks for.
 
@@ -52,13 +54,14 @@ def build_normalizer(
         reference: Which reference to subtract; None: none.
         rescaling: How to rescale; None: not at all.
         weigher_key: Whose statistics to use.
-        energy_scale: A number [hartree], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
+        energy_scale: A number [`unit`], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
         energy_scale_per_atom: Whether those are divided by the mean number of atoms of a sample.
         unseen_elements: ``error`` refuses atoms of elements that were not seen, ``identity`` lets them pass.
         energy_field: Field of the energies.
         forces_field: Field of the forces, if any.
         atomic_numbers_field: Field of the atomic numbers, for linear references.
         by_dataset: References of each data set, where `reference` asks for them.
+        unit: Unit of the statistics' energies. `s_grad`, which is in hartree, is converted to it.
 
     Returns:
         The normaliser.
@@ -70,7 +73,7 @@ def build_normalizer(
     check_seen = unseen_elements == "error" and basis_info is not None
     if basis_info is not None:
         check_basis(statistics, basis_info, weigher_key)
-    given = linear_references(reference) if isinstance(reference, LinearReferencesConfig) else None
+    given = linear_references(reference, unit) if isinstance(reference, LinearReferencesConfig) else None
     if given is not None:
         given.atomic_numbers_field = atomic_numbers_field
         statistics = with_given_references(statistics, weigher_key, given, basis_info)
@@ -80,7 +83,7 @@ def build_normalizer(
     name = GIVEN_REFERENCE if own is not None else None if reference is None else reference.statistics_name
     scale = resolve_energy_scale(energy_scale, statistics, weigher_key, name, energy_scale_per_atom)
     return Normalizer(
-        reference=own or _reference(statistics, basis_info, reference, weigher_key, atomic_numbers_field),
+        reference=own or _reference(statistics, basis_info, reference, weigher_key, atomic_numbers_field, unit),
         rescaling=None
         if rescaling is None
         else DimensionWiseRescaling.from_dataset_statistics(
@@ -89,7 +92,7 @@ def build_normalizer(
             weigher_key,
             equivariant=rescaling.equivariant,
             s_coeff=rescaling.s_coeff,
-            s_grad=rescaling.s_grad,
+            s_grad=rescaling.s_grad * conversion("hartree", unit),
             epsilon=rescaling.epsilon,
         ),
         energy_scale=scale,
@@ -101,6 +104,7 @@ def build_normalizer(
         training_range=None
         if basis_info is None
         else TrainingRange.from_dataset_statistics(statistics, basis_info, weigher_key),
+        unit=unit,
     )
 
 
@@ -110,6 +114,7 @@ def _reference(
     reference: AtomRefConfig | LinearReferencesConfig | None,
     weigher_key: str,
     atomic_numbers_field: str,
+    unit: str,
 ) -> Reference | None:
     if reference is None:
         return None
@@ -117,7 +122,8 @@ def _reference(
         return AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, reference.scalar_only)
     base = None
     if reference.base is not None:
-        base = create_element_references(reference.base, target=reference.target, unit=reference.unit)
+        base = create_element_references(reference.base, target=reference.target)
+        base.element_references *= conversion(reference.unit or unit, unit, "config: data.reference.unit")
     references = LinearReferences.from_dataset_statistics(
         statistics,
         basis_info,
@@ -131,18 +137,19 @@ def _reference(
     )
     report = references.fit_report
     if report is not None and report.moved is not None:
-        logger.info("%s: %s", reference.base, moved_text(report.atomic_numbers, report.moved, " [hartree]"))
+        logger.info("%s: %s", reference.base, moved_text(report.atomic_numbers, report.moved, f" [{unit}]"))
     return references
 
 
-def linear_references(reference: LinearReferencesConfig) -> LinearReferences | None:
-    """Returns the references that a configuration gives by values or file; None if they are to be fitted."""
+def linear_references(reference: LinearReferencesConfig, unit: str = "hartree") -> LinearReferences | None:
+    """Returns the references that a configuration gives, in a unit; None if they are to be fitted."""
     if reference.file is not None:
-        references = create_element_references(reference.file, target=reference.target, unit=reference.unit)
+        references = create_element_references(reference.file, target=reference.target)
     elif reference.values is not None:
-        references = references_from_values(reference.values, reference.max_num_elements, unit=reference.unit)
+        references = references_from_values(reference.values, reference.max_num_elements)
     else:
         return None
+    references.element_references *= conversion(reference.unit or unit, unit, "config: data.reference.unit")
     references.unseen_elements = reference.unseen_elements
     return references
 

@@ -43,7 +43,8 @@ class LinearReferencesConfig(Settings):
         values: Given energies by element symbol or atomic number, or a list by atomic number; None: fitted.
         file: A file with given energies, see `read_reference_file`; None: fitted.
         target: Which references of a file that has those of several targets.
-        unit: What given energies, those of a base included, are in: ``hartree``, ``eV`` or ``kcal/mol``.
+        unit: What given energies, those of a base included, are in: ``hartree``, ``eV`` or ``kcal/mol``; None: in
+            `data.unit`.
         base: A file with references, or a checkpoint, that the fit corrects by as little as it can: what the data do
             not determine, and elements they do not have, keep its values. None: the fit starts from nothing.
         by: Field of the samples that names the data set each is of: every data set gets references of its own
@@ -57,7 +58,7 @@ class LinearReferencesConfig(Settings):
     values: Mapping[str | int, float] | Sequence[float | None] | str | None = None
     file: str | None = None
     target: str | None = None
-    unit: EnergyUnit = "hartree"
+    unit: EnergyUnit | None = None
     base: str | None = None
     by: str | None = None
     ridge: NonNegative = 0.0

@@ -10,7 +10,7 @@ from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 # What each word reads: after a reference, and (where there is none) around the mean energy.
 _STATISTICS = {"std": ("std", "std"), "rmsd": ("rms", "std"), "mae": ("mae", "mae")}
 
-# Scales below this [hartree] are what rounding leaves of energies that a reference explains entirely.
+# Scales below this are what rounding leaves of energies that a reference explains entirely.
 SMALLEST_SCALE = 1e-10
 
 
@@ -21,7 +21,7 @@ def resolve_energy_scale(
     reference_name: str | None = "atom_ref",
     per_atom: bool = False,
 ) -> float:
-    """Turns the configured energy scale into a number of hartree.
+    """Turns the configured energy scale into a number.
 
     With r = E - E_ref the referenced energy of a sample, over the training split's labelled samples, by weight:
 
@@ -34,14 +34,14 @@ def resolve_energy_scale(
     n_atoms.sum() / n_samples. A number is used as it is, whatever `per_atom`.
 
     Args:
-        spec: A positive number [hartree], or ``"std"``, ``"rmsd"``, ``"mae"``.
+        spec: A positive number, in the unit of the statistics' energies, or ``"std"``, ``"rmsd"``, ``"mae"``.
         statistics: Statistics of the training split.
         weigher_key: Whose statistics to use.
         reference_name: ``"atom_ref"``, ``"scalar_atom_ref"``, ``"linear_ref"``, or None.
         per_atom: Whether to divide by the mean number of atoms.
 
     Returns:
-        s > 0 [hartree].
+        s > 0, in the same unit.
 
     Raises:
         ConfigError: If `spec` is neither a positive number nor one of the words.
@@ -65,7 +65,7 @@ def resolve_energy_scale(
     scale = _load(statistics, weigher_key, key, spec)
     if not scale >= SMALLEST_SCALE:
         raise StatisticsError(
-            f"energy_scale = {spec!r}: '{weigher_key}/{key}' is {scale:.3g} hartree: the reference leaves nothing of "
+            f"energy_scale = {spec!r}: '{weigher_key}/{key}' is {scale:.3g}: the reference leaves nothing of "
             "the training energies to scale (one molecule, or as many elements as molecules); give a number "
             "(config: data.energy_scale=1.0)"
         )
@@ -76,7 +76,7 @@ def resolve_energy_scale(
 
 
 def _expected() -> str:
-    return f"expected a positive number [hartree] or one of {sorted(_STATISTICS)} (config: data.energy_scale)"
+    return f"expected a positive number (in data.unit) or one of {sorted(_STATISTICS)} (config: data.energy_scale)"
 
 
 def _key(spec: str, reference_name: str | None) -> str:

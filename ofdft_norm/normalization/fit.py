@@ -33,9 +33,10 @@ class NormalizerSettings:
     Attributes:
         reference: Which reference to subtract; None: none.
         rescaling: How to rescale; None: not at all.
-        energy_scale: A number [hartree], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
+        energy_scale: A number, or ``std``, ``rmsd``, ``mae`` of the referenced energies.
         energy_scale_per_atom: Whether those are divided by the mean number of atoms of a sample.
         unseen_elements: ``error`` refuses atoms of elements that were not seen, ``identity`` lets them pass.
+        unit: Unit of energies.
     """
 
     reference: ReferenceConfig
@@ -43,6 +44,7 @@ class NormalizerSettings:
     energy_scale: float | str
     energy_scale_per_atom: bool
     unseen_elements: str
+    unit: str = "hartree"
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,8 @@ def fit_normalizer(
         )
     energy_field = getattr(source, "energy_field", "energy_label")
     atomic_numbers_field = getattr(source, "atomic_numbers_field", "atomic_numbers")
-    origin = origin_of(pre_transforms, getattr(source, "energy_key", None), getattr(source, "gradient_key", None))
+    energy_key, gradient_key = getattr(source, "energy_key", None), getattr(source, "gradient_key", None)
+    origin = origin_of(pre_transforms, energy_key, gradient_key, settings.unit)
     if config.path is not None:
         fitted = given_statistics(config.path)
         refuse_other_origin(fitted.statistics, origin)
@@ -210,6 +213,7 @@ def fit_normalizer(
         getattr(source, "forces_field", None),
         atomic_numbers_field,
         by_dataset,
+        settings.unit,
     )
     return fitted, normalizer
 

@@ -30,6 +30,7 @@ from ofdft_norm.normalization.guards import (
 from ofdft_norm.normalization.reference import Fields, Reference
 from ofdft_norm.normalization.training_range import RangeExcess, TrainingRange
 from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, to_coordinates
+from ofdft_norm.units import check_unit
 
 DataT = TypeVar("DataT", bound=Data)
 
@@ -52,7 +53,7 @@ class Normalizer(Float64Module):
     Args:
         reference: `AtomRef`, `LinearReferences`, or None.
         rescaling: `DimensionWiseRescaling`, or None.
-        energy_scale: s > 0 [hartree per unit of normalised energy]; divides energies and gradients alike.
+        energy_scale: s > 0 [`unit` per unit of normalised energy]; divides energies and gradients alike.
         seen_elements: (119,) bool by atomic number, the elements that the statistics were fitted on. Atoms of others
             are refused. None: no check.
         energy_field: Field that holds the energy, for data sets with names of their own.
@@ -60,9 +61,10 @@ class Normalizer(Float64Module):
         basis_info: The density basis, against which the indices of samples are checked; None: they are not.
         coordinates: What the statistics' vectors were given in; samples that say otherwise are refused. None: no check.
         training_range: The training split's range of coefficients, for `range_excess`; None: not known.
+        unit: Unit of all energies that go in and come out: ``hartree``, ``eV`` or ``kcal/mol``. Nothing is converted.
 
     Raises:
-        ConfigError: If `energy_scale` is not a positive number.
+        ConfigError: If `energy_scale` is not a positive number, or there is no such unit.
     """
 
     energy_scale: Tensor
@@ -79,8 +81,10 @@ class Normalizer(Float64Module):
         basis_info: BasisInfo | None = None,
         coordinates: str | None = None,
         training_range: TrainingRange | None = None,
+        unit: str = "hartree",
     ) -> None:
         super().__init__()
+        self.unit = check_unit(unit)
         if not 0 < float(energy_scale) < float("inf"):
             raise ConfigError(
                 f"energy_scale = {float(energy_scale)}: expected a positive number (config: data.energy_scale)"
@@ -107,7 +111,7 @@ class Normalizer(Float64Module):
         """Returns a normalised copy; the argument stays as it is.
 
         Vectors (`coeffs`, `ground_state_coeffs`) and dual vectors (`gradient_label`, `dual_basis_integrals`) that the
-        sample has are rescaled, `energy_label` is referenced and scaled. `energy_reference` [hartree] and the flag
+        sample has are rescaled, `energy_label` is referenced and scaled. `energy_reference` [`unit`] and the flag
         `normalized` are added.
 
         Args:
@@ -235,7 +239,7 @@ class Normalizer(Float64Module):
     # --- single quantities --------------------------------------------------------------------------------------
 
     def denormalize_energy(self, energy: Tensor, batch: Data) -> Tensor:
-        """Returns energies in hartree: E = s E' + E_ref(p), with p the batch's present `coeffs`.
+        """Returns energies in `unit`: E = s E' + E_ref(p), with p the batch's present `coeffs`.
 
         Args:
             energy: (n_molecules,) or (n_molecules, 1), any dtype.
@@ -243,7 +247,7 @@ class Normalizer(Float64Module):
                 was normalised; as long as they were not, E_ref is the stored one, to the last bit.
 
         Returns:
-            Float64 [hartree], in the argument's shape; differentiable with respect to `energy` and `batch.coeffs`.
+            Float64 [`unit`], in the argument's shape; differentiable with respect to `energy` and `batch.coeffs`.
 
         Raises:
             NormalizationError: If the batch is not normalised, or has another number of molecules.
@@ -272,7 +276,7 @@ class Normalizer(Float64Module):
         return torch.zeros_like(batch["energy_reference"]).index_add(0, molecule_index(batch), change)
 
     def denormalize_gradient(self, gradient: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
-        """Returns gradients with respect to the original coefficients, (n_basis,) float64 [hartree].
+        """Returns gradients with respect to the original coefficients, (n_basis,) float64 [`unit`].
 
         Args:
             gradient: (n_basis,) predicted g' = dE'/dp', any dtype.

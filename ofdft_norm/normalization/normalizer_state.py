@@ -37,6 +37,7 @@ def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
         "basis_info": None if normalizer.basis_info is None else normalizer.basis_info.to_dict(),
         "coordinates": normalizer.coordinates,
         "training_range": _module_to_state(normalizer.training_range),
+        "unit": normalizer.unit,
     }
 
 
@@ -63,6 +64,7 @@ def normalizer_from_state(state: Mapping[str, Any]) -> Normalizer:
         basis_info=None if basis_info is None else BasisInfo(**basis_info),
         coordinates=state.get("coordinates"),  # version 0.1 did not know any
         training_range=_module_from_state(state.get("training_range")),  # nor this
+        unit=state.get("unit", "hartree"),  # nor another
     )
 
 
@@ -124,9 +126,10 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         differences += _tensor_differences(name, a.get("values", {}), b.get("values", {}))
     for name in ("energy_scale", "seen_elements"):
         differences += _tensor_differences("normaliser", {name: old[name]}, {name: new[name]})
-    for name in ("energy_field", "forces_field"):
-        if old[name] != new[name]:
-            differences.append(f"{name}: {old[name]!r} against {new[name]!r}")
+    for name in ("energy_field", "forces_field", "unit"):
+        a, b = old.get(name, "hartree"), new.get(name, "hartree")  # version 0.1 had no unit
+        if a != b:
+            differences.append(f"{name}: {a!r} against {b!r}")
     return "; ".join(differences)
 
 

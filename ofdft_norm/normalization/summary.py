@@ -12,8 +12,10 @@ from ofdft_norm.normalization.lambda_sources import lambda_sources, sources_tabl
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.references import REFERENCES
 from ofdft_norm.tables import text_table
+from ofdft_norm.units import shown
 
 _UNKNOWN = "-"
+_SPREAD = ("std", "mae", "abs_max")
 
 ENERGY_HEADER = ("energy", "mean", "std", "MAE", "max |.|", "R2", "rank", "condition")
 
@@ -66,10 +68,13 @@ def _count(value: float | None) -> str:
     return _UNKNOWN if value is None else f"{int(value):,}"
 
 
-def _energy(value: float | None) -> str:
+def _energy(statistics: DatasetStatistics, value: float | None) -> str:
     if value is None:
         return _UNKNOWN
-    return f"{value:.4f} Ha" if abs(value) >= 1 else f"{round(1e3 * value, 2) + 0.0:.2f} mHa"
+    unit = shown(str(statistics.attributes.get("unit", "hartree")))
+    if abs(value) >= 1:
+        return f"{value:.4f} {unit.symbol}"
+    return f"{round(unit.factor * value, 2) + 0.0:.2f} {unit.small}"
 
 
 def seen_rows(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> list[list[str]]:
@@ -101,8 +106,8 @@ def energy_rows(statistics: DatasetStatistics) -> list[list[str]]:
             rows.append(
                 [
                     f"{weigher}: {'no reference' if name is None else name}",
-                    _energy(mean),
-                    *(_energy(_number(statistics, weigher, f"{folder}/{s}")) for s in ("std", "mae", "abs_max")),
+                    _energy(statistics, mean),
+                    *(_energy(statistics, _number(statistics, weigher, f"{folder}/{s}")) for s in _SPREAD),
                     f"{1 - (rms / spread) ** 2:.6f}" if rms is not None and spread else _UNKNOWN,
                     _count(rank),
                     _UNKNOWN if condition is None else f"{condition:.3g}",
@@ -121,8 +126,8 @@ def _gradients(statistics: DatasetStatistics, rescaling: DimensionWiseRescaling 
         before = statistics.load_statistic(weigher, "gradient_label/abs_max")
         after = statistics.load_statistic(weigher, "gradient_max_after_atom_ref")
         fits = dual is not None and dual.shape == after.shape
-        rescaled = _energy(float((after / dual).max())) if fits else _UNKNOWN
-        rows.append([weigher, _energy(float(before.max())), _energy(float(after.max())), rescaled])
+        largest = (before.max(), after.max(), (after / dual).max() if fits else None)
+        rows.append([weigher, *(_energy(statistics, None if x is None else float(x)) for x in largest)])
     lines = [text_table(["largest gradient", "as labelled", "after atom_ref", "and rescaling"], rows)] if rows else []
     if rescaling is not None:
         branches = rescaling.branches()

@@ -107,10 +107,13 @@ def gradient_figures(
         figure, axes = new_figure()
         draw_gradient_range(axes, before[index], after[index], basis_info.l_per_basis_func[index], limits)
         if normalizer.rescaling is not None:
-            axes.axhline(normalizer.rescaling.s_grad, color=LINE, linewidth=1, linestyle="--", zorder=1)
+            target = normalizer.rescaling.s_grad / float(normalizer.energy_scale)
+            axes.axhline(target, color=LINE, linewidth=1, linestyle="--", zorder=1)
         axes.set_xlabel("function of an atom", fontsize=8)
         axes.set_ylabel("largest |gradient|", fontsize=8)
-        figures.append((figure, f"{symbol(int(number))}: before (grey, hartree) and after (blue, normalised units)"))
+        figures.append(
+            (figure, f"{symbol(int(number))}: before (grey, {normalizer.unit}) and after (blue, normalised units)")
+        )
     return figures
 
 
@@ -137,12 +140,13 @@ def energy_histogram_figure(energies: Sequence[float], color: str, label: str) -
     return figure
 
 
-def error_figure(names: Sequence[str], errors: Sequence[Array]) -> Figure:
+def error_figure(names: Sequence[str], errors: Sequence[Array], unit: str = "mHa") -> Figure:
     """Draws each molecule's mean error with a bar from its smallest to its largest, the molecules from top to bottom.
 
     Args:
         names: Of the molecules.
-        errors: For each of them, the errors of its samples [mHa].
+        errors: For each of them, the errors of its samples.
+        unit: What they are in.
     """
     figure, axes = new_figure(0.6 + 0.19 * len(names), left=1.45)
     places = np.arange(len(names))[::-1]
@@ -151,5 +155,5 @@ def error_figure(names: Sequence[str], errors: Sequence[Array]) -> Figure:
     axes.scatter([e.mean() for e in errors], places, s=14, color=AFTER, zorder=3)
     axes.set_yticks(places, names, fontsize=7)
     axes.set_ylim(-0.7, len(names) - 0.3)
-    axes.set_xlabel("energy error [mHa]", fontsize=8)
+    axes.set_xlabel(f"energy error [{unit}]", fontsize=8)
     return figure

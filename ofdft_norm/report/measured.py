@@ -15,10 +15,10 @@ from ofdft_norm.example.prediction import range_excess
 from ofdft_norm.example.results import MODEL, Predictor, baselines, split_batches
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.report.figures import LogHistogram
+from ofdft_norm.units import shown
 
 Array = npt.NDArray[np.float64]
 
-MILLI = 1e3  # mHa per hartree
 SPLITS = ("val", "test")
 _MOST_SAMPLES = 2000  # that histograms are made of
 
@@ -29,20 +29,23 @@ class Measured:
 
     Attributes:
         histograms: Before and after normalisation, of `coeffs` and `gradient_label` of training samples.
-        energies: Before [hartree] and after normalisation.
-        errors: By split and predictor, for each molecule the errors of its energies [mHa].
+        energies: Before and after normalisation.
+        errors: By split and predictor, for each molecule the errors of its energies, in the small unit, such as mHa.
         excess: By split and molecule, how far it leaves the training range at most, and where.
+        unit: Unit of energies.
     """
 
     histograms: dict[str, tuple[LogHistogram, LogHistogram]] = field(default_factory=dict)
     energies: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     errors: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict)
     excess: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
+    unit: str = "hartree"
 
 
 def measure(datamodule: OFDFTDataModule, predict: Predictor) -> Measured:
     """Reads training samples for histograms, and predicts the held-out ones."""
-    measured, normalizer = Measured(), copy.deepcopy(datamodule.normalizer)
+    measured, normalizer = Measured(unit=datamodule.unit), copy.deepcopy(datamodule.normalizer)
+    factor = shown(datamodule.unit).factor
     n_seen = 0
     for batch in split_batches(datamodule, "train"):
         _add_to_histograms(measured, normalizer, batch)
@@ -55,7 +58,7 @@ def measure(datamodule: OFDFTDataModule, predict: Predictor) -> Measured:
         for batch in split_batches(datamodule, split):
             labelled = batch.has_energy_label.reshape(-1).tolist()
             true = normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)
-            of_batch = {name: MILLI * (p(batch)[0].detach() - true) for name, p in predictors.items()}
+            of_batch = {name: factor * (p(batch)[0].detach() - true) for name, p in predictors.items()}
             for i, (excess, dimension) in enumerate(range_excess(normalizer, batch)):
                 if labelled[i]:
                     molecule = batch.mol_id[i]

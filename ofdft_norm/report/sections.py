@@ -15,6 +15,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.irreps import SHELL_LETTERS
 from ofdft_norm.datamodule import OFDFTDataModule
+from ofdft_norm.example.label_errors import error_name
 from ofdft_norm.example.plots import AFTER, BEFORE, gradient_ranges
 from ofdft_norm.example.results import HEADINGS, MODEL
 from ofdft_norm.normalization.element_references import LinearReferences
@@ -32,6 +33,7 @@ from ofdft_norm.report.measured import SPLITS, Measured
 from ofdft_norm.report.page import Section, Table
 from ofdft_norm.statistics.arrays import WORST_MOLECULES
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.units import shown
 from ofdft_norm.version import package_version
 
 _MOST_MOLECULES = 40  # that are shown one by one
@@ -81,10 +83,10 @@ def data_section(datamodule: OFDFTDataModule, subject: Subject, measured: Measur
 
 def references_section(subject: Subject) -> Section:
     """What references leave of the energies, one energy for each element with its error, and the worst molecules."""
-    statistics, key = subject.statistics, subject.weigher_key
+    statistics, key, unit = subject.statistics, subject.weigher_key, shown(subject.normalizer.unit).symbol
     tables = [Table("energies before and after each reference", ENERGY_HEADER, energy_rows(statistics))]
     if f"{key}/linear_ref_atom_type_bias" in statistics:
-        summary = LinearReferences.from_dataset_statistics(statistics, subject.basis_info, key).summary("hartree")
+        summary = LinearReferences.from_dataset_statistics(statistics, subject.basis_info, key).summary()
         rows = [
             [e.symbol, f"{e.value:.5f}", "-" if e.standard_error is None else f"{e.standard_error:.3f}"]
             for e in summary.elements
@@ -93,14 +95,14 @@ def references_section(subject: Subject) -> Section:
             of_atoms = statistics.load_statistic(key, "atom_ref_atom_type_bias")
             places = subject.basis_info.atom_indices(np.array([e.atomic_number for e in summary.elements]))
             rows = [[*row, f"{of_atoms[place]:.5f}"] for row, place in zip(rows, places, strict=True)]
-        header = ["element", "linear reference [Ha]", "std. error", "atomic reference [Ha]"]
+        header = ["element", f"linear reference [{unit}]", "std. error", f"atomic reference [{unit}]"]
         tables.append(Table("one energy for each element", header[: len(rows[0])] if rows else header, rows))
     rows = []
     for worst in statistics.attributes.get(WORST_MOLECULES["linear_ref"], {}).get(key, []):
         iteration = "-" if worst["scf_iteration"] is None else str(worst["scf_iteration"])
         rows.append([worst["name"], worst["formula"], iteration, f"{worst['residual']:+.3f}"])
     if rows:
-        header = ["molecule", "formula", "SCF", "residual [Ha]"]
+        header = ["molecule", "formula", "SCF", f"residual [{unit}]"]
         tables.append(Table("molecules that the linear reference fits worst", header, rows))
     name = "none" if subject.normalizer.reference is None else type(subject.normalizer.reference).__name__
     return Section("references", "References", [f"The normaliser's reference: {name}."], tables)
@@ -129,7 +131,8 @@ def lambda_section(subject: Subject, normalisation: str) -> Section:
             numbers = [scale[own].min(), np.median(scale[own]), scale[own].max(), before[own].max(), after[own].max()]
             name = f"{symbol(int(number))} {SHELL_LETTERS[l]}"
             rows.append([name, str(len(own)), str(int((scale[own] != 1).sum())), *(f"{x:.3g}" for x in numbers)])
-    header = ["shells", "dimensions", "rescaled", "min λ", "median λ", "max λ", "max |g| before [Ha]", "max |g'| after"]
+    largest = [f"max |g| before [{shown(subject.normalizer.unit).symbol}]", "max |g'| after"]
+    header = ["shells", "dimensions", "rescaled", "min λ", "median λ", "max λ", *largest]
     return Section(
         "lambda", "Lambda", text, [Table("lambda by element and shell", header, rows)], pictures, pictures_first=True
     )
@@ -171,7 +174,8 @@ def histogram_section(measured: Measured, missing: str) -> Section:
             f"{quantity}s of labelled training samples, before and after; the leftmost bin has all that are smaller"
         )
         figures.append((log_histogram_figure(*measured.histograms[name], quantity), caption))
-    figures.append((energy_histogram_figure(measured.energies[0], BEFORE, "energy [Ha]"), "energies before"))
+    label = f"energy [{shown(measured.unit).symbol}]"
+    figures.append((energy_histogram_figure(measured.energies[0], BEFORE, label), "energies before"))
     figures.append((energy_histogram_figure(measured.energies[1], AFTER, "normalised energy"), "energies after"))
     pictures = [picture(figure, caption, 100 + i) for i, (figure, caption) in enumerate(figures)]
     text = [f"{len(measured.energies[0]):,} labelled samples of the training split."]
@@ -187,7 +191,7 @@ def results_section(folder: Path, measured: Measured, missing: str) -> Section:
     if (folder / "results.csv").is_file():
         with (folder / "results.csv").open(newline="") as file:
             written = {(row["split"], row["predictor"]): row for row in csv.DictReader(file)}
-    rest = [name for name in HEADINGS if name != "energy_mae_mHa"]
+    rest, small = [name for name in HEADINGS if name != "energy_mae"], shown(measured.unit).small
     rows, pictures = [], []
     for number, ((split, predictor), by_molecule) in enumerate(measured.errors.items()):
         if not by_molecule:
@@ -195,16 +199,17 @@ def results_section(folder: Path, measured: Measured, missing: str) -> Section:
         means = np.array([np.abs(e).mean() for e in by_molecule.values()])
         samples = np.concatenate(list(by_molecule.values()))
         error = f"{means.std(ddof=1) / len(means) ** 0.5:.1f}" if len(means) > 1 else "?"
-        others = [_cell(written.get((split, predictor), {}).get(name)) for name in rest]
+        own = written.get((split, predictor), {})
+        others = [_cell(own.get(error_name(quantity, measured.unit))) for quantity in rest]
         counts = [str(len(means)), str(len(samples))]
         rows.append([f"{split}: {predictor}", *counts, f"{np.abs(samples).mean():.1f} ± {error}", *others])
         if predictor == MODEL:
             worst = sorted(by_molecule.items(), key=lambda item: -abs(item[1].mean()))[:_MOST_MOLECULES]
-            figure = error_figure([name for name, _ in worst], [e for _, e in worst])
+            figure = error_figure([name for name, _ in worst], [e for _, e in worst], small)
             pictures.append(
                 picture(figure, f"{split}: the model's energy errors by molecule, mean and range", 200 + number)
             )
-    header = ["errors in mHa", "molecules", "samples", "E MAE ± s.e.", *(HEADINGS[name] for name in rest)]
+    header = [f"errors in {small}", "molecules", "samples", "E MAE ± s.e.", *(HEADINGS[name] for name in rest)]
     text = ["± is the standard error over molecules: samples of one molecule err alike, and few molecules say little."]
     return Section("results", title, text, [Table("", header, rows)], pictures)
 
@@ -234,7 +239,7 @@ def range_section(measured: Measured, missing: str) -> Section:
         f"{n_far} of {len(measured.excess)} held-out molecules have a labelled sample with a coefficient that leaves "
         "the range of the training split by more than the range's width. There a model extrapolates."
     ]
-    header = ["molecule", "split", "out of range", "in", "model's E MAE [mHa]"]
+    header = ["molecule", "split", "out of range", "in", f"model's E MAE [{shown(measured.unit).small}]"]
     return Section("range", title, text, [Table("held-out molecules, by their worst sample", header, rows)])
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from platformdirs import user_cache_path
 
+from ofdft_norm.data.ase_files import ASEDataset
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.files import writable_by_others
 from ofdft_norm.data.identity import NoIdentityError, identity
@@ -56,8 +57,8 @@ def dataset_fingerprint(
         folder: Where digests of contents are remembered; by default `default_cache_dir()`.
 
     Returns:
-        The digest; None for data sets that are not label files, or where a pre-transform or weigher cannot be
-        identified: there is then no way to tell whether they changed, and their statistics are never reused.
+        The digest; None for data sets that are not label files or files of ASE, or where a pre-transform or weigher
+        cannot be identified: there is then no way to tell whether they changed, and their statistics are never reused.
 
     Raises:
         StatisticsError: If the ranks see different label files, or have other settings; on every rank.
@@ -73,7 +74,7 @@ def dataset_fingerprint(
         error = caught
     ranks.raise_together(error)
     _compare(described, ranks)
-    if not isinstance(dataset, OFDataset) or basis_info is None or described["settings"] is None:
+    if "files" not in described or described["settings"] is None:
         return None
     return _digest(described)
 
@@ -82,15 +83,16 @@ def _described(
     dataset: Any, basis_info: BasisInfo | None, settings: dict[str, Any], contents: bool, folder: Path
 ) -> dict[str, Any]:
     """Describes a fit in plain data; `settings` are None where they have no identity."""
-    of_labels = isinstance(dataset, OFDataset)
+    of_files = isinstance(dataset, OFDataset | ASEDataset)
+    state = dataset.state(contents, folder) if of_files else None
     try:
         known = identity({"transform": getattr(dataset, "transform", None), **settings})
     except NoIdentityError as error:
         known = None
-        if of_labels:
+        if of_files:
             _say_once(f"statistics are fitted in every run, as they depend on what cannot be recognised: {error}")
     return {
-        **(dataset.state(contents, folder) if of_labels else {"length": _length(dataset)}),
+        **({"length": _length(dataset)} if state is None else state),
         "basis": None if basis_info is None else basis_info.to_dict(),
         "settings": known,
     }

@@ -15,11 +15,15 @@ _CHOSEN_BY = {
     "pre_transforms": "data.pre_transforms",
     "energy_key": "data.source.energy_key",
     "gradient_key": "data.source.gradient_key",
+    "unit": "data.unit",
 }
 
 
 def origin_of(
-    pre_transforms: Sequence[Callable[..., Any]], energy_key: str | None, gradient_key: str | None
+    pre_transforms: Sequence[Callable[..., Any]],
+    energy_key: str | None,
+    gradient_key: str | None,
+    unit: str = "hartree",
 ) -> dict[str, Any]:
     """Returns what statistics of a data set depend on besides its samples; what cannot be told is left out.
 
@@ -27,8 +31,9 @@ def origin_of(
         pre_transforms: Applied before statistics are taken; those that do not print what they do cannot be compared.
         energy_key: The energy that is learned.
         gradient_key: Its gradient.
+        unit: Unit of the energies.
     """
-    origin: dict[str, Any] = {"energy_key": energy_key, "gradient_key": gradient_key}
+    origin: dict[str, Any] = {"energy_key": energy_key, "gradient_key": gradient_key, "unit": unit}
     with contextlib.suppress(ConfigError):
         origin["pre_transforms"] = described(pre_transforms)
     return {name: value for name, value in origin.items() if value is not None}
@@ -45,7 +50,8 @@ def refuse_other_origin(statistics: DatasetStatistics, origin: Mapping[str, Any]
         StatisticsError: With what they were taken of and what was expected.
     """
     for name, expected in origin.items():
-        found = statistics.attributes.get(name)
+        # in former versions and in STRUCTURES25 all is in hartree
+        found = statistics.attributes.get(name, "hartree" if name == "unit" else None)
         if found is not None and found != expected:
             raise StatisticsError(
                 f"{statistics.path}: taken with {name} = {found}, but the configuration has {expected}: give "

@@ -19,7 +19,7 @@ from ofdft_norm.example.label_errors import LabelErrors
 
 
 def errors(value: float) -> dict[str, float]:
-    return {name: value + i for i, name in enumerate(LabelErrors.NAMES)}
+    return {name: value + i for i, name in enumerate(LabelErrors.names("hartree"))}
 
 
 def run(arm: str, fold: int, seed: int, test_error: float, curve: list[float]) -> RunResult:
@@ -70,7 +70,7 @@ def test_files_hold_table_folds_and_plot(result: AblationResult, tmp_path: Path)
     assert (tmp_path / "ablation.txt").read_text() == table + "\n"
     with (tmp_path / "ablation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * len(LabelErrors.NAMES)
+    assert len(rows) == 3 * len(LabelErrors.names("hartree"))
     assert rows[1] == {
         "predictor": "none",
         "error": "energy_mae_mHa",

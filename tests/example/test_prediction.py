@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import ase.io
+import ase.units
 import numpy as np
 import pytest
 import torch
@@ -19,13 +21,12 @@ from omegaconf import DictConfig
 from ofdft_norm import BasisInfo, NormalizerMixin
 from ofdft_norm.config import EmbeddedLabels, SplitConfig
 from ofdft_norm.config.readable_errors import config_dir
-from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.irreps import dimension_name
 from ofdft_norm.data.sample_file import SampleFileDataset
 from ofdft_norm.errors import ConfigError, LabelFileError, SplitError
 from ofdft_norm.example import DensityModule
 from ofdft_norm.example.callbacks import CountOutOfRange
-from ofdft_norm.example.prediction import predict
+from ofdft_norm.example.prediction import Meaning, Prediction, predict, write_xyz
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -118,17 +119,47 @@ def test_geometries_with_coefficients_give_what_label_files_give(trained: Any, t
         assert all(np.isnan(p.energy_label) for p in predictions)
         assert predictions[3].mol_id == ("3" if changes else f"{trained.raw[3].mol_id}/3")
 
-    lines = output.read_text().splitlines()
-    first = trained.raw[0]
-    n = len(first.atomic_numbers)
-    assert lines[0] == str(n)
-    assert "energy_unit=hartree" in lines[1]
-    assert "pos_unit=angstrom" in lines[1]
-    assert float(lines[1].split("energy=")[1].split()[0]) == predictions[0].energy
-    assert [line.split()[0] for line in lines[2 : 2 + n]] == [symbol(int(z)) for z in first.atomic_numbers]
-    angstrom = np.array([[float(x) for x in line.split()[1:]] for line in lines[2 : 2 + n]])
-    np.testing.assert_allclose(angstrom, first.pos.numpy() * 0.529177210903, atol=1e-6)
-    assert len(lines) == sum(len(s.atomic_numbers) + 2 for s in trained.raw)
+    frames = ase.io.read(output, index=":")
+    assert len(frames) == len(trained.raw)
+    assert "energy=" not in output.read_text()  # ASE's name for total energies in eV
+    for frame, sample, prediction in zip(frames, trained.raw, predictions, strict=True):
+        assert frame.info["e_kin_hartree"] == prediction.energy
+        assert frame.numbers.tolist() == sample.atomic_numbers.tolist()
+        np.testing.assert_allclose(frame.positions, sample.pos.numpy() * ase.units.Bohr, atol=1e-6)
+
+
+def predicted(unit: str, energy: float, label: float, forces: Any = ()) -> Prediction:
+    pos = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.4]])
+    forces = np.reshape(forces, (-1, 3))
+    return Prediction("H2", -1, np.array([1, 1]), pos, energy, label, np.empty(0), forces, "", np.nan, "", unit)
+
+
+def test_total_energies_and_forces_stand_under_the_keys_of_ase(tmp_path: Path) -> None:
+    forces = np.arange(6.0)
+    predictions = [predicted("hartree", -1.1, -1.2, forces), predicted("eV", -30.0, np.nan, forces)]
+    meanings = [Meaning(None, "bohr", ""), Meaning(None, "angstrom", "")]
+    frames = []
+    for prediction, meaning in zip(predictions, meanings, strict=True):
+        with (tmp_path / "predictions.xyz").open("wb") as file:
+            write_xyz(file, [prediction], meaning)
+        frames.append(ase.io.read(tmp_path / "predictions.xyz"))
+    hartree, ev = frames
+    assert hartree.get_potential_energy() == pytest.approx(-1.1 * ase.units.Hartree, rel=1e-12)
+    np.testing.assert_allclose(hartree.get_forces().ravel(), forces * ase.units.Hartree / ase.units.Bohr, atol=1e-7)
+    assert hartree.positions[1, 2] == pytest.approx(1.4 * ase.units.Bohr, abs=1e-7)
+    assert hartree.info["energy_label_eV"] == pytest.approx(-1.2 * ase.units.Hartree)
+    assert ev.get_potential_energy() == -30.0
+    np.testing.assert_array_equal(ev.get_forces().ravel(), forces)
+    assert ev.positions[1, 2] == 1.4
+    assert ev.info == {"mol_id": "H2"}
+
+
+def test_other_energies_have_keys_that_end_in_their_unit(tmp_path: Path) -> None:
+    with (tmp_path / "predictions.xyz").open("wb") as file:
+        write_xyz(file, [predicted("kcal/mol", 5.0, 6.0)], Meaning("e_kin", "bohr", ""))
+    frame = ase.io.read(tmp_path / "predictions.xyz")
+    assert frame.info == {"mol_id": "H2", "e_kin_kcal_per_mol": 5.0, "e_kin_label_kcal_per_mol": 6.0}
+    assert frame.calc is None
 
 
 def test_sample_files_that_do_not_fit_are_refused(trained: Any, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_perfect_predictor_has_no_error(samples, batches, normalizer):
         return original.energy_label, original.gradient_label
 
     (row,) = evaluate({"perfect": perfect}, batches, normalizer, "test")
-    assert row.errors == pytest.approx(dict.fromkeys(LabelErrors.NAMES, 0), abs=1e-9)
+    assert row.errors == pytest.approx(dict.fromkeys(LabelErrors.names("hartree"), 0), abs=1e-9)
 
 
 def test_energies_are_collected_in_hartree_from_labelled_samples(samples, batches, normalizer):
@@ -94,9 +94,11 @@ def test_energies_are_collected_in_hartree_from_labelled_samples(samples, batche
 
 
 def rows():
-    errors = {name: 1 / 3 + i for i, name in enumerate(LabelErrors.NAMES)}
+    errors = {name: 1 / 3 + i for i, name in enumerate(LabelErrors.names("hartree"))}
     return [
-        ResultRow("val", "reference only", 3, 10, {name: 100.25 + i for i, name in enumerate(LabelErrors.NAMES)}),
+        ResultRow(
+            "val", "reference only", 3, 10, {name: 100.25 + i for i, name in enumerate(LabelErrors.names("hartree"))}
+        ),
         ResultRow("test", "model", 2, 9, {**errors, "gradient_norm_mHa": float("nan")}),
     ]
 
@@ -106,9 +108,15 @@ def test_table_lines_up_and_names_its_units():
     assert len({len(line) for line in lines}) == 1
     assert lines[0].startswith("errors in mHa")
     assert lines[1].split()[:5] == ["val", "reference", "only", "3", "10"]
-    shown = [f"{1 / 3 + LabelErrors.NAMES.index(name):.1f}" for name in HEADINGS]
+    shown = [f"{1 / 3 + LabelErrors.QUANTITIES.index(name):.1f}" for name in HEADINGS]
     assert lines[2].split()[4:-1] == shown[:-1]
     assert lines[2].split()[-1] == "-"
+
+
+def test_errors_are_shown_in_the_unit_of_the_energies():
+    errors = {name: 1.0 for name in LabelErrors.names("eV")}
+    assert "energy_mae_meV" in errors
+    assert format_table([ResultRow("test", "model", 2, 9, errors, "eV")]).startswith("errors in meV")
 
 
 def test_csv_holds_every_digit(tmp_path):
@@ -121,6 +129,6 @@ def test_csv_holds_every_digit(tmp_path):
         ("test", "model", 2, 9),
     ]
     for line, row in zip(read, rows(), strict=True):
-        read_errors = [float(line[name]) for name in LabelErrors.NAMES]
+        read_errors = [float(line[name]) for name in LabelErrors.names("hartree")]
         np.testing.assert_array_equal(read_errors, list(row.errors.values()))  # NaN equals NaN here
     assert [p.name for p in path.parent.iterdir()] == ["results.csv"]

@@ -21,6 +21,7 @@ OPTIONS = [name for name in FILES if "/" in name]
 # what an option needs beside itself
 NEEDS = {
     "data/source/label_files": ["data.source.paths=labels", "data.source.basis_info=basis_info.json"],
+    "data/source/ase": ["data.source.paths=data.xyz", "data/reference=linear", "data/rescaling=none"],
     "data/source/packed": ["data.source.paths=packed"],
     "data/source/structures25": ["data.source.root=."],
     "data/source/samples": ["data.source.path=samples.npz", "data.source.basis_info=basis_info.json"],
@@ -108,6 +109,7 @@ def test_every_key_is_an_argument_of_what_it_configures(name: str) -> None:
 
 # files whose purpose is another value than the class's default
 MEANT = {
+    ("data/reference/fixed.yaml", "unit"),
     ("data/reference/fixed.yaml", "values"),
     ("data/source/structures25.yaml", "dataset"),
 }
