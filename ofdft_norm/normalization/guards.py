@@ -128,7 +128,7 @@ def check_values(batch: Data, basis_info: BasisInfo | None) -> None:
     """
     coeffs = get_field(batch, "coeffs")
     # the sum is finite where all entries are, as far as they are labels; a sum is faster than looking at each entry
-    if coeffs is not None and not math.isfinite(float(coeffs.sum())) and not torch.isfinite(coeffs).all():
+    if coeffs is not None and not math.isfinite(float(coeffs.detach().sum())) and not torch.isfinite(coeffs).all():
         entry = int((~torch.isfinite(coeffs.reshape(-1))).nonzero()[0])
         raise NormalizationError(
             f"{_where(batch)}: 'coeffs' holds {coeffs.reshape(-1)[entry].item()} at entry {entry}, expected finite "

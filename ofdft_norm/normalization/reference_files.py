@@ -123,6 +123,8 @@ def _read_pt(path: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise StatisticsError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, Mapping | torch.Tensor | _Pickled):
+        raise StatisticsError(f"{path}: holds a {type(content).__name__}, expected a state dict, or a vector")
     if isinstance(content, Mapping) and "state_dict" in content:
         return _of_checkpoint(path, content)
     if isinstance(content, Mapping) and any(isinstance(value, _Pickled) for value in content.values()):
