@@ -37,13 +37,14 @@ def overlap_of(molecule: Molecule) -> Array:
             "exponents_per_atom, as BasisInfo.from_dataset_info_yaml makes them (config: data.source.basis_info)"
         )
     _check_integrals(molecule, exponents[molecule.basis_info.basis_func_to_shell[molecule.functions]])
-    matrix = _pyscf_molecule(molecule, exponents).intor_symmetric("int1e_ovlp")
+    matrix = pyscf_molecule(molecule, exponents).intor_symmetric("int1e_ovlp")
     order = pyscf_order(molecule)
     same = (order == np.arange(len(order))).all()
     return np.asarray(matrix if same else matrix[np.ix_(order, order)])
 
 
-def _pyscf_molecule(molecule: Molecule, exponents: Array) -> Any:
+def pyscf_molecule(molecule: Molecule, exponents: Array) -> Any:
+    """Returns PySCF's molecule with the density basis; see `pyscf_order` for the order of its functions."""
     gto = pyscf_module("gto")
     basis_info, numbers = molecule.basis_info, sorted(set(molecule.atomic_numbers.tolist()))
     basis = {symbol(number): _shells(basis_info, number, exponents) for number in numbers}
