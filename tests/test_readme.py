@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -39,13 +40,18 @@ def test_all_other_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
     examples = [block for block in _code_blocks("python") if "LightningModule)" not in block]
-    assert len(examples) == 3
+    assert len(examples) == 5
+    results: dict[str, Any] = {}
     for example in examples:
-        namespace: dict[str, object] = {}
+        namespace: dict[str, Any] = {}
         exec(compile(example, str(README), "exec"), namespace)
         datamodule = namespace["datamodule"]
         assert isinstance(datamodule, OFDFTDataModule)
         assert datamodule.has_normalizer
+        results.update(namespace)
+    energies = results["energies"]
+    assert sorted(energies, reverse=True) == energies  # density optimisation
+    assert float(results["error"].abs().max()) < 1e-6  # the inverse of the initial guess's deviation
 
 
 def test_the_table_of_references_is_the_one_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

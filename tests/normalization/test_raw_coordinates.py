@@ -77,6 +77,19 @@ def test_raw_labels_come_back_from_normalised_ones(chain: str, stored: list[Any]
     torch.testing.assert_close(back.energy_label, raw.energy_label, rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
+def test_every_embedded_molecule_comes_back(stored: list[Any]) -> None:
+    normalizer, transform = some_normalizer(stored[0].basis_info), CHAINS["local_frames_natrep"]
+    paths = sorted((EMBEDDED_DATA / "labels").glob("*.zarr.zip"))
+    last = OFDataset(paths, stored[0].basis_info, limit_scf_iterations=-1, keep_initial_guess=False)
+    assert len(last) == 88
+    for sample in last:
+        raw = BasisTransforms([])(sample)
+        back = normalizer.denormalize(normalizer.normalize(transform(raw.clone())), "raw")
+        for field in PER_FUNCTION:
+            torch.testing.assert_close(back[field], raw[field], rtol=0, atol=1e-12 * float(raw[field].abs().max()))
+
+
 @pytest.mark.parametrize("chain", CHAINS)
 def test_energy_and_gradient_agree_in_raw_coordinates(chain: str, stored: list[Any]) -> None:
     """Autograd through the whole chain, of a network's energy with respect to coefficients of the density basis."""

@@ -110,3 +110,10 @@ def hartree_error(name: str, embedded: Any) -> float:
 def test_embedded_coefficients_brought_back_have_the_hartree_energy_that_is_stored(name: str, embedded: Any) -> None:
     pytest.importorskip("pyscf")
     assert hartree_error(name, embedded) < 1e-8
+
+
+@pytest.mark.slow
+def test_all_embedded_coefficients_brought_back_have_the_hartree_energy_that_is_stored(embedded: Any) -> None:
+    pytest.importorskip("pyscf")
+    names = [path.name.removesuffix(".zarr.zip") for path in (EMBEDDED_DATA / "labels").glob("*.zarr.zip")]
+    assert max(hartree_error(name, embedded) for name in names) < 1e-10
