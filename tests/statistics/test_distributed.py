@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,18 @@ class Stopping(list[Any]):
         if self.rank == 1 and not (self.folder / "stopped").exists():
             (self.folder / "stopped").write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
+            (self.folder / "awake").write_text("")
         return super().__getitem__(index)
+
+
+def wake(folder: Path) -> None:
+    """Wakes the process that stops, or is about to."""
+    for _ in range(600):
+        if (folder / "awake").exists():
+            return
+        if (folder / "stopped").exists() and (pid := (folder / "stopped").read_text()):
+            os.kill(int(pid), signal.SIGCONT)
+        time.sleep(0.1)
 
 
 def fit_with_one_who_stops(folder: Path, files: list[Path], basis_info: BasisInfo) -> str:
@@ -206,7 +218,7 @@ def fit_with_one_who_stops(folder: Path, files: list[Path], basis_info: BasisInf
         return str(error)
     finally:
         if rank == 0:
-            os.kill(int((folder / "stopped").read_text()), signal.SIGCONT)
+            wake(folder)
     return "no error"
 
 
