@@ -17,9 +17,11 @@ from torchmetrics import Metric
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.statistics.extremes import (
+    LARGEST,
     MOLECULE,
     NOBODY,
     SECOND,
+    SMALLEST,
     empty_extremes,
     extremes_of_atoms,
     merge_extremes,
@@ -93,8 +95,9 @@ def moments_of_groups(
                 _over_rows(x, torch.amin, minimum)
                 _over_rows(x, torch.amax, maximum)
                 if holders is not None and least is not None:
-                    extremes, wanted = torch.stack([maximum, -minimum]), least[group, :, element.columns]
-                    holders[..., group, element.columns] = extremes_of_atoms(x, samples, extremes, wanted, batch)
+                    wanted = least[group, :, element.columns]
+                    if (maximum >= wanted[LARGEST]).any() or (-minimum >= wanted[SMALLEST]).any():
+                        holders[..., group, element.columns] = extremes_of_atoms(x, samples, wanted, batch)
                 torch.sum(x.sub_(mean).square_(), 0, out=m2)
     # the mean of equal values is that value, to the last bit
     equal = states[MINIMUM] == states[MAXIMUM]
