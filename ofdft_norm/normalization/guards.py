@@ -231,9 +231,9 @@ def check_seen_elements(seen_elements: Tensor, batch: Data) -> None:
         NormalizationError: If an element was not seen in fitting.
     """
     numbers = batch["atomic_numbers"]
-    inside = (numbers >= 0) & (numbers < len(seen_elements))
-    unseen = ~(inside & seen_elements[torch.where(inside, numbers, 0).long()])
-    if unseen.any():
+    inside = numbers.clamp(0, len(seen_elements) - 1).long()
+    if not (seen_elements[inside] & (inside == numbers)).all():
+        unseen = ~seen_elements[inside] | (inside != numbers)
         elements = sorted(set(numbers[unseen].tolist()))
         raise NormalizationError(
             f"field 'atomic_numbers' of {_molecules_of_atoms(batch, unseen)} has the elements {elements}, which no "
