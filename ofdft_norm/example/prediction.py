@@ -18,6 +18,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 
+from ofdft_norm.checkpoint import check_checkpoint_file
 from ofdft_norm.data.files import written_whole
 from ofdft_norm.data.irreps import dimension_name
 from ofdft_norm.datamodule import OFDFTDataModule
@@ -213,6 +214,7 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     checkpoint, output = Path(cfg.ckpt_path), Path(cfg.output)
     if not checkpoint.is_file():
         raise ConfigError(f"{checkpoint}: no such checkpoint (config: ckpt_path)")
+    check_checkpoint_file(checkpoint)
     writer = _writer(output)
     model_class: Any = get_class(cfg.model._target_)
     model = model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ofdft_norm.checkpoint import check_checkpoint_file
 from ofdft_norm.data.files import write_text
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.example.density_module import DensityModule
@@ -53,6 +54,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     seed_everything(run.seed, workers=True)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
+    check_checkpoint_file(cfg.get("ckpt_path"))
     datamodule: OFDFTDataModule = instantiate(cfg.data)
     model: DensityModule = instantiate(cfg.model)
     config = _without_hydra(cfg)

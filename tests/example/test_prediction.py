@@ -196,6 +196,9 @@ def test_wrong_settings_of_a_prediction_are_named(trained: Any, tmp_path: Path) 
     checkpoint = trained.folder / "run.ckpt"
     with pytest.raises(ConfigError, match=r"no such checkpoint \(config: ckpt_path\)"):
         predict(composed(f"ckpt_path={tmp_path / 'none.ckpt'}"))
+    (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match=r"cut\.ckpt: is no checkpoint, or is truncated"):
+        predict(composed(f"ckpt_path={tmp_path / 'cut.ckpt'}"))
     with pytest.raises(ConfigError, match=r"ends in \.npz or \.xyz"):
         predict(composed(f"ckpt_path={checkpoint}", "output=predictions.csv"))
     path = write_samples(trained, tmp_path / "samples.npz")
