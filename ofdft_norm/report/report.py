@@ -75,12 +75,12 @@ def make_report(config: ReportConfig) -> Path:
 def statistics_sections(path: Path, weigher_key: str) -> list[Section]:
     """Returns what statistics alone tell; they are rescaled as by default."""
     if not path.exists():
-        raise ConfigError(f"{path}: no statistics there (config: statistics)")
+        raise ConfigError(f"{path}: no statistics there (argument statistics)")
     statistics = DatasetStatistics(path)
     stored = statistics.attributes.get("basis_info")
     if stored is None:
         raise ConfigError(
-            f"{path}: these statistics do not store their basis: report on a run instead (config: run_dir)"
+            f"{path}: these statistics do not store their basis: report on a run instead (argument run_dir)"
         )
     basis_info = BasisInfo(**stored)
     normalizer = build_normalizer(statistics, basis_info, AtomRefConfig(), RescalingConfig(), weigher_key)
@@ -103,7 +103,7 @@ def run_sections(folder: Path) -> list[Section]:
     if checkpoint is None or not (folder / "config.yaml").is_file():
         raise ConfigError(
             f"{folder}: expected config.yaml and checkpoints/best.ckpt (or last.ckpt), as scripts/train.py writes them "
-            "(config: run_dir)"
+            "(argument run_dir)"
         )
     config = (folder / "config.yaml").read_text()
     datamodule = OFDFTDataModule.load_from_checkpoint(checkpoint)

@@ -83,7 +83,7 @@ def test_missing_statistics_are_named():
 
 def test_energies_that_the_reference_explains_give_no_scale():
     exact = DatasetStatistics.from_arrays({"w/energy/std": np.array(3e-14)})
-    with pytest.raises(StatisticsError, match=r"is 3e-14 hartree.*give a number .config: data\.energy_scale=1\.0."):
+    with pytest.raises(StatisticsError, match=r"is 3e-14: .*give a number .config: data\.energy_scale=1\.0."):
         resolve_energy_scale("std", exact, "w", None)
 
 
