@@ -97,7 +97,7 @@ def test_what_is_wrong_is_told(run: Any, tmp_path: Path) -> None:
         ReportConfig(run_dir="a", statistics="b")
     with pytest.raises(ConfigError, match=r"checkpoints/best\.ckpt .* \(argument run_dir\)"):
         make_report(ReportConfig(run_dir=str(tmp_path)))
-    with pytest.raises(ConfigError, match=r"no statistics there \(config: statistics\)"):
+    with pytest.raises(ConfigError, match=r"no statistics there \(argument statistics\)"):
         make_report(ReportConfig(statistics=str(tmp_path / "none.zarr")))
 
 
