@@ -1,4 +1,4 @@
-"""Tests are found by their module's name: each module has a file of tests of that name, or stands in the table below."""
+"""Tests are found by their module's name: each module has a file of tests of that name, or stands in a table."""
 
 from __future__ import annotations
 
