@@ -228,9 +228,12 @@ class FieldMoments(Metric):
 
     def _remember(self, holders: Tensor, weights: Tensor, batch: WeighedBatch) -> None:
         """Merges the samples that hold the extremes of groups, (G, 3, 2, 2, n_basis)."""
+        columns = (holders[:, MOLECULE] != NOBODY).flatten(0, 2).any(0).nonzero().squeeze(1)  # few, after the first
         seen = (weights > 0).T[:, None, None, None, :, None]
-        counted = torch.where(seen, holders[..., None, :], empty_extremes(1, 1))
-        self.extremes = merge_extremes(torch.cat([self.extremes.cpu()[None], counted])).to(self.device)
+        counted = torch.where(seen, holders[..., None, columns], empty_extremes(1, 1))
+        extremes = self.extremes.cpu().clone()
+        extremes[..., columns] = merge_extremes(torch.cat([extremes[None][..., columns], counted]))
+        self.extremes = extremes.to(self.device)
         self.names.update(names_of_molecules(holders[:, MOLECULE], batch))
 
     def merge_state(self, incoming_state: Any) -> None:
