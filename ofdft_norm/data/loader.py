@@ -22,6 +22,7 @@ _READING = (
     "generator",
     "prefetch_factor",
     "persistent_workers",
+    "in_order",
 )
 
 
@@ -33,6 +34,9 @@ class LoaderConfig(Settings):
         num_workers: Worker processes.
         pin_memory: Copy batches to page-locked memory, for GPUs.
         persistent_workers: Keep workers alive between epochs.
+        prefetch_factor: Batches that each worker reads ahead; None: torch's 2.
+        in_order: Whether batches come in the sampler's order; False: as workers finish them, so that none waits for a
+            slow one, and runs cannot be repeated.
         multiprocessing_context: ``fork``, ``spawn`` or ``forkserver``; None: the platform's default.
         shuffle: Whether the training split is shuffled.
     """
@@ -41,6 +45,8 @@ class LoaderConfig(Settings):
     num_workers: NonNegativeInt = 0
     pin_memory: bool = False
     persistent_workers: bool = False
+    prefetch_factor: PositiveInt | None = None
+    in_order: bool = True
     multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = None
     shuffle: bool = True
     config_key = "data.loader"
@@ -52,6 +58,8 @@ class LoaderConfig(Settings):
             "num_workers": self.num_workers,
             "pin_memory": self.pin_memory,
             "persistent_workers": self.persistent_workers and self.num_workers > 0,
+            "prefetch_factor": self.prefetch_factor if self.num_workers > 0 else None,
+            "in_order": self.in_order or self.num_workers == 0,
             "multiprocessing_context": self.multiprocessing_context if self.num_workers > 0 else None,
         }
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ofdft_norm.data.basis_info import BasisInfo, POrder
 from ofdft_norm.data.file_states import file_states
 from ofdft_norm.data.label_files import read_molecule
+from ofdft_norm.data.molecule_names import MoleculeNames
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.of_dataset import join_labels, transform_batch
 from ofdft_norm.data.p_order import POrderCheck
@@ -171,15 +172,18 @@ def _pack(plan: PackingPlan, work: Path, workers: int, progress: bool, command: 
         loader = DataLoader(
             _Molecules(plan), batch_size=None, sampler=missing, num_workers=workers, collate_fn=_unchanged
         )
-        check_p_order = POrderCheck(plan.basis_info.p_order)
+        check_p_order, molecule_names = POrderCheck(plan.basis_info.p_order), MoleculeNames()
         shown = tqdm(loader, "packing", len(plan.paths), initial=missing.start, unit=" molecules", disable=not progress)
         for molecule in shown:
             if isinstance(molecule, Exception):
                 arrays.save()
                 raise molecule
             values, p_order = molecule
-            check_p_order(plan.paths[arrays.done.n_molecules], p_order)
-            arrays.append_molecule({name: tensor.numpy() for name, tensor in values.items()})
+            path, entries = plan.paths[arrays.done.n_molecules], {name: t.numpy() for name, t in values.items()}
+            check_p_order(path, p_order)
+            name = entries["mol_ids"].tobytes().decode()
+            molecule_names.check(path, name, entries["pos"], entries["atomic_numbers"])
+            arrays.append_molecule(entries)
             if arrays.unsaved > _BYTES_BETWEEN:
                 arrays.save()
         arrays.write_headers()

@@ -145,10 +145,7 @@ def _folder(config: StatisticsConfig) -> Path | None:
 
 def given_statistics(path: str) -> FittedStatistics:
     """Reads the statistics that a configuration gives by path."""
-    statistics = DatasetStatistics(Path(path).expanduser())
-    if not statistics.keys_recursive():
-        raise ConfigError(f"{path}: no statistics there (config: data.statistics.path)")
-    return FittedStatistics(statistics, None, True)
+    return FittedStatistics(DatasetStatistics(Path(path).expanduser(), create_store=False), None, True)
 
 
 def fit_normalizer(

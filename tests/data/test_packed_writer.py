@@ -161,6 +161,15 @@ def test_two_packers_of_one_set_do_not_meet(paths: list[Path], basis_info: Any, 
         pack_labels(PackingPlan(paths, basis_info), tmp_path / "packed", progress=False)
 
 
+def test_two_geometries_of_one_name_are_not_packed(labels: Any, basis_info: Any, tmp_path: Path) -> None:
+    plan = PackingPlan([labels.write("water.zarr"), labels.write("water.zarr.zip")], basis_info)
+    with pytest.raises(
+        LabelFileError, match=r"water\.zarr\.zip: molecule 'water' has another geometry than .*water\.zarr"
+    ):
+        pack_labels(plan, tmp_path / "packed", progress=False)
+    assert not (tmp_path / "packed").exists()
+
+
 def test_integrals_that_change_along_the_path_are_refused(labels: Any, basis_info: Any, tmp_path: Path) -> None:
     def spoil(arrays: dict[str, np.ndarray]) -> None:
         arrays["of_labels/spatial/dual_basis_integrals"][2] *= 2

@@ -184,6 +184,9 @@ def test_transforms_pickle_in_kilobytes_and_loaders_get_their_arguments(setting:
     assert torch.equal(dataset[1].coeffs, dataset[1].coeffs)
     assert len(pickle.dumps(dataset)) < 50_000  # the kept samples stay behind
     assert datamodule.train_dataloader().pin_memory
+    ahead = setting.datamodule(loader={"num_workers": 1, "prefetch_factor": 5, "in_order": False}).val_dataloader()
+    assert (ahead.prefetch_factor, ahead.in_order) == (5, False)
+    assert LoaderConfig(prefetch_factor=5, in_order=False).keywords() == LoaderConfig().keywords()
     keywords = LoaderConfig(num_workers=0, persistent_workers=True, multiprocessing_context="spawn").keywords()
     assert keywords["persistent_workers"] is False
     assert keywords["multiprocessing_context"] is None

@@ -30,7 +30,7 @@ from ofdft_norm import (
 )
 from ofdft_norm.config import LabelFiles, SplitConfig, StatisticsConfig
 from ofdft_norm.data import file_states as states
-from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics import cache
 from ofdft_norm.statistics.cache import dataset_fingerprint, default_cache_dir
 from tests.processes import Killed, context, in_new_process
@@ -218,7 +218,7 @@ def test_given_statistics_are_used_and_refused_where_they_do_not_fit(folder: Pat
     assert reused(given)
     assert given.fingerprint is None
 
-    with pytest.raises(ConfigError, match=r"nowhere\.zarr.*config: data\.statistics\.path"):
+    with pytest.raises(StatisticsError, match=r"nowhere\.zarr.*config: data\.statistics\.path"):
         datamodule(folder, {"path": str(folder / "nowhere.zarr")}).setup("fit")
     with pytest.raises(StatisticsError, match=r"weigher 'constant'.*\['has_energy_label'\]"):
         datamodule(folder, {"path": str(path), "weigher_key": "constant"}).setup("fit")
