@@ -57,10 +57,13 @@ def check_checkpoint_file(path: Any) -> None:
         path: A file; anything else, such as an address, is left to whoever opens it.
 
     Raises:
-        ConfigError: If it is no whole zip file, as which `torch.save` writes, or a checksum in it does not match.
+        ConfigError: If it is not there, is no whole zip file, as which `torch.save` writes, or a checksum in it does
+            not match.
     """
-    if not isinstance(path, str | os.PathLike) or not os.path.isfile(path):
+    if not isinstance(path, str | os.PathLike) or "://" in os.fspath(path) or os.path.isdir(path):
         return
+    if not os.path.exists(path):
+        raise ConfigError(f"{os.fspath(path)}: no such checkpoint (config: ckpt_path)")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -525,8 +525,8 @@ class OFDFTDataModule(LightningDataModule):
             **kwargs: Constructor's arguments that differ from those of the training run, such as other data.
 
         Raises:
-            ConfigError: If the checkpoint is damaged or has no state of this class, or an argument of the training run
-                could not be saved and is not given.
+            ConfigError: If there is no such checkpoint, it is damaged, has no state of this class, or an argument of
+                the training run could not be saved and is not given.
         """
         check_checkpoint_file(checkpoint_path)
         with read_from(checkpoint_path):

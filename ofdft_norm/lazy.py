@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -15,6 +16,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
         modules: The module, below the package that all are in, of each name that the package offers.
 
     Example:
+        >>> import ofdft_norm.data
         >>> find, names = lazy_names("ofdft_norm.data", {"RAW": "data.coordinates"})
         >>> find("RAW"), names()
         ('raw', ['RAW'])
@@ -24,6 +26,8 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
     def find(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{root}.{modules[name]}"), name)
+        value = getattr(import_module(f"{root}.{modules[name]}"), name)
+        setattr(sys.modules[package], name, value)  # found at once the next time
+        return value
 
     return find, lambda: sorted(modules)

@@ -1,44 +1,6 @@
-"""Fits dataset statistics, alone or under torchrun: ``python scripts/fit_statistics.py data=ofdft_norm``.
+"""Fits dataset statistics: ``python scripts/fit_statistics.py data=ofdft_norm``, or ``ofdft-norm fit ...``."""
 
-See ``configs/fit_statistics.yaml``. What training would fit at its start is fitted here, by as many processes as
-``torchrun --nproc-per-node N`` starts, and training finds it by its fingerprint.
-"""
-
-from __future__ import annotations
-
-import logging
-import os
-
-import hydra
-from omegaconf import DictConfig
-
-from ofdft_norm.config.readable_errors import readable_errors
-
-
-@readable_errors
-@hydra.main(version_base="1.3", config_path="../configs", config_name="fit_statistics")
-def main(cfg: DictConfig) -> None:
-    """Fits, or finds, the statistics of the training split, and prints them on rank 0."""
-    import torch.distributed as dist  # not before the configuration is composed: it takes seconds
-
-    from ofdft_norm.normalization.summary import summary_table
-
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # the table is printed below
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if distributed:
-        dist.init_process_group("gloo")
-    try:
-        datamodule = hydra.utils.instantiate(cfg.data)
-        datamodule.setup("fit")
-        statistics = datamodule.statistics
-        if not distributed or dist.get_rank() == 0:
-            key, rescaling = datamodule.statistics_config.weigher_key, datamodule.normalizer.rescaling
-            print(summary_table(statistics, datamodule.basis_info, rescaling, key))
-            print(f"statistics: {statistics.path}")
-    finally:
-        if distributed:
-            dist.destroy_process_group()
-
+from ofdft_norm.commands.fit_statistics import main
 
 if __name__ == "__main__":
     main()

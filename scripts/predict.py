@@ -1,24 +1,6 @@
-"""Predicts with a checkpoint: ``python scripts/predict.py ckpt_path=run.ckpt data/source=label_files ...``.
+"""Predicts with a checkpoint: ``python scripts/predict.py ckpt_path=run.ckpt ...``, or ``ofdft-norm predict ...``."""
 
-See ``configs/predict.yaml``.
-"""
-
-from __future__ import annotations
-
-import hydra
-from omegaconf import DictConfig
-
-from ofdft_norm.config.readable_errors import readable_errors
-
-
-@readable_errors
-@hydra.main(version_base="1.3", config_path="../configs", config_name="predict")
-def main(cfg: DictConfig) -> None:
-    """Runs one prediction."""
-    from ofdft_norm.example.prediction import predict  # not before the configuration is composed: it takes seconds
-
-    predict(cfg)
-
+from ofdft_norm.commands.predict import main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Imports run one way: data, transforms, statistics, normalization; datamodule and mixin; example, report, scripts."""
+"""Imports run one way, layer by layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ LAYERS = {
     "datamodule": 5,
     "example": 6,
     "report": 7,
-    "scripts": 8,
+    "benchmarks": 7,
+    "commands": 8,
+    "guide": 9,
+    "scripts": 9,
 }
 APART_FROM_HYDRA_AND_TRAINER = {"data", "transforms", "labelling", "statistics", "normalization"}
 

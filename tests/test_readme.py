@@ -1,4 +1,4 @@
-"""The README's code runs as it stands there."""
+"""The code of the README and of the guide runs as it stands there."""
 
 import re
 from pathlib import Path
@@ -9,13 +9,15 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer
 
+import ofdft_norm
 from ofdft_norm import OFDFTDataModule
 
 README = Path(__file__).parents[1] / "README.md"
+GUIDE = Path(ofdft_norm.__file__).parent / "guide"
 
 
-def _code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def _code_blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning advises on workers and logging intervals, as it does every reader
@@ -40,18 +42,13 @@ def test_all_other_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
     examples = [block for block in _code_blocks("python") if "LightningModule)" not in block]
-    assert len(examples) == 5
-    results: dict[str, Any] = {}
+    assert len(examples) == 3
     for example in examples:
         namespace: dict[str, Any] = {}
         exec(compile(example, str(README), "exec"), namespace)
         datamodule = namespace["datamodule"]
         assert isinstance(datamodule, OFDFTDataModule)
         assert datamodule.has_normalizer
-        results.update(namespace)
-    energies = results["energies"]
-    assert sorted(energies, reverse=True) == energies  # density optimisation
-    assert float(results["error"].abs().max()) < 1e-6  # the inverse of the initial guess's deviation
 
 
 def test_the_table_of_references_is_the_one_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +58,26 @@ def test_the_table_of_references_is_the_one_that_is_printed(tmp_path: Path, monk
     datamodule = instantiate(config.data)
     datamodule.setup("fit")
     assert f"```\n{datamodule.normalizer.reference.summary('hartree')}\n```" in README.read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", sorted(GUIDE.glob("*.md")), ids=lambda page: page.stem)
+def test_the_guides_pages_run_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
+    namespace: dict[str, Any] = {}
+    for example in _code_blocks("python", page):
+        exec(compile(example, str(page), "exec"), namespace)
+    if page.stem == "coordinates":
+        energies = namespace["energies"]
+        assert sorted(energies, reverse=True) == energies  # density optimisation
+        assert float(namespace["error"].abs().max()) < 1e-6  # the inverse of the initial guess's deviation
+
+
+def test_every_page_of_the_guide_is_a_module_that_the_overview_names() -> None:
+    pages = {page.stem for page in GUIDE.glob("*.md")}
+    assert pages == {module.stem for module in GUIDE.glob("*.py")} - {"__init__", "__main__"}
+    overview = (GUIDE / "__init__.py").read_text()
+    for page in pages:
+        assert f"`ofdft_norm.guide.{page}`" in overview
+        assert f".. include:: {page}.md" in (GUIDE / f"{page}.py").read_text()

@@ -7,6 +7,7 @@ how a failed run tells of it.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 import sys
@@ -25,7 +26,7 @@ from ofdft_norm.errors import OFDFTNormError, closest
 P = ParamSpec("P")
 R = TypeVar("R")
 
-EXPECTED_ERRORS = (HydraException, OmegaConfBaseException, OFDFTNormError)
+EXPECTED_ERRORS = (HydraException, OmegaConfBaseException, OFDFTNormError, FileNotFoundError)
 _FULL = "HYDRA_FULL_ERROR"
 # Tells the processes that a run starts (DDP ranks, jobs) that _FULL was set here and not by the user.
 _OURS = "OFDFT_NORM_SHORT_ERRORS"
@@ -35,16 +36,24 @@ _GLOBAL_PACKAGE = re.compile(r"^#\s*@package\s+_global_", re.MULTILINE)
 def readable_errors(main: Callable[P, R]) -> Callable[P, R]:
     """Makes a Hydra main function end with a short message and exit code 1 where configuration or data are wrong.
 
-    Put it above ``@hydra.main`` of a script over this package's config files: names are compared with theirs. With
-    ``HYDRA_FULL_ERROR=1`` in the environment the full traceback is shown; other exceptions than Hydra's, OmegaConf's
-    and this package's always show theirs.
+    Put it above ``@hydra.main``. In this package's own command lines the message also names the closest valid key and
+    the file that defines it. With ``HYDRA_FULL_ERROR=1`` in the environment the full traceback is shown; other
+    exceptions than Hydra's, OmegaConf's, this package's and a missing file's always show theirs.
 
     Args:
         main: The function that ``@hydra.main`` returned.
 
     Returns:
         The same function, with readable errors.
+
+    Example:
+        >>> import hydra
+        >>> @readable_errors
+        ... @hydra.main(version_base="1.3", config_path=None)
+        ... def main(cfg):
+        ...     pass
     """
+    own = Path(inspect.unwrap(main).__code__.co_filename).is_relative_to(Path(__file__).parents[1])
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,7 +64,8 @@ def readable_errors(main: Callable[P, R]) -> Callable[P, R]:
             try:
                 return main(*args, **kwargs)
             except EXPECTED_ERRORS as error:
-                print(explain(error, sys.argv[1:], Path(sys.argv[0]).stem), file=sys.stderr)
+                text = explain(error, sys.argv[1:], Path(sys.argv[0]).stem if own else None)
+                print(text, file=sys.stderr)
         sys.exit(1)
 
     return wrapped
@@ -74,23 +84,25 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def explain(error: BaseException, overrides: Sequence[str] = (), script: str = "train") -> str:
+def explain(error: BaseException, overrides: Sequence[str] = (), script: str | None = "train") -> str:
     """Returns the message for an error.
 
     Args:
         error: What Hydra, OmegaConf or this package raised.
         overrides: The command line's arguments: they say which option of each config group was in use.
-        script: Name of the script; its config file is the one of that name, else ``train.yaml``.
+        script: Name of the script; its config file is the one of that name, else ``train.yaml``. None: another
+            application, whose keys and files are not known here.
 
     Returns:
         A few lines, ready to print.
     """
-    return "\n".join(
-        [
-            *_lines(error, config_files(overrides, script)),
-            f"(set {_FULL}=1 for the full traceback)",
-        ]
-    )
+    lines = [f"error: {_text(error)}"] if script is None else _lines(error, config_files(overrides, script))
+    return "\n".join([*lines, f"(set {_FULL}=1 for the full traceback)"])
+
+
+def _text(error: BaseException) -> str:
+    root = _root_cause(error)
+    return str(root if isinstance(root, OFDFTNormError | OmegaConfBaseException) else error).strip()
 
 
 def _lines(error: BaseException, files: Mapping[str, Path]) -> list[str]:
@@ -98,9 +110,9 @@ def _lines(error: BaseException, files: Mapping[str, Path]) -> list[str]:
         return _unknown_option(error.missing_cfg_file, list(error.options))
     if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
         return _unknown_key(str(error.__cause__.full_key), files)
-    root = _root_cause(error)
-    text = str(root if isinstance(root, OFDFTNormError | OmegaConfBaseException) else error).strip()
+    text = _text(error)
     keys = [text.partition(" = ")[0], *(_known(word, files) for word in re.findall(r"[a-z]\w*(?:\.\w+)+", text))]
+    keys += re.findall(r"\(config: (\w+)\)", text)
     shown = dict.fromkeys(files[key] for key in keys if key in files)
     return [f"error: {text}", *(f"  config file: {file}" for file in shown)]
 

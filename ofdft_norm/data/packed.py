@@ -179,7 +179,7 @@ class PackedSet:
         self.__init__(state["folder"])  # type: ignore[misc]
 
 
-_AGAIN = "copy the set again, or pack it anew with scripts/pack_labels.py (config: data.source.paths)"
+_AGAIN = "copy the set again, or pack it anew with ofdft-norm pack (config: data.source.paths)"
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LabelFileError(
-            f"{path}: cannot be read ({error}): {folder} is no packed set; make one with scripts/pack_labels.py "
+            f"{path}: cannot be read ({error}): {folder} is no packed set; make one with ofdft-norm pack "
             "(config: data.source.paths)"
         ) from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:

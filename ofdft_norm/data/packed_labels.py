@@ -21,7 +21,7 @@ from ofdft_norm.errors import BasisError, ConfigError
 
 
 class PackedLabels(LabelFiles):
-    """Label files that `scripts/pack_labels.py` packed into one or several sets.
+    """Label files that `ofdft-norm pack` packed into one or several sets.
 
     Molecules keep the names of their label files, for splits and `exclude`: a random split of a packed folder is that
     of the folder. `data.pre_transforms` says what happens to the samples altogether; it must begin with what the sets
@@ -50,7 +50,7 @@ class PackedLabels(LabelFiles):
             packed = [folder for folder in found if (folder / META).is_file()]
             if not packed:
                 raise ConfigError(
-                    f"{pattern}: no packed set ({META}) there; make one with scripts/pack_labels.py (config: "
+                    f"{pattern}: no packed set ({META}) there; make one with ofdft-norm pack (config: "
                     "data.source.paths)"
                 )
             folders += [folder for folder in packed if folder not in folders]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -25,6 +25,20 @@ from ofdft_norm.statistics.sample_weighers import has_label
 from ofdft_norm.units import shown
 
 log = logging.getLogger(__name__)
+
+
+class OneFileTensorBoardLogger(TensorBoardLogger):
+    """Keeps its event file open from training to results; Lightning's opens a second one after training."""
+
+    def finalize(self, status: str) -> None:
+        """Writes what is waiting to be written; `close` ends the file."""
+        self.save()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Ends the event file."""
+        self.experiment.close()
+
 
 _RESIDUALS = ("mean", "std", "mae", "abs_max")
 

@@ -165,8 +165,14 @@ class DensityModule(NormalizerMixin, LightningModule):
         """Returns the loss of a batch."""
         losses = self.loss(batch, *self(batch))
         logged = {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch.has_energy_label))
+        n = len(batch.has_energy_label)
+        self.log("train/loss", logged.pop("train/loss"), on_step=False, on_epoch=True, prog_bar=True, batch_size=n)
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=n)
         return losses["loss"]
+
+    def on_train_batch_start(self, batch: Data, batch_idx: int) -> None:
+        """Logs the learning rate of the step, as often as `trainer.log_every_n_steps` says."""
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
 
     def _evaluation_step(self, batch: Data, split: str) -> None:
         cast(LabelErrors, self.errors[f"{split}_errors"]).update(self.normalizer, batch, *self.predict(batch))

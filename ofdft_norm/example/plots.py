@@ -1,4 +1,4 @@
-"""Pictures: what normalisation does to gradients, and how predicted energies compare with the labels."""
+"""Pictures: what normalisation does to gradients, coefficients and energies, and how wrong predictions are."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ofdft_norm.example.results import SplitEnergies
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.references import REFERENCES
 from ofdft_norm.units import shown
 
 Array = npt.NDArray[np.float64]
@@ -96,8 +97,8 @@ def plot_gradient_ranges(
     if panels:
         panels[-1].set_xlabel("dimension (basis functions of an atom, by angular momentum)")
     unit = shown(normalizer.unit).symbol
-    figure.supylabel(f"largest gradient component [{unit}; after: normalised units]", fontsize=9)
-    handles = [_marker(BEFORE, "before"), _marker(AFTER, "after")]
+    figure.supylabel("largest gradient component over the training split", fontsize=9)
+    handles = [_marker(BEFORE, f"as labelled [{unit}]"), _marker(AFTER, "normalised")]
     if normalizer.rescaling is not None:
         line = Line2D([], [], color=LINE, linestyle="--", label=f"s_grad = {normalizer.rescaling.s_grad:g} {unit}")
         handles.append(line)
@@ -148,47 +149,125 @@ def _marker(color: str, label: str) -> Line2D:
     return Line2D([], [], color=color, marker="o", markersize=4, linestyle="", label=label)
 
 
-def plot_energies(energies: Mapping[str, SplitEnergies]) -> Figure:
-    """Draws predicted against true energies, and the same after the reference is subtracted.
+def plot_normalization(
+    statistics: DatasetStatistics,
+    normalizer: Normalizer,
+    basis_info: BasisInfo,
+    weigher_key: str = "has_energy_label",
+) -> Figure:
+    """Draws coefficients and energies before and after normalisation.
 
     Args:
-        energies: By split.
+        statistics: Of the training split.
+        normalizer: Its normaliser.
+        basis_info: The basis.
+        weigher_key: Whose statistics to use.
 
     Returns:
-        The figure, in the energies' unit. Total energies span hundreds of hartree, where any model looks right; the
-        second panel shows the part that the model has to learn, with the mean absolute error.
+        The figure. Above, the standard deviation of every coefficient, element by element; below, that of the energies,
+        and what each of the references that were fitted leaves of it.
     """
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
-    total, residual = figure.subplots(1, 2)
-    unit = shown(next((values.unit for values in energies.values()), "hartree"))
-    for split, values in energies.items():
-        color, marker = _SPLIT_STYLES.get(split, ("#444444", "s"))
-        style = {"s": 12, "color": color, "marker": marker, "alpha": 0.7, "linewidths": 0}
-        predicted, true = values.predicted.numpy(), values.true.numpy()
-        reference = values.reference.numpy()
-        error = unit.factor * float(np.abs(predicted - true).mean()) if len(true) else float("nan")
-        total.scatter(true, predicted, label=split, **style)
-        left = unit.factor * (true - reference), unit.factor * (predicted - reference)
-        residual.scatter(*left, label=f"{split}: MAE {error:.1f} {unit.small}", **style)
-    for axes, name, title in ((total, unit.symbol, "energy"), (residual, unit.small, "energy after reference")):
-        _diagonal(axes)
-        axes.set_xlabel(f"true [{name}]", fontsize=9)
-        axes.set_ylabel(f"predicted [{name}]", fontsize=9)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        if energies:
-            axes.legend(frameon=False, fontsize=8, loc="upper left")
+    coefficients, energies = figure.subplots(2, 1, height_ratios=(3, 2))
+    _draw_coefficients(coefficients, statistics, normalizer, basis_info, weigher_key)
+    _draw_residuals(energies, statistics, weigher_key)
     return figure
 
 
-def _diagonal(axes: Axes) -> None:
-    low, high = min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])
-    axes.plot([low, high], [low, high], color="#888888", linewidth=0.8, zorder=0)
-    axes.set_xlim(low, high)
-    axes.set_ylim(low, high)
-    axes.set_aspect("equal")
+def _draw_coefficients(
+    axes: Axes, statistics: DatasetStatistics, normalizer: Normalizer, basis_info: BasisInfo, weigher_key: str
+) -> None:
+    before: Array = statistics.load_statistic(weigher_key, "coeffs/std")
+    rescaling = normalizer.rescaling
+    after = before if rescaling is None else before * rescaling.lambda_z.cpu().numpy()
+    positive = np.concatenate([before[before > 0], after[after > 0], [1.0]])
+    ticks, position = [], 0
+    for element, index in enumerate(basis_info.atom_ind_to_basis_function_ind):
+        if not before[index].any():
+            continue  # no atom of this element was seen
+        x = position + np.arange(len(index))
+        axes.scatter(x, before[index], s=6, color=BEFORE, zorder=2)
+        axes.scatter(x, after[index], s=6, color=AFTER, zorder=3)
+        ticks.append((float(x.mean()), symbol(int(basis_info.atomic_numbers[element]))))
+        position += len(index)
+        axes.axvline(position - 0.5, color="#bbbbbb", linewidth=0.6)
+    axes.set_yscale("log")
+    axes.set_ylim(positive.min() / 2, positive.max() * 5)
+    axes.set_xlim(-1, max(position, 1))
+    axes.set_xticks([x for x, _ in ticks], [name for _, name in ticks])
+    axes.set_xlabel("dimensions, element by element", fontsize=9)
+    axes.set_ylabel("standard deviation", fontsize=9)
+    axes.set_title("density coefficients over the training split", fontsize=10, loc="left")
+    handles = [_marker(BEFORE, "as labelled"), _marker(AFTER, "normalised" if rescaling else "not rescaled")]
+    axes.legend(handles=handles, loc="upper right", ncols=2, frameon=False, fontsize=8)
+    _plain(axes)
+
+
+def _draw_residuals(axes: Axes, statistics: DatasetStatistics, weigher_key: str) -> None:
+    """Draws the standard deviation of the energies, as labelled and minus each reference."""
+    unit = shown(str(statistics.attributes.get("unit", "hartree")))
+    folders = {"as labelled": "energy", **{f"minus {name}": f"energy_minus_{name}" for name in REFERENCES}}
+    names = [name for name, folder in folders.items() if f"{weigher_key}/{folder}/std" in statistics]
+    for row, name in enumerate(names):
+        std = unit.factor * float(statistics.load_statistic(weigher_key, f"{folders[name]}/std"))
+        axes.barh(row, std, height=0.6, color=AFTER if row else BEFORE)
+        axes.annotate(f"{std:,.0f}", (std, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_xscale("log")
+    axes.margins(x=0.1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"standard deviation [{unit.small}]", fontsize=9)
+    axes.set_title("energies over the training split", fontsize=10, loc="left")
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_energies(energies: Mapping[str, SplitEnergies], energy: str = "energy") -> Figure:
+    """Draws the errors of predicted energies, molecule by molecule; the three worst are named.
+
+    Args:
+        energies: By split.
+        energy: What the labels call the energy that is predicted.
+
+    Returns:
+        The figure, a panel for each split: a point for each sample, molecules in the order of their mean error.
+    """
+    figure = Figure(figsize=(7.2, 2.7 * max(len(energies), 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(max(len(energies), 1), 1, squeeze=False)[:, 0]
+    for axes, (split, values) in zip(panels, energies.items(), strict=False):
+        unit = shown(values.unit)
+        errors = unit.factor * (values.predicted - values.true).numpy()
+        names = np.array(values.molecules, dtype=object)
+        of_molecule = {name: errors[names == name] for name in dict.fromkeys(values.molecules)}
+        order = sorted(of_molecule, key=lambda name: float(of_molecule[name].mean()))
+        color, marker = _SPLIT_STYLES.get(split, ("#444444", "s"))
+        x = np.array([order.index(name) for name in values.molecules])
+        axes.scatter(x, errors, s=14, color=color, marker=marker, alpha=0.6, linewidths=0)
+        for name in sorted(order, key=lambda name: -abs(float(of_molecule[name].mean())))[:3]:
+            _name(axes, name, order.index(name), float(of_molecule[name].mean()), len(order))
+        mae = f"{np.abs(errors).mean():.1f} {unit.small}" if len(errors) else "no labelled sample"
+        axes.set_title(f"{split}: error of {energy}, MAE {mae}", fontsize=10, loc="left")
+        axes.set_ylabel(f"predicted - label [{unit.small}]", fontsize=9)
+        axes.axhline(0, color="#888888", linewidth=0.8, zorder=0)
+        axes.set_xlim(-1, max(len(order), 1))
+        axes.margins(y=0.15)
+        axes.set_xlabel(f"{len(order)} molecules in the order of their mean error, the three worst named", fontsize=9)
+        _plain(axes)
+        axes.set_xticks([])
+    return figure
+
+
+def _name(axes: Axes, name: str, x: int, y: float, n: int) -> None:
+    """Writes a molecule's name beside its points, towards the middle of the panel."""
+    side = 1 if x < n / 2 else -1
+    where, align = (8 * side, 0), "left" if side > 0 else "right"
+    axes.annotate(name, (x, y), where, textcoords="offset points", ha=align, va="center", fontsize=8)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

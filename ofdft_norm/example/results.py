@@ -68,12 +68,14 @@ class SplitEnergies:
     """Energies of a split's labelled samples, as predicted and as labelled.
 
     Attributes:
+        molecules: Name of the molecule of each sample.
         predicted: (n,) float64.
         true: (n,) float64.
         reference: (n,) float64, the normaliser's reference energies.
         unit: What they are in.
     """
 
+    molecules: list[str]
     predicted: Tensor
     true: Tensor
     reference: Tensor
@@ -134,14 +136,17 @@ def _floats(errors: dict[str, Tensor]) -> dict[str, float]:
 
 def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> SplitEnergies:
     """Collects predicted, true and reference energies of all labelled samples."""
+    molecules: list[str] = []
     columns: list[Tensor] = []
     for batch in batches:
         labelled = batch.has_energy_label.reshape(-1)
         energy = predict(batch)[0].detach()
+        names = batch.get("mol_id") or [""] * len(labelled)
+        molecules += [str(name) for name, counts in zip(names, labelled.tolist(), strict=True) if counts]
         true = normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)
         columns.append(torch.stack([energy, true, batch.energy_reference])[:, labelled].cpu())
     predicted, true, reference = torch.cat(columns, dim=1) if columns else torch.zeros(3, 0, dtype=torch.float64)
-    return SplitEnergies(predicted, true, reference, normalizer.unit)
+    return SplitEnergies(molecules, predicted, true, reference, normalizer.unit)
 
 
 def split_batches(datamodule: OFDFTDataModule, split: str, device: torch.device | str = "cpu") -> Iterable[Data]:

@@ -32,8 +32,8 @@ def fail(
             runpy.run_path(script, run_name="__main__")
         assert caught.value.code == 1
         lines = capsys.readouterr().err.splitlines()
-        # Hydra's own first line, where the job had started
-        return lines[1:] if lines[0].startswith("Error executing job with overrides") else lines
+        # before it, where the job had started, stands what Lightning and Hydra say
+        return lines[next(i for i, line in enumerate(lines) if line.startswith("error:")) :]
 
     return run
 
@@ -90,6 +90,7 @@ def fail(
             None,
             "data/split/file.yaml",
         ),
+        ("ckpt_path=no.ckpt", "no.ckpt: no such checkpoint (config: ckpt_path)", None, "train.yaml"),
     ],
 )
 def test_message_has_the_error_the_closest_key_and_the_file(

@@ -1,8 +1,7 @@
-"""scripts/pack_labels.py, as users call it."""
+"""The command that packs label files, as users call it."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -16,23 +15,17 @@ import pytest
 import torch
 
 from ofdft_norm import BasisTransforms, LocalFrames, NaturalReparametrization, OFDataset, ProjectGradient
+from ofdft_norm.commands import pack_labels
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.packed import PackedSet
 from ofdft_norm.data.packed_files import GrowingArrays
 from ofdft_norm.data.packed_labels import PackedLabels
 from ofdft_norm.data.pre_transforms import composed
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pack_labels.py"
-
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    specification = importlib.util.spec_from_file_location("pack_labels", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return pack_labels
 
 
 @pytest.fixture
@@ -59,7 +52,7 @@ def test_a_data_sets_folder_is_packed_and_verified(
         ["ProjectGradient()"],
         "float32",
     )
-    assert meta["command"].startswith(f"python scripts/pack_labels.py {folder} {output} --targets")
+    assert meta["command"].startswith(f"ofdft-norm pack {folder} {output} --targets")
     assert meta["sources"] == [str(folder / "labels")]
     assert script.main([*wanted, "--verify"]) == 2
     assert "was packed with other ['dtype', 'n_molecules']" in capsys.readouterr().err

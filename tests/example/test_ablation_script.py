@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ofdft_norm.commands import ablation
 from ofdft_norm.example.ablation import AblationSettings
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "ablation.py"
 
 
 @pytest.fixture
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("ablation_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return ablation
 
 
 def test_options_become_settings(

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from ofdft_norm import AtomRef, DatasetStatistics, DimensionWiseRescaling, Normalizer, OFDataset, ProjectGradient
-from ofdft_norm.example.plots import gradient_ranges, plot_energies, plot_gradient_ranges, save_figure
+from ofdft_norm.example.plots import (
+    gradient_ranges,
+    plot_energies,
+    plot_gradient_ranges,
+    plot_normalization,
+    save_figure,
+)
 from ofdft_norm.example.results import SplitEnergies
 
 
@@ -72,15 +78,40 @@ def test_elements_that_were_not_seen_have_no_panel(labels):
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["H", "C"]
 
 
-def test_energy_plot_shows_totals_and_what_is_left_after_the_reference(tmp_path):
-    true = torch.tensor([-100.0, -50.0, -76.0], dtype=torch.float64)
-    reference = true + torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
-    predicted = true + torch.tensor([0.01, -0.03, 0.02], dtype=torch.float64)
-    figure = plot_energies({"val": SplitEnergies(predicted, true, reference)})
-    total, residual = figure.axes
-    np.testing.assert_allclose(total.collections[0].get_offsets(), np.stack([true, predicted], 1))
-    expected = 1000 * np.stack([true - reference, predicted - reference], 1)
-    np.testing.assert_allclose(residual.collections[0].get_offsets(), expected, atol=1e-9)
-    assert residual.get_legend().get_texts()[0].get_text() == "val: MAE 20.0 mHa"
+def test_energy_plot_shows_the_error_of_each_sample_and_names_the_three_worst_molecules(tmp_path):
+    molecules = ["a", "b", "a", "c", "d"]
+    true = torch.tensor([-100.0, -50.0, -100.0, -76.0, -2.0], dtype=torch.float64)
+    errors = torch.tensor([0.01, -0.03, 0.03, 0.001, 0.04], dtype=torch.float64)
+    figure = plot_energies({"val": SplitEnergies(molecules, true + errors, true, true)}, "e_kin")
+    (axes,) = figure.axes
+    drawn = axes.collections[0].get_offsets()
+    order = ["b", "c", "a", "d"]  # of their mean errors, -30, 1, 20 and 40 mHa
+    np.testing.assert_allclose(drawn, [[order.index(m), 1000 * e] for m, e in zip(molecules, errors, strict=True)])
+    assert sorted(text.get_text() for text in axes.texts) == ["a", "b", "d"]
+    assert axes.get_title(loc="left") == "val: error of e_kin, MAE 22.2 mHa"
     save_figure(figure, tmp_path / "energies.png")
     assert (tmp_path / "energies.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("rescaling", [True, False])
+def test_normalisation_plot_shows_spreads_of_coefficients_and_energies(dataset, labels, statistics, rescaling):
+    normalizer = make_normalizer(statistics, labels.basis_info, rescaling=rescaling)
+    coefficients, energies = plot_normalization(statistics, normalizer, labels.basis_info).axes
+    n = labels.basis_info.n_basis
+    before = np.concatenate([c.get_offsets()[:, 1] for c in coefficients.collections[0::2]])
+    after = np.concatenate([c.get_offsets()[:, 1] for c in coefficients.collections[1::2]])
+    values = [[] for _ in range(n)]
+    normalized = [[] for _ in range(n)]
+    for sample in dataset:
+        if sample.has_energy_label.item():
+            new = normalizer.normalize(sample).coeffs
+            for function, old_value, new_value in zip(sample.basis_function_ind, sample.coeffs, new, strict=True):
+                values[function].append(float(old_value))
+                normalized[function].append(float(new_value))
+    np.testing.assert_allclose(before, [np.std(v) for v in values], rtol=1e-9)
+    np.testing.assert_allclose(after, [np.std(v) for v in normalized], rtol=1e-9)
+    names = [label.get_text() for label in energies.get_yticklabels()]
+    labelled = np.array([s.energy_label.item() for s in dataset if s.has_energy_label.item()])
+    assert names[0] == "as labelled"
+    assert energies.patches[0].get_width() == pytest.approx(1000 * labelled.std(), rel=1e-9)
+    assert "minus atom_ref" in names

@@ -91,6 +91,7 @@ def test_energies_are_collected_in_hartree_from_labelled_samples(samples, batche
     labels = [sample.energy_label.item() for sample in samples if sample.has_energy_label.item()]
     assert energies.true.tolist() == pytest.approx(labels, rel=1e-12)
     assert (energies.predicted - energies.reference).tolist() == pytest.approx([1] * 4, rel=1e-9)
+    assert energies.molecules == [sample.mol_id for sample in samples if sample.has_energy_label.item()]
 
 
 def rows():

@@ -78,12 +78,14 @@ def test_run_folder_is_complete(run, folder):
         "results.csv",
         "energies.png",
         "gradient_ranges.png",
+        "normalization.png",
+        "summary.txt",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "csv/metrics.csv",
     }
     assert expected <= names
-    assert any(name.startswith("tensorboard/events") for name in names)
+    assert len([name for name in names if name.startswith("tensorboard/events")]) == 1
     written = OmegaConf.load(folder / "output" / "config.yaml")
     assert written == OmegaConf.create(OmegaConf.to_container(run[0], resolve=True))
 
@@ -146,7 +148,10 @@ def test_normalisation_is_logged_to_every_logger(run, folder):
     assert scalars["normalization/reference_residual_std_mHa"][0] > 0
     events = EventAccumulator(str(folder / "output" / "tensorboard"))
     events.Reload()
-    assert events.Tags()["images"] == ["normalization/gradient_ranges"]
+    assert events.Tags()["images"] == ["normalization/gradient_ranges", "results/energies"]
+    assert events.Scalars("hp_metric")[-1].value == pytest.approx(run[1]["results/val/energy_mae_mHa"])
+    rates = [event.value for event in events.Scalars("train/learning_rate")]
+    assert 0 < max(rates) <= 3e-3
     assert events.Scalars("normalization/n_molecules")[0].value == 5.0
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import ofdft_norm
 from ofdft_norm import DatasetStatistics
 
 ROOT = Path(__file__).parents[2]
 Process = subprocess.CompletedProcess[str]
+QUIET = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
 
 TRAIN = """\
 import hydra
@@ -123,6 +125,13 @@ def test_wheel_holds_the_plugin_once_and_all_config_files(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"hydra_plugins", "ofdft_norm"}
 
 
+def test_wheel_has_the_command(python: Path, tmp_path: Path, cache: Path) -> None:
+    command = python.parent / "ofdft-norm"
+    assert run(command, "--version", cwd=tmp_path).stdout.strip() == ofdft_norm.__version__
+    composed = yaml.safe_load(run(command, "train", "--cfg", "job", "experiment=debug", cwd=tmp_path).stdout)
+    assert composed["trainer"]["limit_train_batches"] == 2
+
+
 def test_wheel_adds_its_folder_after_the_applications_own(train: Callable[..., Process], python: Path) -> None:
     rows = search_path(train("--info", "searchpath").stdout)
     assert [provider for provider, _ in rows] == ["hydra", "main", "ofdft_norm", "schema"]
@@ -213,6 +222,35 @@ def test_application_trains_and_sweeps_at_the_same_time(
     assert not [path for path in cache.iterdir() if path.name.startswith((".", "tmp"))]
 
 
+READABLE = TRAIN.replace("@hydra", "@readable_errors\n@hydra").replace(
+    "import hydra\n", "import hydra\nfrom ofdft_norm.config.readable_errors import readable_errors\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("data.rescaling.s_grad=-1", "data.rescaling.s_grad = -1: should be a positive number, 1e-100 ... 1e+100"),
+        ("data/split=file data.split.file=no.yaml", "no.yaml: no such split file (config: data.split.file)"),
+        ("+ckpt_path=no.ckpt", "no.ckpt: no such checkpoint (config: ckpt_path)"),
+    ],
+)
+def test_a_wrong_value_is_one_line_under_the_decorator(
+    app: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], overrides: str, expected: str
+) -> None:
+    script = app / "train.py"
+    load = "    if 'ckpt_path' in cfg:\n        type(datamodule).load_from_checkpoint(cfg.ckpt_path)\n"
+    script.write_text(READABLE.replace("    datamodule.setup", load + "    datamodule.setup"))
+    monkeypatch.chdir(app)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr("sys.argv", [str(script), *QUIET, "data=ofdft_norm", *overrides.split()])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stopped.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Error executing job")]
+    assert lines == [f"error: {expected}", "(set HYDRA_FULL_ERROR=1 for the full traceback)"]
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -229,10 +267,9 @@ def test_wrong_settings_are_readable_in_the_application_too(
     expected: str,
 ) -> None:
     script = str(app / "train.py")
-    quiet = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
     monkeypatch.chdir(app)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.setattr("sys.argv", [script, *quiet, "data=ofdft_norm", override])
+    monkeypatch.setattr("sys.argv", [script, *QUIET, "data=ofdft_norm", override])
     with pytest.raises(SystemExit) as stopped:  # in this process, whose installed package Hydra finds as well
         runpy.run_path(script, run_name="__main__")
     assert stopped.value.code == 1

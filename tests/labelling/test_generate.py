@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ pytest.importorskip("pyscf")
 
 import ofdft_norm.data
 from ofdft_norm import BasisInfo
+from ofdft_norm.commands import generate_labels
 from ofdft_norm.labelling import (
     CheckTolerances,
     Geometry,
@@ -28,7 +27,6 @@ from ofdft_norm.labelling import (
 )
 
 EMBEDDED = Path(ofdft_norm.data.__file__).parent / "embedded"
-SCRIPT = Path(__file__).parents[2] / "scripts" / "generate_labels.py"
 HYDROGEN = "2\nmol_id=dihydrogen\nH 0 0 0\nH 0 0 0.74\n"
 RADICAL = "2\nmol_id=hydroxyl\nO 0 0 0\nH 0 0 0.97\n"
 
@@ -40,16 +38,6 @@ def _read(path: Path, name: str) -> npt.NDArray[Any]:
 
 def _hydrogen(distance: float = 1.4) -> Geometry:
     return Geometry("dihydrogen", np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, distance]]))
-
-
-@pytest.fixture
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("generate_labels", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def test_reproduces_shipped_labels(tmp_path: Path) -> None:
@@ -110,17 +98,15 @@ def test_refused_molecules_are_reported_and_not_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("forked_workers")
-def test_command_line_lists_failures_and_exits_with_one(
-    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_line_lists_failures_and_exits_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     xyz = tmp_path / "two.xyz"
     xyz.write_text(HYDROGEN + RADICAL)
     command = [str(xyz), "--output", str(tmp_path / "set"), "--targets", "grad_kin", "grad_tot"]
     command += ["--density-fit", "least_squares", "--finite-difference-floor", "grad_tot=0.004"]
-    assert script.main([*command, "--shard", "1/2"]) == 0
+    assert generate_labels.main([*command, "--shard", "1/2"]) == 0
     assert [p.name for p in (tmp_path / "set").iterdir()] == ["labels"]  # the rest is left to a run over all
     assert "dihydrogen: 5 labelled iterations" in capsys.readouterr().out
-    code = script.main(command)
+    code = generate_labels.main(command)
     captured = capsys.readouterr()
     assert code == 1
     assert "1 molecules in" in captured.out
@@ -139,5 +125,5 @@ def test_command_line_lists_failures_and_exits_with_one(
     assert BasisInfo.from_json(tmp_path / "set/basis_info.json") == BasisInfo([1], ["6x0e+3x1o+1x2e"], "yzx")
     verify_checksums(tmp_path / "set")
 
-    assert script.main([str(tmp_path / "absent.xyz"), "--output", str(tmp_path / "set")]) == 2
+    assert generate_labels.main([str(tmp_path / "absent.xyz"), "--output", str(tmp_path / "set")]) == 2
     assert "absent.xyz" in capsys.readouterr().err

@@ -1,8 +1,7 @@
-"""The README's section on own labels, typed as it stands: a few molecules, a model, predictions."""
+"""The guide's page on own labels, typed as it stands: a few molecules, a model, predictions."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from hydra import compose, initialize_config_dir
 
 pytest.importorskip("pyscf")
 
+from ofdft_norm.commands import generate_labels
 from ofdft_norm.example.prediction import predict
 from ofdft_norm.example.training import train
 
@@ -31,20 +31,12 @@ QUICK = {
 
 
 def commands() -> Iterator[list[str]]:
-    """Yields the words of each command of the section."""
-    section = re.search(r"## Your own labels\n.*?```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    """Yields the words of each command of the page."""
+    page = (ROOT / "ofdft_norm" / "guide" / "density_labels.md").read_text()
+    section = re.search(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     assert section is not None
     for line in section[1].replace("\\\n", " ").splitlines():
         yield shlex.split(line)
-
-
-def generate(arguments: list[str]) -> None:
-    specification = importlib.util.spec_from_file_location("generate_labels", ROOT / "scripts" / "generate_labels.py")
-    assert specification is not None
-    assert specification.loader is not None
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
-    assert script.main(arguments) == 0
 
 
 def composed(name: str, overrides: list[str]) -> Any:
@@ -52,9 +44,9 @@ def composed(name: str, overrides: list[str]) -> Any:
         return compose(name, [*overrides, *QUICK[name]])
 
 
-@pytest.mark.filterwarnings("ignore")  # as the README's other tests: Lightning advises every reader
+@pytest.mark.filterwarnings("ignore")  # Lightning advises every reader
 @pytest.mark.usefixtures("forked_workers")
-def test_the_section_leads_from_geometries_to_predictions(
+def test_the_page_leads_from_geometries_to_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -62,9 +54,9 @@ def test_the_section_leads_from_geometries_to_predictions(
     typed = list(commands())
     assert [words[:2] for words in typed] == [
         ["pip", "install"],
-        *(["python", f"scripts/{name}.py"] for name in ("generate_labels", "train", "predict")),
+        *(["ofdft-norm", name] for name in ("labels", "train", "predict")),
     ]
-    generate(typed[1][2:])
+    assert generate_labels.main(typed[1][2:]) == 0
     train(composed("train", typed[2][2:]))
     predict(composed("predict", [word.replace("outputs/...", "outputs/run") for word in typed[3][2:]]))
     with np.load("predictions.npz") as predicted:

@@ -91,7 +91,7 @@ def write_label_files(folder: Path, n_molecules: int, n_iterations: int) -> list
 class SyntheticPlan(PackingPlan):
     """What a set says that was drawn, not packed from label files."""
 
-    coordinates = "raw"  # type: ignore[assignment]
+    coordinates = "raw"
 
 
 def write_packed_set(folder: Path, n_molecules: int, n_iterations: int, n_atoms: tuple[int, int] = (9, 9)) -> Path:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch
 
-from benchmarks.comparison import Row, compare
 from ofdft_norm import BasisInfo, BasisTransforms, LocalFrames, NaturalReparametrization, OFData
+from ofdft_norm.benchmarks.comparison import Row, compare
 from ofdft_norm.transforms import basis_transforms
 from ofdft_norm.transforms.molecule import molecules_of
 from ofdft_norm.transforms.overlap import overlap_of

@@ -5,16 +5,17 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.comparison import Row, compare
-from benchmarks.fit import ONE_WEIGHER, QUIET, SEVEN_WEIGHERS, peak_memory, speed_up
-from benchmarks.random_labels import BASIS, write_label_files, write_packed_set
 from ofdft_norm import DatasetStatistics, OFDataset
+from ofdft_norm.benchmarks.comparison import Row, compare
+from ofdft_norm.benchmarks.fit import ONE_WEIGHER, QUIET, SEVEN_WEIGHERS, peak_memory, speed_up
+from ofdft_norm.benchmarks.random_labels import BASIS, write_label_files, write_packed_set
 from ofdft_norm.data.label_files import read_molecule
 from ofdft_norm.data.packed_dataset import PackedDataset
 from ofdft_norm.data.packed_writer import PackingPlan, pack_labels
@@ -82,7 +83,7 @@ def fit_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
     statistics = fit(SEVEN_WEIGHERS)
     rows = []
     for what, weighers in (("one weigher", ONE_WEIGHER), ("four + three weighers", SEVEN_WEIGHERS)):
-        times = compare(lambda w=weighers: fit(w), lambda: numpy_sums(packed), repeats)
+        times = compare(partial(fit, weighers), lambda: numpy_sums(packed), repeats)
         wanted = "<= 2" if weighers is ONE_WEIGHER else ""
         rows.append(Row(f"fit of {len(packed)} packed samples / NumPy's sums: {what}", *times, wanted))
     times = compare(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch_geometric.data import Batch
 
-from benchmarks.comparison import Row, compare
-from benchmarks.random_labels import BASIS, samples_in_memory
 from ofdft_norm import (
+    BasisInfo,
     DatasetStatistics,
     HasEnergyLabelSampleWeigher,
     OFDFTDataModule,
 )
+from ofdft_norm.benchmarks.comparison import Row, compare
+from ofdft_norm.benchmarks.random_labels import BASIS, samples_in_memory
 from ofdft_norm.config import AtomRefConfig, RescalingConfig, StatisticsConfig
 from ofdft_norm.example import DensityModule
 from ofdft_norm.normalization.build import build_normalizer
@@ -40,8 +41,8 @@ def step_rows(repeats: int) -> list[Row]:
     normalize = NormalizeTransform(datamodule.normalizer, torch.float32, check_values=False)
     batches = [normalize(batch) for batch in raw]
     model = DensityModule()
-    model.normalizer = datamodule.normalizer
-    model.build(datamodule.basis_info)
+    model.model_normalizer.copy_of(datamodule.normalizer)
+    model.build(cast(BasisInfo, datamodule.basis_info))
     optimizer = torch.optim.AdamW(model.parameters())
 
     def steps() -> None:

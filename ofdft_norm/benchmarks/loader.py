@@ -13,8 +13,6 @@ import torch
 from torch.utils.data import DataLoader
 from torch_geometric.loader import DataLoader as PygDataLoader
 
-from benchmarks.comparison import Row, compare
-from benchmarks.random_labels import BASIS, write_label_files
 from ofdft_norm import (
     AtomRef,
     DatasetStatistics,
@@ -24,6 +22,8 @@ from ofdft_norm import (
     OFDataset,
     ProjectGradient,
 )
+from ofdft_norm.benchmarks.comparison import Row, compare
+from ofdft_norm.benchmarks.random_labels import BASIS, write_label_files
 from ofdft_norm.data.packed_dataset import PackedDataset
 from ofdft_norm.data.packed_writer import PackingPlan, pack_labels
 from ofdft_norm.data.transformed_dataset import JoinSamples, TransformedDataset

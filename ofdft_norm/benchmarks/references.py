@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from benchmarks.comparison import Row, compare
+from ofdft_norm.benchmarks.comparison import Row, compare
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
 
 
@@ -27,9 +29,8 @@ def measure(repeats: int) -> list[Row]:
 
     rows = []
     for log_metrics in (True, False):
-        times = compare(
-            lambda m=log_metrics: fit_linear_references(["energy"], data, 32, log_metrics=m), iterate, repeats
-        )
+        fit = partial(fit_linear_references, ["energy"], data, 32, log_metrics=log_metrics)
+        times = compare(fit, iterate, repeats)
         rows.append(Row(f"fit_linear_references(log_metrics={log_metrics}) / bare loader", *times, "<= 1.3"))
         print(f"log_metrics={log_metrics}: {len(data) / times[0]:.0f} molecules/s, bare {len(data) / times[1]:.0f}")
     return rows

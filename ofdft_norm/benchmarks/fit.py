@@ -8,6 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import zarr
+from torch.multiprocessing.spawn import spawn
 from torch_geometric.loader import DataLoader
 
 import ofdft_norm.data
-from benchmarks.comparison import Row, compare
-from benchmarks.random_labels import BASIS, StreamedMolecules, samples_in_memory, streamed_loader, write_label_files
 from ofdft_norm import (
     BasisInfo,
     ConstantSampleWeigher,
@@ -30,6 +30,14 @@ from ofdft_norm import (
     MinSCFIterationSampleWeigher,
     OFDataset,
     ProjectGradient,
+)
+from ofdft_norm.benchmarks.comparison import Row, compare
+from ofdft_norm.benchmarks.random_labels import (
+    BASIS,
+    StreamedMolecules,
+    samples_in_memory,
+    streamed_loader,
+    write_label_files,
 )
 from ofdft_norm.data.label_files import read_molecule
 from ofdft_norm.data.packed import META
@@ -69,11 +77,8 @@ def loader_rows(repeats: int) -> list[Row]:
         ("the loader, one weigher", loader, ONE_WEIGHER, ""),
         ("the loader, four + three weighers", loader, SEVEN_WEIGHERS, ""),
     ):
-        times = compare(
-            lambda data=data, w=weighers: DatasetStatistics.from_dataset(None, data, BASIS, **w, **QUIET),
-            iterate,
-            repeats,
-        )
+        fit = partial(DatasetStatistics.from_dataset, None, data, BASIS, **weighers, **QUIET)
+        times = compare(fit, iterate, repeats)
         rows.append(Row(f"fit of 8,000 samples / bare loader: {what}", *times, wanted))
     return rows
 
@@ -82,7 +87,7 @@ def read_with_zarr(paths: Sequence[Path]) -> None:
     """Reads coefficients and gradients into NumPy, whole arrays, with the zarr library."""
     for path in paths:
         with zarr.storage.ZipStore(path, mode="r") as store:
-            root = zarr.open_group(store, mode="r", zarr_format=2)
+            root: Any = zarr.open_group(store, mode="r", zarr_format=2)
             for name in ("coeffs", "grad_kin"):
                 np.asarray(root[f"of_labels/spatial/{name}"][...])
 
@@ -103,21 +108,19 @@ def file_rows(repeats: int) -> list[Row]:
             if not paths:
                 continue
             dataset = OFDataset(paths, BASIS, transform=ProjectGradient())
-            fit = lambda d=dataset: DatasetStatistics.from_dataset(None, d, BASIS, **ONE_WEIGHER, **QUIET)  # noqa: E731
-            times = compare(fit, lambda p=paths: read_with_zarr(p), repeats)
+            fit = partial(DatasetStatistics.from_dataset, None, dataset, BASIS, **ONE_WEIGHER, **QUIET)
+            times = compare(fit, partial(read_with_zarr, paths), repeats)
             rows.append(Row(f"fit / coeffs and gradients by zarr: {len(paths)} {what}", *times, "<= 0.7"))
             print(f"{what}: {1e3 * times[0] / len(paths):.2f} ms per file, {len(dataset) / times[0]:.0f} samples/s")
-            times = compare(fit, lambda p=paths: read_with_own_reader(p), repeats)
+            times = compare(fit, partial(read_with_own_reader, paths), repeats)
             rows.append(Row(f"fit / all fields by the own reader: {len(paths)} {what}", *times, ""))
     return rows
 
 
 def peak_memory(kind: str, n_samples: int) -> float:
     """Returns the peak memory [MiB] of a fresh process that fits streamed samples."""
-    code = f"from benchmarks.fit import fit_streamed; fit_streamed({kind!r}, {n_samples})"
-    out = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True, stdout=subprocess.PIPE, text=True
-    )
+    code = f"from ofdft_norm.benchmarks.fit import fit_streamed; fit_streamed({kind!r}, {n_samples})"
+    out = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
     return float(out.stdout.split()[-1])
 
 
@@ -202,7 +205,7 @@ def speed_up(folder: Path, repeats: int) -> tuple[float, float, float]:
             for world_size in (1, 2):
                 out = Path(meeting) / f"times_{world_size}"
                 arguments = (world_size, f"{meeting}/init", str(folder), 3, str(out))
-                torch.multiprocessing.spawn(fit_as_rank, args=arguments, nprocs=world_size)
+                spawn(fit_as_rank, args=arguments, nprocs=world_size)
                 pair.append(min(map(float, out.read_text().split())))
         pairs.append(pair)
     one, two = (min(times) for times in zip(*pairs, strict=True))

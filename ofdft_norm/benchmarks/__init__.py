@@ -1,0 +1,1 @@
+"""What ``ofdft-norm benchmark`` measures."""

@@ -1,0 +1,4 @@
+"""From raw coordinates to the network's, and back.
+
+.. include:: coordinates.md
+"""

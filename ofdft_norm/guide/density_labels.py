@@ -1,0 +1,4 @@
+"""Density labels of your own.
+
+.. include:: density_labels.md
+"""

@@ -1,0 +1,4 @@
+"""Interatomic data of your own.
+
+.. include:: interatomic_data.md
+"""

@@ -1,0 +1,4 @@
+"""Many labels, many runs, many nodes.
+
+.. include:: large_scale.md
+"""

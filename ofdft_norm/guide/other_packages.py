@@ -1,0 +1,4 @@
+"""Coming from other packages.
+
+.. include:: other_packages.md
+"""

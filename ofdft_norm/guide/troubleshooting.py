@@ -1,0 +1,4 @@
+"""The ten errors most met, and what to do.
+
+.. include:: troubleshooting.md
+"""

@@ -1,0 +1,4 @@
+"""What is in which unit.
+
+.. include:: units.md
+"""

@@ -1,0 +1,4 @@
+"""What normalisation buys: an ablation with equal tuning.
+
+.. include:: what_normalisation_buys.md
+"""

@@ -1,0 +1,4 @@
+"""What normalisation did to your data.
+
+.. include:: what_normalisation_did.md
+"""
