@@ -51,6 +51,7 @@ from ofdft_norm.data.raw_datasets import RawDatasets
 from ofdft_norm.data.transformed_dataset import JoinSamples, TransformedDataset
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.mixin import normalizer_of_model
+from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.fit import FittedStatistics, NormalizerSettings, fingerprint_of, fit_normalizer
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.normalizer_state import (
@@ -433,9 +434,13 @@ class OFDFTDataModule(LightningDataModule):
         )
         self._fitted = fitted
         self._normalizer = self._normalizer or normalizer
-        if not fitted.reused and self.basis_info is not None:
-            key, rescaling = self.statistics_config.weigher_key, self._normalizer.rescaling
+        key, rescaling = self.statistics_config.weigher_key, self._normalizer.rescaling
+        if fitted.reused:
+            rank_zero_info(f"statistics that were fitted before: {fitted.statistics.path}")
+        elif self.basis_info is not None:
             rank_zero_info(summary_table(fitted.statistics, self.basis_info, rescaling, key))
+        elif isinstance(self._normalizer.reference, LinearReferences):
+            rank_zero_info(self._normalizer.reference.summary(self.unit))
 
     def _forget_if_labels_changed(self) -> None:
         """Looks at the training labels again before a second fit; a checkpoint's statistics stay."""

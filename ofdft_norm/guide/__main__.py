@@ -27,7 +27,8 @@ def main(folder: str) -> None:
     pdoc.render.configure(docformat="google", math=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", "Failed to run TYPE_CHECKING code")  # pydantic's own annotations
+        # types of classes that pydantic and NamedTuple make are shown as they are written
+        warnings.filterwarnings("ignore", "Error parsing type annotation|Failed to run TYPE_CHECKING")
         pdoc.pdoc(*modules, output_directory=Path(folder))
 
 
