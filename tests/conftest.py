@@ -5,9 +5,10 @@ Label files are written with the zarr library alone, so that readers are tested 
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,17 @@ class LabelFolder:
             self.write("methane.zarr", (6, 1, 1, 1, 1), 3),
             self.write("formaldehyde.zarr.zip", (6, 8, 1, 1), 5),
         ]
+
+
+@pytest.fixture
+def loggers_stay_enabled() -> Iterator[None]:
+    """Hydra's ``job_logging=disabled`` silences every logger of the process; other tests read what is logged."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 # --- fixtures: session-wide, so that hypothesis may use them ----------------------------------------------------------

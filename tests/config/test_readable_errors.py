@@ -17,6 +17,7 @@ CONFIGS = ROOT / "configs"
 DIMENSION_WISE = "data/rescaling/dimension_wise.yaml"
 UNKNOWN = "unknown config key {!r}"
 QUIET = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null")
+pytestmark = pytest.mark.usefixtures("loggers_stay_enabled")
 
 
 @pytest.fixture

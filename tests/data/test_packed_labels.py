@@ -143,6 +143,7 @@ def test_the_data_module_gives_the_same_batches(
             torch.testing.assert_close(a[field], b[field], rtol=1e-9, atol=1e-9)
     again = module(PackedLabels(str(packed)))
     _ = again.normalizer
+    assert again.fingerprint is not None
     assert again.fingerprint == found.fingerprint != files.fingerprint
 
 
@@ -155,5 +156,6 @@ def test_a_copied_or_linked_set_keeps_its_fingerprint(packed: Path, basis_info: 
         for folder in (packed, tmp_path / "scratch" / "copy", tmp_path / "link")
     }
     assert len(found) == 1
+    assert None not in found
     other = PackedLabels(str(packed)).datasets(split, ProjectGradient())["test"]
     assert dataset_fingerprint(other, basis_info, {}) not in found

@@ -1,8 +1,6 @@
 """A few label files, for runs that are to be short."""
 
 import json
-import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,14 +14,8 @@ SPLIT = {
 
 
 @pytest.fixture(autouse=True)
-def _loggers_stay_enabled() -> Iterator[None]:
-    """Hydra's ``job_logging=disabled`` silences every logger of the process; other tests read what is logged."""
-    level = logging.root.level
-    yield
-    logging.root.setLevel(level)
-    for logger in logging.Logger.manager.loggerDict.values():
-        if isinstance(logger, logging.Logger):
-            logger.disabled = False
+def _loggers_stay_enabled(loggers_stay_enabled: None) -> None:
+    """For all tests of this folder."""
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from ofdft_norm.settings import plain
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
-OPTIONS = [name for name in FILES if "/" in name]
+OPTIONS = [name for name in FILES if "/" in name and not name.startswith("hydra/")]  # Hydra's own come with any run
 # what an option needs beside itself
 NEEDS = {
     "data/source/label_files": ["data.source.paths=labels", "data.source.basis_info=basis_info.json"],
@@ -112,6 +112,9 @@ MEANT = {
     ("data/reference/fixed.yaml", "unit"),
     ("data/reference/fixed.yaml", "values"),
     ("data/source/structures25.yaml", "dataset"),
+    ("logger/tensorboard.yaml", "name"),
+    ("logger/tensorboard.yaml", "version"),
+    ("logger/tensorboard.yaml", "default_hp_metric"),
 }
 
 
