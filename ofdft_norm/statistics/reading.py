@@ -191,12 +191,14 @@ class JoinFields:
             if get_field(batch, "ptr") is None:  # PyG counts nodes by few fields
                 self._add_atoms(batch, indices, samples)
         else:
+            # a dictionary answers several times sooner than PyG's sample does
+            samples = tuple(sample.to_dict() if isinstance(sample, Data) else sample for sample in samples)
             batch = OFData()
             self._add_atoms(batch, indices, samples)
             for name in self.fields.names:
                 self._add(batch, name, indices, samples)
         for name in self.fields.numbers:
-            values = [self._number(name, *item) for item in items]
+            values = [self._number(name, *item) for item in zip(indices, samples, strict=True)]
             batch[name] = torch.tensor(values, dtype=torch.float64)
         batch[SAMPLE_INDEX] = torch.tensor(indices)
         return batch
@@ -253,7 +255,8 @@ class JoinFields:
 
 def _values(samples: Sequence[Any], name: str) -> list[Any]:
     """Returns a field of all samples, None where one lacks it."""
-    return [only_name(get_field(sample, name)) for sample in samples]
+    values = [get_field(sample, name) for sample in samples]
+    return [only_name(value) for value in values] if list in set(map(type, values)) else values
 
 
 def _vectors(values: list[Any]) -> list[Tensor]:
