@@ -3,7 +3,6 @@
 - `ofdft_norm.guide.interatomic_data`: energies and forces of your own, normalised and trained on
 - `ofdft_norm.guide.density_labels`: labels of densities of your own, from geometries to predictions
 - `ofdft_norm.guide.what_normalisation_did`: every row of the tables, every figure
-- `ofdft_norm.guide.what_normalisation_buys`: an ablation of normalisations, each tuned alike
 - `ofdft_norm.guide.troubleshooting`: the ten errors most met, and what to do
 - `ofdft_norm.guide.units`: what is in which unit
 - `ofdft_norm.guide.coordinates`: from raw coordinates to the network's, and back; density optimisation

@@ -1,4 +1,0 @@
-"""What normalisation buys: an ablation with equal tuning.
-
-.. include:: what_normalisation_buys.md
-"""
