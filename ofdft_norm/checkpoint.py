@@ -116,15 +116,15 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         plain = [to_plain(v) for v in value]
         return tuple(plain) if isinstance(value, tuple) else plain
-    kind = type(value)
-    if not isinstance(value, _REBUILT) or not kind.__module__.startswith("ofdft_norm."):
-        raise NotPlainError(f"{kind.__module__}.{kind.__qualname__}")
+    cls = type(value)
+    if not isinstance(value, _REBUILT) or not cls.__module__.startswith("ofdft_norm."):
+        raise NotPlainError(f"{cls.__module__}.{cls.__qualname__}")
     if isinstance(value, Settings):
         fields = [f.name for f in dataclasses.fields(value) if f.init]  # type: ignore[arg-type]
         content = {name: getattr(value, name) for name in fields}
     else:
         content = vars(value)
-    return {"module": kind.__module__, "class": kind.__qualname__, "content": to_plain(content)}
+    return {"module": cls.__module__, "class": cls.__qualname__, "content": to_plain(content)}
 
 
 def from_plain(plain: Any) -> Any:
@@ -139,10 +139,10 @@ def from_plain(plain: Any) -> Any:
         return plain
     if "mapping" in plain:
         return {from_plain(k): from_plain(v) for k, v in plain["mapping"]}
-    kind, content = _class_of(plain), from_plain(plain["content"])
-    if issubclass(kind, Settings):
-        return kind(**content)
-    rebuilt = object.__new__(kind)
+    cls, content = _class_of(plain), from_plain(plain["content"])
+    if issubclass(cls, Settings):
+        return cls(**content)
+    rebuilt = object.__new__(cls)
     vars(rebuilt).update(content)
     return rebuilt
 

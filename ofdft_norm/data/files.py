@@ -58,8 +58,8 @@ def written_whole(path: str | Path, replace: bool = False, beside: Path | None =
         raise
 
 
-def _aside(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
+def _aside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{ending}")
 
 
 def _remove(path: Path) -> None:
@@ -121,8 +121,8 @@ def remove_left_overs(path: Path, after_seconds: float = 24 * 3600.0) -> None:
                 _remove(left)
 
 
-def _left_of(path: Path, kind: str) -> list[Path]:
-    return list(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.{kind}"))
+def _left_of(path: Path, ending: str) -> list[Path]:
+    return list(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.{ending}"))
 
 
 def write_text(path: str | Path, text: str) -> None:
