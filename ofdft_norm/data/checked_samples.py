@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER
-from ofdft_norm.data.of_data import field_names, get_field, is_sample
+from ofdft_norm.data.of_data import field_names, get_field, is_sample, samples_at
 from ofdft_norm.errors import BatchError, did_you_mean
 
 
@@ -58,8 +58,7 @@ class CheckedSamples(Dataset[Data]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Data]:
         """Returns several samples, read at once where the data set can."""
-        several = getattr(self.dataset, "__getitems__", None)
-        samples = [self.dataset[i] for i in indices] if several is None else several(list(indices))
+        samples = samples_at(self.dataset, indices)
         return [self._checked(i, sample) for i, sample in zip(indices, samples, strict=True)]
 
     def _checked(self, index: int, sample: Any) -> Data:

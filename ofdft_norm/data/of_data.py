@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -247,6 +247,12 @@ def get_field(sample: Any, name: str) -> Any:
     if isinstance(sample, dict | Data):  # half the price of asking for an attribute that may be missing
         return sample.get(name, None)
     return sample.get(name) if isinstance(sample, Mapping) else getattr(sample, name, None)
+
+
+def samples_at(dataset: Any, indices: Sequence[int]) -> Sequence[Any]:
+    """Returns some samples of a map-style data set, read at once where it can do that (`__getitems__`)."""
+    several = getattr(dataset, "__getitems__", None)
+    return [dataset[i] for i in indices] if several is None else several(list(indices))
 
 
 def is_sample(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, overload
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
-from ofdft_norm.data.of_data import as_data
+from ofdft_norm.data.of_data import as_data, samples_at
 from ofdft_norm.data.of_dataset import OFDataset
 
 
@@ -76,9 +76,8 @@ def _join(dataset: Any, indices: Sequence[int], follow_batch: Sequence[str]) -> 
         return dataset.batch([i % len(dataset) for i in indices])
     if isinstance(dataset, TransformedDataset):
         return dataset.batch(indices, follow_batch)
-    several = getattr(dataset, "__getitems__", None)
-    samples = [dataset[i] for i in indices] if several is None else several(list(indices))
-    return Batch.from_data_list(list(map(as_data, samples)), follow_batch=list(follow_batch))
+    samples = map(as_data, samples_at(dataset, indices))
+    return Batch.from_data_list(list(samples), follow_batch=list(follow_batch))
 
 
 class SelectedSamples(Sequence[Data]):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Batch, Data
 
-from ofdft_norm.data.of_data import OFData, as_data, field_names, get_field, n_molecules, only_name
+from ofdft_norm.data.of_data import OFData, as_data, field_names, get_field, n_molecules, only_name, samples_at
 from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.statistics.distributed import Ranks
 
@@ -168,9 +168,7 @@ class _Numbered(Dataset[tuple[int, Any]]):
         return len(self.dataset)
 
     def __getitems__(self, indices: list[int]) -> list[tuple[int, Any]]:
-        several = getattr(self.dataset, "__getitems__", None)
-        samples = [self.dataset[i] for i in indices] if several is None else several(indices)
-        return list(zip(indices, samples, strict=True))
+        return list(zip(indices, samples_at(self.dataset, indices), strict=True))
 
 
 class JoinFields:
