@@ -104,6 +104,9 @@ class NotPlainError(Exception):
 def to_plain(value: Any) -> Any:
     """Writes a value of the configuration as plain data.
 
+    Args:
+        value: A number, text, container, class, function or setting of the configuration.
+
     Raises:
         NotPlainError: If it is an object that this package does not define.
     """
@@ -129,6 +132,9 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(plain: Any) -> Any:
     """Reads what `to_plain` wrote.
+
+    Args:
+        plain: Dictionaries, lists, numbers and texts.
 
     Raises:
         ConfigError: If it names a class that this package does not have, or one that is not to be rebuilt.
@@ -162,7 +168,11 @@ def _class_of(plain: Mapping[str, Any]) -> type[Any]:
 
 
 def arguments_to_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a data module's arguments; those that are not plain data are named instead."""
+    """Writes a data module's arguments; those that are not plain data are named instead.
+
+    Args:
+        arguments: Arguments by name.
+    """
     saved: dict[str, Any] = {}
     not_saved = []
     for name, value in arguments.items():
@@ -175,6 +185,10 @@ def arguments_to_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def arguments_from_plain(plain: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Reads a data module's arguments; those given take precedence.
+
+    Args:
+        plain: What `arguments_to_plain` wrote.
+        given: Arguments of the caller, by name.
 
     Raises:
         ConfigError: If an argument could not be saved and is not given.
@@ -202,7 +216,13 @@ def differing_settings(state: Mapping[str, Any], settings: Any) -> str:
 
 
 def describe_labels(source: Any, pre_transforms: Sequence[Any], unit: str = "hartree") -> dict[str, Any]:
-    """Says what a data module learns, as far as its source tells, in which coordinates and unit; plain data."""
+    """Says what a data module learns, as far as its source tells, in which coordinates and unit; plain data.
+
+    Args:
+        source: Source of the samples.
+        pre_transforms: Transforms that are applied to raw samples, in order.
+        unit: Unit of the energies.
+    """
     names = ("energy_key", "gradient_key", "energy_field", "forces_field")
     described: dict[str, Any] = {name: getattr(source, name) for name in names if hasattr(source, name)}
     # functions are known by their name, objects by what they show of themselves
@@ -232,12 +252,20 @@ def refuse_other_labels(state: Mapping[str, Any], labels: Mapping[str, Any]) -> 
 
 
 def statistics_to_state(statistics: DatasetStatistics) -> dict[str, Any]:
-    """Writes statistics as tensors, and their attributes as JSON."""
+    """Writes statistics as tensors, and their attributes as JSON.
+
+    Args:
+        statistics: Statistics to be saved; they are not changed.
+    """
     arrays = {key: torch.from_numpy(array) for key, array in statistics.to_arrays().items()}
     return {"arrays": arrays, "attributes": json.dumps(statistics.attributes)}
 
 
 def statistics_from_state(state: Mapping[str, Any]) -> DatasetStatistics:
-    """Reads what `statistics_to_state` wrote."""
+    """Reads what `statistics_to_state` wrote.
+
+    Args:
+        state: Tensors by key, and the attributes.
+    """
     arrays = {key: tensor.numpy() for key, tensor in state["arrays"].items()}
     return DatasetStatistics.from_arrays(arrays, json.loads(state["attributes"]))

@@ -25,7 +25,11 @@ from ofdft_norm.benchmarks.comparison import print_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses the command line and runs a subcommand; returns its exit code."""
+    """Parses the command line and runs a subcommand; returns its exit code.
+
+    Args:
+        arguments: Words of the command line after the command's name; None: those of the process.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="rounds of each comparison")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -18,7 +18,11 @@ from ofdft_norm.config.readable_errors import config_dir, readable_errors
 @readable_errors
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="fit_statistics")
 def main(cfg: DictConfig) -> None:
-    """Fits, or finds, the statistics of the training split, and prints them on rank 0."""
+    """Fits, or finds, the statistics of the training split, and prints them on rank 0.
+
+    Args:
+        cfg: The composed configuration, of which `data` is used.
+    """
     import torch.distributed as dist  # not before the configuration is composed: it takes seconds
 
     from ofdft_norm.normalization.summary import summary_table

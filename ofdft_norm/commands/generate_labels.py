@@ -110,7 +110,11 @@ def _tolerances(options: argparse.Namespace) -> CheckTolerances:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code."""
+    """Runs the command line; returns its exit code.
+
+    Args:
+        arguments: Words of the command line after the command's name; None: those of the process.
+    """
     options = build_parser().parse_args(arguments)
     kohn_sham = KohnShamSettings(
         xc=options.xc,

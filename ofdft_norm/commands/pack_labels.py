@@ -69,7 +69,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def label_source(options: argparse.Namespace) -> LabelFiles:
-    """Returns the source that the command line names."""
+    """Returns the source that the command line names.
+
+    Args:
+        options: The parsed command line.
+
+    Raises:
+        ConfigError: If label files come without a density basis.
+    """
     sources: list[str] = options.source
     if sources == ["embedded"]:
         return EmbeddedLabels(exclude=options.exclude)
@@ -84,7 +91,11 @@ def label_source(options: argparse.Namespace) -> LabelFiles:
 
 
 def pre_transforms(texts: Sequence[str]) -> list[Callable[[Any], Any]]:
-    """Makes the transforms of an option of ``configs/data/pre_transforms``, or of names."""
+    """Makes the transforms of an option of ``configs/data/pre_transforms``, or of names.
+
+    Args:
+        texts: Names with settings, such as ``NaturalReparametrization(mode=symmetric)``, or the name of one option.
+    """
     option = CONFIGS / f"{texts[0]}.yaml" if len(texts) == 1 else None
     if option is not None and option.is_file():
         return list(instantiate(OmegaConf.load(option)))
@@ -92,7 +103,14 @@ def pre_transforms(texts: Sequence[str]) -> list[Callable[[Any], Any]]:
 
 
 def pre_transform(text: str) -> Callable[[Any], Any]:
-    """Makes a transform from its name and settings."""
+    """Makes a transform from its name and settings.
+
+    Args:
+        text: ``Name`` or ``Name(setting=value, ...)``; values are YAML.
+
+    Raises:
+        ConfigError: If the package has no transform of that name.
+    """
     match = re.fullmatch(r"(\w+)(?:\((.*)\))?", text)
     found = getattr(ofdft_norm, match[1], None) if match else None
     if match is None or not (isinstance(found, type) and issubclass(found, BaseTransform)):
@@ -102,7 +120,11 @@ def pre_transform(text: str) -> Callable[[Any], Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code."""
+    """Runs the command line; returns its exit code.
+
+    Args:
+        arguments: Words of the command line after the command's name; None: those of the process.
+    """
     options = build_parser().parse_args(arguments)
     torch.set_num_threads(1)  # the same bits in every process, whatever their number
     try:

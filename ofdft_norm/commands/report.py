@@ -17,7 +17,11 @@ from ofdft_norm.report.report import ReportConfig, make_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code."""
+    """Runs the command line; returns its exit code.
+
+    Args:
+        arguments: Words of the command line after the command's name; None: those of the process.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="what to report on")
     try:

@@ -11,7 +11,11 @@ from ofdft_norm.config.readable_errors import config_dir, readable_errors
 @readable_errors
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
 def main(cfg: DictConfig) -> None:
-    """Runs one training."""
+    """Runs one training.
+
+    Args:
+        cfg: The composed configuration; ``train.yaml`` says what it has.
+    """
     from ofdft_norm.example.training import train  # not before the configuration is composed: it takes seconds
 
     train(cfg)

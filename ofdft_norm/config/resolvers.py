@@ -26,12 +26,22 @@ def n_basis(key: str = "data", *, _root_: DictConfig) -> int:
 
 
 def atomic_numbers(key: str = "data", *, _root_: DictConfig) -> list[int]:
-    """Returns the elements of the density basis; arguments as `n_basis`."""
+    """Returns the elements of the density basis; arguments as `n_basis`.
+
+    Args:
+        key: Where the data module stands in the configuration.
+        _root_: The configuration.
+    """
     return [int(number) for number in _basis(key, _root_).atomic_numbers]
 
 
 def irreps_per_atom(key: str = "data", *, _root_: DictConfig) -> list[str]:
-    """Returns the shells of each element, such as ``6x0e+3x1o+1x2e``; arguments as `n_basis`."""
+    """Returns the shells of each element, such as ``6x0e+3x1o+1x2e``; arguments as `n_basis`.
+
+    Args:
+        key: Where the data module stands in the configuration.
+        _root_: The configuration.
+    """
     return [str(irreps) for irreps in _basis(key, _root_).irreps_per_atom]
 
 

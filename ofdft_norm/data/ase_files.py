@@ -75,7 +75,11 @@ class ASEFiles(Settings):
         """There are no density coefficients."""
 
     def split_identity(self, split: SplitConfig) -> str:
-        """Returns what the split follows from; a checkpoint's split holds for a data module with the same."""
+        """Returns what the split follows from; a checkpoint's split holds for a data module with the same.
+
+        Args:
+            split: Settings of a random split.
+        """
         files = [[os.path.abspath(p) for p in _listed(paths)] for paths in (self.paths, self.val, self.test)]
         return f"({files}, {self.split_key!r}, {split!r})"
 
@@ -87,6 +91,12 @@ class ASEFiles(Settings):
         files: Mapping[str, Sequence[str]] | None = None,
     ) -> LazyDatasets:
         """Returns the parts of the split: by files, by `split_key`, or at random.
+
+        Args:
+            split: Settings of a random split; not used where files or `split_key` say the parts.
+            transform: Applied to each sample.
+            index_dir: Where the places of frames in large files are remembered; None: nowhere.
+            files: Files of each part, as a checkpoint remembers them; None: `split` decides.
 
         Raises:
             SplitError: If a part that is to have frames has none, or a frame is of no part.
@@ -101,7 +111,12 @@ class ASEFiles(Settings):
         return LazyDatasets(parts, build)
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> ASEDataset:
-        """Returns the data set of all frames; those without energy or forces are there to be predicted."""
+        """Returns the data set of all frames; those without energy or forces are there to be predicted.
+
+        Args:
+            transform: Applied to each sample.
+            index_dir: Where the places of frames in large files are remembered; None: nowhere.
+        """
         frames: dict[str, Frames] = {}
         places = [p for paths in (self.paths, self.val, self.test) for p in _places(paths, frames)]
         return ASEDataset(places, self.energy, self.forces, transform, labelled=False, frames=frames)
@@ -258,7 +273,11 @@ def _is_numeric(value: Any) -> bool:
 
 
 def is_atoms(value: Any) -> bool:
-    """Tells whether something is an `ase.Atoms`, without importing ASE."""
+    """Tells whether something is an `ase.Atoms`, without importing ASE.
+
+    Args:
+        value: Anything.
+    """
     return any(f"{kind.__module__}.{kind.__qualname__}" == "ase.atoms.Atoms" for kind in type(value).__mro__)
 
 

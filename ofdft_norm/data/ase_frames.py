@@ -38,11 +38,19 @@ class Frames:
         return len(self._all)
 
     def atoms(self, index: int) -> Any:
-        """Returns a frame as `ase.Atoms`."""
+        """Returns a frame as `ase.Atoms`.
+
+        Args:
+            index: Which frame of the file, from 0.
+        """
         return self._all[index]
 
     def info(self, index: int) -> dict[str, Any]:
-        """Returns what is known of a frame besides its atoms."""
+        """Returns what is known of a frame besides its atoms.
+
+        Args:
+            index: Which frame of the file, from 0.
+        """
         return dict(self._all[index].info)
 
 
@@ -145,7 +153,12 @@ _FORMATS: dict[str, type[Frames]] = {
 
 
 def open_frames(path: str, opened: dict[str, Frames]) -> Frames:
-    """Returns the frames of a file, those that are open already from `opened`, to which others are added."""
+    """Returns the frames of a file, those that are open already from `opened`, to which others are added.
+
+    Args:
+        path: An extended XYZ file, an ASE database, or any format of ``ase.io``.
+        opened: Frames of files that were opened before, by path; it is added to.
+    """
     if path not in opened:
         opened[path] = _FORMATS.get(Path(path).suffix.lower(), Frames)(path)
     return opened[path]

@@ -36,6 +36,12 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", npt.NDArray[Any], Tensor)
 def split_axis(values: ArrayOrTensor, lengths: Sequence[int], axis: int, what: str) -> tuple[ArrayOrTensor, ...]:
     """Splits an array or tensor into consecutive pieces of given lengths.
 
+    Args:
+        values: Array or tensor with at least `axis` + 1 axes.
+        lengths: Length of each piece.
+        axis: Which axis is split.
+        what: What the values are, for the message.
+
     Raises:
         BasisError: If they do not sum to the length of the axis.
     """
@@ -228,7 +234,11 @@ class BasisInfo:
         return split_axis(values, self.basis_dim_per_atom.tolist(), axis, "the basis")
 
     def is_subset(self, other: BasisInfo) -> bool:
-        """Returns whether each element of this basis has the same functions, in the same order, in the other basis."""
+        """Returns whether each element of this basis has the same functions, in the same order, in the other basis.
+
+        Args:
+            other: The basis that may have more elements.
+        """
         own, others = self._functions(), other._functions()
         return all(others.get(number) == functions for number, functions in own.items())
 

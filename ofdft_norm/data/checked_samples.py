@@ -131,7 +131,16 @@ def _tensor(value: Any, where: str, setting: str) -> Tensor:
 
 
 def check_atomic_numbers(value: Tensor, where: str, setting: str) -> Tensor:
-    """Returns (n_atom,) atomic numbers, unless they are of another shape, or some are no element's."""
+    """Returns (n_atom,) atomic numbers, unless they are of another shape, or some are no element's.
+
+    Args:
+        value: What a sample has.
+        where: Sample and field, for messages.
+        setting: What to change, in brackets, for messages.
+
+    Raises:
+        BatchError: If they are not, with the first atom that is wrong.
+    """
     if value.ndim != 1:
         raise BatchError(f"{where} has shape {tuple(value.shape)}, expected (n_atom,) atomic numbers {setting}")
     bad = (value != value.round() if value.is_floating_point() else value < 0) | (value < 1)
@@ -146,7 +155,17 @@ def check_atomic_numbers(value: Tensor, where: str, setting: str) -> Tensor:
 
 
 def check_numbers(value: Tensor, shape: tuple[int, ...] | None, where: str, setting: str) -> None:
-    """Refuses another shape (None: one number in any), and numbers that are not finite."""
+    """Refuses another shape (None: one number in any), and numbers that are not finite.
+
+    Args:
+        value: What a sample has.
+        shape: Expected shape; None: one number, in any.
+        where: Sample and field, for messages.
+        setting: What to change, in brackets, for messages.
+
+    Raises:
+        BatchError: For another shape, or with the first entry that is not finite.
+    """
     if tuple(value.shape) != shape if shape is not None else value.numel() != 1:
         expected = "one number" if shape is None else f"{shape}: three numbers for each atom"
         raise BatchError(f"{where} has shape {tuple(value.shape)}, expected {expected} {setting}")

@@ -28,6 +28,9 @@ _NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS, start=1)}
 def symbol(atomic_number: int) -> str:
     """Returns the symbol of an element.
 
+    Args:
+        atomic_number: 1 to 118.
+
     Raises:
         ConfigError: If there is no such element.
 
@@ -43,6 +46,9 @@ def symbol(atomic_number: int) -> str:
 def atomic_number(symbol: str) -> int:
     """Returns the atomic number of a symbol; capitals matter, since ``Co`` is not ``CO``.
 
+    Args:
+        symbol: One or two letters.
+
     Raises:
         ConfigError: If there is no such element; the message names the closest symbols.
 
@@ -57,7 +63,11 @@ def atomic_number(symbol: str) -> int:
 
 
 def hill_order(numbers: Iterable[int]) -> list[int]:
-    """Sorts atomic numbers as a molecular formula does: C, H, then by symbol; by symbol alone without C."""
+    """Sorts atomic numbers as a molecular formula does: C, H, then by symbol; by symbol alone without C.
+
+    Args:
+        numbers: Atomic numbers; each counts once.
+    """
     elements = set(numbers)
     first = {6: 0, 1: 1} if 6 in elements else {}
     return sorted(elements, key=lambda z: (first.get(z, 2), symbol(z)))
@@ -65,6 +75,9 @@ def hill_order(numbers: Iterable[int]) -> list[int]:
 
 def formula(numbers: Iterable[int]) -> str:
     """Returns the molecular formula of some atoms in Hill's order.
+
+    Args:
+        numbers: Atomic number of each atom.
 
     Example:
         >>> formula([8, 1, 1])

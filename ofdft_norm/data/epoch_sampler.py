@@ -34,7 +34,11 @@ class EpochSampler(RandomSampler):
         self._next_epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of the next pass."""
+        """Sets the epoch of the next pass.
+
+        Args:
+            epoch: Number of the epoch, from which the order follows.
+        """
         self._next_epoch = epoch
 
     def __iter__(self) -> Iterator[int]:

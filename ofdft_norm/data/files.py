@@ -126,7 +126,12 @@ def _left_of(path: Path, ending: str) -> list[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all; see `written_whole`."""
+    """Writes a text file in UTF-8, whole or not at all; see `written_whole`.
+
+    Args:
+        path: Where to; what was there is replaced.
+        text: Content.
+    """
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
@@ -135,6 +140,10 @@ def write_zip(path: str | Path, files: Mapping[str, bytes]) -> None:
     """Writes a zip file of files by name, whole or not at all; equal files make equal bytes, whenever they are written.
 
     The metadata of zarr are compressed, everything else is stored as it is.
+
+    Args:
+        path: Where to; what was there is replaced.
+        files: Content by name inside of the archive.
     """
     content = io.BytesIO()  # one write: file systems take longer over many
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:

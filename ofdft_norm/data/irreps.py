@@ -25,12 +25,24 @@ _SHELL = re.compile(r"(\d{1,9})x(\d{1,9})([eo])?")
 
 
 def shells_to_irreps(momenta: Iterable[int]) -> str:
-    """Returns e.g. ``"2x0e+1x1o"`` for shells of angular momenta 0, 0, 1, in this order."""
+    """Returns e.g. ``"2x0e+1x1o"`` for shells of angular momenta 0, 0, 1, in this order.
+
+    Args:
+        momenta: Angular momentum of each shell.
+    """
     return "+".join(f"{len(list(group))}x{l}{'eo'[l % 2]}" for l, group in itertools.groupby(momenta))
 
 
 def parse_irreps(irreps: str, atomic_number: int) -> list[tuple[int, int]]:
-    """Parses e.g. ``"6x0e+2x1o"`` into ``[(6, 0), (2, 1)]`` (multiplicity, angular momentum)."""
+    """Parses e.g. ``"6x0e+2x1o"`` into ``[(6, 0), (2, 1)]`` (multiplicity, angular momentum).
+
+    Args:
+        irreps: Terms joined by ``+``, sorted by angular momentum, as e3nn writes them.
+        atomic_number: The element, for messages.
+
+    Raises:
+        BasisError: If a term cannot be read, has the wrong parity, is out of order, or there is no function at all.
+    """
     shells = []
     for term in str(irreps).replace(" ", "").split("+"):
         match = _SHELL.fullmatch(term)

@@ -224,6 +224,9 @@ def _say_what_is_assumed(folder: Path) -> None:
 def read_n_scf_iterations(path: str | Path) -> int:
     """Returns the number of SCF iterations in a label file.
 
+    Args:
+        path: A label file, ``*.zarr.zip``.
+
     Raises:
         LabelFileError: If the file is missing or unreadable, or holds no coefficients.
     """

@@ -90,7 +90,11 @@ class LabelFiles(Settings):
         return sorted((path for path in found if path.name not in excluded), key=lambda path: path.parts)
 
     def split_identity(self, split: SplitConfig) -> str:
-        """Returns what the split follows from; a checkpoint's split holds for a data module with the same."""
+        """Returns what the split follows from; a checkpoint's split holds for a data module with the same.
+
+        Args:
+            split: Settings of the split.
+        """
         paths = [self.paths] if isinstance(self.paths, str) else list(self.paths)
         written = None if split.file is None or not Path(split.file).is_file() else Path(split.file).read_bytes()
         digest = hashlib.sha256(written or b"").hexdigest()
@@ -99,6 +103,9 @@ class LabelFiles(Settings):
 
     def split_files(self, split: SplitConfig) -> tuple[dict[str, list[Path]], dict[Path, int]]:
         """Returns the label files of each part, and the number of SCF iterations of those where the split says it.
+
+        Args:
+            split: Settings of the split.
 
         Raises:
             SplitError: If a label file is reached twice, or an entry of the split fits none or several.
@@ -141,7 +148,12 @@ class LabelFiles(Settings):
         return LazyDatasets(parts, build)
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> OFDataset:
-        """Returns the data set of all label files, without a split."""
+        """Returns the data set of all label files, without a split.
+
+        Args:
+            transform: Applied to each sample.
+            index_dir: Where the numbers of SCF iterations are remembered; None: nowhere.
+        """
         paths = self.label_files()
         check_label_files({"all": paths}, str(self.paths))
         return self._dataset(paths, transform, scf_iteration_counts(paths, index_dir))

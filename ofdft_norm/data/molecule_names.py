@@ -26,6 +26,12 @@ class MoleculeNames:
     def check(self, path: Path, name: str, positions: npt.NDArray[np.float64], elements: npt.NDArray[np.int64]) -> None:
         """Compares a molecule with the one that was read under its name.
 
+        Args:
+            path: Its label file.
+            name: Its name, `mol_id`.
+            positions: (n_atom, 3) [bohr].
+            elements: (n_atom,) atomic numbers.
+
         Raises:
             LabelFileError: If they differ; the message names both files.
         """

@@ -130,6 +130,10 @@ class OFData(Data):
     def from_labels(cls, labels: MoleculeLabels, basis_info: BasisInfo) -> OFData:
         """Returns the sample of the first row of a molecule's labels.
 
+        Args:
+            labels: Labels of a molecule, one row for each SCF iteration.
+            basis_info: The density basis.
+
         Raises:
             BasisError: If an element is not part of the basis.
             LabelFileError: If a field has the wrong length.
@@ -243,31 +247,53 @@ def _vector(value: Any, field: str, n_basis: int, where: str) -> Tensor:
 
 
 def get_field(sample: Any, name: str) -> Any:
-    """Returns a field of a sample of any class, a mapping's item or an object's attribute; None: it has none."""
+    """Returns a field of a sample of any class, a mapping's item or an object's attribute; None: it has none.
+
+    Args:
+        sample: PyG's `Data`, a mapping, or an object with attributes.
+        name: Name of the field.
+    """
     if isinstance(sample, dict | Data):  # half the price of asking for an attribute that may be missing
         return sample.get(name, None)
     return sample.get(name) if isinstance(sample, Mapping) else getattr(sample, name, None)
 
 
 def samples_at(dataset: Any, indices: Sequence[int]) -> Sequence[Any]:
-    """Returns some samples of a map-style data set, read at once where it can do that (`__getitems__`)."""
+    """Returns some samples of a map-style data set, read at once where it can do that (`__getitems__`).
+
+    Args:
+        dataset: Data set with an index.
+        indices: Which samples.
+    """
     several = getattr(dataset, "__getitems__", None)
     return [dataset[i] for i in indices] if several is None else several(list(indices))
 
 
 def is_sample(value: Any) -> bool:
-    """Whether it is a sample or batch: PyG's `Data`, or of another class with `keys()`, as fairchem's `AtomicData`."""
+    """Whether it is a sample or batch: PyG's `Data`, or of another class with `keys()`, as fairchem's `AtomicData`.
+
+    Args:
+        value: Anything.
+    """
     return isinstance(value, Data) or (hasattr(value, "keys") and not isinstance(value, Mapping))
 
 
 def field_names(sample: Any) -> list[str]:
-    """Returns the names of the fields of a sample of any class, sorted."""
+    """Returns the names of the fields of a sample of any class, sorted.
+
+    Args:
+        sample: A sample as `is_sample` has it.
+    """
     keys = sample.keys() if hasattr(sample, "keys") else vars(sample)
     return sorted(map(str, keys() if callable(keys) else keys))
 
 
 def as_data(sample: Any) -> Data:
-    """Returns a sample of another class as PyG's `Data`, which PyG's collation takes; for names see `only_name`."""
+    """Returns a sample of another class as PyG's `Data`, which PyG's collation takes; for names see `only_name`.
+
+    Args:
+        sample: A sample as `is_sample` has it.
+    """
     if isinstance(sample, Data):
         return sample
     fields = {name: get_field(sample, name) for name in field_names(sample) if name not in ("batch", "ptr")}
@@ -275,7 +301,11 @@ def as_data(sample: Any) -> Data:
 
 
 def only_name(value: Any) -> Any:
-    """Returns the text of a list of one text, as fairchem's samples hold names; anything else as it is."""
+    """Returns the text of a list of one text, as fairchem's samples hold names; anything else as it is.
+
+    Args:
+        value: A field's value.
+    """
     return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
 
 
@@ -315,6 +345,9 @@ def n_molecules(batch: Data) -> int:
 
     This is the one definition, whatever fields the samples have: PyG's boundaries (``ptr``) or, for samples without
     positions, which have none, the number of samples that PyG joined or the boundaries of the coefficients.
+
+    Args:
+        batch: A batch or a single sample.
     """
     for name in ("ptr", "coeffs_ptr"):
         boundaries = get_field(batch, name)
@@ -331,7 +364,12 @@ def n_molecules(batch: Data) -> int:
 
 
 def sample_name(batch: Data, sample: int) -> str | None:
-    """Returns the name (`mol_id`) of one sample of a batch, where it has one."""
+    """Returns the name (`mol_id`) of one sample of a batch, where it has one.
+
+    Args:
+        batch: A batch or a single sample.
+        sample: Which sample of the batch, from 0.
+    """
     names = get_field(batch, "mol_id")
     if names is None or isinstance(names, str):
         return names
@@ -340,7 +378,12 @@ def sample_name(batch: Data, sample: int) -> str | None:
 
 
 def scf_iteration(batch: Data, sample: int) -> int | None:
-    """Returns the SCF iteration of one sample of a batch, where it has one."""
+    """Returns the SCF iteration of one sample of a batch, where it has one.
+
+    Args:
+        batch: A batch or a single sample.
+        sample: Which sample of the batch, from 0.
+    """
     iterations = get_field(batch, "scf_iteration")
     return None if iterations is None else int(iterations.reshape(-1)[sample])
 

@@ -142,7 +142,11 @@ class OFDataset(Dataset[OFData]):
         return transform_batch(self.transform, self._raw_batch(*located, fields if self.transform is None else None))
 
     def molecule_batch(self, molecule: int) -> OFData:
-        """Reads all samples of one molecule together; see `batch`."""
+        """Reads all samples of one molecule together; see `batch`.
+
+        Args:
+            molecule: Which molecule, from 0.
+        """
         return self.batch(range(self.sample_offsets[molecule], self.sample_offsets[molecule + 1]))
 
     def state(self, contents: bool = False, folder: Path | None = None) -> dict[str, Any]:
@@ -178,6 +182,10 @@ class OFDataset(Dataset[OFData]):
 
 def join_labels(of_molecule: Sequence[MoleculeLabels], basis_info: BasisInfo) -> OFData:
     """Returns the batch of all samples of some molecules.
+
+    Args:
+        of_molecule: Labels of each molecule, one row for each SCF iteration.
+        basis_info: The density basis.
 
     Raises:
         LabelFileError: If labels do not have the basis's length.
@@ -215,7 +223,15 @@ def join_labels(of_molecule: Sequence[MoleculeLabels], basis_info: BasisInfo) ->
 
 
 def transform_batch(transform: Transform | None, batch: OFData) -> OFData:
-    """Applies a transform to a batch at once if it says that it can (`works_on_batches`), else to its samples."""
+    """Applies a transform to a batch at once if it says that it can (`works_on_batches`), else to its samples.
+
+    Args:
+        transform: A transform of samples; None: nothing happens.
+        batch: Samples to be transformed.
+
+    Raises:
+        BatchError: If the transformed samples have different fields.
+    """
     if transform is None:
         return batch
     if getattr(transform, "works_on_batches", False):

@@ -86,12 +86,20 @@ def array_specs(targets: Sequence[str], dtype: str) -> dict[str, ArraySpec]:
 
 
 def meta_checksum(meta: Mapping[str, Any]) -> str:
-    """Returns the digest that stands for a set: of its arrays' digests, and of what the arrays mean."""
+    """Returns the digest that stands for a set: of its arrays' digests, and of what the arrays mean.
+
+    Args:
+        meta: Content of ``meta.json``.
+    """
     return hashlib.sha256(json.dumps([meta[name] for name in _MEANING], sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, as ``sha256sum`` does."""
+    """Returns the SHA-256 of a file, as ``sha256sum`` does.
+
+    Args:
+        path: Any file.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -184,6 +192,9 @@ _AGAIN = "copy the set again, or pack it anew with ofdft-norm pack (config: data
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """Reads and checks ``meta.json``.
+
+    Args:
+        folder: A packed set.
 
     Raises:
         LabelFileError: If the folder is no packed set, of a later version, or ``meta.json`` was changed.

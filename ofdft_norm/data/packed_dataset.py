@@ -228,6 +228,9 @@ class PackedDataset(OFDataset):
 def check_alike(sets: Sequence[PackedSet]) -> None:
     """Refuses to mix sets that are not of one basis, pre-transforms, coordinates and dtype.
 
+    Args:
+        sets: Packed sets that are to be read as one.
+
     Raises:
         BasisError: For different bases.
         ConfigError: For different pre-transforms, coordinates or dtypes, or no set at all.

@@ -38,6 +38,10 @@ class Progress:
     def read(cls, work: Path, plan: Mapping[str, Any]) -> Progress | None:
         """Returns what an earlier run has done; None: there was none.
 
+        Args:
+            work: Folder of the unfinished set.
+            plan: What is to be packed, as plain data.
+
         Raises:
             ConfigError: If it followed another plan.
         """
@@ -86,7 +90,11 @@ class GrowingArrays:
         self._stack.close()
 
     def append_molecule(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Appends a molecule's entries of all arrays but the offsets, which follow from them."""
+        """Appends a molecule's entries of all arrays but the offsets, which follow from them.
+
+        Args:
+            values: Entries by name of the array.
+        """
         self._append(values)
         ends = {self.specs[name].counts: self.done.lengths[name] for name in values}
         self._append({f"{axis}_offsets": np.array([end], dtype=np.int64) for axis, end in ends.items()})

@@ -88,7 +88,11 @@ class PackingPlan:
             raise ConfigError(f"targets = {list(self.targets)}: expected different names, such as 'kin'")
 
     def read(self, path: Path) -> tuple[dict[str, OFData], POrder | None]:
-        """Reads a molecule: for each target its samples as they are packed; and the p order that the file states."""
+        """Reads a molecule: for each target its samples as they are packed; and the p order that the file states.
+
+        Args:
+            path: Its label file.
+        """
         batches, transform = {}, composed(self.pre_transforms)
         for target in self.targets:
             labels = read_molecule(path, f"e_{target}", f"grad_{target}")
@@ -193,7 +197,13 @@ def _pack(plan: PackingPlan, work: Path, workers: int, progress: bool, command: 
 
 
 def write_meta(plan: PackingPlan, arrays: GrowingArrays, command: str | None) -> None:
-    """Writes down what a set is, last of all; its arrays are whole."""
+    """Writes down what a set is, last of all; its arrays are whole.
+
+    Args:
+        plan: What was packed.
+        arrays: The packed arrays.
+        command: Command line that is written down with them; None: none.
+    """
     meta = plan.description() | {
         "n_samples": arrays.done.lengths["has_energy_label"],
         "label_files": arrays.plan["label_files"],

@@ -11,12 +11,20 @@ from ofdft_norm.errors import ConfigError
 
 
 def composed(transforms: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any] | None:
-    """Returns the transforms as one; None for none."""
+    """Returns the transforms as one; None for none.
+
+    Args:
+        transforms: Transforms in the order of application.
+    """
     return None if not transforms else transforms[0] if len(transforms) == 1 else Compose(list(transforms))
 
 
 def single_transforms(transform: Any) -> list[Callable[[Any], Any]]:
-    """Returns what a transform is composed of, in the order of application; nothing for None."""
+    """Returns what a transform is composed of, in the order of application; nothing for None.
+
+    Args:
+        transform: A transform, a composition of some, or None.
+    """
     if transform is None:
         return []
     inner = getattr(transform, "transforms", None)
@@ -25,6 +33,9 @@ def single_transforms(transform: Any) -> list[Callable[[Any], Any]]:
 
 def described(transforms: Sequence[Callable[[Any], Any]]) -> list[str]:
     """Returns the class and settings of each transform, such as ``NaturalReparametrization(...)``.
+
+    Args:
+        transforms: Transforms in the order of application.
 
     Raises:
         ConfigError: If a transform's settings are objects that cannot be told apart by what they print.

@@ -85,12 +85,20 @@ class RawDatasets:
         return splits[name]
 
     def loader(self, name: str) -> Any:
-        """Returns the loader that somebody's data module reads a split with; None where there is none."""
+        """Returns the loader that somebody's data module reads a split with; None where there is none.
+
+        Args:
+            name: ``train``, ``val``, ``test`` or ``predict``.
+        """
         _ = self[name]
         return self.opened_loader(name)
 
     def opened_loader(self, name: str) -> Any:
-        """Returns that loader, if the split was asked for already."""
+        """Returns that loader, if the split was asked for already.
+
+        Args:
+            name: ``train``, ``val``, ``test`` or ``predict``.
+        """
         return None if self._splits is None else self._splits.loaders.get(name)
 
     def _opened(self) -> LazyDatasets:
@@ -167,12 +175,20 @@ class RawDatasets:
 
 
 def files_to_state(files: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Writes the label files of each split, compressed: a few bytes for each."""
+    """Writes the label files of each split, compressed: a few bytes for each.
+
+    Args:
+        files: Label files of each split.
+    """
     here = os.getcwd()
     joined = {name: "\n".join(os.path.join(here, path) for path in paths).encode() for name, paths in files.items()}
     return {name: torch.frombuffer(bytearray(zlib.compress(t)), dtype=torch.uint8) for name, t in joined.items()}
 
 
 def files_from_state(state: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Reads what `files_to_state` wrote."""
+    """Reads what `files_to_state` wrote.
+
+    Args:
+        state: Compressed names by split.
+    """
     return {name: zlib.decompress(t.numpy().tobytes()).decode().split("\n") for name, t in state.items()}

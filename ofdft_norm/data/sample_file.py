@@ -51,7 +51,11 @@ class SampleFile(Settings):
         return BasisInfo.from_json(self.basis_info)
 
     def split_identity(self, split: SplitConfig) -> None:
-        """There is no split."""
+        """There is no split.
+
+        Args:
+            split: Not used.
+        """
 
     def datasets(
         self,
@@ -60,11 +64,23 @@ class SampleFile(Settings):
         index_dir: Path | None = None,
         files: Mapping[str, Sequence[str]] | None = None,
     ) -> LazyDatasets:
-        """Returns no part: there are no labels to train, validate or test with."""
+        """Returns no part: there are no labels to train, validate or test with.
+
+        Args:
+            split: Not used.
+            transform: Not used.
+            index_dir: Not used.
+            files: Not used.
+        """
         return LazyDatasets({}, lambda part, content: content)
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> SampleFileDataset:
-        """Returns the data set of all samples."""
+        """Returns the data set of all samples.
+
+        Args:
+            transform: Applied to each sample.
+            index_dir: Not used.
+        """
         return SampleFileDataset(self.path, self.basis(), transform)
 
 

@@ -80,12 +80,20 @@ class ScfSelection:
         return int(self.sample_offsets[-1])
 
     def iterations(self, molecule: int) -> IntArray:
-        """Returns the selected SCF iterations of a molecule, in order."""
+        """Returns the selected SCF iterations of a molecule, in order.
+
+        Args:
+            molecule: Which molecule, from 0.
+        """
         row = self._row[molecule]
         return self._iterations[row, : self._n_selected[row]]
 
     def locate(self, samples: Any) -> tuple[Any, Any]:
-        """Returns molecule and SCF iteration of a sample, or of an array of samples."""
+        """Returns molecule and SCF iteration of a sample, or of an array of samples.
+
+        Args:
+            samples: Index or indices over all selected samples, from 0.
+        """
         molecules = np.searchsorted(self.sample_offsets, samples, side="right") - 1
         return molecules, self._iterations[self._row[molecules], samples - self.sample_offsets[molecules]]
 

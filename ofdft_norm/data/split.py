@@ -89,6 +89,10 @@ def check_split(split: Mapping[str, Sequence[Path]], where: str) -> None:
 
     Whether files exist is checked where a part is used (`check_files_exist`): a test needs no training files.
 
+    Args:
+        split: Label files of each part.
+        where: Where the split comes from, for messages.
+
     Raises:
         SplitError: With the list of what is wrong.
     """
@@ -99,6 +103,10 @@ def check_split(split: Mapping[str, Sequence[Path]], where: str) -> None:
 
 def check_label_files(split: Mapping[str, Sequence[Path]], where: str) -> None:
     """Refuses label files that are reached twice, on whatever paths, and paths that cannot be shown in one line.
+
+    Args:
+        split: Label files of each part.
+        where: Where the split comes from, for messages.
 
     Raises:
         SplitError: With the list of what is wrong.
@@ -119,7 +127,16 @@ def check_label_files(split: Mapping[str, Sequence[Path]], where: str) -> None:
 
 
 def refuse_paths(where: str, what: str, found: Sequence[str]) -> None:
-    """Raises a `SplitError` that lists what was found, if there is any."""
+    """Raises a `SplitError` that lists what was found, if there is any.
+
+    Args:
+        where: Where the split comes from, for the message.
+        what: What is wrong with them, for the message.
+        found: The paths; none: nothing is raised.
+
+    Raises:
+        SplitError: If there are any.
+    """
     if found:
         shown = [*found[:_SHOWN], *([f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])]
         raise SplitError(
@@ -131,6 +148,9 @@ def resolved_files(paths: Sequence[Path]) -> list[str]:
     """Returns the file that each path leads to: two paths of one label file give the same.
 
     Each folder is resolved and listed once, so that 1e5 paths take a fraction of a second.
+
+    Args:
+        paths: Paths that may be relative or lead over links.
     """
     folders: dict[str, tuple[str, set[str]]] = {}
     resolved = []
@@ -148,6 +168,11 @@ def resolved_files(paths: Sequence[Path]) -> list[str]:
 
 def check_files_exist(part: str, paths: Sequence[Path], where: str) -> None:
     """Refuses a part of a split that names missing label files; each folder is listed once.
+
+    Args:
+        part: Name of the part, for the message.
+        paths: Its label files.
+        where: Where the split comes from, for the message.
 
     Raises:
         SplitError: With the list of what is missing.

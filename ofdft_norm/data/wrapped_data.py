@@ -76,7 +76,11 @@ class WrappedData(Settings):
             self.datamodule.prepare_data()
 
     def split_identity(self, split: SplitConfig) -> None:
-        """Wrapped data come split."""
+        """Wrapped data come split.
+
+        Args:
+            split: Not used.
+        """
 
     def datasets(
         self,
@@ -88,6 +92,12 @@ class WrappedData(Settings):
         """Returns the parts as they come, each sample checked as it is read; the other arguments are not used.
 
         Pre-transforms are applied to samples with density coefficients.
+
+        Args:
+            split: Not used.
+            transform: Applied to each sample with density coefficients.
+            index_dir: Not used.
+            files: Not used.
         """
         given = {"train": self.train, "val": self.val, "test": self.test}
         loaders: dict[str, Any] = {}
@@ -120,6 +130,10 @@ class WrappedData(Settings):
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> Any:
         """Wrapped data are read part by part.
 
+        Args:
+            transform: Not used.
+            index_dir: Not used.
+
         Raises:
             ConfigError: Always.
         """
@@ -127,7 +141,14 @@ class WrappedData(Settings):
 
 
 def parts_of(datamodule: Any) -> list[str]:
-    """Returns for which of ``train``, ``val``, ``test``, ``predict`` a LightningDataModule defines loaders."""
+    """Returns for which of ``train``, ``val``, ``test``, ``predict`` a LightningDataModule defines loaders.
+
+    Args:
+        datamodule: A LightningDataModule, of either of Lightning's packages.
+
+    Raises:
+        SplitError: If it has no training loader.
+    """
     loaders = {part: getattr(type(datamodule), name, None) for part, name in _LOADERS.items()}
     # the base class has all of them; its own raise
     foreign = ("lightning.", "pytorch_lightning.")
@@ -164,6 +185,10 @@ def loader_of(datamodule: Any, part: str) -> Any:
 
 def refuse_normalized(dataset: Any, part: str) -> None:
     """Refuses a data set whose samples are normalised already.
+
+    Args:
+        dataset: Data set with an index.
+        part: Name of its part, for the message.
 
     Raises:
         NormalizationError: If the first sample is.

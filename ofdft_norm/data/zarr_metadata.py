@@ -71,7 +71,11 @@ class ArrayMetadata:
         return [range(math.ceil(length / chunk)) for length, chunk in zip(self.shape, self.chunks, strict=True)]
 
     def chunk_name(self, index: tuple[int, ...]) -> str:
-        """Returns the name of a chunk beside the metadata."""
+        """Returns the name of a chunk beside the metadata.
+
+        Args:
+            index: Index of the chunk along each axis.
+        """
         numbers = [str(i) for i in index]
         if self.prefix:
             return self.separator.join([self.prefix, *numbers])
@@ -79,6 +83,9 @@ class ArrayMetadata:
 
     def filled(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """Returns an array of the fill value.
+
+        Args:
+            shape: Shape of the array.
 
         Raises:
             ZarrError: If the fill value does not fit the type.
@@ -94,6 +101,9 @@ class ArrayMetadata:
 
 def parse_json(content: bytes) -> dict[str, Any]:
     """Reads a JSON object.
+
+    Args:
+        content: Bytes of UTF-8.
 
     Raises:
         ZarrError: If the text is none.

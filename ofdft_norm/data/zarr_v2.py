@@ -103,13 +103,20 @@ class ZarrReader:
         return sorted(n for n in nodes if (self._json(f"{n}/zarr.json") or {}).get("node_type") == "array")
 
     def attributes(self, group: str = "") -> dict[str, Any]:
-        """Returns the attributes of a group, empty where it has none."""
+        """Returns the attributes of a group, empty where it has none.
+
+        Args:
+            group: Path of the group inside of the archive; empty: the root.
+        """
         name = "zarr.json" if self._is_v3() else ".zattrs"
         content = self._json(f"{group}/{name}" if group else name) or {}
         return dict(content.get("attributes", {})) if name == "zarr.json" else content
 
     def metadata(self, name: str) -> ArrayMetadata:
         """Returns how an array is stored; its codecs are on the list of those that are read.
+
+        Args:
+            name: Path of the array inside of the archive.
 
         Raises:
             KeyError: If there is no array of that name.
@@ -128,7 +135,11 @@ class ZarrReader:
         return self._metadata[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of an array; raises KeyError if there is none of that name."""
+        """Returns the shape of an array; raises KeyError if there is none of that name.
+
+        Args:
+            name: Path of the array inside of the archive.
+        """
         return self.metadata(name).shape
 
     def read(self, name: str, row: int | None = None, may_lack: Rows | bool = False) -> Array:
