@@ -33,7 +33,11 @@ class ModelNormalizer(nn.Module):
         return self._normalizers[0] if self._normalizers else None
 
     def copy_of(self, normalizer: Normalizer) -> None:
-        """Takes a copy of a normaliser: the data module's own stays on the CPU, where its workers use it."""
+        """Takes a copy of a normaliser: the data module's own stays on the CPU, where its workers use it.
+
+        Args:
+            normalizer: The data module's normaliser.
+        """
         self.set_extra_state(normalizer_to_state(normalizer))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ModelNormalizer:
@@ -53,7 +57,11 @@ class ModelNormalizer(nn.Module):
 
 
 def normalizer_of_model(trainer: Any) -> Normalizer | None:
-    """Returns the normaliser that a trainer's model has, if it has one."""
+    """Returns the normaliser that a trainer's model has, if it has one.
+
+    Args:
+        trainer: A Trainer.
+    """
     module = getattr(trainer, "lightning_module", None)
     return getattr(getattr(module, "model_normalizer", None), "normalizer", None)
 
@@ -78,6 +86,10 @@ class NormalizerMixin:
 
     A Trainer's checkpoint holds it once, in the data module's state, from where `on_load_checkpoint` takes it; a model
     that overrides that method keeps an entry of its own.
+
+    Args:
+        *args: Arguments of the LightningModule.
+        **kwargs: Arguments of the LightningModule.
 
     Example:
         >>> from lightning import LightningModule
@@ -129,6 +141,11 @@ class NormalizerMixin:
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As LightningModule's; a file that is damaged or lacks something is an error that names it.
 
+        Args:
+            checkpoint_path: The checkpoint.
+            *args: As LightningModule's.
+            **kwargs: As LightningModule's.
+
         Raises:
             ConfigError: If it is damaged.
         """
@@ -137,7 +154,11 @@ class NormalizerMixin:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Empties the model's entry where the data module's state, in the same checkpoint, holds the normaliser."""
+        """Empties the model's entry where the data module's state, in the same checkpoint, holds the normaliser.
+
+        Args:
+            checkpoint: The checkpoint to be written, changed in place.
+        """
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
         in_datamodule, own = _of_datamodule(checkpoint), checkpoint["state_dict"].get(_ENTRY)
         finds_it_again = type(self).on_load_checkpoint is NormalizerMixin.on_load_checkpoint
@@ -145,7 +166,11 @@ class NormalizerMixin:
             checkpoint["state_dict"][_ENTRY] = {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the normaliser from the data module's state where the model's entry is empty or missing."""
+        """Takes the normaliser from the data module's state where the model's entry is empty or missing.
+
+        Args:
+            checkpoint: The checkpoint that was read.
+        """
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
         states = checkpoint["state_dict"]
         if not states.get(_ENTRY) and not states.get(_ENTRY_OF_0_1):

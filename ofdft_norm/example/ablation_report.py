@@ -48,7 +48,12 @@ def errors_by_fold(result: AblationResult, name: str) -> dict[str, Array]:
 
 
 def best_arm(result: AblationResult, name: str) -> str:
-    """Returns the arm with the smallest mean test error."""
+    """Returns the arm with the smallest mean test error.
+
+    Args:
+        result: What the ablation found.
+        name: Name of the error.
+    """
     errors = errors_by_fold(result, name)
     return min(result.chosen, key=lambda arm: float(errors[arm].mean()))
 
@@ -79,7 +84,11 @@ def epochs_to_half_way(result: AblationResult, name: str) -> dict[str, float]:
 
 
 def ablation_table(result: AblationResult) -> str:
-    """Returns mean and standard deviation over folds, and how fast each arm learns, as a text table."""
+    """Returns mean and standard deviation over folds, and how fast each arm learns, as a text table.
+
+    Args:
+        result: What the ablation found.
+    """
     errors = {quantity: errors_by_fold(result, error_name(quantity, "hartree")) for quantity in HEADINGS}
     speeds = {name: epochs_to_half_way(result, name) for name in CURVES}
     n_folds, seeds = _sizes(result.runs)
@@ -115,7 +124,11 @@ def _epochs(value: float | None) -> str:
 
 
 def plot_ablation(result: AblationResult) -> Figure:
-    """Draws the errors of baselines and arms: a dot for each fold, and mean and standard deviation over them."""
+    """Draws the errors of baselines and arms: a dot for each fold, and mean and standard deviation over them.
+
+    Args:
+        result: What the ablation found.
+    """
     names = [*result.baselines, *result.chosen]
     figure = Figure(figsize=(9.0, 0.32 * len(names) + 1.1), layout="constrained")
     FigureCanvasAgg(figure)

@@ -82,6 +82,9 @@ class DensityModule(NormalizerMixin, LightningModule):
     def build(self, basis_info: BasisInfo) -> None:
         """Builds the network for a basis; does nothing if it is built for that basis already.
 
+        Args:
+            basis_info: The density basis.
+
         Raises:
             ConfigError: If it is built for another basis.
         """
@@ -133,7 +136,11 @@ class DensityModule(NormalizerMixin, LightningModule):
         return energy, gradient
 
     def predict(self, batch: Data) -> tuple[Tensor, Tensor]:
-        """Returns (n_molecules,) energies and (n_basis,) gradients of original coefficients, float64."""
+        """Returns (n_molecules,) energies and (n_basis,) gradients of original coefficients, float64.
+
+        Args:
+            batch: A normalised batch.
+        """
         energy, gradient = self(batch)
         return (
             self.normalizer.denormalize_energy(energy.detach(), batch),
@@ -143,7 +150,13 @@ class DensityModule(NormalizerMixin, LightningModule):
     # --- training -----------------------------------------------------------------------------------------------
 
     def loss(self, batch: Data, energy: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-        """Returns `loss` and its terms, `energy` and `gradient`: means over labelled samples, zero if there is none."""
+        """Returns `loss` and its terms, `energy` and `gradient`: means over labelled samples, zero if there is none.
+
+        Args:
+            batch: The batch with its labels.
+            energy: (n_molecules,) predicted normalised energies.
+            gradient: (n_basis,) predicted normalised gradients.
+        """
         labelled = batch.has_energy_label.reshape(-1)
         n_atoms = torch.bincount(molecule_index(batch, "pos"), minlength=len(labelled))
         # masked before any product: labels that are not to be used may be NaN, and 0 NaN is NaN
@@ -214,6 +227,10 @@ class DensityModule(NormalizerMixin, LightningModule):
 
 def warm_up_and_decay(step: int, n_steps: int) -> float:
     """Returns the learning rate, as a share of the largest: a rise over a tenth of the steps, then half a cosine.
+
+    Args:
+        step: Number of the step, from 0.
+        n_steps: Steps of the whole training.
 
     Example:
         >>> [round(warm_up_and_decay(step, 40), 3) for step in (0, 3, 22, 40, 50)]

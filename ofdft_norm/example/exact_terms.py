@@ -58,7 +58,11 @@ class ExactTerms:
         return _Energy.apply(coeffs, self)
 
     def energy_and_gradient(self, coeffs: Tensor) -> tuple[float, Tensor]:
-        """Returns the energy [hartree] and its derivative, (n_basis,) float64."""
+        """Returns the energy [hartree] and its derivative, (n_basis,) float64.
+
+        Args:
+            coeffs: (n_basis,) coefficients of the density basis, float64.
+        """
         p = coeffs.detach().to("cpu", torch.float64).numpy()[None]
         potentials = evaluate_potentials(p, self.basis, self.coulomb, self.grid, self.xc)
         gradient = torch.from_numpy(potentials.effective_potential[0])

@@ -20,12 +20,22 @@ from ofdft_norm.units import shown
 
 
 def sums_over_molecules(values: Tensor, batch: Data) -> Tensor:
-    """Adds up a per-function field over each molecule: (n_basis,) -> (n_molecules,)."""
+    """Adds up a per-function field over each molecule: (n_basis,) -> (n_molecules,).
+
+    Args:
+        values: (n_basis,) values.
+        batch: The batch that they belong to.
+    """
     return values.new_zeros(n_molecules(batch)).index_add(0, molecule_index(batch), values)
 
 
 def n_electrons(normalizer: Normalizer, batch: Data) -> Tensor:
-    """Returns N = w.p of each molecule of a normalised batch, from the original w and p, (n_molecules,) float64."""
+    """Returns N = w.p of each molecule of a normalised batch, from the original w and p, (n_molecules,) float64.
+
+    Args:
+        normalizer: The normaliser that the batch went through.
+        batch: A normalised batch.
+    """
     integrals = normalizer.denormalize_integrals(batch.dual_basis_integrals, batch)
     return sums_over_molecules(integrals * normalizer.denormalize_coeffs(batch.coeffs, batch), batch)
 
@@ -60,6 +70,9 @@ class LabelErrors(Metric):
         gradient_norm_mHa: Mean over samples of the norm of the projected gradient's error.
 
     Without any labelled sample all are NaN. Samples without `mol_id` are molecules of their own.
+
+    Args:
+        **kwargs: Arguments of torchmetrics' `Metric`.
 
     Attributes:
         unit: Unit of the energies, which a batch's normaliser tells.
@@ -112,7 +125,11 @@ class LabelErrors(Metric):
 
     @classmethod
     def names(cls, unit: str) -> tuple[str, ...]:
-        """Returns the names of the errors of energies in a unit."""
+        """Returns the names of the errors of energies in a unit.
+
+        Args:
+            unit: A unit of `ofdft_norm.units.ENERGY_UNITS`.
+        """
         return tuple(error_name(quantity, unit) for quantity in cls.QUANTITIES)
 
     def _samples(self) -> tuple[Tensor, Tensor]:
@@ -153,6 +170,10 @@ class LabelErrors(Metric):
 def error_name(quantity: str, unit: str) -> str:
     """Returns the name of an error, which ends in its unit.
 
+    Args:
+        quantity: Such as ``energy_mae``.
+        unit: A unit of `ofdft_norm.units.ENERGY_UNITS`.
+
     Example:
         >>> error_name("energy_mae", "hartree"), error_name("energy_mae", "kcal/mol")
         ('energy_mae_mHa', 'energy_mae_kcal_per_mol')
@@ -162,6 +183,10 @@ def error_name(quantity: str, unit: str) -> str:
 
 def means_by_group(values: Tensor, keys: Tensor) -> Tensor:
     """Returns, for each value, the mean of all values with the same key.
+
+    Args:
+        values: (n,) values.
+        keys: (n,) integers.
 
     Example:
         >>> means_by_group(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([7, 3, 3])).tolist()

@@ -271,6 +271,11 @@ def _name(axes: Axes, name: str, x: int, y: float, n: int) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes a figure, 200 dots per inch, in the format of the file name's ending; whole or not at all."""
+    """Writes a figure, 200 dots per inch, in the format of the file name's ending; whole or not at all.
+
+    Args:
+        figure: A figure of matplotlib.
+        path: Where to; what was there is replaced.
+    """
     with written_whole(path) as unfinished:
         figure.savefig(unfinished, dpi=200, format=Path(path).suffix[1:])

@@ -46,6 +46,9 @@ class PairsWithin(nn.Module):
 class EnergyForceErrors(Metric):
     """Mean absolute errors of energies, of energies per atom, and of the components of forces.
 
+    Args:
+        **kwargs: Arguments of torchmetrics' `Metric`.
+
     Attributes:
         unit: Unit of the energies, which a batch's normaliser tells; positions are in angstrom.
     """
@@ -74,7 +77,11 @@ class EnergyForceErrors(Metric):
 
     @classmethod
     def names(cls, unit: str) -> tuple[str, ...]:
-        """Returns the names of the errors of energies in a unit."""
+        """Returns the names of the errors of energies in a unit.
+
+        Args:
+            unit: A unit of `ofdft_norm.units.ENERGY_UNITS`.
+        """
         energy, per_atom, forces = (error_name(quantity, unit) for quantity in cls.QUANTITIES)
         return energy, per_atom, f"{forces}_per_angstrom"
 
@@ -130,7 +137,11 @@ class PotentialModule(NormalizerMixin, LightningModule):
         return energy, -gradient
 
     def predict(self, batch: Data) -> tuple[Tensor, Tensor]:
-        """Returns (n_molecules,) energies and (n_atom, 3) forces, float64, in the normaliser's unit."""
+        """Returns (n_molecules,) energies and (n_atom, 3) forces, float64, in the normaliser's unit.
+
+        Args:
+            batch: A normalised batch; its energies and forces may be missing.
+        """
         energy, forces = self(batch)
         return (
             self.normalizer.denormalize_energy(energy.detach(), batch),

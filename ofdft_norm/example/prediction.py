@@ -138,7 +138,12 @@ def _labels(module: Any, batch: Any) -> torch.Tensor:
 
 
 def range_excess(normalizer: Normalizer, batch: Any) -> list[tuple[float, str]]:
-    """Returns, for each sample of a batch, how far it leaves the training range, and in which dimension."""
+    """Returns, for each sample of a batch, how far it leaves the training range, and in which dimension.
+
+    Args:
+        normalizer: The normaliser that the batch went through.
+        batch: A normalised batch.
+    """
     found = normalizer.range_excess(batch)
     if found is None:
         return [(float("nan"), "")] * len(batch.energy_reference)
@@ -149,7 +154,12 @@ def range_excess(normalizer: Normalizer, batch: Any) -> list[tuple[float, str]]:
 
 
 def warn_of_extrapolation(predictions: Sequence[Prediction], tolerance: float) -> None:
-    """Warns, once, of predictions for samples that leave the training range by more than `tolerance` of its width."""
+    """Warns, once, of predictions for samples that leave the training range by more than `tolerance` of its width.
+
+    Args:
+        predictions: Predictions of all samples.
+        tolerance: Largest excess that passes, in units of the range's width.
+    """
     far = [p for p in predictions if p.range_excess > tolerance]
     if not far:
         return
@@ -171,7 +181,16 @@ def split_batch(
     excess: Sequence[tuple[float, str]],
     unit: str,
 ) -> Iterator[Prediction]:
-    """Yields the prediction of each sample of a batch."""
+    """Yields the prediction of each sample of a batch.
+
+    Args:
+        outputs: What the model returned, by name; (n_molecules,), (n_basis,) or (n_atom, 3).
+        batch: The normalised batch.
+        labels: (n_molecules,) labelled energies; NaN where there is none.
+        coordinates: What the gradients are given in.
+        excess: What `range_excess` returned.
+        unit: Unit of the energies.
+    """
     n = len(labels)
     names = batch.get("mol_id") or [""] * n
     iterations = batch.get("scf_iteration")
@@ -241,7 +260,12 @@ def predict(cfg: DictConfig) -> list[Prediction]:
 
 
 def table(predictions: list[Prediction], head: int) -> str:
-    """Returns the first predictions as a text table: energies in their unit, errors in a small one, such as mHa."""
+    """Returns the first predictions as a text table: energies in their unit, errors in a small one, such as mHa.
+
+    Args:
+        predictions: Predictions of all samples.
+        head: Number of rows at most.
+    """
     unit = predictions[0].unit if predictions else "hartree"
     rows = []
     for p in predictions[:head]:
@@ -267,7 +291,13 @@ def _writer(output: Path) -> Any:
 
 
 def write_npz(file: IO[bytes], predictions: list[Prediction], meaning: Meaning) -> None:
-    """Writes arrays, those of different samples one after the other; `units` says in JSON what they are in."""
+    """Writes arrays, those of different samples one after the other; `units` says in JSON what they are in.
+
+    Args:
+        file: Binary file that is open for writing.
+        predictions: Predictions of all samples.
+        meaning: What the energies are, and in which unit.
+    """
     unit = predictions[0].unit
     units = {
         "energy": unit,
@@ -304,6 +334,11 @@ def write_xyz(file: IO[bytes], predictions: list[Prediction], meaning: Meaning) 
     """Writes extended XYZ as ASE reads it: positions in angstrom; total energies and forces in eV, under ASE's keys.
 
     Other energies have keys of their own that end in their unit, such as ``e_kin_hartree``, and so have all labels.
+
+    Args:
+        file: Binary file that is open for writing.
+        predictions: Predictions of all samples.
+        meaning: What the energies are, and in which unit.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator

@@ -96,7 +96,11 @@ def constant_per_element(references: LinearReferences) -> Predictor:
 
 
 def reference_only(normalizer: Normalizer) -> Predictor:
-    """Predicts what the normaliser's reference says: E' = 0 and g' = 0."""
+    """Predicts what the normaliser's reference says: E' = 0 and g' = 0.
+
+    Args:
+        normalizer: The normaliser whose reference speaks.
+    """
 
     def predict(batch: Data) -> Prediction:
         energy = normalizer.denormalize_energy(torch.zeros_like(batch.energy_reference), batch)
@@ -135,7 +139,13 @@ def _floats(errors: dict[str, Tensor]) -> dict[str, float]:
 
 
 def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> SplitEnergies:
-    """Collects predicted, true and reference energies of all labelled samples."""
+    """Collects predicted, true and reference energies of all labelled samples.
+
+    Args:
+        predict: Returns energies and gradients of a batch.
+        batches: Normalised batches.
+        normalizer: The normaliser that they went through.
+    """
     molecules: list[str] = []
     columns: list[Tensor] = []
     for batch in batches:
@@ -150,7 +160,13 @@ def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: 
 
 
 def split_batches(datamodule: OFDFTDataModule, split: str, device: torch.device | str = "cpu") -> Iterable[Data]:
-    """Yields the normalised batches of ``train``, ``val`` or ``test``, on the given device."""
+    """Yields the normalised batches of ``train``, ``val`` or ``test``, on the given device.
+
+    Args:
+        datamodule: Where the batches come from.
+        split: Name of the part.
+        device: Where they are wanted.
+    """
     loader = getattr(datamodule, f"{split}_dataloader")()
     # outside of a trainer, which calls this hook itself
     return (datamodule.on_after_batch_transfer(batch.to(device), 0) for batch in loader)
@@ -218,7 +234,11 @@ def results_table(
 
 
 def format_table(rows: Sequence[ResultRow]) -> str:
-    """Returns the rows as a text table; ``-`` where a predictor says nothing."""
+    """Returns the rows as a text table; ``-`` where a predictor says nothing.
+
+    Args:
+        rows: One row for each split and predictor.
+    """
     unit = rows[0].unit if rows else "hartree"
     header = [f"errors in {shown(unit).small}", "", "molecules", "samples", *HEADINGS.values()]
     cells = [
@@ -239,7 +259,12 @@ def _cell(error: float) -> str:
 
 
 def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
-    """Writes the rows as CSV, at full precision: whole, or not at all."""
+    """Writes the rows as CSV, at full precision: whole, or not at all.
+
+    Args:
+        rows: One row for each split and predictor.
+        path: Where to; what was there is replaced.
+    """
     with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
         names = LabelErrors.names(rows[0].unit if rows else "hartree")

@@ -33,7 +33,11 @@ class RunRecord(Callback):
         self._loaded_fingerprint: str | None = None
 
     def record(self, trainer: Trainer) -> dict[str, Any]:
-        """Returns the record; the fingerprint of a resumed run is its checkpoint's."""
+        """Returns the record; the fingerprint of a resumed run is its checkpoint's.
+
+        Args:
+            trainer: The trainer of the run.
+        """
         fingerprint = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
         return {
             "package_version": package_version(),

@@ -85,6 +85,9 @@ def _features(batch: Data, xc_energies: XCEnergies, n_types: int) -> Tensor:
 def read_xc_energies(datamodule: OFDFTDataModule) -> XCEnergies | None:
     """Reads the exchange-correlation energy of every labelled sample of a source of label files.
 
+    Args:
+        datamodule: The data module whose source is read.
+
     Returns:
         The energies; None where the source has no label files, more than `MAX_FILES`, or files without them.
     """

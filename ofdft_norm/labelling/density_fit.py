@@ -134,6 +134,9 @@ def fit_densities(trajectory: KohnShamTrajectory, basis: DensityBasis, method: F
 def check_fit_method(method: str) -> None:
     """Refuses methods that `fit_densities` does not know.
 
+    Args:
+        method: Name of a method.
+
     Raises:
         LabellingError: With those that there are.
     """

@@ -51,6 +51,12 @@ class GenerationResult:
 def label_molecule(geometry: Geometry, path: Path, settings: LabelSettings, tolerances: CheckTolerances) -> None:
     """Makes, checks and writes the labels of one molecule.
 
+    Args:
+        geometry: The molecule.
+        path: Label file to be written.
+        settings: Basis sets, functional and fit.
+        tolerances: What the checks let pass.
+
     Raises:
         LabellingError: If the calculation fails or the labels are refused; nothing is written then.
     """

@@ -94,6 +94,10 @@ class KohnShamTrajectory:
 def build_molecule(geometry: Geometry, basis: str) -> Any:
     """Builds PySCF's molecule.
 
+    Args:
+        geometry: The molecule.
+        basis: Name of the orbital basis.
+
     Raises:
         KohnShamError: If the number of electrons is odd (restricted calculations only), or PySCF lacks the orbital
             basis for an element.

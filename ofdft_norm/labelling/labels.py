@@ -128,7 +128,12 @@ def kinetic_gradients(trajectory: KohnShamTrajectory, effective_potential: Array
 
 
 def reparametrize(labels: KohnShamLabels, natural: Stretch) -> KohnShamLabels:
-    """Returns the labels in natural coordinates (see `natural_coordinates`); energies stay as they are."""
+    """Returns the labels in natural coordinates (see `natural_coordinates`); energies stay as they are.
+
+    Args:
+        labels: Labels of the density basis.
+        natural: The change to natural coordinates, T and its inverse.
+    """
 
     def turned(rows: Array, dual: bool) -> Array:
         given = torch.from_numpy(np.atleast_2d(rows))

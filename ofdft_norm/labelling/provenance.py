@@ -26,12 +26,19 @@ _PACKAGES = ("ofdft-norm", "pyscf", "numpy", "scipy", "zarr", "numcodecs")
 
 
 def sha256(path: Path) -> str:
-    """Returns the hex digest of a file."""
+    """Returns the hex digest of a file.
+
+    Args:
+        path: Any file.
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def merge_irreps(per_molecule: Iterable[Mapping[int, str]]) -> dict[int, str]:
     """Merges the shells of the molecules' elements, sorted by atomic number.
+
+    Args:
+        per_molecule: Shells by atomic number, of each molecule.
 
     Raises:
         LabellingError: If an element has different shells in two molecules (labels of different settings
@@ -49,7 +56,12 @@ def merge_irreps(per_molecule: Iterable[Mapping[int, str]]) -> dict[int, str]:
 
 
 def write_basis_info(folder: Path, basis_info: BasisInfo) -> None:
-    """Writes `basis_info.json`: the elements, their shells and exponents, and the order within p shells."""
+    """Writes `basis_info.json`: the elements, their shells and exponents, and the order within p shells.
+
+    Args:
+        folder: Folder of the label set.
+        basis_info: The density basis.
+    """
     write_text(folder / BASIS_FILE, json.dumps(basis_info.to_dict(), indent=1) + "\n")
 
 
@@ -100,7 +112,11 @@ def write_provenance(
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes `SHA256SUMS` over all files of the set, in the format of `sha256sum`."""
+    """Writes `SHA256SUMS` over all files of the set, in the format of `sha256sum`.
+
+    Args:
+        folder: Folder of the label set.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUM_FILE and _is_data(p, folder))
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     write_text(folder / CHECKSUM_FILE, "".join(lines))
@@ -108,6 +124,9 @@ def write_checksums(folder: Path) -> None:
 
 def verify_checksums(folder: Path) -> None:
     """Compares the files of a label set with its `SHA256SUMS`.
+
+    Args:
+        folder: Folder of the label set.
 
     Raises:
         LabellingError: If the list is missing, or a file is missing or differs.

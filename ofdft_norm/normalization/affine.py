@@ -20,7 +20,12 @@ class Affine(NamedTuple):
     unit: Tensor | None = None
 
     def normalize(self, values: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Returns x' of x, in the shape of x, computed in float64 and cast to a dtype."""
+        """Returns x' of x, in the shape of x, computed in float64 and cast to a dtype.
+
+        Args:
+            values: Values x of the field.
+            dtype: Type of the result.
+        """
         values = values.to(torch.float64)
         if self.origin is None:
             values = values if self.unit is None else values / self.unit
@@ -30,11 +35,19 @@ class Affine(NamedTuple):
         return values.to(dtype)
 
     def denormalize(self, values: Tensor) -> Tensor:
-        """Returns x of x'."""
+        """Returns x of x'.
+
+        Args:
+            values: Normalised values x', of any floating-point type.
+        """
         values = self.denormalize_difference(values)
         return values if self.origin is None else values + self.origin.reshape(values.shape)
 
     def denormalize_difference(self, values: Tensor) -> Tensor:
-        """Returns the difference of two x of the difference of their x': the origin cancels."""
+        """Returns the difference of two x of the difference of their x': the origin cancels.
+
+        Args:
+            values: Difference of two normalised values.
+        """
         values = values.to(torch.float64)
         return values if self.unit is None else values * self.unit

@@ -146,7 +146,11 @@ class AtomRef(Reference):
         return self.g_z.index_select(0, fields["basis_function_ind"]) if known is None else known
 
     def gradient(self, sample_or_batch: Data) -> Tensor:
-        """Returns the derivative of `energy` with respect to the coefficients, (n_basis,) float64 [hartree]."""
+        """Returns the derivative of `energy` with respect to the coefficients, (n_basis,) float64 [hartree].
+
+        Args:
+            sample_or_batch: Raw samples, of which only the basis functions matter.
+        """
         index = require_field("basis_function_ind", sample_or_batch, "the atomic reference needs")
         return self.gradient_of({"basis_function_ind": index})
 

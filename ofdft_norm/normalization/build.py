@@ -142,7 +142,12 @@ def _reference(
 
 
 def linear_references(reference: LinearReferencesConfig, unit: str = "hartree") -> LinearReferences | None:
-    """Returns the references that a configuration gives, in a unit; None if they are to be fitted."""
+    """Returns the references that a configuration gives, in a unit; None if they are to be fitted.
+
+    Args:
+        reference: Where the values come from.
+        unit: Unit of the references that are returned.
+    """
     if reference.file is not None:
         references = create_element_references(reference.file, target=reference.target)
     elif reference.values is not None:
@@ -188,6 +193,11 @@ def _with_residuals(statistics: DatasetStatistics, weigher_key: str, found: Mapp
 
 def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str) -> None:
     """Refuses statistics that were taken in another basis.
+
+    Args:
+        statistics: Statistics that are to be used.
+        basis_info: Basis of the data.
+        weigher_key: The weigher whose statistics are used.
 
     Raises:
         StatisticsError: With both bases.

@@ -85,11 +85,18 @@ class DatasetReferences(Reference):
         return self.part(self.names[0]).atomic_numbers_field
 
     def part(self, name: str) -> LinearReferences:
-        """Returns the references of one data set."""
+        """Returns the references of one data set.
+
+        Args:
+            name: Name of a data set of the fit.
+        """
         return cast(LinearReferences, self.parts[self.names.index(name)])
 
     def dataset_of(self, sample_or_batch: Data) -> list[int]:
         """Returns the index of each molecule's data set.
+
+        Args:
+            sample_or_batch: Samples with the field that names their data set.
 
         Raises:
             BatchError: If the sample does not name it.
@@ -116,7 +123,11 @@ class DatasetReferences(Reference):
         return table.new_zeros(n_molecules).index_add(0, fields["batch"], energies)
 
     def check_elements(self, sample_or_batch: Data) -> None:
-        """Refuses atoms of elements that their data set has no reference of."""
+        """Refuses atoms of elements that their data set has no reference of.
+
+        Raises:
+            NormalizationError: If an element has no reference in its molecule's data set.
+        """
         numbers = self.part(self.names[0]).atomic_numbers(sample_or_batch)
         of_atom = torch.tensor(self.dataset_of(sample_or_batch)).to(numbers)[molecule_index(sample_or_batch, "pos")]
         for index, name in enumerate(self.names):
@@ -126,7 +137,11 @@ class DatasetReferences(Reference):
                 raise NormalizationError(f"data set {name!r}: {error}") from None
 
     def summary(self, unit: str = "") -> str:
-        """Returns a table of the common references and each data set's shifts, and how each was fitted."""
+        """Returns a table of the common references and each data set's shifts, and how each was fitted.
+
+        Args:
+            unit: Unit of the energies, for the headings.
+        """
         seen = [self.part(name).seen_elements.cpu() for name in self.names]
         elements = [z for z in torch.stack(seen).any(0).nonzero().squeeze(1).tolist() if z > 0]
         common = self.common.cpu()
@@ -154,6 +169,10 @@ class DatasetReferences(Reference):
 
 def dataset_names(batch: Any, field: str) -> list[str]:
     """Returns the name of each sample's data set.
+
+    Args:
+        batch: A batch or a single sample.
+        field: Name of the field.
 
     Raises:
         BatchError: If the samples do not have the field.

@@ -59,7 +59,11 @@ class RescalingFactors(NamedTuple):
     epsilon: float
 
     def at(self, index: Tensor) -> RescalingFactors:
-        """Returns the factors of given functions, in their order."""
+        """Returns the factors of given functions, in their order.
+
+        Args:
+            index: (n,) indices into the factors.
+        """
         # several times faster than indexing by a tensor
         return RescalingFactors(self.bias.index_select(0, index), self.scale.index_select(0, index), self.epsilon)
 
@@ -167,7 +171,11 @@ class DimensionWiseRescaling(Float64Module):
         self.lambda_z.copy_(self.lambda_of(self.max_grads))
 
     def lambda_of(self, max_grads: Tensor) -> Tensor:
-        """Returns the (n_basis,) lambda that other largest gradients [hartree] would give."""
+        """Returns the (n_basis,) lambda that other largest gradients [hartree] would give.
+
+        Args:
+            max_grads: (n_basis,) largest absolute gradients, after the mean gradient is subtracted where it is.
+        """
         by_coeff = torch.where(self.coeff_stds > 0, self.s_coeff / self.coeff_stds, torch.inf)
         return torch.where(max_grads > self.s_grad, torch.minimum(max_grads / self.s_grad, by_coeff), 1.0)
 
@@ -195,7 +203,11 @@ class DimensionWiseRescaling(Float64Module):
         return self.scale_coeffs(require_field("coeffs", data_sample, "is to be rescaled"), data_sample)
 
     def rescale_coeffs_and_gradient(self, data_sample: Data) -> tuple[Tensor, Tensor]:
-        """Returns the rescaled coefficients and gradient label of a sample or batch, both (n_basis,) `output_dtype`."""
+        """Returns the rescaled coefficients and gradient label of a sample or batch, both (n_basis,) `output_dtype`.
+
+        Args:
+            data_sample: Raw sample or batch.
+        """
         gradient = require_field("gradient_label", data_sample, "is to be rescaled")
         return self.forward(data_sample), self.scale_gradient(gradient, data_sample)
 
@@ -203,21 +215,41 @@ class DimensionWiseRescaling(Float64Module):
         return values.dtype if self.output_dtype == "input" else self.output_dtype
 
     def scale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
-        """Returns p' = lambda (p - pbar) for coefficients p of the given sample or batch."""
+        """Returns p' = lambda (p - pbar) for coefficients p of the given sample or batch.
+
+        Args:
+            coeffs: (n_basis,) raw coefficients.
+            sample: The sample or batch that they belong to.
+        """
         affine = self.factors.at(check_vector("coeffs", coeffs, sample)).coeffs
         return affine.normalize(coeffs, self._output_dtype(coeffs))
 
     def unscale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
-        """Inverse of `scale_coeffs`: p = p' / lambda + pbar, (n_basis,) float64."""
+        """Inverse of `scale_coeffs`: p = p' / lambda + pbar, (n_basis,) float64.
+
+        Args:
+            coeffs: (n_basis,) rescaled coefficients.
+            sample: The sample or batch that they belong to.
+        """
         return self.factors.at(check_vector("coeffs", coeffs, sample)).coeffs.denormalize(coeffs)
 
     def scale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
-        """Returns g' = g / (lambda + epsilon) for a gradient of the given sample or batch."""
+        """Returns g' = g / (lambda + epsilon) for a gradient of the given sample or batch.
+
+        Args:
+            gradient: (n_basis,) raw gradient [hartree].
+            sample: The sample or batch that it belongs to.
+        """
         affine = self.factors.at(check_vector("gradient", gradient, sample)).gradient
         return affine.normalize(gradient, self._output_dtype(gradient))
 
     def unscale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
-        """Inverse of `scale_gradient`: g = (lambda + epsilon) g', (n_basis,) float64 [hartree]."""
+        """Inverse of `scale_gradient`: g = (lambda + epsilon) g', (n_basis,) float64 [hartree].
+
+        Args:
+            gradient: (n_basis,) rescaled gradient.
+            sample: The sample or batch that it belongs to.
+        """
         return self.factors.at(check_vector("gradient", gradient, sample)).gradient.denormalize(gradient)
 
     @classmethod

@@ -164,6 +164,9 @@ class LinearReferences(Reference):
     def atomic_numbers(self, batch: Data) -> Tensor:
         """Returns the atomic numbers of a sample or batch, (n_atom,) int64.
 
+        Args:
+            batch: A sample or batch.
+
         Raises:
             BatchError: If it has none.
         """
@@ -198,7 +201,14 @@ class LinearReferences(Reference):
         self.check_numbers(self.atomic_numbers(sample_or_batch))
 
     def check_numbers(self, numbers: Tensor) -> None:
-        """Refuses atomic numbers, as `check_elements` does."""
+        """Refuses atomic numbers, as `check_elements` does.
+
+        Args:
+            numbers: (n_atom,) atomic numbers.
+
+        Raises:
+            NormalizationError: If there is no reference for some of them.
+        """
         outside = (numbers < 1) | (numbers > self.max_num_elements)
         if outside.any():
             raise NormalizationError(
@@ -367,6 +377,9 @@ def _of_base(base: LinearReferences | None, max_num_elements: int) -> tuple[Tens
 def unseen_policy(value: str) -> UnseenPolicy:
     """Returns what happens to elements without a reference.
 
+    Args:
+        value: ``error`` or ``zero``.
+
     Raises:
         ConfigError: If it is unknown.
     """
@@ -379,6 +392,9 @@ def unseen_policy(value: str) -> UnseenPolicy:
 
 def without_entry_0(value: float) -> float:
     """Returns 0 for the entry 0 of references by atomic number.
+
+    Args:
+        value: What stands there.
 
     Raises:
         StatisticsError: If it is more than what rounding leaves.

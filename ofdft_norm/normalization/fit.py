@@ -125,7 +125,13 @@ def _opened(training_split: Callable[[], Any]) -> Any:
 
 
 def fingerprint_of(dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig) -> str | None:
-    """Returns what statistics of a training split are recognised by, the same on all ranks; None where it has none."""
+    """Returns what statistics of a training split are recognised by, the same on all ranks; None where it has none.
+
+    Args:
+        dataset: The raw training split.
+        basis_info: The density basis, if there is one.
+        config: What is fitted, and how.
+    """
     settings = {
         "statistics_version": STATISTICS_VERSION,
         "weighers": list(config.weighers),
@@ -144,7 +150,11 @@ def _folder(config: StatisticsConfig) -> Path | None:
 
 
 def given_statistics(path: str) -> FittedStatistics:
-    """Reads the statistics that a configuration gives by path."""
+    """Reads the statistics that a configuration gives by path.
+
+    Args:
+        path: A zarr store of statistics.
+    """
     return FittedStatistics(DatasetStatistics(Path(path).expanduser(), create_store=False), None, True)
 
 

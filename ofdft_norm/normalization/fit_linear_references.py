@@ -145,7 +145,20 @@ def check_fit_arguments(
     n_worst: int,
     count_by: str,
 ) -> None:
-    """Refuses arguments of `fit_linear_references` that are out of range."""
+    """Refuses arguments of `fit_linear_references` that are out of range.
+
+    Args:
+        targets: Names of the energies.
+        batch_size: Samples that are read together.
+        num_batches: Batches that are read; None: all.
+        max_num_elements: Largest atomic number.
+        ridge: Strength of the ridge.
+        n_worst: Number of worst molecules that are kept.
+        count_by: ``molecule`` or ``sample``.
+
+    Raises:
+        ConfigError: With the first that is.
+    """
     if isinstance(targets, str) or not targets or len(set(targets)) != len(targets):
         raise ConfigError(
             f"targets = {targets!r}: expected a list of different names, such as ['energy'] (argument targets)"
@@ -165,7 +178,11 @@ def check_fit_arguments(
 
 
 def weigher_of(weights: str | SampleWeigher | None) -> SampleWeigher:
-    """Returns the weigher of an argument `weights`."""
+    """Returns the weigher of an argument `weights`.
+
+    Args:
+        weights: Name of a field, a weigher, or None: every labelled sample counts once.
+    """
     if weights is None:
         return ConstantSampleWeigher()
     return FieldSampleWeigher(weights) if isinstance(weights, str) else weights
@@ -174,7 +191,14 @@ def weigher_of(weights: str | SampleWeigher | None) -> SampleWeigher:
 def fields_of_fit(
     targets: Sequence[str], weigher: SampleWeigher, atomic_numbers_field: str, count_by: CountBy
 ) -> FitFields:
-    """Returns which fields of samples a fit of references reads."""
+    """Returns which fields of samples a fit of references reads.
+
+    Args:
+        targets: Names of the energies.
+        weigher: What each sample counts.
+        atomic_numbers_field: Field of the atomic numbers.
+        count_by: ``molecule`` or ``sample``.
+    """
     where = dict.fromkeys(targets, "argument targets")
     where |= dict.fromkeys(weigher.fields or (), "argument weights")
     where[atomic_numbers_field] = "argument atomic_numbers_field"
@@ -184,7 +208,15 @@ def fields_of_fit(
 
 
 def length_of(dataset: Any) -> int:
-    """Returns the length of a data set, which is not 0."""
+    """Returns the length of a data set, which is not 0.
+
+    Args:
+        dataset: A data set.
+
+    Raises:
+        ConfigError: If it has no length.
+        StatisticsError: If it is empty.
+    """
     try:
         n = len(dataset)
     except TypeError as error:
@@ -222,7 +254,15 @@ def target_accumulator(
     count_by: CountBy,
     metric_kwargs: dict[str, Any],
 ) -> StatisticsAccumulator:
-    """Returns the accumulators of a fit to the energies of several targets, for several weighers."""
+    """Returns the accumulators of a fit to the energies of several targets, for several weighers.
+
+    Args:
+        weighers: What each sample counts.
+        targets: Names of the energies.
+        max_num_elements: Largest atomic number.
+        count_by: ``molecule`` or ``sample``.
+        metric_kwargs: Arguments of torchmetrics' `Metric`.
+    """
     return StatisticsAccumulator(
         None,
         weighers,
@@ -236,7 +276,17 @@ def target_accumulator(
 def solve_targets(
     accumulator: StatisticsAccumulator, count_by: CountBy, ridge: float, solver: str | None
 ) -> list[list[FittedReference]]:
-    """Returns, for each weigher, the references of each target."""
+    """Returns, for each weigher, the references of each target.
+
+    Args:
+        accumulator: What the pass has measured.
+        count_by: ``molecule`` or ``sample``.
+        ridge: Strength of the ridge.
+        solver: LAPACK driver; None: PyTorch's choice.
+
+    Raises:
+        StatisticsError: If no sample has a positive weight.
+    """
     if int(accumulator.count_results()["n_samples"][accumulator.labelled.start :].sum()) == 0:
         raise StatisticsError(
             "no sample has a positive weight (samples with has_energy_label=False have none): there is nothing to fit "
@@ -252,7 +302,13 @@ def solve_targets(
 def target_statistics(
     accumulator: StatisticsAccumulator, fitted: Sequence[Sequence[FittedReference]], count_by: CountBy
 ) -> list[list[DatasetStatistics]]:
-    """Returns, for each weigher and target, what the pass has measured, as the statistics of a data set have it."""
+    """Returns, for each weigher and target, what the pass has measured, as the statistics of a data set have it.
+
+    Args:
+        accumulator: What the pass has measured.
+        fitted: References of each weigher and target.
+        count_by: ``molecule`` or ``sample``.
+    """
     counts, name = accumulator.count_results(), linear_reference_name(count_by)
     statistics = []
     for k, ((key, energies), of_targets) in enumerate(zip(computed(accumulator.energy).items(), fitted, strict=True)):
@@ -281,7 +337,18 @@ def measure_targets(
     ranks: Ranks,
     metric_kwargs: dict[str, Any],
 ) -> None:
-    """Makes the second pass, and adds what it finds to the statistics of each weigher and target."""
+    """Makes the second pass, and adds what it finds to the statistics of each weigher and target.
+
+    Args:
+        statistics: Of each weigher and target; they are added to.
+        accumulator: What the first pass has measured.
+        fitted: References of each weigher and target.
+        count_by: ``molecule`` or ``sample``.
+        n_worst: Number of worst molecules that are kept.
+        source: Batches of this rank's share.
+        ranks: The ranks that fit together.
+        metric_kwargs: Arguments of torchmetrics' `Metric`.
+    """
     name = linear_reference_name(count_by)
     keys = [w.summary_string() for w, targets in zip(accumulator.weighers, fitted, strict=True) for _ in targets]
     columns = [
@@ -302,7 +369,12 @@ def measure_targets(
 
 
 def log_fit(report: FitReport | None, log_metrics: bool) -> None:
-    """Logs rank deficient fits, and MAE, RMSE and R2 if `log_metrics`."""
+    """Logs rank deficient fits, and MAE, RMSE and R2 if `log_metrics`.
+
+    Args:
+        report: What the fit found; None: nothing is logged.
+        log_metrics: Whether the errors of the fit are logged, too.
+    """
     if report is None:
         return
     if report.rank is not None and report.rank < len(report.atomic_numbers):

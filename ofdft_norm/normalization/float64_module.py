@@ -19,7 +19,12 @@ class Float64Module(nn.Module):
     """
 
     def register_float64(self, name: str, value: Any) -> None:
-        """Registers a buffer in float64, a copy of `value`, whatever the default dtype."""
+        """Registers a buffer in float64, a copy of `value`, whatever the default dtype.
+
+        Args:
+            name: Name of the buffer.
+            value: Anything that a tensor can be made of.
+        """
         # Numbers and lists go to float64 directly: by way of torch's default dtype they would lose digits.
         tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
         self.register_buffer(name, tensor.to(torch.float64, copy=True))

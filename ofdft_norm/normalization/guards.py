@@ -54,6 +54,12 @@ def check_vector(name: str, values: Tensor, batch: Data | Mapping[str, Tensor]) 
 def check_energy(name: str, energy: Tensor, n_molecules: int, batch: Data | Mapping[str, Tensor]) -> None:
     """Refuses energies that are not one for each molecule.
 
+    Args:
+        name: Name of the field, for the message.
+        energy: Energies.
+        n_molecules: Number of molecules of the batch.
+        batch: The batch, to name it in the message.
+
     Raises:
         NormalizationError: If the shape is neither (n_molecules,) nor (n_molecules, 1), nor () for one molecule.
     """
@@ -67,6 +73,11 @@ def check_energy(name: str, energy: Tensor, n_molecules: int, batch: Data | Mapp
 
 def check_forces(name: str, forces: Tensor, batch: Data) -> None:
     """Refuses forces that are not three for each atom.
+
+    Args:
+        name: Name of the field, for the message.
+        forces: Forces.
+        batch: The batch whose atoms they act on.
 
     Raises:
         NormalizationError: If the shape is not (n_atom, 3).
@@ -83,6 +94,13 @@ def check_fields(
 ) -> None:
     """Refuses a raw sample's or batch's fields that do not fit its basis functions, molecules or atoms.
 
+    Args:
+        fields: Fields by name.
+        batch: The sample or batch that they belong to.
+        energy_field: Name of the energies.
+        n_molecules: Number of molecules of the batch.
+        forces_field: Name of the forces; None: there are none.
+
     Raises:
         NormalizationError: See `check_vector`, `check_energy` and `check_forces`.
     """
@@ -97,6 +115,9 @@ def check_fields(
 
 def check_is_sample(batch: Any) -> None:
     """Refuses what is no sample or batch, or has no values.
+
+    Args:
+        batch: What came.
 
     Raises:
         NormalizationError: With what came instead.
@@ -245,6 +266,11 @@ def check_seen_elements(seen_elements: Tensor, batch: Data) -> None:
 
 def require_field(name: str, batch: Data, why: str) -> Tensor:
     """Returns a field of a sample or batch.
+
+    Args:
+        name: Name of the field.
+        batch: A sample or batch.
+        why: What it is needed for, for the message.
 
     Raises:
         NormalizationError: If the sample lacks it.

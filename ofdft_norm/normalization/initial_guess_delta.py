@@ -83,13 +83,23 @@ class InitialGuessDelta(Float64Module):
         return self._affine(coeffs - ground_state, data_sample).normalize(coeffs - ground_state)
 
     def of_normalized(self, batch: Data, normalizer: Normalizer) -> Tensor:
-        """Returns d' of a normalised batch, (n_basis,) float64: the target for a LightningModule."""
+        """Returns d' of a normalised batch, (n_basis,) float64: the target for a LightningModule.
+
+        Args:
+            batch: A normalised batch with `ground_state_coeffs`.
+            normalizer: The normaliser that it went through.
+        """
         raw = {name: normalizer.denormalize_coeffs(batch[name], batch) for name in ("coeffs", "ground_state_coeffs")}
         delta = raw["coeffs"] - raw["ground_state_coeffs"]
         return self._affine(delta, batch).normalize(delta)
 
     def unscale(self, delta: Tensor, batch: Data) -> Tensor:
-        """Returns d = p - p* of a prediction d', (n_basis,) float64: the exact inverse of `forward`."""
+        """Returns d = p - p* of a prediction d', (n_basis,) float64: the exact inverse of `forward`.
+
+        Args:
+            delta: (n_basis,) predictions.
+            batch: The batch that they belong to.
+        """
         return self._affine(delta, batch).denormalize(delta)
 
     def ground_state_coeffs(self, delta: Tensor, batch: Data, normalizer: Normalizer | None = None) -> Tensor:

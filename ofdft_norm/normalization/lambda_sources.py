@@ -202,7 +202,13 @@ def sources_rows(sources: LambdaSources, basis_info: BasisInfo, head: int) -> li
 
 
 def sources_table(sources: LambdaSources, basis_info: BasisInfo, head: int = 6) -> str:
-    """Returns `sources_rows` as text, with a title; empty where no gradient sets a lambda."""
+    """Returns `sources_rows` as text, with a title; empty where no gradient sets a lambda.
+
+    Args:
+        sources: Which sample sets each lambda.
+        basis_info: The density basis.
+        head: Number of molecules at most.
+    """
     molecules = sources.molecules()
     if not molecules:
         return ""

@@ -149,7 +149,11 @@ class Normalizer(Float64Module):
         return with_added_fields(out, added)
 
     def fields_of(self, raw: Data) -> dict[str, Tensor]:
-        """Returns the fields of a raw sample or batch that `normalize_fields` reads, checked."""
+        """Returns the fields of a raw sample or batch that `normalize_fields` reads, checked.
+
+        Args:
+            raw: A raw sample or batch.
+        """
         fields = {name: raw[name] for name in self._transformed(raw)}
         check_fields(fields, raw, self.energy_field, n_molecules(raw), self.forces_field)
         if "coeffs" in fields:
@@ -228,7 +232,12 @@ class Normalizer(Float64Module):
         return affines | {name: of_functions.get(name, integrals) for name in names if name in PER_FUNCTION}
 
     def affine(self, name: str, fields: Fields) -> Affine:
-        """Returns origin and unit of one field; see `affines`."""
+        """Returns origin and unit of one field; see `affines`.
+
+        Args:
+            name: Name of the field.
+            fields: What `fields_of` returned.
+        """
         return self.affines([name], fields)[name]
 
     def _transformed(self, fields: Fields) -> list[str]:
@@ -294,22 +303,45 @@ class Normalizer(Float64Module):
     def denormalize_gradient_difference(
         self, difference: Tensor, batch: Data, coordinates: str | None = None
     ) -> Tensor:
-        """Returns the difference of two gradients in original coordinates: without the reference, which cancels."""
+        """Returns the difference of two gradients in original coordinates: without the reference, which cancels.
+
+        Args:
+            difference: (n_basis,) difference of two normalised gradients.
+            batch: The batch that they belong to.
+            coordinates: As in `denormalize_gradient`.
+        """
         check_vector("gradient difference", difference, batch)
         difference = self.affine("gradient_label", batch).denormalize_difference(difference)
         return _in_coordinates(difference, "gradient_label", batch, coordinates)
 
     def denormalize_forces(self, forces: Tensor, batch: Data) -> Tensor:
-        """Returns forces F = s F', float64; references do not depend on positions."""
+        """Returns forces F = s F', float64; references do not depend on positions.
+
+        Args:
+            forces: (n_atom, 3) normalised forces.
+            batch: The batch that they belong to.
+        """
         return Affine(unit=self.energy_scale).denormalize(forces)
 
     def denormalize_coeffs(self, coeffs: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
-        """Returns p = p' / lambda + pbar, (n_basis,) float64; raises as `denormalize_gradient`."""
+        """Returns p = p' / lambda + pbar, (n_basis,) float64; raises as `denormalize_gradient`.
+
+        Args:
+            coeffs: (n_basis,) normalised coefficients.
+            batch: The batch that they belong to.
+            coordinates: As in `denormalize_gradient`.
+        """
         check_vector("coeffs", coeffs, batch)
         return _in_coordinates(self.affine("coeffs", batch).denormalize(coeffs), "coeffs", batch, coordinates)
 
     def denormalize_integrals(self, integrals: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
-        """Returns w = lambda w', (n_basis,) float64 [electrons]; raises as `denormalize_gradient`."""
+        """Returns w = lambda w', (n_basis,) float64 [electrons]; raises as `denormalize_gradient`.
+
+        Args:
+            integrals: (n_basis,) normalised integrals of the basis functions.
+            batch: The batch that they belong to.
+            coordinates: As in `denormalize_gradient`.
+        """
         check_vector("dual_basis_integrals", integrals, batch)
         integrals = self.affine("dual_basis_integrals", batch).denormalize(integrals)
         return _in_coordinates(integrals, "dual_basis_integrals", batch, coordinates)
@@ -337,6 +369,9 @@ class Normalizer(Float64Module):
 
     def check(self, batch: Data) -> None:
         """Refuses a raw sample or batch whose values cannot be right; see also `ofdft_norm.normalization.guards`.
+
+        Args:
+            batch: A raw sample or batch.
 
         Raises:
             NormalizationError: If an element was not seen in fitting or has no reference energy, or a coefficient is

@@ -24,7 +24,11 @@ STATE_VERSION = 1
 
 
 def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
-    """Returns classes, settings and values of a normaliser as plain Python containers and CPU tensors."""
+    """Returns classes, settings and values of a normaliser as plain Python containers and CPU tensors.
+
+    Args:
+        normalizer: The normaliser, which is not changed.
+    """
     return {
         "state_version": STATE_VERSION,
         "package_version": package_version(),
@@ -43,6 +47,9 @@ def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
 
 def normalizer_from_state(state: Mapping[str, Any]) -> Normalizer:
     """Builds the normaliser that `normalizer_to_state` described, to the last bit.
+
+    Args:
+        state: What `normalizer_to_state` returned.
 
     Raises:
         NormalizationError: If the state was written by a newer version of the package, or names an unknown class.
@@ -114,7 +121,12 @@ def _module_from_state(state: Mapping[str, Any] | None) -> Any:
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Says how two normaliser states differ; empty if they are equal to the last bit."""
+    """Says how two normaliser states differ; empty if they are equal to the last bit.
+
+    Args:
+        old: State of one normaliser.
+        new: State of the other.
+    """
     differences = []
     for name in ("reference", "rescaling"):
         a, b = old[name] or {}, new[name] or {}

@@ -35,6 +35,9 @@ class Reference(Float64Module):
     def fields_of(self, sample_or_batch: Data) -> dict[str, Tensor]:
         """Returns the fields that the reference reads.
 
+        Args:
+            sample_or_batch: Raw samples.
+
         Raises:
             NormalizationError: If a field is missing, or has the wrong length.
             BatchError: If a batch does not say which molecule its entries belong to.
@@ -42,15 +45,27 @@ class Reference(Float64Module):
         raise NotImplementedError
 
     def energy_of(self, fields: Mapping[str, Tensor], n_molecules: int) -> Tensor:
-        """Returns E_ref, (n_molecules,) float64 [hartree], from `fields_of`."""
+        """Returns E_ref, (n_molecules,) float64 [hartree], from `fields_of`.
+
+        Args:
+            fields: What `fields_of` returned.
+            n_molecules: Number of molecules.
+        """
         raise NotImplementedError
 
     def gradient_of(self, fields: Fields) -> Tensor | None:
-        """Returns dE_ref/dp, (n_basis,) float64 [hartree]; see `depends_on_coeffs`."""
+        """Returns dE_ref/dp, (n_basis,) float64 [hartree]; see `depends_on_coeffs`.
+
+        Args:
+            fields: What `fields_of` returned.
+        """
         return None
 
     def check_elements(self, sample_or_batch: Data) -> None:
         """Refuses atoms that the reference knows nothing about.
+
+        Args:
+            sample_or_batch: Samples of any kind.
 
         Raises:
             NormalizationError: If there are any.
@@ -58,6 +73,9 @@ class Reference(Float64Module):
 
     def energy(self, sample_or_batch: Data) -> Tensor:
         """Returns E_ref of each molecule, (n_molecules,) float64 [hartree], of raw samples.
+
+        Args:
+            sample_or_batch: Raw samples.
 
         Raises:
             NormalizationError: See `fields_of` and `check_elements`.

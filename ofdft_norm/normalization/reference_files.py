@@ -64,6 +64,9 @@ def read_reference_file(path: Path) -> dict[str, Any]:
 def parse_values(text: str) -> Any:
     """Returns what is written as ``"{1: -13.6}"``, as MACE's options have it.
 
+    Args:
+        text: A Python literal.
+
     Raises:
         ValueError: If it is no literal.
     """

@@ -100,7 +100,11 @@ class FitReport:
 
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> FitReport:
-        """Inverse of `to_plain`; keys of later versions are ignored."""
+        """Inverse of `to_plain`; keys of later versions are ignored.
+
+        Args:
+            content: What `to_plain` returned.
+        """
         known = {key: value for key, value in content.items() if key in cls.__dataclass_fields__}
         return cls(**{**known, "worst": [WorstMolecule(**w) for w in known.get("worst", [])]})
 
@@ -238,12 +242,23 @@ def report_from_statistics(
 
 
 def has_linear_problem(statistics: DatasetStatistics, weigher_key: str, count_by: CountBy) -> bool:
-    """Whether statistics hold what `stored_linear_problem` needs; those of other programs do not."""
+    """Whether statistics hold what `stored_linear_problem` needs; those of other programs do not.
+
+    Args:
+        statistics: Statistics of any program.
+        weigher_key: The weigher whose fit is meant.
+        count_by: ``molecule`` or ``sample``.
+    """
     return f"{weigher_key}/{_PROBLEMS[count_by]}" in statistics
 
 
 def stored_linear_problem(statistics: DatasetStatistics, weigher_key: str, count_by: CountBy) -> Tensor:
     """Returns the (n_types + 1, n_types + 1) `linear_problem` of the fit to molecules, or to samples.
+
+    Args:
+        statistics: Statistics of a data set.
+        weigher_key: The weigher whose fit is meant.
+        count_by: ``molecule`` or ``sample``.
 
     Raises:
         StatisticsError: If the statistics lack it.
@@ -347,6 +362,11 @@ def _fit_lines(fit: FitReport, unit: str) -> list[str]:
 
 def moved_text(numbers: Sequence[int], moved: Sequence[float], unit: str = "") -> str:
     """Says how far references moved from those that a fit corrected.
+
+    Args:
+        numbers: Atomic numbers.
+        moved: Change of each element's energy.
+        unit: Unit in brackets, for the heading.
 
     Example:
         >>> moved_text([1, 8], [0.01, -0.25], " [hartree]")

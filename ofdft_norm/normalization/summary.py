@@ -78,7 +78,12 @@ def _energy(statistics: DatasetStatistics, value: float | None) -> str:
 
 
 def seen_rows(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> list[list[str]]:
-    """Returns samples, molecules and atoms of each element, a row for each weigher, under a row of headings."""
+    """Returns samples, molecules and atoms of each element, a row for each weigher, under a row of headings.
+
+    Args:
+        statistics: Statistics of the training split.
+        basis_info: The density basis; None: no columns of elements.
+    """
     elements = [] if basis_info is None else [symbol(int(z)) for z in basis_info.atomic_numbers]
     rows = []
     for weigher in statistics.weigher_keys():
@@ -91,7 +96,11 @@ def seen_rows(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> li
 
 
 def energy_rows(statistics: DatasetStatistics) -> list[list[str]]:
-    """Returns energies before and after each reference, a row of `ENERGY_HEADER` each."""
+    """Returns energies before and after each reference, a row of `ENERGY_HEADER` each.
+
+    Args:
+        statistics: Statistics of the training split.
+    """
     rows = []
     for weigher in statistics.weigher_keys():
         spread = _number(statistics, weigher, "energy/std")

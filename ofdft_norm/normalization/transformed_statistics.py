@@ -23,6 +23,11 @@ def transform_statistics(
 ) -> DatasetStatistics:
     """Applies a rescaling to all weighers' statistics; see `DimensionWiseRescaling.apply_to_dataset_statistics`.
 
+    Args:
+        statistics: Raw statistics.
+        rescaling: What is applied to them.
+        basis_info: The density basis; None: the stored one.
+
     Raises:
         StatisticsError: If the elements' energies have to be updated and the basis is neither given nor stored.
     """

@@ -87,6 +87,10 @@ def cast_floats(sample: DataT, dtype: torch.dtype) -> DataT:
     Positions stay in float64 beside the cast ones, as `pos_float64`, for samples that say their coordinates: on the way
     back to others, equally near neighbours change their ranks with the last digit.
 
+    Args:
+        sample: A sample, changed in place.
+        dtype: A floating-point type.
+
     Raises:
         NormalizationError: If float16 cannot hold a field.
     """
