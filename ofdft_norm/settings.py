@@ -99,7 +99,11 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], key
 
 
 def plain(value: Any) -> Any:
-    """Returns what Python and Hydra callers mean: paths as strings, numpy's and OmegaConf's values as Python's own."""
+    """Returns what Python and Hydra callers mean: paths as strings, numpy's and OmegaConf's values as Python's own.
+
+    Args:
+        value: A setting as it was given.
+    """
     if isinstance(value, Container):
         return OmegaConf.to_container(value, resolve=True)
     if isinstance(value, np.generic):

@@ -18,6 +18,10 @@ ENERGY_UNITS: tuple[EnergyUnit, ...] = get_args(EnergyUnit)
 def check_unit(unit: str, where: str = "config: data.unit") -> str:
     """Returns a unit's name.
 
+    Args:
+        unit: Name of a unit, as a setting has it.
+        where: The setting, for the message.
+
     Raises:
         ConfigError: If there is no such unit.
     """
@@ -57,6 +61,11 @@ def energy_in_hartree(unit: str, where: str = "config: data.unit") -> float:
 
 def conversion(unit: str, to: str, where: str = "config: data.unit") -> float:
     """Returns how many of another unit one of a unit is; raises as `energy_in_hartree`.
+
+    Args:
+        unit: The unit to convert from.
+        to: The unit to convert to.
+        where: The setting, for messages.
 
     Example:
         >>> conversion("hartree", "hartree"), round(conversion("hartree", "kcal/mol"), 3)
@@ -103,6 +112,9 @@ _SHOWN: dict[str, ShownUnit] = {
 def error_suffix(unit: str) -> str:
     """Returns what the names of errors end in; raises as `check_unit`.
 
+    Args:
+        unit: A unit of `ENERGY_UNITS`.
+
     Example:
         >>> error_suffix("kcal/mol")
         'kcal_per_mol'
@@ -112,6 +124,9 @@ def error_suffix(unit: str) -> str:
 
 def shown(unit: str) -> ShownUnit:
     """Returns how energies of a unit are shown.
+
+    Args:
+        unit: A unit of `ENERGY_UNITS`.
 
     Example:
         >>> shown("eV").small

@@ -48,7 +48,11 @@ def compare(
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Prints the rows as a table."""
+    """Prints the rows as a table.
+
+    Args:
+        rows: Ratios with what they compare.
+    """
     cells = [
         [
             row.what,

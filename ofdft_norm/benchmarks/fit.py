@@ -62,7 +62,11 @@ QUIET: dict[str, Any] = {"progress": False, "residuals": False}
 
 
 def loader_rows(repeats: int) -> list[Row]:
-    """(a) Fit of samples in memory, and of their loader, over bare iteration of the loader."""
+    """(a) Fit of samples in memory, and of their loader, over bare iteration of the loader.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     samples = samples_in_memory(1000, 8)
     loader = DataLoader(samples, batch_size=128, follow_batch=["coeffs"])
 
@@ -84,7 +88,11 @@ def loader_rows(repeats: int) -> list[Row]:
 
 
 def read_with_zarr(paths: Sequence[Path]) -> None:
-    """Reads coefficients and gradients into NumPy, whole arrays, with the zarr library."""
+    """Reads coefficients and gradients into NumPy, whole arrays, with the zarr library.
+
+    Args:
+        paths: Label files.
+    """
     for path in paths:
         with zarr.storage.ZipStore(path, mode="r") as store:
             root: Any = zarr.open_group(store, mode="r", zarr_format=2)
@@ -93,13 +101,21 @@ def read_with_zarr(paths: Sequence[Path]) -> None:
 
 
 def read_with_own_reader(paths: Sequence[Path]) -> None:
-    """Reads all of a sample's fields with the package's reader."""
+    """Reads all of a sample's fields with the package's reader.
+
+    Args:
+        paths: Label files.
+    """
     for path in paths:
         read_molecule(path, "e_kin", "grad_kin")
 
 
 def file_rows(repeats: int) -> list[Row]:
-    """(b) Fit from label files over reading the same files."""
+    """(b) Fit from label files over reading the same files.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     rows = []
     embedded = sorted((Path(ofdft_norm.data.__file__).parent / "embedded" / "labels").glob("*.zarr.zip"))
     with tempfile.TemporaryDirectory() as folder:
@@ -118,14 +134,24 @@ def file_rows(repeats: int) -> list[Row]:
 
 
 def peak_memory(kind: str, n_samples: int) -> float:
-    """Returns the peak memory [MiB] of a fresh process that fits streamed samples."""
+    """Returns the peak memory [MiB] of a fresh process that fits streamed samples.
+
+    Args:
+        kind: ``molecules``, ``loader`` or the path of a packed set.
+        n_samples: Number of samples.
+    """
     code = f"from ofdft_norm.benchmarks.fit import fit_streamed; fit_streamed({kind!r}, {n_samples})"
     out = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
     return float(out.stdout.split()[-1])
 
 
 def fit_streamed(kind: str, n_samples: int) -> None:
-    """Fits streamed samples, or the packed set of that name, and prints this process's peak memory [MiB]."""
+    """Fits streamed samples, or the packed set of that name, and prints this process's peak memory [MiB].
+
+    Args:
+        kind: ``molecules``, ``loader`` or the path of a packed set.
+        n_samples: Number of samples; a packed set has its own.
+    """
     warnings.simplefilter("ignore", UserWarning)
 
     class Loader:
@@ -141,7 +167,11 @@ def fit_streamed(kind: str, n_samples: int) -> None:
 
 
 def memory_rows(repeats: int) -> list[Row]:
-    """(c) Peak memory at 100,000 samples over 10,000."""
+    """(c) Peak memory at 100,000 samples over 10,000.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     rows = []
     for kind in ("molecules", "loader"):
         large, small = peak_memory(kind, 100_000), peak_memory(kind, 10_000)
@@ -150,7 +180,11 @@ def memory_rows(repeats: int) -> list[Row]:
 
 
 def cache_rows(repeats: int) -> list[Row]:
-    """(d) Reuse of cached statistics over fitting, on the embedded set."""
+    """(d) Reuse of cached statistics over fitting, on the embedded set.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     folder = Path(ofdft_norm.data.__file__).parent / "embedded"
     paths = sorted((folder / "labels").glob("*.zarr.zip"))
     basis = BasisInfo.from_json(folder / "basis_info.json")
@@ -173,7 +207,16 @@ def cache_rows(repeats: int) -> list[Row]:
 
 
 def fit_as_rank(rank: int, world_size: int, init_file: str, folder: str, repeats: int, out: str) -> None:
-    """Fits label files, or a packed set, as one of several processes; rank 0 writes its times."""
+    """Fits label files, or a packed set, as one of several processes; rank 0 writes its times.
+
+    Args:
+        rank: Number of this process.
+        world_size: Number of processes.
+        init_file: File over which they meet.
+        folder: Folder of label files, or a packed set.
+        repeats: Number of fits.
+        out: Where rank 0 writes its times [s].
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UserWarning)
     if world_size > 1:
@@ -197,7 +240,12 @@ def fit_as_rank(rank: int, world_size: int, init_file: str, folder: str, repeats
 
 
 def speed_up(folder: Path, repeats: int) -> tuple[float, float, float]:
-    """Fits a folder's labels by one process and by two, one thread each; returns both times and their ratio."""
+    """Fits a folder's labels by one process and by two, one thread each; returns both times and their ratio.
+
+    Args:
+        folder: Folder of label files, or a packed set.
+        repeats: Twice the number of comparisons.
+    """
     pairs = []
     for _ in range(max(repeats // 2, 1)):
         pair = []
@@ -213,7 +261,11 @@ def speed_up(folder: Path, repeats: int) -> tuple[float, float, float]:
 
 
 def process_rows(repeats: int) -> list[Row]:
-    """(e) One process over two, on label files, one thread each."""
+    """(e) One process over two, on label files, one thread each.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         write_label_files(Path(folder), 300, 10)
         return [Row("fit from 300 files: one process / two", *speed_up(Path(folder), repeats), ">= 1.6")]
@@ -229,6 +281,11 @@ PARTS: dict[str, Callable[[int], list[Row]]] = {
 
 
 def measure(repeats: int, parts: Sequence[str]) -> list[Row]:
-    """Measures some of `PARTS`."""
+    """Measures some of `PARTS`.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+        parts: Names of `PARTS`.
+    """
     warnings.simplefilter("ignore", UserWarning)  # the random molecules have no F
     return [row for part in parts for row in PARTS[part](repeats)]

@@ -43,7 +43,11 @@ class Unchanged:
 
 
 def iterate(loader: Iterable[Any]) -> Callable[[], None]:
-    """Returns a pass over a loader."""
+    """Returns a pass over a loader.
+
+    Args:
+        loader: What is passed over.
+    """
 
     def run() -> None:
         for _ in loader:
@@ -53,7 +57,11 @@ def iterate(loader: Iterable[Any]) -> Callable[[], None]:
 
 
 def measure(repeats: int) -> list[Row]:
-    """Measures loaders of the same 1,000 samples of QM9's size, in random order."""
+    """Measures loaders of the same 1,000 samples of QM9's size, in random order.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     warnings.simplefilter("ignore", UserWarning)  # the random molecules have no F
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +74,12 @@ def measure(repeats: int) -> list[Row]:
 
 
 def rows(sources: dict[str, Any], repeats: int) -> list[Row]:
-    """Compares the loaders of several sources."""
+    """Compares the loaders of several sources.
+
+    Args:
+        sources: Data sets of the same samples, by name.
+        repeats: Rounds, in each of which both sides are timed.
+    """
     weighers = [HasEnergyLabelSampleWeigher()]
     statistics = DatasetStatistics.from_dataset(None, sources["packed"], BASIS, weighers, progress=False)
     normalize = NormalizeTransform(

@@ -24,7 +24,11 @@ from ofdft_norm.normalization.transforms import NormalizeTransform
 
 
 def measure(repeats: int) -> list[Row]:
-    """Measures the share of a training step, and the bandwidth where there is a GPU."""
+    """Measures the share of a training step, and the bandwidth where there is a GPU.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     warnings.simplefilter("ignore", UserWarning)  # the random molecules have no F
     torch.set_num_threads(1)  # as configs/train.yaml
     rows = step_rows(repeats)
@@ -35,7 +39,11 @@ def measure(repeats: int) -> list[Row]:
 
 
 def step_rows(repeats: int) -> list[Row]:
-    """Normalising an epoch's batches, as `apply=batch` does, over the worked example's training steps on them."""
+    """Normalising an epoch's batches, as `apply=batch` does, over the worked example's training steps on them.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     datamodule = OFDFTDataModule(statistics=StatisticsConfig(progress=False), apply="batch")
     raw = list(datamodule.train_dataloader())
     normalize = NormalizeTransform(datamodule.normalizer, torch.float32, check_values=False)
@@ -56,7 +64,11 @@ def step_rows(repeats: int) -> list[Row]:
 
 
 def bandwidth_rows(repeats: int) -> list[Row]:
-    """Compiled normalisation on a GPU over a copy of as many bytes: about 1.2e6 coefficients."""
+    """Compiled normalisation on a GPU over a copy of as many bytes: about 1.2e6 coefficients.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     samples = samples_in_memory(8, 8)
     statistics = DatasetStatistics.from_dataset(None, samples, BASIS, [HasEnergyLabelSampleWeigher()], progress=False)
     normalizer = build_normalizer(statistics, BASIS, AtomRefConfig(), RescalingConfig()).cuda()

@@ -24,7 +24,13 @@ N_MOLECULES, N_ITERATIONS = 300, 10
 
 
 def reading_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
-    """Random samples from packed labels and from zip files; batches of 128 and copies of as many bytes."""
+    """Random samples from packed labels and from zip files; batches of 128 and copies of as many bytes.
+
+    Args:
+        folder: Folder of packed sets.
+        paths: Label files.
+        repeats: Rounds, in each of which both sides are timed.
+    """
     zipped, packed = OFDataset(paths, BASIS), PackedDataset([folder / "packed"])
     order = np.random.default_rng(0).permutation(len(packed))
 
@@ -48,7 +54,13 @@ def reading_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]
 
 
 def packing_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
-    """Packing over reading the label files."""
+    """Packing over reading the label files.
+
+    Args:
+        folder: Folder of packed sets.
+        paths: Label files.
+        repeats: Rounds, in each of which both sides are timed.
+    """
     n = 0
 
     def pack() -> None:
@@ -62,7 +74,11 @@ def packing_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]
 
 
 def numpy_sums(packed: PackedDataset) -> None:
-    """Sums all that a fit reads, block by block, as NumPy does it."""
+    """Sums all that a fit reads, block by block, as NumPy does it.
+
+    Args:
+        packed: The packed set.
+    """
     arrays = packed.sets[0].arrays
     for name in ("coeffs", "grad_kin"):
         values = arrays[name]
@@ -74,7 +90,13 @@ def numpy_sums(packed: PackedDataset) -> None:
 
 
 def fit_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
-    """The fit over NumPy's sums of the same bytes; storing the statistics of seven weighers over that fit."""
+    """The fit over NumPy's sums of the same bytes; storing the statistics of seven weighers over that fit.
+
+    Args:
+        folder: Folder of packed sets.
+        paths: Label files.
+        repeats: Rounds, in each of which both sides are timed.
+    """
     packed = PackedDataset([folder / "packed"])
 
     def fit(weighers: dict[str, Any], path: Path | None = None) -> DatasetStatistics:
@@ -93,13 +115,25 @@ def fit_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
 
 
 def process_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
-    """One process over two, one thread each."""
+    """One process over two, one thread each.
+
+    Args:
+        folder: Folder of packed sets.
+        paths: Label files.
+        repeats: Rounds, in each of which both sides are timed.
+    """
     packed = write_packed_set(folder / "large", 10 * N_MOLECULES, N_ITERATIONS)
     return [Row("fit of packed labels: one process / two", *speed_up(packed, repeats), ">= 1.8")]
 
 
 def memory_rows(folder: Path, paths: Sequence[Path], repeats: int) -> list[Row]:
-    """Peak memory of the fit of 100,000 samples of about 130 functions over that of 10,000, each in a fresh process."""
+    """Peak memory of the fit of 100,000 samples of about 130 functions over that of 10,000, each in a fresh process.
+
+    Args:
+        folder: Folder of packed sets.
+        paths: Label files.
+        repeats: Rounds, in each of which both sides are timed.
+    """
     large, small = (
         peak_memory(str(write_packed_set(folder / f"packed_{n}", n // 10, 10, (1, 1))), n) for n in (100_000, 10_000)
     )
@@ -118,7 +152,12 @@ PARTS: dict[str, Callable[[Path, Sequence[Path], int], list[Row]]] = {
 
 
 def measure(repeats: int, parts: Sequence[str] = tuple(PARTS)) -> list[Row]:
-    """Measures some of `PARTS` on random labels of QM9's size."""
+    """Measures some of `PARTS` on random labels of QM9's size.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+        parts: Names of `PARTS`.
+    """
     warnings.simplefilter("ignore", UserWarning)  # the random molecules have no F
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

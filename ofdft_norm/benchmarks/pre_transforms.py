@@ -18,13 +18,24 @@ N_ITERATIONS = 10
 
 
 def measure(repeats: int) -> list[Row]:
-    """Measures molecules of two sizes, those of the embedded labels and of QM9, in processor time."""
+    """Measures molecules of two sizes, those of the embedded labels and of QM9, in processor time.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     torch.set_num_threads(1)  # as configs/train.yaml
     return [row for size in ((3, 4, 100), (9, 9, 12)) for row in rows_of_size(*size, repeats)]
 
 
 def rows_of_size(n_heavy: int, n_hydrogen: int, n_molecules: int, repeats: int) -> list[Row]:
-    """Measures molecules of some carbon and hydrogen atoms, all iterations of one molecule at once."""
+    """Measures molecules of some carbon and hydrogen atoms, all iterations of one molecule at once.
+
+    Args:
+        n_heavy: Carbon atoms of a molecule.
+        n_hydrogen: Hydrogen atoms of a molecule.
+        n_molecules: Number of molecules.
+        repeats: Rounds, in each of which both sides are timed.
+    """
     basis_info = BasisInfo.from_atomic_numbers_with_even_tempered_basis([1, 6])
     rng = np.random.default_rng(0)
     batches = [random_densities(basis_info, n_heavy, n_hydrogen, rng) for _ in range(n_molecules)]
@@ -49,7 +60,14 @@ def rows_of_size(n_heavy: int, n_hydrogen: int, n_molecules: int, repeats: int) 
 
 
 def random_densities(basis_info: BasisInfo, n_heavy: int, n_hydrogen: int, rng: np.random.Generator) -> Batch:
-    """Draws densities of carbon and hydrogen atoms on a coarse grid, none of them too close."""
+    """Draws densities of carbon and hydrogen atoms on a coarse grid, none of them too close.
+
+    Args:
+        basis_info: The density basis.
+        n_heavy: Carbon atoms.
+        n_hydrogen: Hydrogen atoms.
+        rng: Source of random numbers.
+    """
     numbers = [6] * n_heavy + [1] * n_hydrogen
     cells = rng.choice(27, len(numbers), replace=False)
     pos = 2.6 * np.stack(np.unravel_index(cells, (3, 3, 3)), axis=1) + rng.uniform(-0.3, 0.3, (len(numbers), 3))

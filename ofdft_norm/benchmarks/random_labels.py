@@ -24,7 +24,13 @@ BASIS = BasisInfo(
 def qm9_sized_molecule(
     rng: np.random.Generator, n_iterations: int, n_atoms: tuple[int, int] = (9, 9)
 ) -> dict[str, np.ndarray]:
-    """Draws labels of 9 heavy atoms and 9 H, about 1,180 functions; the last iteration is the ground state."""
+    """Draws labels of 9 heavy atoms and 9 H, about 1,180 functions; the last iteration is the ground state.
+
+    Args:
+        rng: Source of random numbers.
+        n_iterations: SCF iterations, each a sample.
+        n_atoms: Heavy atoms and hydrogen atoms.
+    """
     numbers = np.concatenate(
         [rng.choice([6, 7, 8], n_atoms[0], p=[0.8, 0.1, 0.1]), np.ones(n_atoms[1], dtype=np.int64)]
     )
@@ -40,7 +46,12 @@ def qm9_sized_molecule(
 
 
 def samples_in_memory(n_molecules: int, n_iterations: int) -> list[OFData]:
-    """Returns the samples of random molecules, iteration 0 without label."""
+    """Returns the samples of random molecules, iteration 0 without label.
+
+    Args:
+        n_molecules: Number of molecules.
+        n_iterations: SCF iterations of each, each a sample.
+    """
     rng = np.random.default_rng(0)
     samples = []
     for m in range(n_molecules):
@@ -65,7 +76,13 @@ def samples_in_memory(n_molecules: int, n_iterations: int) -> list[OFData]:
 
 
 def write_label_files(folder: Path, n_molecules: int, n_iterations: int) -> list[Path]:
-    """Writes random label files of QM9's size, in the package's own layout."""
+    """Writes random label files of QM9's size, in the package's own layout.
+
+    Args:
+        folder: Where to.
+        n_molecules: Number of molecules.
+        n_iterations: SCF iterations of each, each a sample.
+    """
     rng = np.random.default_rng(0)
     paths = []
     for m in range(n_molecules):
@@ -130,7 +147,12 @@ def write_packed_set(folder: Path, n_molecules: int, n_iterations: int, n_atoms:
 
 
 class StreamedMolecules:
-    """A label data set whose molecules are drawn when they are asked for."""
+    """A label data set whose molecules are drawn when they are asked for.
+
+    Args:
+        n_samples: Number of samples.
+        n_iterations: Samples of one molecule.
+    """
 
     def __init__(self, n_samples: int, n_iterations: int = 10) -> None:
         self.n_molecules = n_samples // n_iterations
@@ -139,12 +161,21 @@ class StreamedMolecules:
         self._samples = samples_in_memory(1, n_iterations)
 
     def batch(self, samples: Sequence[int], fields: Any = None) -> OFData:
-        """Returns all samples of some molecules; their labels differ by a shift."""
+        """Returns all samples of some molecules; their labels differ by a shift.
+
+        Args:
+            samples: Indices of all samples of the molecules.
+            fields: Not used.
+        """
         molecules = np.asarray(samples)[:: self.n_iterations] // self.n_iterations
         return Batch.from_data_list([s for m in molecules for s in self.molecule(m)], follow_batch=["coeffs"])
 
     def molecule(self, molecule: int) -> list[OFData]:
-        """Returns the samples of one molecule."""
+        """Returns the samples of one molecule.
+
+        Args:
+            molecule: Which molecule, from 0.
+        """
         return [
             sample.clone().update(
                 {"coeffs": sample.coeffs + 1e-4 * molecule, "energy_label": sample.energy_label + 1e-3 * molecule}
@@ -154,7 +185,11 @@ class StreamedMolecules:
 
 
 def streamed_loader(n_samples: int) -> Iterator[Any]:
-    """Yields the same samples as `StreamedMolecules`, 130 to a batch, as a loader would."""
+    """Yields the same samples as `StreamedMolecules`, 130 to a batch, as a loader would.
+
+    Args:
+        n_samples: Number of samples.
+    """
     molecules = StreamedMolecules(n_samples)
     for first in range(0, n_samples, 130):
         yield molecules.batch(range(first, min(first + 130, n_samples)))

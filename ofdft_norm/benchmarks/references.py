@@ -14,7 +14,11 @@ from ofdft_norm.normalization.fit_linear_references import fit_linear_references
 
 
 def measure(repeats: int) -> list[Row]:
-    """Fit of linear references over bare iteration of a PyG loader: molecules of 20 atoms in memory."""
+    """Fit of linear references over bare iteration of a PyG loader: molecules of 20 atoms in memory.
+
+    Args:
+        repeats: Rounds, in each of which both sides are timed.
+    """
     rng = np.random.default_rng(0)
     numbers = rng.choice([1, 6, 7, 8, 9], (20_000, 20), p=[0.5, 0.3, 0.1, 0.08, 0.02])
     data = [

@@ -54,7 +54,11 @@ class LogHistogram:
         self.counts = np.zeros(len(_EDGES) - 1)
 
     def add(self, values: Array) -> None:
-        """Takes in values."""
+        """Takes in values.
+
+        Args:
+            values: Values of any shape and sign.
+        """
         sizes = np.abs(values[values != 0])
         self.counts += np.histogram(np.log10(sizes).clip(_EDGES[0], _EDGES[-1]), _EDGES)[0]
 
@@ -82,7 +86,12 @@ def picture(figure: Figure, caption: str, number: int) -> Picture:
 
 
 def new_figure(height: float = 2.3, left: float = 0.62) -> tuple[Figure, Axes]:
-    """Returns a figure with one panel; height and left margin in inches."""
+    """Returns a figure with one panel; height and left margin in inches.
+
+    Args:
+        height: Height of the figure [inch].
+        left: Left margin [inch].
+    """
     width = 3.7
     figure = Figure(figsize=(width, height))  # fixed margins: a layout engine takes longer than all else
     figure.subplots_adjust(left / width, 0.44 / height, 0.98, 1 - 0.1 / height)
@@ -96,7 +105,14 @@ def new_figure(height: float = 2.3, left: float = 0.62) -> tuple[Figure, Axes]:
 def gradient_figures(
     statistics: DatasetStatistics, normalizer: Normalizer, basis_info: BasisInfo, weigher_key: str
 ) -> list[tuple[Figure, str]]:
-    """Draws the largest gradient of each dimension before and after normalisation, a figure for each element."""
+    """Draws the largest gradient of each dimension before and after normalisation, a figure for each element.
+
+    Args:
+        statistics: Statistics of the training split.
+        normalizer: What normalises.
+        basis_info: The density basis.
+        weigher_key: The weigher whose statistics are shown.
+    """
     before, after = gradient_ranges(statistics, normalizer, weigher_key)
     positive = np.concatenate([before[before > 0], after[after > 0], [1e-3]])
     limits = (max(positive.min() / 2, 1e-6), positive.max() * 4)
@@ -118,7 +134,13 @@ def gradient_figures(
 
 
 def log_histogram_figure(before: LogHistogram, after: LogHistogram, quantity: str) -> Figure:
-    """Draws the distribution of absolute values before and after normalisation."""
+    """Draws the distribution of absolute values before and after normalisation.
+
+    Args:
+        before: Absolute values of raw samples.
+        after: Absolute values of normalised samples.
+        quantity: Label of the axis.
+    """
     figure, axes = new_figure()
     for histogram, color, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
         axes.stairs(histogram.counts / max(histogram.counts.sum(), 1), _EDGES, color=color, label=label, linewidth=1.3)
@@ -132,7 +154,13 @@ def log_histogram_figure(before: LogHistogram, after: LogHistogram, quantity: st
 
 
 def energy_histogram_figure(energies: Sequence[float], color: str, label: str) -> Figure:
-    """Draws the distribution of energies."""
+    """Draws the distribution of energies.
+
+    Args:
+        energies: Energies, in the unit of the label.
+        color: Color of the bars.
+        label: Label of the axis.
+    """
     figure, axes = new_figure()
     axes.hist(np.asarray(energies, dtype=np.float64), bins=30, histtype="stepfilled", color=color, alpha=0.8)
     axes.set_xlabel(label, fontsize=8)

@@ -43,7 +43,12 @@ class Measured:
 
 
 def measure(datamodule: OFDFTDataModule, predict: Predictor) -> Measured:
-    """Reads training samples for histograms, and predicts the held-out ones."""
+    """Reads training samples for histograms, and predicts the held-out ones.
+
+    Args:
+        datamodule: The run's data.
+        predict: Returns energies and gradients of a batch.
+    """
     measured, normalizer = Measured(unit=datamodule.unit), copy.deepcopy(datamodule.normalizer)
     factor = shown(datamodule.unit).factor
     n_seen = 0

@@ -35,7 +35,12 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """Returns the page."""
+    """Returns the page.
+
+    Args:
+        title: Heading of the page.
+        sections: Content, in this order.
+    """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     subtitle = f"made with ofdft_norm {package_version()}; units stand beside the numbers"
     return environment.get_template("page.html").render(title=title, subtitle=subtitle, sections=sections)

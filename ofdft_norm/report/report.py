@@ -57,6 +57,9 @@ class ReportConfig(Settings):
 def make_report(config: ReportConfig) -> Path:
     """Writes a report; returns its path.
 
+    Args:
+        config: What is reported, and where to.
+
     Raises:
         ConfigError: If there is no such run, or it has no checkpoint of an `OFDFTDataModule` with a density basis.
         StatisticsError: If the statistics cannot be read.
@@ -73,7 +76,15 @@ def make_report(config: ReportConfig) -> Path:
 
 
 def statistics_sections(path: Path, weigher_key: str) -> list[Section]:
-    """Returns what statistics alone tell; they are rescaled as by default."""
+    """Returns what statistics alone tell; they are rescaled as by default.
+
+    Args:
+        path: A zarr store of statistics.
+        weigher_key: The weigher whose statistics are shown.
+
+    Raises:
+        ConfigError: If there are none, or they do not store their basis.
+    """
     if not path.exists():
         raise ConfigError(f"{path}: no statistics there (argument statistics)")
     statistics = DatasetStatistics(path)
@@ -97,7 +108,14 @@ def statistics_sections(path: Path, weigher_key: str) -> list[Section]:
 
 
 def run_sections(folder: Path) -> list[Section]:
-    """Returns all sections of a run's report."""
+    """Returns all sections of a run's report.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        ConfigError: If it lacks its configuration or checkpoint, or the data have no density basis.
+    """
     candidates = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
     checkpoint = next((path for path in candidates if path.is_file()), None)
     if checkpoint is None or not (folder / "config.yaml").is_file():

@@ -58,13 +58,24 @@ class Subject:
 
 
 def seen_table(subject: Subject) -> Table:
-    """What the statistics were fitted on."""
+    """What the statistics were fitted on.
+
+    Args:
+        subject: Statistics, normaliser and basis.
+    """
     header, *rows = seen_rows(subject.statistics, subject.basis_info)
     return Table("what the statistics were fitted on, by sample weigher", header, rows)
 
 
 def data_section(datamodule: OFDFTDataModule, subject: Subject, measured: Measured, missing: str) -> Section:
-    """The splits, what was fitted on, and which molecules are held out."""
+    """The splits, what was fitted on, and which molecules are held out.
+
+    Args:
+        datamodule: The run's data.
+        subject: Statistics, normaliser and basis.
+        measured: What was read and predicted.
+        missing: Why samples could not be read; empty: they could.
+    """
     text = [f"Labels: {datamodule.source}.", f"Split: {datamodule.split}."]
     if missing:
         return Section("data", "Data set and split", [*text, missing], [seen_table(subject)])
@@ -82,7 +93,11 @@ def data_section(datamodule: OFDFTDataModule, subject: Subject, measured: Measur
 
 
 def references_section(subject: Subject) -> Section:
-    """What references leave of the energies, one energy for each element with its error, and the worst molecules."""
+    """What references leave of the energies, one energy for each element with its error, and the worst molecules.
+
+    Args:
+        subject: Statistics, normaliser and basis.
+    """
     statistics, key, unit = subject.statistics, subject.weigher_key, shown(subject.normalizer.unit).symbol
     tables = [Table("energies before and after each reference", ENERGY_HEADER, energy_rows(statistics))]
     if f"{key}/linear_ref_atom_type_bias" in statistics:
@@ -109,7 +124,12 @@ def references_section(subject: Subject) -> Section:
 
 
 def lambda_section(subject: Subject, normalisation: str) -> Section:
-    """Lambda by element and shell, and the largest gradients before and after."""
+    """Lambda by element and shell, and the largest gradients before and after.
+
+    Args:
+        subject: Statistics, normaliser and basis.
+        normalisation: Which normalisation it is, in words.
+    """
     statistics, normalizer, basis_info = subject.statistics, subject.normalizer, subject.basis_info
     figures = gradient_figures(statistics, normalizer, basis_info, subject.weigher_key)
     pictures = [picture(figure, caption, i) for i, (figure, caption) in enumerate(figures)]
@@ -139,7 +159,11 @@ def lambda_section(subject: Subject, normalisation: str) -> Section:
 
 
 def sources_section(subject: Subject) -> Section:
-    """Which molecules lambda hangs on."""
+    """Which molecules lambda hangs on.
+
+    Args:
+        subject: Statistics, normaliser and basis.
+    """
     title = "What sets lambda"
     if subject.normalizer.rescaling is None:
         return Section("sources", title, ["Nothing is rescaled."])
@@ -164,7 +188,12 @@ def sources_section(subject: Subject) -> Section:
 
 
 def histogram_section(measured: Measured, missing: str) -> Section:
-    """Distributions before and after normalisation."""
+    """Distributions before and after normalisation.
+
+    Args:
+        measured: What was read and predicted.
+        missing: Why samples could not be read; empty: they could.
+    """
     title = "Before and after"
     if missing:
         return Section("histograms", title, [missing])
@@ -183,7 +212,13 @@ def histogram_section(measured: Measured, missing: str) -> Section:
 
 
 def results_section(folder: Path, measured: Measured, missing: str) -> Section:
-    """Errors of the model and the baselines, with their standard errors over molecules, and molecule by molecule."""
+    """Errors of the model and the baselines, with their standard errors over molecules, and molecule by molecule.
+
+    Args:
+        folder: The run's folder.
+        measured: What was read and predicted.
+        missing: Why samples could not be read; empty: they could.
+    """
     title = "Results"
     if missing:
         return Section("results", title, [missing])
@@ -219,7 +254,12 @@ def _cell(value: str | None) -> str:
 
 
 def range_section(measured: Measured, missing: str) -> Section:
-    """Held-out molecules that leave the training range, with their errors."""
+    """Held-out molecules that leave the training range, with their errors.
+
+    Args:
+        measured: What was read and predicted.
+        missing: Why samples could not be read; empty: they could.
+    """
     title = "Out of range"
     if missing:
         return Section("range", title, [missing])
@@ -244,7 +284,12 @@ def range_section(measured: Measured, missing: str) -> Section:
 
 
 def versions_section(statistics: DatasetStatistics, run: dict[str, Any]) -> Section:
-    """Versions of what made the statistics, the run and the report."""
+    """Versions of what made the statistics, the run and the report.
+
+    Args:
+        statistics: Statistics of the training split.
+        run: Content of the run's ``run.yaml``; empty where there is none.
+    """
     rows = [["this report", f"ofdft_norm {package_version()}"]]
     if run:
         rows.append(["the run", f"ofdft_norm {run.get('package_version')}"])

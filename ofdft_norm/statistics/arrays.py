@@ -32,13 +32,26 @@ EXTREME_SAMPLES = "extreme_samples"
 
 
 def moment_arrays(key: str, field: str, moments: Moments, extrema: bool = False) -> Arrays:
-    """Returns per-dimension statistics; a basis of one function is no exception, though torchmetrics squeezes it."""
+    """Returns per-dimension statistics; a basis of one function is no exception, though torchmetrics squeezes it.
+
+    Args:
+        key: Key of the weigher.
+        field: Name of the field.
+        moments: Its moments, each (n_basis,).
+        extrema: Whether minimum and maximum are kept, too.
+    """
     names = ("mean", "std", "abs_max", *(("minimum", "maximum") if extrema else ()))
     return {f"{key}/{field}/{name}": moments[name].reshape(-1).numpy() for name in names}
 
 
 def largest_gradient_arrays(key: str, gradient: Moments, basis_info: BasisInfo) -> Arrays:
-    """Returns max |g - gbar|, from the extrema: everywhere, and where l = 0 alone (max |g| elsewhere)."""
+    """Returns max |g - gbar|, from the extrema: everywhere, and where l = 0 alone (max |g| elsewhere).
+
+    Args:
+        key: Key of the weigher.
+        gradient: Moments of the gradient.
+        basis_info: The density basis, which says where l = 0.
+    """
     gbar, minimum, maximum, abs_max = (gradient[n].reshape(-1) for n in ("mean", "minimum", "maximum", "abs_max"))
     largest = torch.maximum(maximum - gbar, gbar - minimum)
     scalar = torch.as_tensor(basis_info.l_per_basis_func == 0)
@@ -49,7 +62,11 @@ def largest_gradient_arrays(key: str, gradient: Moments, basis_info: BasisInfo) 
 
 
 def residual_folder(name: str) -> str:
-    """Returns under which name statistics hold what a reference leaves of the energies."""
+    """Returns under which name statistics hold what a reference leaves of the energies.
+
+    Args:
+        name: Name of the reference.
+    """
     return "energy" if name == NO_REFERENCE else f"energy_minus_{name}"
 
 
@@ -92,7 +109,12 @@ def energy_arrays(
 
 
 def residual_arrays(names: Sequence[tuple[str, str]], measured: Mapping[str, Tensor]) -> Arrays:
-    """Returns what the second pass measured: `abs_max` and `mae` of each weigher's references."""
+    """Returns what the second pass measured: `abs_max` and `mae` of each weigher's references.
+
+    Args:
+        names: Key of the weigher and name of the reference, of each column.
+        measured: ``abs_max`` and ``mae``, one number for each column.
+    """
     return {
         f"{key}/{residual_folder(name)}/{statistic}": np.array(float(measured[statistic][column]))
         for statistic in ("abs_max", "mae")

@@ -235,7 +235,11 @@ def _cached(path: Path, fingerprint: str, trust_shared: bool) -> DatasetStatisti
 
 
 def from_first_rank(look: Callable[[], Looked]) -> Looked:
-    """Returns what rank 0 finds, on every rank; its error is everybody's."""
+    """Returns what rank 0 finds, on every rank; its error is everybody's.
+
+    Args:
+        look: Called on rank 0 alone.
+    """
     ranks = current_ranks()
     if ranks.group is None:
         return look()

@@ -94,7 +94,12 @@ class DatasetStatistics:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> DatasetStatistics:
-        """Builds statistics in memory from a mapping of keys to arrays."""
+        """Builds statistics in memory from a mapping of keys to arrays.
+
+        Args:
+            arrays: Arrays by key, ``weigher/statistic``.
+            attributes: What was fitted, when and how, as plain data.
+        """
         statistics = cls(None)
         statistics._arrays = {key: np.asarray(value) for key, value in arrays.items()}
         statistics.attributes = dict(attributes or {})
@@ -322,7 +327,11 @@ class DatasetStatistics:
             return False
 
     def equals(self, other: DatasetStatistics) -> bool:
-        """Whether both hold the same keys with the same values, to rounding in the last digits."""
+        """Whether both hold the same keys with the same values, to rounding in the last digits.
+
+        Args:
+            other: Other statistics.
+        """
         return self._arrays.keys() == other._arrays.keys() and all(
             a.shape == other._arrays[k].shape and np.allclose(a, other._arrays[k], rtol=1e-9, atol=0, equal_nan=True)
             for k, a in self._arrays.items()

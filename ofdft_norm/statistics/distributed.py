@@ -43,7 +43,11 @@ class Ranks:
     minutes: float = DEFAULT_MINUTES
 
     def shard(self, n: int) -> range:
-        """Returns this rank's indices among n: every index on one rank, none twice, none padded."""
+        """Returns this rank's indices among n: every index on one rank, none twice, none padded.
+
+        Args:
+            n: Number of indices.
+        """
         return range(self.rank, n, self.world_size)
 
     def meet(self) -> None:
@@ -65,7 +69,11 @@ class Ranks:
             ) from error
 
     def gathered(self, value: Any) -> list[Any]:
-        """Returns every rank's value, in the order of ranks; a collective that all ranks must reach."""
+        """Returns every rank's value, in the order of ranks; a collective that all ranks must reach.
+
+        Args:
+            value: Anything that can be pickled.
+        """
         values: list[Any] = [value] * self.world_size
         if self.group is not None:
             self.meet()
@@ -102,6 +110,9 @@ class Ranks:
 
         Ranks that merge the same states on processors of one kind have them already; a cluster of several kinds has
         several kinds of rounding.
+
+        Args:
+            arrays: Arrays by name, of the same shapes on all ranks.
         """
         if self.group is None:
             return
@@ -122,7 +133,11 @@ def current_ranks() -> Ranks:
 
 @contextmanager
 def waiting_at_most(minutes: float) -> Iterator[None]:
-    """Lets `current_ranks` return ranks that wait so long for one another."""
+    """Lets `current_ranks` return ranks that wait so long for one another.
+
+    Args:
+        minutes: How long.
+    """
     before = _minutes.set(minutes)
     try:
         yield
@@ -131,7 +146,11 @@ def waiting_at_most(minutes: float) -> Iterator[None]:
 
 
 def computed(metric: Metric) -> Any:
-    """Returns what a metric has found over all ranks; a rank whose share is empty has nothing to warn of."""
+    """Returns what a metric has found over all ranks; a rank whose share is empty has nothing to warn of.
+
+    Args:
+        metric: A metric of torchmetrics.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before", UserWarning)
         return metric.compute()

@@ -42,19 +42,31 @@ PLACES = {
 
 
 def empty_extremes(*shape: int) -> Tensor:
-    """Returns the (3, 2, 2, *shape) state of no sample at all."""
+    """Returns the (3, 2, 2, *shape) state of no sample at all.
+
+    Args:
+        *shape: Shape of the dimensions.
+    """
     state = torch.full((3, 2, 2, *shape), NOBODY)
     values_of(state).fill_(-torch.inf)
     return state
 
 
 def values_of(state: Tensor) -> Tensor:
-    """Returns the float64 values of a state, in the same memory."""
+    """Returns the float64 values of a state, in the same memory.
+
+    Args:
+        state: State of largest and smallest values with whose they are.
+    """
     return state[VALUE].view(torch.float64)
 
 
 def merge_extremes(states: Tensor) -> Tensor:
-    """Merges a stack of states, (n, 3, 2, 2, ...) -> (3, 2, 2, ...)."""
+    """Merges a stack of states, (n, 3, 2, 2, ...) -> (3, 2, 2, ...).
+
+    Args:
+        states: States of several batches or ranks.
+    """
     entries = states.movedim(3, 1).flatten(0, 1)  # whoever was first or second is a candidate for both
     first = _most_extreme(entries)
     again = (entries[:, MOLECULE] == first[MOLECULE])[:, None]
@@ -123,7 +135,12 @@ def _two_largest(values: npt.NDArray[np.float64], molecules: IntArray, iteration
 
 
 def names_of_molecules(molecules: Tensor, batch: WeighedBatch) -> dict[int, str]:
-    """Returns the names of some of a batch's molecules, given and returned by key; `NOBODY` has none."""
+    """Returns the names of some of a batch's molecules, given and returned by key; `NOBODY` has none.
+
+    Args:
+        molecules: Keys of molecules.
+        batch: The batch that they are part of.
+    """
     sample_of_key = {key: sample for sample, key in enumerate(batch.molecules.tolist())}
     keys = molecules[molecules != NOBODY].unique().tolist()
     return {key: _name(batch, sample_of_key[key]) for key in keys}

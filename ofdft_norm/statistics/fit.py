@@ -101,14 +101,22 @@ class StatisticsAccumulator:
         return [self.counts, self.energy, *self.moments.values()]
 
     def weighed(self, batch: Data) -> WeighedBatch:
-        """Weighs samples: by all weighers, and once more by the reference weighers, 0 without label."""
+        """Weighs samples: by all weighers, and once more by the reference weighers, 0 without label.
+
+        Args:
+            batch: Raw samples.
+        """
         weights = sample_weights(self.weighers, batch)
         labelled = weights[: len(self.reference_weighers)] * has_label(batch, required=self.basis_info is not None)
         weights = torch.cat([weights, labelled])
         return WeighedBatch(batch, weights, self.basis_info, self.energy_fields, self.max_atomic_number)
 
     def update(self, batch: Data) -> None:
-        """Takes in a batch."""
+        """Takes in a batch.
+
+        Args:
+            batch: Raw samples.
+        """
         weighed = self.weighed(batch)
         n = len(self.reference_weighers)
         rows = {
@@ -159,6 +167,19 @@ def fit_statistics(
     atomic_numbers_field: str = "atomic_numbers",
 ) -> tuple[Arrays, dict[str, Any]]:
     """Fits all statistics; see `DatasetStatistics.from_dataset`.
+
+    Args:
+        dataset: Data set or loader of raw samples.
+        basis_info: The density basis; None: energies alone are fitted.
+        reference_weighers: What each sample counts.
+        initial_guess_weighers: What each sample counts in statistics of the initial guess's deviation.
+        with_bias: Whether the atomic reference has a constant.
+        min_atoms_per_type: An element that is seen, but on fewer atoms than this, is an error.
+        n_batches: Batches that are read; None: all.
+        residuals: Whether a second pass tells what references leave of the energies.
+        progress: Whether a bar shows how far the passes are.
+        energy_field: Field of the energies.
+        atomic_numbers_field: Field of the atomic numbers.
 
     Returns:
         Arrays by key, the same bits on every rank, and attributes that say what was fitted, when, and with which
@@ -216,7 +237,15 @@ def fit_fields(
     atomic_numbers_field: str,
     initial_guess: bool = True,
 ) -> FitFields:
-    """Returns which fields of samples the fit of statistics reads."""
+    """Returns which fields of samples the fit of statistics reads.
+
+    Args:
+        basis_info: The density basis, if there is one.
+        weighers: What each sample counts.
+        energy_field: Field of the energies.
+        atomic_numbers_field: Field of the atomic numbers.
+        initial_guess: Whether the initial guess's deviation is measured.
+    """
     keys = {
         energy_field: "config: data.source.energy_field",
         atomic_numbers_field: "config: data.source.atomic_numbers_field",
@@ -311,7 +340,17 @@ def measure_residuals(
     progress: bool,
     metric_kwargs: dict[str, Any],
 ) -> tuple[dict[str, Tensor], list[list[WorstMolecule]]]:
-    """Makes the second pass; returns `abs_max` and `mae` of each column, and its worst molecules."""
+    """Makes the second pass; returns `abs_max` and `mae` of each column, and its worst molecules.
+
+    Args:
+        accumulator: What the first pass has measured.
+        columns: Which energies, weights and references.
+        source: Batches of this rank's share.
+        ranks: The ranks that fit together.
+        what: What the bar shows.
+        progress: Whether there is a bar.
+        metric_kwargs: Arguments of torchmetrics' `Metric`.
+    """
     metric = Residuals(columns, accumulator.elements, **metric_kwargs)
     for_each_batch(source, ranks, lambda batch: metric.update(accumulator.weighed(batch)), what, progress)
     # torchmetrics squeezes what has a single entry
@@ -339,6 +378,13 @@ def for_each_batch(
     """Makes one pass; if it fails on one rank, it fails on all, when their passes have ended.
 
     Rank 0 shows samples and molecules per second and the time left.
+
+    Args:
+        source: Batches of this rank's share.
+        ranks: The ranks that fit together.
+        action: Called with each batch.
+        what: What the bar shows.
+        progress: Whether there is a bar.
 
     Raises:
         StatisticsError: If no rank has seen a sample.

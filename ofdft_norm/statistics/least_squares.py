@@ -82,6 +82,13 @@ def solve_least_squares(
 
 
 def check_driver(driver: str) -> None:
-    """Refuses a LAPACK driver that `torch.linalg.lstsq` does not know."""
+    """Refuses a LAPACK driver that `torch.linalg.lstsq` does not know.
+
+    Args:
+        driver: Name of the driver; None: PyTorch's choice.
+
+    Raises:
+        ConfigError: With those that it knows.
+    """
     if driver not in DRIVERS:
         raise ConfigError(f"driver = {driver!r}: expected one of {list(DRIVERS)} or None (argument driver)")

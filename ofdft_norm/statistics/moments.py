@@ -39,7 +39,12 @@ _FEWEST_STACKS = 6
 
 
 def empty_moments(n_weighers: int, n_basis: int) -> Tensor:
-    """Returns the (5, K, n_basis) state of no sample at all."""
+    """Returns the (5, K, n_basis) state of no sample at all.
+
+    Args:
+        n_weighers: K.
+        n_basis: Number of dimensions.
+    """
     state = torch.zeros(5, n_weighers, n_basis, dtype=torch.float64)
     state[MINIMUM], state[MAXIMUM] = torch.inf, -torch.inf
     return state
@@ -256,7 +261,11 @@ class FieldMoments(Metric):
 
 
 def finish_moments(state: Tensor) -> dict[str, Tensor]:
-    """Turns one weigher's (5, n_basis) state into named statistics."""
+    """Turns one weigher's (5, n_basis) state into named statistics.
+
+    Args:
+        state: Weights, sums and extrema.
+    """
     seen = state[WEIGHT] > 0
     minimum = torch.where(seen, state[MINIMUM], 0.0)
     maximum = torch.where(seen, state[MAXIMUM], 0.0)

@@ -61,6 +61,10 @@ def refuse_other_origin(statistics: DatasetStatistics, origin: Mapping[str, Any]
 
 
 def coordinates_attribute(dataset: Any) -> dict[str, str]:
-    """Returns what the vectors of a data set's samples are given in, as an attribute; nothing if they do not say."""
+    """Returns what the vectors of a data set's samples are given in, as an attribute; nothing if they do not say.
+
+    Args:
+        dataset: Data set of raw samples.
+    """
     coordinates = getattr(dataset[0], "coordinates", None) if len(dataset) else None
     return {"coordinates": coordinates} if isinstance(coordinates, str) else {}

@@ -44,7 +44,11 @@ class FitFields:
     config_keys: dict[str, str] | None = None
 
     def where(self, name: str) -> str:
-        """Returns what to change where a field is missing."""
+        """Returns what to change where a field is missing.
+
+        Args:
+            name: Name of the field.
+        """
         return (self.config_keys or {}).get(name, "config: data.pre_transforms, data.source")
 
 

@@ -24,12 +24,20 @@ CountBy = Literal["molecule", "sample"]
 
 
 def linear_reference_name(count_by: CountBy) -> str:
-    """Returns under which name statistics hold the linear references that count molecules, or samples."""
+    """Returns under which name statistics hold the linear references that count molecules, or samples.
+
+    Args:
+        count_by: ``molecule`` or ``sample``.
+    """
     return LINEAR_REFERENCES[0] if count_by == "molecule" else LINEAR_REFERENCES[1]
 
 
 def count_by_of(name: str) -> CountBy:
-    """Returns what the linear references of a name count; inverse of `linear_reference_name`."""
+    """Returns what the linear references of a name count; inverse of `linear_reference_name`.
+
+    Args:
+        name: What `linear_reference_name` returned.
+    """
     return "molecule" if name == LINEAR_REFERENCES[0] else "sample"
 
 
@@ -68,7 +76,12 @@ class FittedReference:
     solution: LeastSquaresSolution | None = None
 
     def direction(self, layout: RowLayout, target: int = 0) -> Tensor:
-        """Returns the (width,) vector v for which a row's residual is row.v, see `RowLayout`."""
+        """Returns the (width,) vector v for which a row's residual is row.v, see `RowLayout`.
+
+        Args:
+            layout: Columns of the rows.
+            target: Which energy.
+        """
         direction = torch.zeros(layout.width, dtype=torch.float64)
         direction[0] = -self.t_global
         direction[layout.composition] = -self.t_z
@@ -102,6 +115,12 @@ def linear_problem(compositions: Tensor, energy: Tensor) -> Tensor:
 class EnergyFitResult:
     """One weigher's energies, reduced to triangles; fits references of any gradient.
 
+    Args:
+        layout: Columns of the triangles.
+        samples: See the attribute.
+        molecules: See the attribute.
+        n_molecules: See the attribute.
+
     Attributes:
         layout: Columns of the triangles.
         samples: (width, width) `row_factor` of all samples, by weight.
@@ -124,13 +143,21 @@ class EnergyFitResult:
         return float(self.samples[0, 0]) ** 2
 
     def residual(self, direction: Tensor) -> tuple[float, float]:
-        """Returns mean and population standard deviation over samples of row.direction [hartree]."""
+        """Returns mean and population standard deviation over samples of row.direction [hartree].
+
+        Args:
+            direction: (width,) vector v.
+        """
         turned = self.samples @ direction
         root = self.samples[0, 0]
         return float(turned[0] / root), float(turned[1:].norm() / root)
 
     def spread(self, target: int = 0) -> tuple[float, float]:
-        """Returns mean and population standard deviation of the energies themselves, over samples [hartree]."""
+        """Returns mean and population standard deviation of the energies themselves, over samples [hartree].
+
+        Args:
+            target: Which energy.
+        """
         return self.residual(torch.eye(self.layout.width, dtype=torch.float64)[self.layout.energies.start + target])
 
     def reference(self, gradient: Tensor, with_bias: bool = True) -> FittedReference:
@@ -154,7 +181,12 @@ class EnergyFitResult:
         return FittedReference(fitted.gradient, fitted.t_z, fitted.t_global, mean, std, fitted.solution)
 
     def linear_problem(self, count_by: CountBy, target: int = 0) -> Tensor:
-        """Returns the `linear_problem` of an energy over molecules, or over samples."""
+        """Returns the `linear_problem` of an energy over molecules, or over samples.
+
+        Args:
+            count_by: ``molecule`` or ``sample``.
+            target: Which energy.
+        """
         factor = self.molecules if count_by == "molecule" else self.samples
         return linear_problem(factor[:, self.layout.composition], factor[:, self.layout.energies.start + target])
 

@@ -153,7 +153,11 @@ class Residuals(Metric):
         self._worst = self._merged([self._worst, incoming_state._worst])
 
     def worst(self, ranks: Ranks) -> list[list[WorstMolecule]]:
-        """Returns each column's worst molecules, each by its worst sample, worst first; of all ranks together."""
+        """Returns each column's worst molecules, each by its worst sample, worst first; of all ranks together.
+
+        Args:
+            ranks: The ranks that fit together.
+        """
         return [list(molecules.values()) for molecules in self._merged(ranks.gathered(self._worst))]
 
     def _merged(self, several: Sequence[list[dict[int, WorstMolecule]]]) -> list[dict[int, WorstMolecule]]:

@@ -29,7 +29,11 @@ class SampleWeigher:
     fields: tuple[str, ...] | None = None
 
     def get_weights(self, batch: Data) -> Tensor:
-        """Returns (n_samples,) float64 weights >= 0 of a batch's (or a single sample's) samples."""
+        """Returns (n_samples,) float64 weights >= 0 of a batch's (or a single sample's) samples.
+
+        Args:
+            batch: A batch, or a single sample.
+        """
         raise TypeError(f"{type(self).__name__} does not define get_weights")
 
     def summary_string(self) -> str:
@@ -44,7 +48,11 @@ class SampleWeigher:
 
 
 class ConstantSampleWeigher(SampleWeigher):
-    """The same weight for every sample. Key: ``constant``, or ``constant_2`` for weight 2 (all digits of others)."""
+    """The same weight for every sample. Key: ``constant``, or ``constant_2`` for weight 2 (all digits of others).
+
+    Args:
+        weight: Finite and at least 0.
+    """
 
     fields = ()
 
@@ -83,7 +91,11 @@ class HasEnergyLabelSampleWeigher(SampleWeigher):
 
 
 class FieldSampleWeigher(SampleWeigher):
-    """The weight that each sample has in a field. Key: ``field_<name>``."""
+    """The weight that each sample has in a field. Key: ``field_<name>``.
+
+    Args:
+        field: Name of the field, with one number for each sample.
+    """
 
     def __init__(self, field: str) -> None:
         self.field = field
@@ -99,7 +111,11 @@ class FieldSampleWeigher(SampleWeigher):
 
 
 class MinSCFIterationSampleWeigher(SampleWeigher):
-    """Weight 1 from SCF iteration `min_scf_iteration` on (0 is the initial guess). Key: ``min_scf_iteration_3``."""
+    """Weight 1 from SCF iteration `min_scf_iteration` on (0 is the initial guess). Key: ``min_scf_iteration_3``.
+
+    Args:
+        min_scf_iteration: First iteration that counts.
+    """
 
     fields = ("scf_iteration",)
 
@@ -247,6 +263,10 @@ def sample_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
 
 def labelled_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
     """Returns the same weights, 0 where a sample's energy and gradient labels may not be used.
+
+    Args:
+        weighers: What each sample counts.
+        batch: Samples that say which of them are labelled.
 
     Raises:
         StatisticsError: As `sample_weights`.

@@ -208,7 +208,11 @@ class WeighedBatch:
         return torch.full_like(self.group, -1) if found is None else found.detach().reshape(-1).long()
 
     def sample_place(self, sample: int) -> str:
-        """Says which sample this is, for messages."""
+        """Says which sample this is, for messages.
+
+        Args:
+            sample: Which sample of the batch, from 0.
+        """
         index = get_field(self.data, SAMPLE_INDEX)
         iteration = scf_iteration(self.data, sample)
         where = f"sample {sample} of its batch" if index is None else f"sample {int(index[sample])}"
@@ -242,14 +246,22 @@ class WeighedBatch:
 
 
 def on_cpu(batch: Data) -> Data:
-    """Returns the batch, or a copy of it on the CPU if its atoms lie elsewhere."""
+    """Returns the batch, or a copy of it on the CPU if its atoms lie elsewhere.
+
+    Args:
+        batch: A batch on any device.
+    """
     index = get_field(batch, "atom_ind")
     index = batch.atomic_numbers if index is None else index
     return batch if index.device.type == "cpu" else copy(batch).cpu()  # PyG moves a batch in place
 
 
 def distinct_columns(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the (K, G) distinct columns of (K, S) weights, and the (S,) index of each sample's column."""
+    """Returns the (K, G) distinct columns of (K, S) weights, and the (S,) index of each sample's column.
+
+    Args:
+        weights: (K, S) weights of K weighers.
+    """
     if (weights == weights[:, :1]).all():  # the common case
         return weights[:, :1], torch.zeros(weights.shape[1], dtype=torch.int64)
     first_of: dict[bytes, int] = {}  # a tenth of the price of torch.unique(dim=1)
@@ -273,12 +285,20 @@ def count_elements(sample_of_atom: Tensor, column_of_atom: Tensor, n_samples: in
 
 
 def stored_fields(field: str) -> tuple[str, ...]:
-    """Returns the field itself, or for the derived `initial_guess_delta` the two of which it is the difference."""
+    """Returns the field itself, or for the derived `initial_guess_delta` the two of which it is the difference.
+
+    Args:
+        field: Name of a field.
+    """
     return ("coeffs", "ground_state_coeffs") if field == "initial_guess_delta" else (field,)
 
 
 def field_values(batch: Data, field: str) -> Tensor:
     """Returns the flat (N,) float64 values of a field, or of the derived `initial_guess_delta`.
+
+    Args:
+        batch: Raw samples.
+        field: Name of a field.
 
     Raises:
         BatchError: If the samples lack it.
@@ -296,6 +316,9 @@ def molecule_keys(batch: Data) -> Tensor:
     A key is a hash of the molecule's name, its elements and its positions in their order, the same in every process:
     two molecules that merely share a name (two data sets read together) keep different keys. Samples without `mol_id`
     are molecules of their own. Where the fit knows the molecules, their indices are the keys.
+
+    Args:
+        batch: Raw samples.
     """
     known = get_field(batch, MOLECULE_INDEX)
     if known is not None:

@@ -41,7 +41,13 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], attributes: Mapping[st
 
 
 def put_array(path: Path, key: str, array: Array) -> None:
-    """Writes one array into a folder of statistics: a reader finds the former one, or this one."""
+    """Writes one array into a folder of statistics: a reader finds the former one, or this one.
+
+    Args:
+        path: The folder.
+        key: Key of the array.
+        array: Its values.
+    """
     with written_whole(path / key, replace=True, beside=path) as unfinished:
         _write_files(unfinished, _array_files(array))
         missing = [group for group in _groups(key) if not (path / group / ".zgroup").exists()]
@@ -49,7 +55,11 @@ def put_array(path: Path, key: str, array: Array) -> None:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether statistics of this name are one zip file."""
+    """Whether statistics of this name are one zip file.
+
+    Args:
+        path: A path that may not exist yet.
+    """
     return path.suffix == ".zip"
 
 

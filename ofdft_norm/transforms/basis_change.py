@@ -104,20 +104,38 @@ class BasisChange:
     steps: tuple[Step, ...] = ()
 
     def then(self, step: Step) -> BasisChange:
-        """Returns this change followed by a step."""
+        """Returns this change followed by a step.
+
+        Args:
+            step: What follows.
+        """
         return BasisChange((*self.steps, step))
 
     def after(self, n_steps: int) -> BasisChange:
-        """Returns this change without its first steps."""
+        """Returns this change without its first steps.
+
+        Args:
+            n_steps: How many are left out.
+        """
         return BasisChange(self.steps[n_steps:])
 
     def apply(self, rows: Tensor, dual: Tensor, inverse: bool = False) -> Tensor:
-        """Transforms each row, (n, n_basis) float64; see `Step.apply`."""
+        """Transforms each row, (n, n_basis) float64; see `Step.apply`.
+
+        Args:
+            rows: (n, n_basis) float64.
+            dual: (n,) bool, which rows are dual vectors.
+            inverse: Whether to undo the change.
+        """
         for step in reversed(self.steps) if inverse else self.steps:
             rows = step.apply(rows, dual, inverse)
         return rows
 
     def apply_to_form(self, form: Tensor) -> Tensor:
-        """Returns T^-T C T^-1 of a symmetric bilinear form C such as the overlap, (n_basis, n_basis)."""
+        """Returns T^-T C T^-1 of a symmetric bilinear form C such as the overlap, (n_basis, n_basis).
+
+        Args:
+            form: (n_basis, n_basis) matrix C.
+        """
         dual = torch.ones(len(form), dtype=torch.bool)
         return self.apply(self.apply(form, dual).T, dual) if self.steps else form

@@ -49,10 +49,20 @@ class BasisTransform(BaseTransform):
 
     @abstractmethod
     def step(self, molecule: Molecule, before: BasisChange) -> Step:
-        """Returns the change of one molecule's basis that follows other changes."""
+        """Returns the change of one molecule's basis that follows other changes.
+
+        Args:
+            molecule: Geometry and basis.
+            before: The changes that come first.
+        """
 
     def check(self, step: Step, molecule: Molecule) -> None:
-        """Refuses a step that was made before, by a transform of the same name with other settings."""
+        """Refuses a step that was made before, by a transform of the same name with other settings.
+
+        Args:
+            step: The step that was made.
+            molecule: The molecule that it was made for.
+        """
 
     def matrix(self, sample: Data) -> tuple[Tensor, Tensor]:
         """Returns T and T^-1 of a sample that this transform is yet to be applied to, (n_basis, n_basis) float64.
@@ -77,6 +87,9 @@ class BasisTransform(BaseTransform):
 
     def inverse(self, data: DataT) -> DataT:
         """Returns a copy in the coordinates before this transform: undoes it.
+
+        Args:
+            data: A sample or batch.
 
         Raises:
             ConfigError: If it was not the last transform that was applied.
@@ -136,6 +149,9 @@ class BasisTransforms(BaseTransform):
     def inverse(self, data: DataT) -> DataT:
         """Returns a copy in the density basis as it is: undoes the changes in reverse order.
 
+        Args:
+            data: A sample or batch.
+
         Raises:
             ConfigError: If the sample is not in these coordinates.
         """
@@ -152,17 +168,28 @@ class BasisTransforms(BaseTransform):
 
 
 def register(*transforms: BasisTransform) -> None:
-    """Makes changes of basis known by their names, so that samples can say which they have seen."""
+    """Makes changes of basis known by their names, so that samples can say which they have seen.
+
+    Args:
+        *transforms: Changes of basis with names.
+    """
     _known.update({transform.name: transform for transform in transforms})
 
 
 def name_of(transforms: Sequence[BasisTransform]) -> str:
-    """Returns the name of the coordinates after some changes."""
+    """Returns the name of the coordinates after some changes.
+
+    Args:
+        transforms: Changes in the order of application.
+    """
     return "+".join(transform.name for transform in transforms) or RAW
 
 
 def transforms_of(coordinates: str) -> tuple[BasisTransform, ...]:
     """Returns the changes that lead from the density basis to coordinates of a name.
+
+    Args:
+        coordinates: Names of changes, joined as `name_of` does.
 
     Raises:
         ConfigError: If the name is unknown.
@@ -176,6 +203,9 @@ def transforms_of(coordinates: str) -> tuple[BasisTransform, ...]:
 
 def chain(transforms: tuple[BasisTransform, ...]) -> tuple[BasisTransform, ...]:
     """Returns changes that may follow each other.
+
+    Args:
+        transforms: Changes in the order of application.
 
     Raises:
         ConfigError: If one comes twice, or atoms' own axes are wanted where functions belong to no atom any more.
@@ -194,6 +224,9 @@ def chain(transforms: tuple[BasisTransform, ...]) -> tuple[BasisTransform, ...]:
 def coordinates_of(data: Data) -> str:
     """Returns the coordinates of a sample, or of all samples of a batch.
 
+    Args:
+        data: A sample or batch.
+
     Raises:
         BatchError: If samples of a batch differ.
     """
@@ -210,7 +243,12 @@ def coordinates_of(data: Data) -> str:
 
 
 def basis_change(transforms: tuple[BasisTransform, ...], molecule: Molecule) -> BasisChange:
-    """Returns the change of a molecule's basis; the steps of the last molecules are remembered."""
+    """Returns the change of a molecule's basis; the steps of the last molecules are remembered.
+
+    Args:
+        transforms: Changes in the order of application.
+        molecule: Geometry and basis.
+    """
     change = BasisChange()
     for n, transform in enumerate(transforms, 1):
         key = (name_of(transforms[:n]), molecule.key)
@@ -234,6 +272,9 @@ def in_normal_order(transforms: tuple[BasisTransform, ...]) -> tuple[BasisTransf
 
     (R S R^T)^(1/2) R = R S^(1/2) for the orthogonal R of local frames: so the overlap needs no turning, and one
     diagonalisation serves coordinates with and without frames.
+
+    Args:
+        transforms: Changes in the order of application.
     """
     natural_first = {"natural_symmetric": 0, "local_frames": 1}
     if not all(transform.name in natural_first for transform in transforms):

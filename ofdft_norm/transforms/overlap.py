@@ -22,6 +22,9 @@ _SAME = 1e-5
 def overlap_of(molecule: Molecule) -> Array:
     """Returns the overlap matrix S of a molecule's density basis, (n_basis, n_basis).
 
+    Args:
+        molecule: Geometry and basis.
+
     Raises:
         BasisError: If the sample brings none and the basis does not say its exponents, or if they are not those of the
             sample's integrals.
@@ -44,7 +47,12 @@ def overlap_of(molecule: Molecule) -> Array:
 
 
 def pyscf_molecule(molecule: Molecule, exponents: Array) -> Any:
-    """Returns PySCF's molecule with the density basis; see `pyscf_order` for the order of its functions."""
+    """Returns PySCF's molecule with the density basis; see `pyscf_order` for the order of its functions.
+
+    Args:
+        molecule: Geometry and basis.
+        exponents: Exponents of all shells, element by element.
+    """
     gto = pyscf_module("gto")
     basis_info, numbers = molecule.basis_info, sorted(set(molecule.atomic_numbers.tolist()))
     basis = {symbol(number): _shells(basis_info, number, exponents) for number in numbers}
@@ -65,7 +73,11 @@ def _shells(basis_info: BasisInfo, number: int, exponents: Array) -> list[list[A
 
 
 def pyscf_order(molecule: Molecule) -> npt.NDArray[np.int64]:
-    """Returns the index that each basis function of a molecule has in PySCF, whose p shells are x, y, z."""
+    """Returns the index that each basis function of a molecule has in PySCF, whose p shells are x, y, z.
+
+    Args:
+        molecule: Geometry and basis.
+    """
     basis_info, functions = molecule.basis_info, molecule.functions
     l, m = basis_info.l_per_basis_func[functions], basis_info.m_per_basis_func[functions]
     within = np.where(l == 1, (m + 2) % 3, m + l)  # m = 1, -1, 0 are x, y, z
