@@ -68,8 +68,8 @@ def _raised(node: ast.AST) -> Iterator[str]:
 # methods that Lightning, PyTorch and torchmetrics describe
 FOREIGN = {
     "compute", "configure_optimizers", "finalize", "forward", "load_state_dict", "merge_state", "predict_dataloader",
-    "predict_step", "reset", "set_extra_state", "setup", "state_dict", "sync", "teardown", "test_dataloader", "test_step",
-    "train_dataloader", "training_step", "update", "val_dataloader", "validation_step",
+    "predict_step", "reset", "set_extra_state", "setup", "state_dict", "sync", "teardown", "test_dataloader",
+    "test_step", "train_dataloader", "training_step", "update", "val_dataloader", "validation_step",
 }  # fmt: skip
 
 
