@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import sys
+import typing
 import warnings
 from pathlib import Path
 from pkgutil import walk_packages
+from types import ModuleType
+from typing import Any
 
 import pdoc
+from pydantic.dataclasses import is_pydantic_dataclass
 
 import ofdft_norm
 import ofdft_norm.config
+
+_SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
 
 
 def main(folder: str) -> None:
@@ -24,12 +32,28 @@ def main(folder: str) -> None:
             getattr(package, name)  # pdoc shows what was imported
     found = [module.name for module in walk_packages(ofdft_norm.__path__, "ofdft_norm.") if "._" not in module.name]
     modules = ["ofdft_norm", *(name for name in found if _left_out(name))]
+    for name in found:
+        _resolve_generated_types(importlib.import_module(name))
     pdoc.render.configure(docformat="google", math=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        # types of classes that pydantic and NamedTuple make are shown as they are written
-        warnings.filterwarnings("ignore", "Error parsing type annotation|Failed to run TYPE_CHECKING")
         pdoc.pdoc(*modules, output_directory=Path(folder))
+
+
+def _resolve_generated_types(module: ModuleType) -> None:
+    """Lets pdoc see the arguments of constructors that NamedTuple and pydantic make."""
+    for member in vars(module).values():
+        if not inspect.isclass(member) or not member.__module__.startswith("ofdft_norm."):
+            continue
+        if issubclass(member, tuple):
+            member.__new__.__annotations__.update(typing.get_type_hints(member))
+        elif is_pydantic_dataclass(member):
+            constructor: Any = inspect.unwrap(member.__init__)
+            types = typing.get_type_hints(member)
+            arguments = inspect.signature(member).parameters.values()
+            shown = [argument.replace(annotation=types[argument.name]) for argument in arguments]
+            constructor.__annotations__.clear()
+            constructor.__signature__ = inspect.Signature([_SELF, *shown])
 
 
 def _left_out(name: str) -> bool:
