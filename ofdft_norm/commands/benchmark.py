@@ -6,9 +6,9 @@
     ofdft-norm benchmark loader               # the training loader from memory, packed labels and zip files
     ofdft-norm benchmark normalize            # normalising a batch: share of a training step, GPU bandwidth
     ofdft-norm benchmark references           # the fit of linear element references
-    ofdft-norm benchmark pre_transforms       # local frames and natural reparametrisation
+    OMP_NUM_THREADS=1 ofdft-norm benchmark pre_transforms       # local frames and natural reparametrisation
 
-Runs of the two things compared alternate, and the median of their ratios counts, so that a machine that is busy with
+The last counts processor time, also that of threads which wait for others: hence the one thread. Runs of the two things compared alternate, and the median of their ratios counts, so that a machine that is busy with
 other work distorts little.
 """
 

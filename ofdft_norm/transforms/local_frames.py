@@ -10,7 +10,7 @@ from ofdft_norm.errors import BasisError
 from ofdft_norm.transforms.basis_change import BasisChange, ShellRotation
 from ofdft_norm.transforms.basis_transforms import BasisTransform, register
 from ofdft_norm.transforms.molecule import Molecule
-from ofdft_norm.transforms.real_harmonics import rotation_of_harmonics
+from ofdft_norm.transforms.real_harmonics import rotations_of_harmonics
 
 Array = npt.NDArray[np.float64]
 
@@ -62,10 +62,10 @@ class LocalFrames(BasisTransform):
         basis_info, atom = molecule.basis_info, np.repeat(np.arange(len(axes)), molecule.functions_per_atom)
         l_of, m_of = (of[molecule.functions] for of in (basis_info.l_per_basis_func, basis_info.m_per_basis_func))
         blocks = []
-        for l in range(1, int(l_of.max(initial=0)) + 1):
+        for l, rotations in enumerate(rotations_of_harmonics(int(l_of.max(initial=0)), polar)):
             own = np.flatnonzero(l_of == l)
-            if len(own):
-                turned = rotation_of_harmonics(l, polar)[:, :, m_of[own[: 2 * l + 1]] + l]
+            if l and len(own):
+                turned = rotations[:, :, m_of[own[: 2 * l + 1]] + l]
                 blocks.append(torch.from_numpy(turned[atom[own[:: 2 * l + 1]]]))
         return ShellRotation(torch.from_numpy(np.argsort(l_of, kind="stable")), tuple(blocks))
 

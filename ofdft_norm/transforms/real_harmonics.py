@@ -25,50 +25,60 @@ def real_harmonics(l: int, directions: Array) -> Array:
     Returns:
         (..., 2l+1), m = -l ... l.
     """
+    return harmonics_up_to(l, directions)[..., l * l :]
+
+
+def harmonics_up_to(l_max: int, directions: Array) -> Array:
+    """Evaluates the real spherical harmonics of l = 0 ... l_max, those of one l after those of the smaller ones.
+
+    Args:
+        l_max: Largest angular momentum.
+        directions: (..., 3) unit vectors.
+
+    Returns:
+        (..., (l_max+1)^2), within an l m = -l ... l.
+    """
     x, y, z = np.moveaxis(directions, -1, 0)
-    values = np.empty((*x.shape, 2 * l + 1))
-    around = np.ones_like(x) + 0j  # (x + iy)^m
-    for m in range(l + 1):
-        factor = math.sqrt((2 if m else 1) * math.factorial(l - m) / math.factorial(l + m))
-        legendre = factor * _legendre(l, m, z)
-        values[..., l + m] = legendre * around.real
-        if m:
-            values[..., l - m] = legendre * around.imag
-        around = around * (x + 1j * y)
-    return values
-
-
-def _legendre(l: int, m: int, z: Array) -> Array:
-    """Evaluates the associated Legendre function P(l, m) / sin^m, a polynomial in z, by its three-term recursion."""
-    before, value = np.zeros_like(z), np.full_like(z, math.prod(range(1, 2 * m, 2)))
-    for n in range(m, l):
-        before, value = value, ((2 * n + 1) * z * value - (n + m) * before) / (n - m + 1)
-    return value
+    values = np.empty(((l_max + 1) ** 2, *x.shape))
+    around, in_plane = np.ones_like(x) + 0j, x + 1j * y
+    for m in range(l_max + 1):
+        # the associated Legendre functions P(l, m) / sin^m, polynomials in z, by their three-term recursion
+        before, legendre = np.zeros_like(z), np.full_like(z, math.prod(range(1, 2 * m, 2)))
+        for l in range(m, l_max + 1):
+            factor = math.sqrt((2 if m else 1) * math.factorial(l - m) / math.factorial(l + m))
+            np.multiply(factor * legendre, around.real, out=values[l * (l + 1) + m])
+            if m:
+                np.multiply(factor * legendre, around.imag, out=values[l * (l + 1) - m])
+            before, legendre = legendre, ((2 * l + 1) * z * legendre - (l + m) * before) / (l + 1 - m)
+        around = around * in_plane  # (x + iy)^m
+    return np.moveaxis(values, 0, -1)
 
 
 @lru_cache(maxsize=32)
-def _sampled(l: int) -> tuple[Array, Array]:
-    """Returns directions, and what takes the harmonics' values there to the harmonics' coefficients."""
-    n = 4 * (l + 1) ** 2
+def _sampled(l_max: int) -> tuple[Array, list[Array]]:
+    """Returns directions, and what takes the harmonics' values there to the harmonics' coefficients, for each l."""
+    n = 4 * (l_max + 1) ** 2
     heights, turns = 1 - (2 * np.arange(n) + 1) / n, np.arange(n) * math.pi * (3 - math.sqrt(5))  # Fibonacci's sphere
     radii = np.sqrt(1 - heights**2)
     directions = np.stack([radii * np.cos(turns), radii * np.sin(turns), heights], axis=-1)
-    return directions, np.asarray(np.linalg.pinv(real_harmonics(l, directions)), dtype=np.float64)
+    values = harmonics_up_to(l_max, directions)
+    inverses = [np.linalg.pinv(values[:, l * l : (l + 1) ** 2]) for l in range(l_max + 1)]
+    return directions, [np.asarray(inverse, dtype=np.float64) for inverse in inverses]
 
 
-def rotation_of_harmonics(l: int, rotations: Array) -> Array:
-    """Returns the Wigner matrices D of real harmonics, Y(R r) = D Y(r), for one angular momentum.
+def rotations_of_harmonics(l_max: int, rotations: Array) -> list[Array]:
+    """Returns the Wigner matrices D of real harmonics, Y(R r) = D Y(r), for l = 0 ... l_max.
 
     The coefficients of a function that is a sum c.Y(r) become D c where positions are given in rotated axes, R r.
     All harmonics of one l at enough directions determine the matrix: it is exact to rounding.
 
     Args:
-        l: Angular momentum.
+        l_max: Largest angular momentum.
         rotations: (..., 3, 3) rotations R.
 
     Returns:
-        (..., 2l+1, 2l+1) orthogonal matrices, m = -l ... l in rows and columns.
+        For each l (..., 2l+1, 2l+1) orthogonal matrices, m = -l ... l in rows and columns.
     """
-    directions, from_values = _sampled(l)
-    rotated = np.einsum("...ij,nj->...ni", rotations, directions)
-    return np.swapaxes(from_values @ real_harmonics(l, rotated), -1, -2)
+    directions, from_values = _sampled(l_max)
+    values = harmonics_up_to(l_max, directions @ np.swapaxes(rotations, -1, -2))
+    return [np.swapaxes(inverse @ values[..., l * l : (l + 1) ** 2], -1, -2) for l, inverse in enumerate(from_values)]
