@@ -8,8 +8,9 @@
     ofdft-norm benchmark references           # the fit of linear element references
     OMP_NUM_THREADS=1 ofdft-norm benchmark pre_transforms       # local frames and natural reparametrisation
 
-The last counts processor time, also that of threads which wait for others: hence the one thread. Runs of the two things compared alternate, and the median of their ratios counts, so that a machine that is busy with
-other work distorts little.
+The last counts processor time, also that of threads which wait for others: hence the one thread. Runs of the two things
+compared alternate, and the median of their ratios counts, so that a machine that is busy with other work distorts
+little.
 """
 
 from __future__ import annotations
