@@ -51,6 +51,7 @@ from ofdft_norm.data.raw_datasets import RawDatasets
 from ofdft_norm.data.transformed_dataset import JoinSamples, TransformedDataset
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.mixin import normalizer_of_model
+from ofdft_norm.normalization.dataset_references import DatasetReferences
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.fit import FittedStatistics, NormalizerSettings, fingerprint_of, fit_normalizer
 from ofdft_norm.normalization.normalizer import Normalizer
@@ -285,6 +286,19 @@ class OFDFTDataModule(LightningDataModule):
         return cast(FittedStatistics, self._fitted).statistics
 
     @property
+    def weigher_key(self) -> str:
+        """Whose statistics normalise; data without density coefficients have those of one weigher only."""
+        return self.statistics_config.weigher_key if self.basis_info is not None else "constant"
+
+    def summary(self) -> str:
+        """Returns what the statistics and the normaliser are, as tables; fits what is not fitted yet."""
+        statistics, normalizer = self.statistics, self.normalizer
+        tables = [summary_table(statistics, self.basis_info, normalizer.rescaling, self.weigher_key)]
+        if isinstance(normalizer.reference, LinearReferences | DatasetReferences):
+            tables.append(str(normalizer.reference.summary(self.unit)))
+        return "\n\n".join(tables)
+
+    @property
     def fingerprint(self) -> str | None:
         """Of what the statistics were fitted on; None where they were given, or it cannot be told."""
         return None if self._fitted is None else self._fitted.fingerprint
@@ -434,13 +448,13 @@ class OFDFTDataModule(LightningDataModule):
         )
         self._fitted = fitted
         self._normalizer = self._normalizer or normalizer
-        key, rescaling = self.statistics_config.weigher_key, self._normalizer.rescaling
-        if fitted.reused:
-            rank_zero_info(f"statistics that were fitted before: {fitted.statistics.path}")
-        elif self.basis_info is not None:
-            rank_zero_info(summary_table(fitted.statistics, self.basis_info, rescaling, key))
-        elif isinstance(self._normalizer.reference, LinearReferences):
-            rank_zero_info(self._normalizer.reference.summary(self.unit))
+        if self.statistics_config.path is not None:
+            rank_zero_info(f"statistics that are given: {fitted.statistics.path} (data.statistics.path)")
+        elif fitted.reused:
+            when = fitted.statistics.attributes.get("created_at", "before")
+            rank_zero_info(f"statistics of this training split, fitted {when}: {fitted.statistics.path}")
+        else:
+            rank_zero_info(self.summary())
 
     def _forget_if_labels_changed(self) -> None:
         """Looks at the training labels again before a second fit; a checkpoint's statistics stay."""

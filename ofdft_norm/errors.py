@@ -78,3 +78,18 @@ def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.
     """
     names = closest(name, known, n, cutoff)
     return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """Returns a number of things in words.
+
+    Args:
+        n: How many.
+        noun: What one is called.
+        plural: What several are called; None: with an s.
+
+    Example:
+        >>> counted(1, "molecule"), counted(1419, "atom"), counted(2, "energy", "energies")
+        ('1 molecule', '1,419 atoms', '2 energies')
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

@@ -94,18 +94,28 @@ class ShownUnit:
         small: Behind an error.
         factor: How many of the small ones one is.
         suffix: Of an error's name: without a slash, at which loggers divide names.
+        decimals: Of an energy in a table: a hundredth of what is called chemical accuracy, or less.
     """
 
     symbol: str
     small: str
     factor: float
     suffix: str
+    decimals: int
+
+    def energy(self, value: float | None) -> str:
+        """Returns an energy as tables show it, without its unit.
+
+        Args:
+            value: The energy in this unit; None: it is not known, ``-``.
+        """
+        return "-" if value is None else f"{round(value, self.decimals) + 0.0:.{self.decimals}f}"
 
 
 _SHOWN: dict[str, ShownUnit] = {
-    "hartree": ShownUnit("Ha", "mHa", 1e3, "mHa"),
-    "eV": ShownUnit("eV", "meV", 1e3, "meV"),
-    "kcal/mol": ShownUnit("kcal/mol", "kcal/mol", 1.0, "kcal_per_mol"),
+    "hartree": ShownUnit("Ha", "mHa", 1e3, "mHa", 5),
+    "eV": ShownUnit("eV", "meV", 1e3, "meV", 4),
+    "kcal/mol": ShownUnit("kcal/mol", "kcal/mol", 1.0, "kcal_per_mol", 2),
 }
 
 

@@ -10,7 +10,11 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer
 
 import ofdft_norm
-from ofdft_norm import OFDFTDataModule
+from ofdft_norm import DimensionWiseRescaling, OFDFTDataModule
+from ofdft_norm.example.label_errors import LabelErrors, error_name
+from ofdft_norm.example.results import HEADINGS, MODEL, WITHOUT_NETWORK, ResultRow, format_table
+from ofdft_norm.normalization.lambda_sources import lambda_sources, sources_table
+from tests.printed_tables import check_printed
 
 README = Path(__file__).parents[1] / "README.md"
 GUIDE = Path(ofdft_norm.__file__).parent / "guide"
@@ -51,13 +55,45 @@ def test_all_other_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest
         assert datamodule.has_normalizer
 
 
-def test_the_table_of_references_is_the_one_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_of_references_and_lambdas_are_those_that_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
     with initialize_config_dir(str(README.parent / "configs"), version_base="1.3"):
         config = compose("train", overrides=["data=ofdft_norm", "data/reference=linear"])
     datamodule = instantiate(config.data)
     datamodule.setup("fit")
-    assert f"```\n{datamodule.normalizer.reference.summary('hartree')}\n```" in README.read_text()
+    readme = README.read_text()
+    assert f"```\n{datamodule.normalizer.reference.summary('hartree')}\n```" in readme
+    statistics, basis_info = datamodule.statistics, datamodule.basis_info
+    rescaling = DimensionWiseRescaling.from_dataset_statistics(statistics, basis_info)
+    sources = lambda_sources(statistics, rescaling, basis_info, "has_energy_label")
+    assert sources is not None
+    assert f"```\n{sources_table(sources, basis_info)}\n```" in readme
+
+
+def test_the_table_of_results_is_laid_out_as_it_is_printed() -> None:
+    """Its numbers take minutes to train; headings, rows and sentences do not."""
+    block = re.findall(r"```\n(errors in mHa.*?)\n```", README.read_text(), flags=re.DOTALL)[0]
+    rows: list[ResultRow] = []
+    split, sizes = "", [0, 0]
+    for line in block.splitlines()[1:]:
+        predictor, *cells = re.split(r"\s{2,}", line)
+        if not predictor:
+            break  # sentences follow
+        if not cells:
+            split, sizes = predictor.partition(":")[0], [int(n) for n in re.findall(r"\d+", predictor)]
+            continue
+        errors = dict.fromkeys(LabelErrors.names("hartree"), 0.0)
+        for quantity, cell in zip(HEADINGS, cells, strict=True):
+            errors[error_name(quantity, "hartree")] = float("nan") if cell == "-" else float(cell)
+        rows.append(ResultRow(split, predictor, *sizes, errors))
+    assert [row.predictor for row in rows] == [
+        *(name.removesuffix(", no network") for name in WITHOUT_NETWORK),
+        MODEL,
+    ] * 2
+    assert format_table(rows) == block
+    check_printed(block)
 
 
 @pytest.mark.filterwarnings("ignore")

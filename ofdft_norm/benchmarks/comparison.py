@@ -9,6 +9,14 @@ from typing import Any, NamedTuple
 
 from ofdft_norm.tables import text_table
 
+MEANINGS = {
+    "measured / reference": "what was compared with what, behind the colon on what",
+    "measured": "the first of the two, the median over the rounds",
+    "reference": "the second, the median over the rounds",
+    "ratio": "median of the rounds' ratios: what a busy machine does to both cancels",
+    "wanted": "of the ratio",
+}
+
 
 class Row(NamedTuple):
     """One line of the table: what was compared, the medians of both times [s], of their ratio, and what is wanted."""
@@ -48,19 +56,16 @@ def compare(
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Prints the rows as a table.
+    """Prints the rows, a table for each unit.
 
     Args:
         rows: Ratios with what they compare.
     """
-    cells = [
-        [
-            row.what,
-            f"{row.measured:.3f} {row.unit}",
-            f"{row.reference:.3f} {row.unit}",
-            f"{row.ratio:.3f}",
-            row.wanted,
+    for unit in dict.fromkeys(row.unit for row in rows):
+        header = ["measured / reference", f"measured [{unit}]", f"reference [{unit}]", "ratio", "wanted"]
+        cells = [
+            [row.what, f"{row.measured:.3f}", f"{row.reference:.3f}", f"{row.ratio:.3f}", row.wanted]
+            for row in rows
+            if row.unit == unit
         ]
-        for row in rows
-    ]
-    print(text_table(["", "measured", "reference", "ratio", "wanted"], cells))
+        print(text_table(header, cells, meanings=MEANINGS))

@@ -17,8 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ofdft_norm.config.readable_errors import explain
 from ofdft_norm.errors import OFDFTNormError
-from ofdft_norm.example.ablation import ARMS, AblationSettings, ablate
+from ofdft_norm.example.ablation import AblationSettings, ablate
 from ofdft_norm.example.ablation_report import write_ablation
+from ofdft_norm.example.arms import ARMS
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -25,8 +25,6 @@ def main(cfg: DictConfig) -> None:
     """
     import torch.distributed as dist  # not before the configuration is composed: it takes seconds
 
-    from ofdft_norm.normalization.summary import summary_table
-
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # the table is printed below
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if distributed:
@@ -36,8 +34,7 @@ def main(cfg: DictConfig) -> None:
         datamodule.setup("fit")
         statistics = datamodule.statistics
         if not distributed or dist.get_rank() == 0:
-            key, rescaling = datamodule.statistics_config.weigher_key, datamodule.normalizer.rescaling
-            print(summary_table(statistics, datamodule.basis_info, rescaling, key))
+            print(datamodule.summary())
             print(f"statistics: {statistics.path}")
     finally:
         if distributed:

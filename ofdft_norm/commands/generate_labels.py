@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ofdft_norm.errors import OFDFTNormError
+from ofdft_norm.errors import OFDFTNormError, counted
 from ofdft_norm.labelling import CheckTolerances, KohnShamSettings, LabelSettings, generate, read_geometries
+from ofdft_norm.labelling.checks import report_table
 from ofdft_norm.labelling.density_fit import FIT_METHODS
 from ofdft_norm.labelling.labels import DEFAULT_TARGETS, TARGETS
 
@@ -147,10 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OFDFTNormError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(result.reports)} molecules in {options.output} ({len(result.skipped)} were there already)")
-    for mol_id, report in result.reports.items():
-        if mol_id not in result.skipped:
-            print(report)
+    there, already = counted(len(result.reports), "molecule"), len(result.skipped)
+    print(f"{there} in {options.output} ({already} {'was' if already == 1 else 'were'} there already)")
+    made = [report for mol_id, report in result.reports.items() if mol_id not in result.skipped]
+    if made:
+        print(report_table(made))
     for mol_id, failure in sorted(result.failures.items()):
         print(f"failed: {mol_id}: {failure}", file=sys.stderr)
     return 1 if result.failures else 0

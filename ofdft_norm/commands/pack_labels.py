@@ -27,7 +27,7 @@ import ofdft_norm
 from ofdft_norm.config import EmbeddedLabels, LabelFiles, Structures25Labels
 from ofdft_norm.config.readable_errors import config_dir
 from ofdft_norm.data.packed_writer import PackingPlan, pack_labels, verify_packed
-from ofdft_norm.errors import ConfigError, OFDFTNormError
+from ofdft_norm.errors import ConfigError, OFDFTNormError, counted
 
 CONFIGS = config_dir() / "data" / "pre_transforms"
 
@@ -139,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verify is None or not options.output.exists():
             command = shlex.join(["ofdft-norm", "pack", *(arguments or sys.argv[1:])])
             pack_labels(plan, options.output, options.workers, command=command)
-            print(f"{len(plan.paths)} molecules in {options.output}")
+            print(f"{counted(len(plan.paths), 'molecule')} in {options.output}")
         if options.verify is not None:
             n = verify_packed(plan, options.output, options.verify)
-            print(f"{options.output}: all digests and {n} samples of each target are those of the label files")
+            print(f"{options.output}: all digests and {counted(n, 'sample')} of each target are as in the label files")
     except (OFDFTNormError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

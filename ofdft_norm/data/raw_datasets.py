@@ -16,7 +16,7 @@ from ofdft_norm.data.in_basis import InBasis
 from ofdft_norm.data.in_unit import InUnit
 from ofdft_norm.data.lazy_datasets import LazyDatasets
 from ofdft_norm.data.pre_transforms import composed, single_transforms
-from ofdft_norm.errors import ConfigError, SplitError
+from ofdft_norm.errors import ConfigError, SplitError, counted
 from ofdft_norm.units import conversion
 
 
@@ -168,9 +168,9 @@ class RawDatasets:
         self.release()
         if both:
             raise SplitError(
-                f"{len(both)} molecules were validated or tested on by the run that is resumed, and would be trained "
-                f"on now: {', '.join(both[:5])}{' ...' if len(both) > 5 else ''}; resume with that run's split "
-                "(config: data.split, data.source)"
+                f"the run that is resumed validated or tested on {counted(len(both), 'molecule')} that would be "
+                f"trained on now: {', '.join(both[:5])}{' ...' if len(both) > 5 else ''}; resume with that run's "
+                "split (config: data.split, data.source)"
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ofdft_norm.errors import SplitError
+from ofdft_norm.errors import SplitError, counted
 from ofdft_norm.settings import NonNegativeInt, Settings, Share
 
 SPLITS = ("train", "val", "test")
@@ -69,7 +69,7 @@ def random_split(
     empty = [name for name in SPLITS if shares[name] > 0 and sizes[name] <= 0]
     if empty:
         raise SplitError(
-            f"{where}: the fractions {shares} of {len(ordered)} molecules leave {empty} without a molecule "
+            f"{where}: the fractions {shares} of {counted(len(ordered), 'molecule')} leave {empty} without a molecule "
             "(config: data.split)"
         )
     out, start = {}, 0

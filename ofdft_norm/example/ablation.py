@@ -1,8 +1,7 @@
 """What each normalisation is worth: arms that differ in it alone, tuned alike, on folds of molecules.
 
-Every arm gets the same search over learning rate and input scale, on the validation part of the first fold. The chosen
-values are fixed; then each arm trains on every fold with every seed. Each run leaves one JSON file, and runs whose file
-exists are not repeated: an interrupted ablation continues.
+Every arm gets the same search over learning rate and input scale, on the validation part of the first fold; then it
+trains with what was chosen on every fold with every seed. Each run leaves a JSON file, and is not repeated if that is.
 """
 
 from __future__ import annotations
@@ -28,23 +27,21 @@ from ofdft_norm.config import LabelFiles
 from ofdft_norm.config.readable_errors import config_dir
 from ofdft_norm.data.files import write_text
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import ConfigError
-from ofdft_norm.example.results import MODEL, baselines, evaluate, split_batches
+from ofdft_norm.errors import ConfigError, counted
+from ofdft_norm.example.arms import ARMS, GLOBAL_SCALE
+from ofdft_norm.example.label_errors import error_name
+from ofdft_norm.example.results import (
+    MODEL,
+    baselines,
+    evaluate,
+    split_batches,
+)
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.units import check_unit, shown
 
 log = logging.getLogger(__name__)
 
-NO_NORMALIZATION = ("data/reference=none", "data/rescaling=none")
-GLOBAL_SCALE = "one global scale"
-ARMS: dict[str, tuple[str, ...]] = {
-    "none": NO_NORMALIZATION,
-    GLOBAL_SCALE: (*NO_NORMALIZATION, "data.energy_scale=std"),
-    "reference only": ("data/reference=atom_ref", "data/rescaling=none"),
-    "rescaling only": ("data/reference=none", "data/rescaling=dimension_wise"),
-    "both": ("data/reference=atom_ref", "data/rescaling=dimension_wise"),
-    "equivariant both": ("data/reference=scalar_atom_ref", "data/rescaling=equivariant"),
-}
-CURVES = ("energy_mae_mHa", "gradient_mae_mHa")  # validation errors that each run records after every epoch
+CURVES = ("energy_mae", "gradient_mae")  # validation errors that each run records after every epoch
 FOLD_SEED = 0
 
 
@@ -127,7 +124,7 @@ class RunResult:
     Attributes:
         run: The training.
         errors: By split, ``val`` and ``test``, then by the names of `LabelErrors`.
-        curves: Validation errors after each epoch, by the names of `CURVES`.
+        curves: Validation errors after each epoch: those of `CURVES`, by their names in `LabelErrors`.
     """
 
     run: Run
@@ -143,11 +140,13 @@ class AblationResult:
         chosen: The learning rate and the input scale of each arm.
         runs: One result for each arm, fold and seed.
         baselines: Test errors of each predictor that is not trained, one dictionary for each fold.
+        unit: Unit of the energies.
     """
 
     chosen: dict[str, tuple[float, float]]
     runs: list[RunResult]
     baselines: dict[str, list[dict[str, float]]]
+    unit: str = "hartree"
 
 
 def ablate(settings: AblationSettings) -> AblationResult:
@@ -159,39 +158,40 @@ def ablate(settings: AblationSettings) -> AblationResult:
     Raises:
         ConfigError: If the folder holds an ablation of other folds or labels, or the labels are not label files.
     """
-    _claim_folder(settings)
+    unit = _claim_folder(settings)
     search = [
         Run(arm, 0, settings.seeds[0], settings.search_epochs, learning_rate, input_scale)
         for arm in settings.arms
         for learning_rate in settings.learning_rates
         for input_scale in settings.input_scales
     ]
-    found = _results(settings, search)
-    chosen = {arm: choose([result for result in found if result.run.arm == arm]) for arm in settings.arms}
+    found = _results(settings, search, unit)
+    chosen = {arm: choose([result for result in found if result.run.arm == arm], unit) for arm in settings.arms}
     runs = [
         Run(arm, fold, seed, settings.epochs, *chosen[arm])
         for fold in range(settings.n_folds)
         for arm in settings.arms
         for seed in settings.seeds
     ]
-    results = _results(settings, runs)
-    return AblationResult(chosen, results, _baselines(settings))
+    results = _results(settings, runs, unit)
+    return AblationResult(chosen, results, _baselines(settings), unit)
 
 
-def choose(search: Sequence[RunResult]) -> tuple[float, float]:
+def choose(search: Sequence[RunResult], unit: str = "hartree") -> tuple[float, float]:
     """Returns the learning rate and input scale with the smallest product of validation energy and gradient MAE.
 
     The product weighs both errors alike whatever their units; runs that diverged are passed over.
 
     Args:
         search: The runs of one arm.
+        unit: Unit of the energies.
 
     Raises:
         ConfigError: If all of them diverged.
     """
 
     def score(result: RunResult) -> float:
-        product = math.prod(result.errors["val"][name] for name in CURVES)
+        product = math.prod(result.errors["val"][name] for name in (error_name(quantity, unit) for quantity in CURVES))
         return product if math.isfinite(product) else math.inf
 
     best = min(search, key=score)
@@ -224,7 +224,9 @@ def folds(names: Sequence[str], n_folds: int, seed: int = FOLD_SEED) -> list[dic
         [3, 1, 2]
     """
     if len(names) < 2 * n_folds:
-        raise ConfigError(f"{len(names)} molecules for {n_folds} folds: expected at least 2 in each (--folds)")
+        raise ConfigError(
+            f"{counted(len(names), 'molecule')} for {n_folds} folds: expected at least 2 in each (--folds)"
+        )
     shuffled = np.random.default_rng(seed).permutation(sorted(names))
     groups = [group.tolist() for group in np.array_split(shuffled, n_folds)]
     divided = []
@@ -249,7 +251,7 @@ def train_run(settings: AblationSettings, run: Run) -> RunResult:
     datamodule: OFDFTDataModule = instantiate(cfg.data)
     datamodule.setup("fit")
     model = instantiate(cfg.model, learning_rate=run.learning_rate, **_scales(cfg, run, datamodule))
-    curves = ValidationCurves()
+    curves = ValidationCurves(datamodule.unit)
     trainer: Trainer = instantiate(
         cfg.trainer,
         max_epochs=run.epochs,
@@ -272,8 +274,8 @@ def train_run(settings: AblationSettings, run: Run) -> RunResult:
 class ValidationCurves(Callback):
     """Records the validation errors named in `CURVES` after every epoch."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, list[float]] = {name: [] for name in CURVES}
+    def __init__(self, unit: str) -> None:
+        self.values: dict[str, list[float]] = {error_name(quantity, unit): [] for quantity in CURVES}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes down what the model has logged."""
@@ -289,7 +291,7 @@ def _scales(cfg: DictConfig, run: Run, datamodule: OFDFTDataModule) -> dict[str,
     """
     if run.arm != GLOBAL_SCALE:
         return {"coeff_scale": run.input_scale}
-    statistics, key = datamodule.statistics, datamodule.statistics_config.weigher_key
+    statistics, key = datamodule.statistics, datamodule.weigher_key
     dims = datamodule.basis_info.basis_dim_per_atom if datamodule.basis_info is not None else np.ones(0)
     coeffs, gradient = (global_std(statistics, key, field, dims) for field in ("coeffs", "gradient_label"))
     weight = cfg.model.gradient_weight * float(datamodule.normalizer.energy_scale) / gradient
@@ -312,15 +314,10 @@ def global_std(statistics: DatasetStatistics, weigher_key: str, field: str, dims
     return float(np.sqrt(np.average(std**2 + (mean - total_mean) ** 2, weights=counts)))
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _claim_folder(settings: AblationSettings) -> None:
-    """Writes the folds, and what the folder's runs have in common; refuses a folder of other runs."""
+def _claim_folder(settings: AblationSettings) -> str:
+    """Writes the folds, and what the folder's runs have in common; refuses a folder of other runs; returns the unit."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         data = compose("train", overrides=list(settings.overrides)).data
-    if data.unit != "hartree":
-        raise ConfigError(f"data.unit = {data.unit!r}: the ablation is reported in hartree (config: data.unit)")
     source = instantiate(data.source)
     if not isinstance(source, LabelFiles):
         raise ConfigError(f"{type(source).__name__}: an ablation needs label files to divide (config: data/source)")
@@ -332,6 +329,7 @@ def _claim_folder(settings: AblationSettings) -> None:
     write_text(path, json.dumps(common, indent=1))
     for fold, split in enumerate(divided):
         write_text(_split_file(settings, fold), json.dumps(split, indent=1))
+    return check_unit(data.unit)
 
 
 def _split_file(settings: AblationSettings, fold: int) -> Path:
@@ -344,7 +342,7 @@ def _composed(settings: AblationSettings, arm: str, fold: int) -> DictConfig:
         return compose("train", overrides=[*settings.overrides, *split, *ARMS[arm]])
 
 
-def _results(settings: AblationSettings, runs: Sequence[Run]) -> list[RunResult]:
+def _results(settings: AblationSettings, runs: Sequence[Run], unit: str) -> list[RunResult]:
     """Returns the results of runs, in their order, after those without a file have run."""
     files = {run: settings.output / "runs" / f"{run.name}.json" for run in runs}
     missing = [run for run, file in files.items() if not file.exists()]
@@ -352,8 +350,8 @@ def _results(settings: AblationSettings, runs: Sequence[Run]) -> list[RunResult]
     def keep(run: Run, result: RunResult) -> None:
         write_text(files[run], json.dumps(asdict(result), indent=1))
         done = sum(file.exists() for file in files.values())
-        energy, gradient = (result.errors["val"][name] for name in CURVES)
-        log.info("%d of %d: %s: val %.1f and %.2f mHa", done, len(files), run.name, energy, gradient)
+        found = *(result.errors["val"][error_name(quantity, unit)] for quantity in CURVES), shown(unit).small
+        log.info("%d of %d: %s: val %.1f and %.2f %s", done, len(files), run.name, *found)
 
     if settings.workers == 1:
         for run in missing:

@@ -13,18 +13,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ofdft_norm.data.files import write_text, written_whole
+from ofdft_norm.errors import counted
 from ofdft_norm.example.ablation import CURVES, AblationResult, RunResult
+from ofdft_norm.example.arms import MEANINGS
 from ofdft_norm.example.label_errors import LabelErrors, error_name
 from ofdft_norm.example.plots import save_figure
-from ofdft_norm.example.results import HEADINGS
+from ofdft_norm.example.results import HEADINGS, WITHOUT_NETWORK
+from ofdft_norm.example.results import MEANINGS as RESULT_MEANINGS
 from ofdft_norm.tables import text_table
+from ofdft_norm.units import shown
 
 Array = npt.NDArray[np.float64]
 
 _PANELS = {
-    "energy_mae_mHa": "energy MAE [mHa]",
-    "energy_mae_within_molecule_mHa": "energy MAE within a molecule [mHa]",
-    "gradient_mae_mHa": "gradient MAE [mHa]",
+    "energy_mae": "energy MAE",
+    "energy_mae_within_molecule": "energy MAE within a molecule",
+    "gradient_mae": "gradient MAE",
+}
+# the others are in the file alone: side by side, mean and spread of five errors are wider than a screen
+_SHOWN = {quantity: HEADINGS[quantity] for quantity in _PANELS}
+_MEANINGS = {
+    **RESULT_MEANINGS,
+    **WITHOUT_NETWORK,
+    **MEANINGS,
+    "epochs (E)": "training epochs until the validation energy error is what the best arm has half-way",
+    "epochs (gradient)": "the same of the gradient error; never: not in half of the runs",
+    "learning rate": "largest learning rate, which the search on one fold chose",
+    "input scale": "inputs of the network are divided by it; chosen by the search, too",
 }
 _ARM, _BASELINE = "#0072b2", "#9a9a9a"
 
@@ -37,7 +52,7 @@ def errors_by_fold(result: AblationResult, name: str) -> dict[str, Array]:
         name: Which of `LabelErrors`.
 
     Returns:
-        (n_folds,) [mHa], by baseline and arm.
+        (n_folds,) in the small unit, such as mHa, by baseline and arm.
     """
     errors = {predictor: np.array([fold[name] for fold in folds]) for predictor, folds in result.baselines.items()}
     for arm in result.chosen:
@@ -66,7 +81,7 @@ def epochs_to_half_way(result: AblationResult, name: str) -> dict[str, float]:
 
     Args:
         result: The ablation.
-        name: Which of `CURVES`.
+        name: Which validation error, by its name in `LabelErrors`.
 
     Returns:
         The median over folds and seeds, by arm; infinite where an arm does not reach the mark in half of its runs.
@@ -84,42 +99,44 @@ def epochs_to_half_way(result: AblationResult, name: str) -> dict[str, float]:
 
 
 def ablation_table(result: AblationResult) -> str:
-    """Returns mean and standard deviation over folds, and how fast each arm learns, as a text table.
+    """Returns mean and standard deviation over folds, and what each arm was trained with, as two text tables.
 
     Args:
         result: What the ablation found.
     """
-    errors = {quantity: errors_by_fold(result, error_name(quantity, "hartree")) for quantity in HEADINGS}
-    speeds = {name: epochs_to_half_way(result, name) for name in CURVES}
+    errors = {quantity: errors_by_fold(result, error_name(quantity, result.unit)) for quantity in _SHOWN}
+    speeds = [epochs_to_half_way(result, error_name(quantity, result.unit)) for quantity in CURVES]
     n_folds, seeds = _sizes(result.runs)
-    rows = []
-    for predictor in [*result.baselines, *result.chosen]:
-        cells = [_mean_and_spread(values[predictor]) for values in errors.values()]
-        epochs = [_epochs(speed.get(predictor)) for speed in speeds.values()]
-        rows.append([predictor, *cells, *epochs, *_chosen(result.chosen.get(predictor))])
-    header = ["", *HEADINGS.values(), "epochs (E)", "epochs (gradient)", "learning rate", "input scale"]
+    rows = [
+        [predictor, *(_mean_and_spread(values[predictor]) for values in errors.values())]
+        for predictor in (*result.baselines, *result.chosen)
+    ]
+    header = [f"test errors in {shown(result.unit).small}", *_SHOWN.values()]
     about = (
-        f"test errors [mHa], mean (standard deviation) over {n_folds} folds of molecules, "
-        f"{len(seeds)} seeds in each; epochs until the best arm's half-way error"
+        f"mean (standard deviation) over {counted(n_folds, 'fold')} of molecules, {counted(len(seeds), 'seed')} in each"
     )
-    return f"{about}\n{text_table(header, rows)}"
+    learned = [
+        [arm, *(_epochs(speed[arm]) for speed in speeds), f"{rate:g}", f"{scale:g}"]
+        for arm, (rate, scale) in result.chosen.items()
+    ]
+    how = ["how each arm learned", "epochs (E)", "epochs (gradient)", "learning rate", "input scale"]
+    of_arms = {name: text for name, text in _MEANINGS.items() if name not in MEANINGS}  # the first table has the others
+    tables = text_table(header, rows, meanings=_MEANINGS), text_table(how, learned, meanings=of_arms)
+    return "\n\n".join([f"{about}\n{tables[0]}", tables[1]])
 
 
 def _mean_and_spread(errors: Array) -> str:
-    return "-" if np.isnan(errors).any() else f"{errors.mean():.1f} ({errors.std(ddof=1):.1f})"
+    if np.isnan(errors).any():
+        return "-"
+    digits = 1 if errors.mean() < 1e4 else 0
+    return f"{errors.mean():.{digits}f} ({errors.std(ddof=1):.{digits}f})"
 
 
 def _sizes(runs: Sequence[RunResult]) -> tuple[int, set[int]]:
     return len({r.run.fold for r in runs}), {r.run.seed for r in runs}
 
 
-def _chosen(values: tuple[float, float] | None) -> list[str]:
-    return ["", ""] if values is None else [f"{value:g}" for value in values]
-
-
-def _epochs(value: float | None) -> str:
-    if value is None:
-        return ""
+def _epochs(value: float) -> str:
     return f"{value:.0f}" if np.isfinite(value) else "never"
 
 
@@ -134,8 +151,9 @@ def plot_ablation(result: AblationResult) -> Figure:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(_PANELS), sharey=True)
     rng = np.random.default_rng(0)
-    for axes, (name, label) in zip(panels, _PANELS.items(), strict=True):
-        for row, (predictor, errors) in enumerate(errors_by_fold(result, name).items()):
+    for axes, (quantity, label) in zip(panels, _PANELS.items(), strict=True):
+        of_all = errors_by_fold(result, error_name(quantity, result.unit))
+        for row, (predictor, errors) in enumerate(of_all.items()):
             color = _BASELINE if predictor in result.baselines else _ARM
             heights = row + rng.uniform(-0.18, 0.18, len(errors))
             axes.scatter(errors, heights, s=9, color=color, alpha=0.5, linewidths=0)
@@ -147,7 +165,7 @@ def plot_ablation(result: AblationResult) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(label, fontsize=8)
+        axes.set_xlabel(f"{label} [{shown(result.unit).small}]", fontsize=8)
         axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -171,7 +189,7 @@ def write_ablation(result: AblationResult, folder: Path) -> str:
     with written_whole(folder / "ablation.csv") as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["predictor", "error", "mean", "std", "folds"])
-        for name in LabelErrors.names("hartree"):
+        for name in LabelErrors.names(result.unit):
             for predictor, errors in errors_by_fold(result, name).items():
                 folds = " ".join(map(repr, errors.tolist()))
                 writer.writerow([predictor, name, float(errors.mean()), float(errors.std(ddof=1)), folds])

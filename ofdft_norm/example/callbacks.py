@@ -17,10 +17,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import ConfigError
+from ofdft_norm.errors import ConfigError, counted
 from ofdft_norm.example.plots import plot_gradient_ranges
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.summary import summary_table
 from ofdft_norm.statistics.sample_weighers import has_label
 from ofdft_norm.units import shown
 
@@ -74,15 +73,13 @@ class LogNormalization(Callback):
         normalizer, statistics = datamodule.normalizer, datamodule.statistics
         if not trainer.is_global_zero:
             return
-        key = datamodule.statistics_config.weigher_key
         scalars, basis_info = normalization_scalars(datamodule), datamodule.basis_info
-        summary = figure = None
-        if basis_info is not None:  # data without density coefficients have neither
-            summary = summary_table(statistics, basis_info, normalizer.rescaling, key)
-            figure = plot_gradient_ranges(statistics, normalizer, basis_info, key) if self.plots else None
+        summary, figure = datamodule.summary(), None
+        if basis_info is not None and self.plots:  # other data have no gradients of coefficients
+            figure = plot_gradient_ranges(statistics, normalizer, basis_info, datamodule.weigher_key)
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
-            if summary is not None and isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("normalization/summary", f"<pre>{summary}</pre>", trainer.global_step)
             if figure is not None:
                 log_figure(logger, "normalization/gradient_ranges", figure, trainer.global_step)
@@ -139,9 +136,9 @@ class CountOutOfRange(Callback):
         if n and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"{n} of {len(excess)} labelled validation samples have coefficients that leave the range of the "
-                f"training split by more than {self.tolerance:g} of its width, the worst by {largest:.1f}: models "
-                "extrapolate there (config: callbacks.count_out_of_range.tolerance)"
+                f"{n} of {counted(len(excess), 'labelled validation sample')} have coefficients that leave the range "
+                f"of the training split by more than {self.tolerance:g} of its width, the worst by {largest:.1f}: "
+                "models extrapolate there (config: callbacks.count_out_of_range.tolerance)"
             )
 
 
@@ -154,7 +151,7 @@ def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
     Returns:
         Scalars by name; residuals only where the statistics have them.
     """
-    key, statistics = datamodule.statistics_config.weigher_key, datamodule.statistics
+    key, statistics = datamodule.weigher_key, datamodule.statistics
     unit, normalizer = shown(datamodule.unit), datamodule.normalizer
     scalars = {f"normalization/energy_scale_{unit.suffix}": unit.factor * float(normalizer.energy_scale)}
     for name in ("n_samples", "n_molecules"):

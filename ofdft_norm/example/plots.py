@@ -17,15 +17,18 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.files import written_whole
 from ofdft_norm.data.irreps import SHELL_LETTERS
+from ofdft_norm.errors import counted
 from ofdft_norm.example.results import SplitEnergies
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.references import REFERENCES
+from ofdft_norm.tables import shorten
 from ofdft_norm.units import shown
 
 Array = npt.NDArray[np.float64]
 
+NAME_LENGTH = 32  # to which names of molecules are cut
 BEFORE, AFTER, LINE = "#9a9a9a", "#0072b2", "#d55e00"
 _SPLIT_STYLES = {"val": ("#0072b2", "o"), "test": ("#d55e00", "^")}
 
@@ -84,7 +87,7 @@ def plot_gradient_ranges(
     figure = Figure(figsize=(7.2, 1.45 * max(len(elements), 1) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     positive = np.concatenate([before[before > 0], after[after > 0], [1e-3]])
-    limits = (max(positive.min() / 2, 1e-6), positive.max() * 4)
+    limits = (max(positive.min() / 2, 1e-6), positive.max() * 20)
     grid = figure.subplots(max(len(elements), 1), 1, sharey=True, squeeze=False)
     panels: list[Axes] = list(grid[:, 0])[: len(elements)]
     for axes, element in zip(panels, elements, strict=True):
@@ -97,12 +100,16 @@ def plot_gradient_ranges(
     if panels:
         panels[-1].set_xlabel("dimension (basis functions of an atom, by angular momentum)")
     unit = shown(normalizer.unit).symbol
-    figure.supylabel("largest gradient component over the training split", fontsize=9)
-    handles = [_marker(BEFORE, f"as labelled [{unit}]"), _marker(AFTER, "normalised")]
+    figure.supylabel("largest |gradient component| over the training split", fontsize=9)
+    scale = "" if float(normalizer.energy_scale) == 1 else f" / {float(normalizer.energy_scale):.4g} {unit}"
+    handles = [
+        _marker(BEFORE, f"before: labels after data.pre_transforms [{unit}]"),
+        _marker(AFTER, f"after: normalised [{unit}{scale}]"),
+    ]
     if normalizer.rescaling is not None:
-        line = Line2D([], [], color=LINE, linestyle="--", label=f"s_grad = {normalizer.rescaling.s_grad:g} {unit}")
+        line = Line2D([], [], color=LINE, linestyle="--", label=f"s_grad = {normalizer.rescaling.s_grad:.4g} {unit}")
         handles.append(line)
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8, columnspacing=1.2)
     return figure
 
 
@@ -152,7 +159,7 @@ def _marker(color: str, label: str) -> Line2D:
 def plot_normalization(
     statistics: DatasetStatistics,
     normalizer: Normalizer,
-    basis_info: BasisInfo,
+    basis_info: BasisInfo | None,
     weigher_key: str = "has_energy_label",
 ) -> Figure:
     """Draws coefficients and energies before and after normalisation.
@@ -160,17 +167,20 @@ def plot_normalization(
     Args:
         statistics: Of the training split.
         normalizer: Its normaliser.
-        basis_info: The basis.
+        basis_info: The basis; None for data without density coefficients, of which the energies alone are drawn.
         weigher_key: Whose statistics to use.
 
     Returns:
         The figure. Above, the standard deviation of every coefficient, element by element; below, that of the energies,
         and what each of the references that were fitted leaves of it.
     """
-    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 2.3 if basis_info is None else 5.6), layout="constrained")
     FigureCanvasAgg(figure)
-    coefficients, energies = figure.subplots(2, 1, height_ratios=(3, 2))
-    _draw_coefficients(coefficients, statistics, normalizer, basis_info, weigher_key)
+    if basis_info is None:
+        energies = figure.subplots()
+    else:
+        coefficients, energies = figure.subplots(2, 1, height_ratios=(3, 2))
+        _draw_coefficients(coefficients, statistics, normalizer, basis_info, weigher_key)
     _draw_residuals(energies, statistics, weigher_key)
     return figure
 
@@ -190,17 +200,20 @@ def _draw_coefficients(
         axes.scatter(x, before[index], s=6, color=BEFORE, zorder=2)
         axes.scatter(x, after[index], s=6, color=AFTER, zorder=3)
         ticks.append((float(x.mean()), symbol(int(basis_info.atomic_numbers[element]))))
+        if position > 0:
+            axes.axvline(position - 0.5, color="#bbbbbb", linewidth=0.6)
         position += len(index)
-        axes.axvline(position - 0.5, color="#bbbbbb", linewidth=0.6)
     axes.set_yscale("log")
-    axes.set_ylim(positive.min() / 2, positive.max() * 5)
+    axes.set_ylim(positive.min() / 2, positive.max() * 2)
     axes.set_xlim(-1, max(position, 1))
     axes.set_xticks([x for x, _ in ticks], [name for _, name in ticks])
     axes.set_xlabel("dimensions, element by element", fontsize=9)
-    axes.set_ylabel("standard deviation", fontsize=9)
-    axes.set_title("density coefficients over the training split", fontsize=10, loc="left")
-    handles = [_marker(BEFORE, "as labelled"), _marker(AFTER, "normalised" if rescaling else "not rescaled")]
-    axes.legend(handles=handles, loc="upper right", ncols=2, frameon=False, fontsize=8)
+    axes.set_ylabel("standard deviation (no unit)", fontsize=9)
+    axes.set_title("density coefficients of the training split", fontsize=10, loc="left")
+    after_label = "after: times lambda" if rescaling else "after: not rescaled"
+    handles = [_marker(BEFORE, "before"), _marker(AFTER, after_label)]
+    # above the panel: points may be anywhere in it
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, frameon=False, fontsize=8)
     _plain(axes)
 
 
@@ -209,16 +222,19 @@ def _draw_residuals(axes: Axes, statistics: DatasetStatistics, weigher_key: str)
     unit = shown(str(statistics.attributes.get("unit", "hartree")))
     folders = {"as labelled": "energy", **{f"minus {name}": f"energy_minus_{name}" for name in REFERENCES}}
     names = [name for name, folder in folders.items() if f"{weigher_key}/{folder}/std" in statistics]
-    for row, name in enumerate(names):
-        std = unit.factor * float(statistics.load_statistic(weigher_key, f"{folders[name]}/std"))
+    stds = [unit.factor * float(statistics.load_statistic(weigher_key, f"{folders[name]}/std")) for name in names]
+    for row, std in enumerate(stds):
         axes.barh(row, std, height=0.6, color=AFTER if row else BEFORE)
-        axes.annotate(f"{std:,.0f}", (std, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        text = f"{std:.3g}" if std < 100 else f"{std:,.0f}"
+        axes.annotate(text, (std, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_xscale("log")
-    axes.margins(x=0.1)
+    positive = [std for std in stds if std > 0]
+    if positive:  # a decade below the shortest bar, so that it does not look like nothing, and room for the numbers
+        axes.set_xlim(min(positive) / 10, 2 * max(positive) * (max(positive) / min(positive)) ** 0.15)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel(f"standard deviation [{unit.small}]", fontsize=9)
-    axes.set_title("energies over the training split", fontsize=10, loc="left")
+    axes.set_title("energies of the training split, and what each reference leaves of them", fontsize=10, loc="left")
     _plain(axes)
 
 
@@ -249,25 +265,25 @@ def plot_energies(energies: Mapping[str, SplitEnergies], energy: str = "energy")
         color, marker = _SPLIT_STYLES.get(split, ("#444444", "s"))
         x = np.array([order.index(name) for name in values.molecules])
         axes.scatter(x, errors, s=14, color=color, marker=marker, alpha=0.6, linewidths=0)
-        for name in sorted(order, key=lambda name: -abs(float(of_molecule[name].mean())))[:3]:
-            _name(axes, name, order.index(name), float(of_molecule[name].mean()), len(order))
-        mae = f"{np.abs(errors).mean():.1f} {unit.small}" if len(errors) else "no labelled sample"
+        worst = sorted(order, key=lambda name: -abs(float(of_molecule[name].mean())))[:3]
+        for number, name in enumerate(worst, start=1):
+            place = (order.index(name), float(of_molecule[name].max()))
+            axes.annotate(str(number), place, (0, 4), textcoords="offset points", ha="center", fontsize=8)
+        mae = f"{np.abs(errors).mean():,.1f} {unit.small}" if len(errors) else "no labelled sample"
         axes.set_title(f"{split}: error of {energy}, MAE {mae}", fontsize=10, loc="left")
         axes.set_ylabel(f"predicted - label [{unit.small}]", fontsize=9)
         axes.axhline(0, color="#888888", linewidth=0.8, zorder=0)
         axes.set_xlim(-1, max(len(order), 1))
         axes.margins(y=0.15)
-        axes.set_xlabel(f"{len(order)} molecules in the order of their mean error, the three worst named", fontsize=9)
+        named = ", ".join(f"{i} {shorten(name, NAME_LENGTH)}" for i, name in enumerate(worst, start=1))
+        # below the panel: beside their points, names would hide others
+        in_order = f"{counted(len(order), 'molecule')} in the order of their mean error"
+        axes.set_xlabel(f"{in_order}; the worst:\n{named}" if worst else in_order, fontsize=8)
+        axes.yaxis.set_major_formatter("{x:,.0f}" if np.ptp(axes.get_ylim()) > 10 else "{x:g}")
         _plain(axes)
         axes.set_xticks([])
+    figure.align_ylabels()
     return figure
-
-
-def _name(axes: Axes, name: str, x: int, y: float, n: int) -> None:
-    """Writes a molecule's name beside its points, towards the middle of the panel."""
-    side = 1 if x < n / 2 else -1
-    where, align = (8 * side, 0), "left" if side > 0 else "right"
-    axes.annotate(name, (x, y), where, textcoords="offset points", ha=align, va="center", fontsize=8)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -14,14 +14,22 @@ from torchmetrics import Metric
 
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.datamodule import OFDFTDataModule
+from ofdft_norm.errors import counted
 from ofdft_norm.example.geometry import pairs_within_molecules
 from ofdft_norm.example.label_errors import error_name
-from ofdft_norm.example.results import split_batches
+from ofdft_norm.example.results import MEANINGS, MODEL, REFERENCE_ONLY, split_batches
 from ofdft_norm.mixin import NormalizerMixin
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.settings import NonNegative, Positive, PositiveInt, check_arguments
 from ofdft_norm.tables import text_table
 from ofdft_norm.units import shown
+
+_MEANINGS = {
+    **MEANINGS,
+    "E": "of the energies, over all structures",
+    "E per atom": "the same, each divided by the structure's number of atoms",
+    "F": "of the components of the forces, over all atoms",
+}
 
 
 class PairsWithin(nn.Module):
@@ -156,8 +164,12 @@ class PotentialModule(NormalizerMixin, LightningModule):
         of_energy = ((energy - true).abs() / n_atoms).mean()
         of_forces = (forces - batch[self.normalizer.forces_field]).abs().mean()
         loss = self.energy_weight * of_energy + self.forces_weight * of_forces
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(energy))
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(energy))
         return loss
+
+    def on_train_batch_start(self, batch: Data, batch_idx: int) -> None:
+        """Logs the learning rate of the step, as often as `trainer.log_every_n_steps` says."""
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
 
     def _log_errors(self, split: str) -> None:
         metric = cast(EnergyForceErrors, self.errors[f"{split}_errors"])
@@ -206,16 +218,17 @@ class PotentialModule(NormalizerMixin, LightningModule):
         rows: list[list[str]] = []
         found: dict[str, float] = {}
         for split in splits:
-            metrics = {"reference only": EnergyForceErrors(), "model": EnergyForceErrors()}
+            metrics = {REFERENCE_ONLY: EnergyForceErrors(), MODEL: EnergyForceErrors()}
             for batch in split_batches(datamodule, split):
                 zero = torch.zeros_like(batch.energy_reference)
                 energy = datamodule.normalizer.denormalize_energy(zero, batch)
-                metrics["reference only"].update(datamodule.normalizer, batch, energy, torch.zeros_like(batch.pos))
-                metrics["model"].update(datamodule.normalizer, batch, *self.predict(batch))
+                metrics[REFERENCE_ONLY].update(datamodule.normalizer, batch, energy, torch.zeros_like(batch.pos))
+                metrics[MODEL].update(datamodule.normalizer, batch, *self.predict(batch))
+            rows.append([f"{split}: {counted(int(metrics[MODEL].counts[0]), 'structure')}", "", "", ""])
             for name, metric in metrics.items():
                 errors = {key: float(value) for key, value in metric.compute().items()}
-                rows.append([split, name, f"{int(metric.counts[0])}", *(f"{error:.1f}" for error in errors.values())])
-                found |= {f"results/{split}/{key}": error for key, error in errors.items() if name == "model"}
+                rows.append([name, *(f"{error:.1f}" for error in errors.values())])
+                found |= {f"results/{split}/{key}": error for key, error in errors.items() if name == MODEL}
         small = shown(datamodule.unit).small
-        header = ["mean errors", "", "structures", f"E [{small}]", f"E [{small}/atom]", f"F [{small}/angstrom]"]
-        return text_table(header, rows, n_left=2), found
+        header = ["mean absolute errors", f"E [{small}]", f"E per atom [{small}/atom]", f"F [{small}/angstrom]"]
+        return text_table(header, rows, meanings=_MEANINGS), found

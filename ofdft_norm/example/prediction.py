@@ -22,12 +22,23 @@ from ofdft_norm.checkpoint import check_checkpoint_file
 from ofdft_norm.data.files import written_whole
 from ofdft_norm.data.irreps import dimension_name
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import ConfigError
+from ofdft_norm.errors import ConfigError, counted
+from ofdft_norm.example.messages import say_once
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.tables import text_table
 from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, transforms_of
 from ofdft_norm.units import angstrom_per_bohr, conversion, shown
 from ofdft_norm.version import package_version
+
+MEANINGS = {
+    "molecule": "name of the molecule or structure",
+    "SCF": "SCF iteration of the density; empty where samples have none",
+    "energy": "what the model predicts, references included",
+    "label": "the sample's own energy; empty where it has none",
+    "error": "energy minus label",
+    "excess": "how far a coefficient leaves the range of the training split, in units of that range's width",
+    "in": "the coefficient that leaves it most: element, shell and component",
+}
 
 
 @dataclass(frozen=True)
@@ -166,10 +177,11 @@ def warn_of_extrapolation(predictions: Sequence[Prediction], tolerance: float) -
     worst = {p.mol_id: p for p in sorted(far, key=lambda p: p.range_excess)}
     shown = sorted(worst.values(), key=lambda p: -p.range_excess)[:5]
     named = [f"{p.mol_id!r} by {p.range_excess:.1f} (SCF {p.scf_iteration}, {p.range_dimension})" for p in shown]
+    names = "; ".join([*named, "..."] if len(worst) > len(shown) else named)
     rank_zero_warn(
-        f"{len(far)} of {len(predictions)} samples, of {len(worst)} molecules, have coefficients that leave the range "
-        f"of the training split by more than {tolerance:g} of its width; models extrapolate there, and errors may be "
-        f"large: {'; '.join([*named, '...'] if len(worst) > len(shown) else named)} (config: range_tolerance)"
+        f"{len(far)} of {counted(len(predictions), 'sample')}, of {counted(len(worst), 'molecule')}, have coefficients "
+        f"that leave the range of the training split by more than {tolerance:g} of its width; models extrapolate "
+        f"there, and errors may be large: {names} (config: range_tolerance)"
     )
 
 
@@ -234,6 +246,7 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     if not checkpoint.is_file():
         raise ConfigError(f"{checkpoint}: no such checkpoint (config: ckpt_path)")
     check_checkpoint_file(checkpoint)
+    say_once()
     writer = _writer(output)
     model_class: Any = get_class(cfg.model._target_)
     model = model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
@@ -255,7 +268,7 @@ def predict(cfg: DictConfig) -> list[Prediction]:
         writer(file, collector.predictions, meaning)
     print(table(collector.predictions, cfg.head))
     warn_of_extrapolation(collector.predictions, cfg.range_tolerance)
-    print(f"{len(collector.predictions)} predictions: {output}")
+    print(f"{counted(len(collector.predictions), 'prediction')}: {output}")
     return collector.predictions
 
 
@@ -275,7 +288,7 @@ def table(predictions: list[Prediction], head: int) -> str:
         excess = "" if np.isnan(p.range_excess) else f"{p.range_excess:.2f}"
         rows.append([p.mol_id, scf, f"{p.energy:.6f}", *label, excess, p.range_dimension])
     units = [f"energy [{unit}]", f"label [{unit}]", f"error [{shown(unit).small}]"]
-    return text_table(["molecule", "SCF", *units, "out of range", "in"], rows)
+    return text_table(["molecule", "SCF", *units, "excess", "in"], rows, meanings=MEANINGS)
 
 
 def _writer(output: Path) -> Any:

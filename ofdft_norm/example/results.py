@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from torch_geometric.data import Data
 
 from ofdft_norm.data.files import written_whole
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import ConfigError
+from ofdft_norm.errors import ConfigError, counted
 from ofdft_norm.example.label_errors import LabelErrors, error_name
 from ofdft_norm.example.xc_baseline import CompositionAndXC, read_xc_energies
 from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.statistics.sample_weighers import has_label
 from ofdft_norm.tables import text_table
 from ofdft_norm.units import shown
 
@@ -32,13 +33,32 @@ REFERENCE_ONLY = "reference only"
 COMPOSITION_AND_XC = "composition and E_xc"
 MODEL = "model"
 
-# what a table shows of the errors; files hold all of them
+# what a table shows of the errors, and what that is; files hold all of them
 HEADINGS = {
     "energy_mae": "E MAE",
     "energy_median": "E median",
     "energy_mae_within_molecule": "E within molecule",
     "gradient_mae": "gradient MAE",
     "gradient_norm": "gradient norm",
+}
+MEANINGS = {
+    "val": "held out of training; the best checkpoint is the one with the smallest energy error here",
+    "test": "held out of training, and of the choice of the checkpoint",
+    "E MAE": "mean absolute error of the energy, over all samples",
+    "E median": "median of the same errors",
+    "E within molecule": "what remains of E MAE when each molecule's mean error is subtracted: errors along the "
+    "densities of a molecule",
+    "gradient MAE": "mean absolute error of the gradient after projection, over all components",
+    "gradient norm": "norm of a sample's error of the gradient after projection, mean over samples",
+    CONSTANT_PER_ELEMENT: "one energy for each element, fitted to the training split; the gradient is zero",
+    REFERENCE_ONLY: "the normaliser's reference alone, as if the network said zero: what normalisation is worth",
+    COMPOSITION_AND_XC: "one energy for each element and a multiple of the exchange-correlation energy, fitted to "
+    "the training split; no gradient (-)",
+    MODEL: "the trained model",
+}
+# among trained models, the others are called so
+WITHOUT_NETWORK = {
+    f"{name}, no network": MEANINGS[name] for name in (CONSTANT_PER_ELEMENT, REFERENCE_ONLY, COMPOSITION_AND_XC)
 }
 
 
@@ -141,6 +161,8 @@ def _floats(errors: dict[str, Tensor]) -> dict[str, float]:
 def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> SplitEnergies:
     """Collects predicted, true and reference energies of all labelled samples.
 
+    Samples that name no molecule are molecules of their own.
+
     Args:
         predict: Returns energies and gradients of a batch.
         batches: Normalised batches.
@@ -148,13 +170,15 @@ def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: 
     """
     molecules: list[str] = []
     columns: list[Tensor] = []
+    n_seen = 0
     for batch in batches:
-        labelled = batch.has_energy_label.reshape(-1)
+        labelled = has_label(batch, required=False).bool()
         energy = predict(batch)[0].detach()
-        names = batch.get("mol_id") or [""] * len(labelled)
+        names = batch.get("mol_id") or [f"sample {n_seen + i}" for i in range(len(labelled))]
+        n_seen += len(labelled)
         molecules += [str(name) for name, counts in zip(names, labelled.tolist(), strict=True) if counts]
-        true = normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)
-        columns.append(torch.stack([energy, true, batch.energy_reference])[:, labelled].cpu())
+        true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
+        columns.append(torch.stack([energy, true, batch.energy_reference]).cpu()[:, labelled])
     predicted, true, reference = torch.cat(columns, dim=1) if columns else torch.zeros(3, 0, dtype=torch.float64)
     return SplitEnergies(molecules, predicted, true, reference, normalizer.unit)
 
@@ -233,29 +257,28 @@ def results_table(
     return rows
 
 
-def format_table(rows: Sequence[ResultRow]) -> str:
-    """Returns the rows as a text table; ``-`` where a predictor says nothing.
+def format_table(rows: Sequence[ResultRow], meanings: Mapping[str, str] | None = None) -> str:
+    """Returns the rows as a text table, split by split; ``-`` where a predictor says nothing.
 
     Args:
-        rows: One row for each split and predictor.
+        rows: The rows, those of a split one after the other.
+        meanings: Of predictors that `MEANINGS` does not have.
     """
     unit = rows[0].unit if rows else "hartree"
-    header = [f"errors in {shown(unit).small}", "", "molecules", "samples", *HEADINGS.values()]
-    cells = [
-        [
-            row.split,
-            row.predictor,
-            str(row.n_molecules),
-            str(row.n_samples),
-            *(_cell(row.errors[error_name(quantity, unit)]) for quantity in HEADINGS),
-        ]
-        for row in rows
-    ]
-    return text_table(header, cells, n_left=2)
+    cells: list[list[str]] = []
+    for split in dict.fromkeys(row.split for row in rows):
+        of_split = [row for row in rows if row.split == split]
+        sizes = counted(of_split[0].n_molecules, "molecule"), counted(of_split[0].n_samples, "sample")
+        cells.append([f"{split}: {', '.join(sizes)}", *[""] * len(HEADINGS)])
+        for row in of_split:
+            errors = (_cell(row.errors[error_name(quantity, unit)]) for quantity in HEADINGS)
+            cells.append([row.predictor, *errors])
+    header = [f"errors in {shown(unit).small}", *HEADINGS.values()]
+    return text_table(header, cells, meanings={**MEANINGS, **(meanings or {})})
 
 
 def _cell(error: float) -> str:
-    return "-" if math.isnan(error) else f"{error:.1f}"
+    return "-" if math.isnan(error) else f"{error:.{1 if error < 1e5 else 0}f}"
 
 
 def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
@@ -272,3 +295,24 @@ def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
         for row in rows:
             errors = (repr(row.errors[name]) for name in names)
             writer.writerow([row.split, row.predictor, row.n_molecules, row.n_samples, *errors])
+
+
+def read_csv(path: str | Path, unit: str) -> list[ResultRow]:
+    """Reads what `write_csv` wrote.
+
+    Args:
+        path: The file.
+        unit: Unit of the energies.
+    """
+    with Path(path).open(newline="") as file:
+        return [
+            ResultRow(
+                row["split"],
+                row["predictor"],
+                int(row["n_molecules"]),
+                int(row["n_samples"]),
+                {name: float(row[name]) for name in LabelErrors.names(unit)},
+                unit,
+            )
+            for row in csv.DictReader(file)
+        ]

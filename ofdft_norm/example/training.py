@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -19,19 +20,16 @@ from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.callbacks import OneFileTensorBoardLogger, log_figure
 from ofdft_norm.example.density_module import DensityModule
+from ofdft_norm.example.label_errors import error_name
+from ofdft_norm.example.messages import say_once
 from ofdft_norm.example.plots import plot_energies, plot_gradient_ranges, plot_normalization, save_figure
 from ofdft_norm.example.results import MODEL, format_table, predicted_energies, results_table, split_batches, write_csv
 from ofdft_norm.example.run_record import RunRecord
-from ofdft_norm.normalization.summary import summary_table
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("val", "test")
-# the first of these that a run has is what TensorBoard compares runs by
-COMPARED_BY = tuple(f"results/{split}/energy_mae_mHa" for split in SPLITS)
-# how messages of Lightning begin that say nothing of the run
-CHATTER = ("GPU available", "TPU available", "\N{ELECTRIC LIGHT BULB}", "Loading `train", "Restoring", "Loaded model")
 
 
 class RunConfig(Settings):
@@ -64,7 +62,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     _check_checkpoint(cfg.get("ckpt_path"))
     output_dir = Path(cfg.output_dir)
     run = RunConfig(cfg.seed, cfg.get("threads"))
-    _say_once()
+    say_once()
     seed_everything(run.seed, workers=True, verbose=False)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
@@ -73,11 +71,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
     model: DensityModule = instantiate(cfg.model)
     config = _without_hydra(cfg)
     record = RunRecord(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)), output_dir)
+    callbacks = _instantiate_group(cfg.get("callbacks"), "dirpath", output_dir / "checkpoints")
+    # without such a callback, Lightning would add one of its own
+    saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    checkpointing = {} if "enable_checkpointing" in cfg.trainer else {"enable_checkpointing": saves}
     trainer: Trainer = instantiate(
         cfg.trainer,
         default_root_dir=str(output_dir),
-        callbacks=[record, *_instantiate_group(cfg.get("callbacks"), "dirpath", output_dir / "checkpoints")],
+        callbacks=[record, *callbacks],
         logger=_instantiate_group(cfg.get("logger"), "save_dir", output_dir),
+        **checkpointing,
     )
     if trainer.is_global_zero:
         write_text(output_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -92,35 +95,32 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if best is not None:
             # under ddp_spawn the weights were loaded in other processes
             model = type(model).load_from_checkpoint(best)
-        log.info("%s:", "results of the best checkpoint" if best is not None else "results of the last weights")
-        metrics.update(write_results(model, datamodule, output_dir, trainer.loggers))
-        _close_loggers(trainer.loggers, model, metrics)
+        of = "the best checkpoint" if best is not None else "the last weights"
+        metrics.update(write_results(model, datamodule, output_dir, trainer.loggers, of))
+        _close_loggers(trainer.loggers, model, compared_by(metrics, datamodule.unit))
         log.info("run folder: %s", output_dir.absolute())
     return metrics
 
 
-def _say_once() -> None:
-    """Sends Lightning's messages where all others go, once, and drops those that say nothing of the run."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logger = logging.getLogger(name)
-        if logging.root.handlers:
-            logger.handlers.clear()
-            logger.propagate = True
-    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    if _says_something not in chatter.filters:
-        chatter.addFilter(_says_something)
+def compared_by(metrics: Mapping[str, float], unit: str) -> float | None:
+    """Returns what TensorBoard compares runs by: the energy error of the first held-out split that a run has.
+
+    Args:
+        metrics: Of the run.
+        unit: Unit of the energies.
+
+    Returns:
+        None if the run has no such split.
+    """
+    names = (f"results/{split}/{error_name('energy_mae', unit)}" for split in SPLITS)
+    return next((metrics[name] for name in names if name in metrics), None)
 
 
-def _says_something(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(CHATTER)
-
-
-def _close_loggers(loggers: Sequence[Logger], model: LightningModule, metrics: Mapping[str, float]) -> None:
+def _close_loggers(loggers: Sequence[Logger], model: LightningModule, compared: float | None) -> None:
     """Gives TensorBoard the metric that runs are compared by, and ends its file."""
-    compared = [value for name, value in metrics.items() if name in COMPARED_BY]
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger) and compared:
-            logger.log_hyperparams(dict(model.hparams), {"hp_metric": compared[0]})
+        if isinstance(logger, TensorBoardLogger) and compared is not None:
+            logger.log_hyperparams(dict(model.hparams), {"hp_metric": compared})
         if isinstance(logger, OneFileTensorBoardLogger):
             logger.close()
 
@@ -133,51 +133,65 @@ def _check_checkpoint(path: str | None) -> None:
 
 
 def write_results(
-    model: DensityModule, datamodule: OFDFTDataModule, output_dir: Path, loggers: Sequence[Logger] = ()
+    model: DensityModule,
+    datamodule: OFDFTDataModule,
+    output_dir: Path,
+    loggers: Sequence[Logger] = (),
+    of: str = "the model",
 ) -> dict[str, float]:
-    """Writes the table of results, the summary of the statistics and three pictures, and shows the table.
+    """Writes the table of results, the summary of the statistics and pictures, and shows the table.
 
-    ``results.csv``, ``results.txt``, ``energies.png``: validation and test split, as far as the data have them.
-    ``summary.txt``, ``gradient_ranges.png``, ``normalization.png``: what normalisation does to the training split.
-    Of data without density coefficients there is ``results.txt`` alone, by a model that measures itself, such as
-    `PotentialModule`.
+    ``results.txt``, ``energies.png``: validation and test split, as far as the data have them.
+    ``summary.txt``, ``normalization.png``: what normalisation does to the training split.
+    Of data with density coefficients there are ``results.csv`` and ``gradient_ranges.png``, too; a model of other data,
+    such as `PotentialModule`, measures itself.
 
     Args:
-        model: The trained model; any module whose `predict` gives energies and gradients in `data.unit`.
+        model: The trained model; any module whose `predict` gives energies, and gradients or forces, in `data.unit`.
         datamodule: Its data.
         output_dir: The run folder.
-        loggers: Those that take images get ``energies.png``.
+        loggers: Those that take images get those that are drawn here.
+        of: What the results are of, for the screen.
 
     Returns:
         The model's errors as ``results/<split>/<error>``.
     """
     predict = model.cpu().eval().predict
     splits = [split for split in SPLITS if split in datamodule.raw_datasets.names()]
-    if datamodule.basis_info is None:
-        table, errors = cast(Any, model).results(datamodule, splits)
-        log.info("results of the best checkpoint:\n%s", table)
-        write_text(output_dir / "results.txt", table + "\n")
-        return errors
-    rows = results_table(predict, datamodule, splits)
-    table = format_table(rows)
-    log.info("%s", table)
+    table, errors = _measured(model, datamodule, splits, output_dir)
+    log.info("results of %s:\n%s", of, table)
     write_text(output_dir / "results.txt", table + "\n")
-    write_csv(rows, output_dir / "results.csv")
-
-    normalizer, key = datamodule.normalizer, datamodule.statistics_config.weigher_key
-    basis_info = datamodule.basis_info
-    summary = summary_table(datamodule.statistics, basis_info, normalizer.rescaling, key)
-    write_text(output_dir / "summary.txt", summary + "\n")
-    figure = plot_gradient_ranges(datamodule.statistics, normalizer, basis_info, key)
-    save_figure(figure, output_dir / "gradient_ranges.png")
-    figure = plot_normalization(datamodule.statistics, normalizer, basis_info, key)
-    save_figure(figure, output_dir / "normalization.png")
+    write_text(output_dir / "summary.txt", datamodule.summary() + "\n")
+    normalizer, statistics = datamodule.normalizer, datamodule.statistics
+    basis_info, key = datamodule.basis_info, datamodule.weigher_key
     energies = {s: predicted_energies(predict, split_batches(datamodule, s), normalizer) for s in splits}
-    figure = plot_energies(energies, getattr(datamodule.source, "energy_key", "energy"))
-    save_figure(figure, output_dir / "energies.png")
-    for logger in loggers:
-        log_figure(logger, "results/energies", figure, 0)
-    return {f"results/{r.split}/{k}": v for r in rows if r.predictor == MODEL for k, v in r.errors.items()}
+    figures = {
+        "normalization": plot_normalization(statistics, normalizer, basis_info, key),
+        "energies": plot_energies(energies, datamodule.energy_name or "energy"),
+    }
+    for name, figure in figures.items():
+        save_figure(figure, output_dir / f"{name}.png")
+        for logger in loggers:
+            log_figure(logger, f"results/{name}", figure, 0)
+    if basis_info is not None:  # the callback gives it to the loggers, when training starts
+        save_figure(plot_gradient_ranges(statistics, normalizer, basis_info, key), output_dir / "gradient_ranges.png")
+    return errors
+
+
+def _measured(
+    model: DensityModule, datamodule: OFDFTDataModule, splits: Sequence[str], output_dir: Path
+) -> tuple[str, dict[str, float]]:
+    """Returns the table of results and the model's errors; writes all errors where the package measures them."""
+    if datamodule.basis_info is None:
+        return cast(Any, model).results(datamodule, splits)
+    rows = results_table(model.predict, datamodule, splits)
+    write_csv(rows, output_dir / "results.csv")
+    return format_table(rows), {
+        f"results/{row.split}/{name}": error
+        for row in rows
+        if row.predictor == MODEL
+        for name, error in row.errors.items()
+    }
 
 
 def _instantiate_group(group: DictConfig | None, folder_key: str, folder: Path) -> list[Any]:

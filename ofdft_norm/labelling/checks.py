@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ofdft_norm.labelling.density_fit import FitMethod, check_fit_method
 from ofdft_norm.labelling.errors import LabelCheckError, LabellingError
 from ofdft_norm.labelling.labels import TARGETS, KohnShamLabels
+from ofdft_norm.tables import text_table
 
 Array = npt.NDArray[Any]
 
@@ -115,6 +116,41 @@ class CheckReport:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain Python."""
         return asdict(self)
+
+
+_MEANINGS = {
+    "labelled": "iterations with a label",
+    "electrons": "largest |w.p - N|, by which the density's electrons differ from the molecule's",
+    "fit": "largest Coulomb self-energy of what the density fit leaves out, per electron",
+    "shift": "T_of - T_KS: kinetic label less Kohn-Sham kinetic energy, of the converged density",
+    "range": "largest less smallest shift of the labelled iterations; a common shift moves no gradient",
+    "difference": "largest relative error of an energy difference that gradients predict",
+    "compared": "energy differences that are large enough to be compared",
+}
+
+
+def report_table(reports: Sequence[CheckReport]) -> str:
+    """Returns the reports of several molecules as a text table.
+
+    Args:
+        reports: The reports, a row each.
+    """
+    of_energies = ("fit [Ha]", "shift [mHa]", "range [mHa]", "difference")
+    header = ["molecule", "labelled", "electrons", *of_energies, "compared"]
+    rows = [
+        [
+            report.mol_id,
+            str(report.n_labelled),
+            f"{report.electrons:.1e}",
+            f"{report.fit_residual:.1e}",
+            f"{1e3 * report.kinetic_shift:+.1f}",
+            f"{1e3 * report.kinetic_shift_range:.1f}",
+            f"{report.finite_difference:.1e}",
+            str(report.n_compared),
+        ]
+        for report in reports
+    ]
+    return text_table(header, rows, meanings=_MEANINGS)
 
 
 def project(gradients: Array, integrals: Array) -> Array:

@@ -37,6 +37,12 @@ from ofdft_norm.statistics.references import CountBy, FittedReference, linear_re
 from ofdft_norm.statistics.sample_weighers import ProductSampleWeigher, SampleWeigher
 from ofdft_norm.tables import text_table
 
+_MEANINGS = {
+    "common": "the energy of one atom of the element, for all data sets",
+    "data set": "a data set with the element",
+    "shift": "what one atom of the element has there beside the common energy",
+}
+
 
 class DatasetReferences(Reference):
     """E_ref = sum over atoms of ref_Z + shift_dZ, with d the data set that a field of the sample names.
@@ -147,14 +153,13 @@ class DatasetReferences(Reference):
         common = self.common.cpu()
         rows = []
         for z in elements:
-            shifts = [
-                f"{float(self.part(name).element_references[z] - common[z]):+.6f}" if s[z] else "-"
-                for name, s in zip(self.names, seen, strict=True)
-            ]
-            rows.append([symbol(z) if z <= 118 else f"Z={z}", f"{float(common[z]):.6f}", *shifts])
-        header = ["element", f"common [{unit}]" if unit else "common", *(f"shift of {name}" for name in self.names)]
+            element = [symbol(z) if z <= 118 else f"Z={z}", f"{float(common[z]):.6f}"]
+            for name in (name for name, s in zip(self.names, seen, strict=True) if s[z]):
+                rows.append([*element, name, f"{float(self.part(name).element_references[z] - common[z]):+.6f}"])
+        header = ["element", *(f"{what} [{unit}]" if unit else what for what in ("common", "shift"))]
+        header.insert(2, "data set")
         fits = [f"\n{name}: {self.part(name).summary(unit)}" for name in self.names]
-        return "\n".join([text_table(header, rows), *fits])
+        return "\n".join([text_table(header, rows, meanings=_MEANINGS), *fits])
 
     # --- state ----------------------------------------------------------------------------------------------------
 

@@ -323,8 +323,10 @@ class LinearReferences(Reference):
 
         Example:
             >>> print(LinearReferences(torch.tensor([0.0, -0.5])).summary("hartree"))
-            element  reference [hartree]  std. error  atoms  molecules
-            H                  -0.500000           -      -          -
+            element  reference [hartree]
+            H                  -0.500000
+              element: each has one energy, times its number of atoms in a molecule
+              reference: the energy of one atom, which is subtracted from the labels
             values as given: no fit is known
         """
         return summarize_references(self.element_references.cpu(), self.seen_elements.cpu(), self.fit_report, unit)

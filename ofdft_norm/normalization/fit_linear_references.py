@@ -379,21 +379,19 @@ def log_fit(report: FitReport | None, log_metrics: bool) -> None:
         return
     if report.rank is not None and report.rank < len(report.atomic_numbers):
         logger.warning(
-            "references of %r: the compositions of %d %s have rank %d for the %d elements %s; the references of "
+            "references of %r: the compositions of %s have rank %d for the %d elements %s; the references of "
             "minimum norm are used (see LinearReferences.summary())",
             report.target,
-            report.n_samples,
-            report.rows,
+            report.size,
             report.rank,
             len(report.atomic_numbers),
             [symbol(z) if z <= MAX_ATOMIC_NUMBER else z for z in report.atomic_numbers],
         )
     if log_metrics:
         logger.info(
-            "references of %r fitted on %d %s: MAE %.6g, RMSE %.6g, R2 %.6g",
+            "references of %r fitted on %s: MAE %.6g, RMSE %.6g, R2 %.6g",
             report.target,
-            report.n_samples,
-            report.rows,
+            report.size,
             report.mae,
             report.rmse,
             report.r2,

@@ -14,6 +14,7 @@ import torch
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.irreps import dimension_name
+from ofdft_norm.errors import counted
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.statistics.arrays import EXTREME_SAMPLES
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
@@ -24,6 +25,14 @@ Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 FIELD = "gradient_label"
+MEANINGS = {
+    "molecule": "has the largest gradient of some dimensions, which sets their lambda",
+    "SCF": "SCF iteration of that sample",
+    "sets lambdas": "of so many dimensions",
+    "median ratio": "lambda over what it would be without the molecule, the median over these dimensions",
+    "largest ratio": "the largest one: a scale that hangs on this molecule alone",
+    "of": "the dimension of the largest ratio: element, shell and component",
+}
 
 
 @dataclass(frozen=True)
@@ -213,6 +222,7 @@ def sources_table(sources: LambdaSources, basis_info: BasisInfo, head: int = 6) 
     if not molecules:
         return ""
     n = sum(share.n_dimensions for share in molecules)
-    title = f"the {n:,} lambdas that a gradient sets hang on {len(molecules):,} molecules; lambda with over without it:"
+    lambdas, holders = counted(n, "lambda"), counted(len(molecules), "molecule")
+    title = f"the {lambdas} that a gradient sets hang on {holders}; lambda with over without it:"
     header, *rows = sources_rows(sources, basis_info, head)
-    return title + "\n" + text_table(header, rows)
+    return title + "\n" + text_table(header, rows, meanings=MEANINGS)

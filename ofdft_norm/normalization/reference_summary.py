@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ofdft_norm.data.elements import hill_order, symbol
+from ofdft_norm.errors import counted
 from ofdft_norm.statistics.arrays import WORST_MOLECULES
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.least_squares import solve_least_squares
@@ -24,6 +25,18 @@ from ofdft_norm.tables import text_table
 _LARGEST_DENOMINATOR = 200
 _ZERO = 1e-9
 _PROBLEMS = {"molecule": "linear_ref_factor", "sample": "energy_factor"}
+_MEANINGS = {
+    "element": "each has one energy, times its number of atoms in a molecule",
+    "reference": "the energy of one atom, which is subtracted from the labels",
+    "std. error": "of the reference, as the scatter of the residuals says",
+    "atoms": "atoms of the element in all samples",
+    "molecules": "molecules with the element; samples, where every sample counts once",
+    "worst molecules": "those of the largest residuals",
+    "formula": "their atoms",
+    "sample": "the molecule's worst one",
+    "target": "its label",
+    "residual": "its label minus the references",
+}
 # A standard deviation below this fraction of the mean is rounding.
 _EQUAL = 1e-13
 
@@ -94,6 +107,11 @@ class FitReport:
     rows: str = "samples"
     moved: list[float] | None = None
 
+    @property
+    def size(self) -> str:
+        """How many rows the fit has, in words."""
+        return f"- {self.rows}" if self.n_samples is None else counted(self.n_samples, self.rows.removesuffix("s"))
+
     def to_plain(self) -> dict[str, Any]:
         """Returns dictionaries, lists, numbers and strings alone."""
         return asdict(self)
@@ -127,11 +145,12 @@ class ReferenceSummary:
 
     def __str__(self) -> str:
         unit = f" [{self.unit}]" if self.unit else ""
-        header = ["element", f"reference{unit}", "std. error", "atoms", "molecules", ""]
+        header = ["element", f"reference{unit}", f"std. error{unit}", "atoms", "molecules", ""]
         rows = [_element_row(e) for e in self.elements]
-        lines = text_table(header, rows).splitlines()
         if self.fit is None:
+            lines = text_table(header[:2], [row[:2] for row in rows], meanings=_MEANINGS).splitlines()
             return "\n".join([*lines, "values as given: no fit is known"])
+        lines = text_table(header, rows, meanings=_MEANINGS).splitlines()
         return "\n".join([*lines, *_fit_lines(self.fit, unit), *self._rank_lines(), *_worst_lines(self.fit, unit)])
 
     def _rank_lines(self) -> list[str]:
@@ -353,7 +372,7 @@ def _fit_lines(fit: FitReport, unit: str) -> list[str]:
     freedom = "" if fit.degrees_of_freedom is None else f", {fit.degrees_of_freedom} degrees of freedom"
     moved = [] if not fit.moved else [moved_text(fit.atomic_numbers, fit.moved, unit)]
     return [
-        f"fit{about} on {fit.n_samples} {fit.rows}: rank {'-' if fit.rank is None else fit.rank} of "
+        f"fit{about} on {fit.size}: rank {'-' if fit.rank is None else fit.rank} of "
         f"{len(fit.atomic_numbers)}, condition number {_number(fit.condition_number)}{freedom}{ridge}",
         f"residuals{unit}: MAE {_number(fit.mae)}, RMSE {_number(fit.rmse)}, R2 {_number(fit.r2, '.6f')}",
         *moved,
@@ -381,7 +400,8 @@ def _worst_lines(fit: FitReport, unit: str) -> list[str]:
     if not fit.worst:
         return []
     rows = [[w.name or "-", w.formula, _place(w), f"{w.target:.6f}", f"{w.residual:+.3g}"] for w in fit.worst]
-    return text_table(["worst molecules", "formula", "sample", f"target{unit}", "residual"], rows).splitlines()
+    header = ["worst molecules", "formula", "sample", f"target{unit}", f"residual{unit}"]
+    return text_table(header, rows, meanings=_MEANINGS).splitlines()
 
 
 def _place(molecule: WorstMolecule) -> str:

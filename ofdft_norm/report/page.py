@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
 from ofdft_norm.report.figures import Picture
+from ofdft_norm.tables import explained
 from ofdft_norm.version import package_version
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page; cells are text."""
+    """A table of the page; cells are text.
+
+    Attributes:
+        caption: What it shows.
+        header: Headings.
+        rows: Cells of each row.
+        meanings: What headings and row labels mean, by name; those that are in it stand under it.
+    """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    meanings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What stands under it."""
+        return explained(self.header, self.rows, self.meanings)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.example.label_errors import error_name
 from ofdft_norm.example.plots import AFTER, BEFORE, gradient_ranges
 from ofdft_norm.example.results import HEADINGS, MODEL
+from ofdft_norm.example.results import MEANINGS as RESULT_MEANINGS
 from ofdft_norm.normalization.element_references import LinearReferences
+from ofdft_norm.normalization.lambda_sources import MEANINGS as SOURCES_MEANINGS
 from ofdft_norm.normalization.lambda_sources import lambda_sources, sources_rows
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.summary import ENERGY_HEADER, energy_rows, seen_rows
+from ofdft_norm.normalization.summary import ENERGY_MEANINGS, SEEN_MEANINGS, energy_rows, seen_rows
 from ofdft_norm.report.figures import (
     energy_histogram_figure,
     error_figure,
@@ -64,7 +66,7 @@ def seen_table(subject: Subject) -> Table:
         subject: Statistics, normaliser and basis.
     """
     header, *rows = seen_rows(subject.statistics, subject.basis_info)
-    return Table("what the statistics were fitted on, by sample weigher", header, rows)
+    return Table("what the statistics were fitted on, by sample weigher", header, rows, SEEN_MEANINGS)
 
 
 def data_section(datamodule: OFDFTDataModule, subject: Subject, measured: Measured, missing: str) -> Section:
@@ -99,7 +101,9 @@ def references_section(subject: Subject) -> Section:
         subject: Statistics, normaliser and basis.
     """
     statistics, key, unit = subject.statistics, subject.weigher_key, shown(subject.normalizer.unit).symbol
-    tables = [Table("energies before and after each reference", ENERGY_HEADER, energy_rows(statistics))]
+    found = [table for weigher in statistics.weigher_keys() if (table := energy_rows(statistics, weigher))[1:]]
+    caption = "energies before and after each reference, by sample weigher"
+    tables = [Table(caption, header, rows, ENERGY_MEANINGS) for header, *rows in found]
     if f"{key}/linear_ref_atom_type_bias" in statistics:
         summary = LinearReferences.from_dataset_statistics(statistics, subject.basis_info, key).summary()
         rows = [
@@ -140,7 +144,7 @@ def lambda_section(subject: Subject, normalisation: str) -> Section:
     text.append(
         f"Lambda of {sum(branches.values())} dimensions is set by: "
         + ", ".join(f"{n} {name}" for name, n in branches.items())
-        + f". The dashed line is s_grad = {normalizer.rescaling.s_grad:g}."
+        + f". The dashed line is s_grad = {normalizer.rescaling.s_grad:.4g} {shown(normalizer.unit).symbol}."
     )
     before, after = gradient_ranges(statistics, normalizer, subject.weigher_key)
     scale = normalizer.rescaling.lambda_z.cpu().numpy()
@@ -183,7 +187,7 @@ def sources_section(subject: Subject) -> Section:
         "sources",
         title,
         text,
-        [Table("molecules without which a lambda changes most, and that set most", header, rows)],
+        [Table("molecules without which a lambda changes most, and that set most", header, rows, SOURCES_MEANINGS)],
     )
 
 
@@ -244,9 +248,9 @@ def results_section(folder: Path, measured: Measured, missing: str) -> Section:
             pictures.append(
                 picture(figure, f"{split}: the model's energy errors by molecule, mean and range", 200 + number)
             )
-    header = [f"errors in {small}", "molecules", "samples", "E MAE ± s.e.", *(HEADINGS[name] for name in rest)]
+    header = [f"errors in {small}", "molecules", "samples", "E MAE", *(HEADINGS[name] for name in rest)]
     text = ["± is the standard error over molecules: samples of one molecule err alike, and few molecules say little."]
-    return Section("results", title, text, [Table("", header, rows)], pictures)
+    return Section("results", title, text, [Table("", header, rows, RESULT_MEANINGS)], pictures)
 
 
 def _cell(value: str | None) -> str:

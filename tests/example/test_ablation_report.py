@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ofdft_norm.example.ablation_report import (
     write_ablation,
 )
 from ofdft_norm.example.label_errors import LabelErrors
+from tests.printed_tables import check_printed
 
 
 def errors(value: float) -> dict[str, float]:
@@ -56,13 +58,35 @@ def test_speed_is_measured_at_the_best_arms_half_way(result: AblationResult) -> 
 
 
 def test_table_holds_mean_and_spread_over_folds(result: AblationResult) -> None:
-    lines = {line.split("  ")[0]: line.split() for line in ablation_table(result).splitlines()}
-    assert "over 2 folds of molecules, 2 seeds in each" in ablation_table(result)
-    assert lines["reference only, no network"][4:6] == ["600.0", "(141.4)"]
-    assert lines["both"][1:3] == ["18.0", "(8.5)"]
-    assert lines["both"][-4:] == ["2", "2", "0.003", "5"]
-    assert lines["none"][1:3] == ["200.0", "(141.4)"]
-    assert lines["none"][-4:] == ["never", "never", "0.01", "0.5"]
+    table = ablation_table(result)
+    check_printed(table)
+    assert "over 2 folds of molecules, 2 seeds in each" in table
+    of_errors, of_learning = (
+        {line.split("  ")[0]: line.split() for line in t.splitlines()} for t in table.split("\n\n")
+    )
+    assert of_errors["reference only, no network"][4:6] == ["600.0", "(141.4)"]
+    assert of_errors["both"][1:3] == ["18.0", "(8.5)"]
+    assert of_errors["none"][1:3] == ["200.0", "(141.4)"]
+    assert of_learning["both"][1:] == ["2", "2", "0.003", "5"]
+    assert of_learning["none"][1:] == ["never", "never", "0.01", "0.5"]
+
+
+def test_other_units_and_large_errors_fit_on_a_screen(result: AblationResult) -> None:
+    def in_ev(found: dict[str, float]) -> dict[str, float]:
+        return {name: 1e5 * value for name, value in zip(LabelErrors.names("eV"), found.values(), strict=True)}
+
+    runs = [
+        replace(
+            r,
+            errors={split: in_ev(found) for split, found in r.errors.items()},
+            curves={f"{quantity}_meV": r.curves[f"{quantity}_mHa"] for quantity in ("energy_mae", "gradient_mae")},
+        )
+        for r in result.runs
+    ]
+    baselines = {"composition and E_xc, no network": [in_ev(errors(5.0)), in_ev(errors(7.0))]}
+    table = ablation_table(AblationResult(result.chosen, runs, baselines, "eV"))
+    check_printed(table)
+    assert "test errors in meV" in table
 
 
 def test_files_hold_table_folds_and_plot(result: AblationResult, tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def test_energy_plot_shows_the_error_of_each_sample_and_names_the_three_worst_mo
     drawn = axes.collections[0].get_offsets()
     order = ["b", "c", "a", "d"]  # of their mean errors, -30, 1, 20 and 40 mHa
     np.testing.assert_allclose(drawn, [[order.index(m), 1000 * e] for m, e in zip(molecules, errors, strict=True)])
-    assert sorted(text.get_text() for text in axes.texts) == ["a", "b", "d"]
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
+    assert [text.xy for text in axes.texts] == [(3, pytest.approx(40)), (0, pytest.approx(-30)), (2, pytest.approx(30))]
+    assert axes.get_xlabel() == "4 molecules in the order of their mean error; the worst:\n1 d, 2 b, 3 a"
     assert axes.get_title(loc="left") == "val: error of e_kin, MAE 22.2 mHa"
     save_figure(figure, tmp_path / "energies.png")
     assert (tmp_path / "energies.png").stat().st_size > 1000
@@ -115,3 +117,13 @@ def test_normalisation_plot_shows_spreads_of_coefficients_and_energies(dataset, 
     assert names[0] == "as labelled"
     assert energies.patches[0].get_width() == pytest.approx(1000 * labelled.std(), rel=1e-9)
     assert "minus atom_ref" in names
+
+
+def test_data_without_coefficients_have_energies_alone():
+    stds = {"energy": 0.5, "energy_minus_linear_ref": 0.0}
+    arrays = {f"constant/{name}/std": np.array(std) for name, std in stds.items()}
+    arrays |= {f"constant/{name}/mean": np.array(0.0) for name in stds}
+    arrays["constant/energy_minus_linear_ref/rms"] = np.array(0.0)
+    (energies,) = plot_normalization(DatasetStatistics.from_arrays(arrays), Normalizer(), None, "constant").axes
+    assert [bar.get_width() for bar in energies.patches] == [500, 0]
+    assert energies.get_xlim()[0] < 500 / 5  # no bar looks like nothing because the axis begins beside its end

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase.calculators.emt import EMT
 from hydra import compose, initialize_config_dir
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch_geometric.data import Batch
 
 from ofdft_norm import Normalizer
@@ -21,6 +22,7 @@ from ofdft_norm.example.potential import EnergyForceErrors, PairsWithin
 from ofdft_norm.example.prediction import predict
 from ofdft_norm.example.structures import labelled_clusters
 from ofdft_norm.example.training import train
+from tests.printed_tables import check_printed, tables
 
 SMALL = [
     "model.hidden_channels=16",
@@ -32,7 +34,7 @@ SMALL = [
     "data.source.datamodule.n_test=5",
     "data.source.datamodule.batch_size=8",
     "data.statistics.progress=false",
-    "logger=csv",
+    "trainer.log_every_n_steps=1",
     "trainer.max_epochs=3",
     "trainer.enable_progress_bar=false",
 ]
@@ -98,9 +100,20 @@ def test_errors_are_means_over_structures_and_components() -> None:
 @pytest.mark.filterwarnings("ignore")  # Lightning advises on workers and logging intervals
 def test_a_run_ends_in_errors_in_ev_and_its_checkpoint_predicts_elsewhere(tmp_path: Path) -> None:
     metrics = train(composed("train", "experiment=potential", f"output_dir={tmp_path}", *SMALL))
-    table = (tmp_path / "results.txt").read_text().splitlines()
-    assert table[0].split("  ")[-1].strip() == "F [meV/angstrom]"
-    assert [line.split()[:2] for line in table[1:]] == [[s, n] for s in ("val", "test") for n in ("reference", "model")]
+    table = (tmp_path / "results.txt").read_text()
+    check_printed(table)
+    assert table.splitlines()[0].split("  ")[-1].strip() == "F [meV/angstrom]"
+    rows = [row[0] for row in tables(table)[0]]
+    assert rows == ["mean absolute errors", *["reference only", "model"] * 2]
+    check_printed((tmp_path / "summary.txt").read_text(), data=r"constant|[A-Z][a-z]?|structure.*")
+    for name in ("energies", "normalization"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["images"] == ["results/normalization", "results/energies"]
+    assert events.Scalars("hp_metric")[-1].value == pytest.approx(metrics["results/val/energy_mae_meV"])
+    assert max(event.value for event in events.Scalars("train/learning_rate")) > 0
+    assert events.Scalars("normalization/n_samples")[0].value > 0
     assert metrics["results/test/energy_mae_meV"] == pytest.approx(metrics["test/energy_mae_meV"], rel=1e-4)
 
     model = PotentialModule.load_from_checkpoint(tmp_path / "checkpoints" / "best.ckpt").eval()

@@ -13,14 +13,17 @@ from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, LinearReferen
 from ofdft_norm.example import LabelErrors
 from ofdft_norm.example.results import (
     HEADINGS,
+    WITHOUT_NETWORK,
     ResultRow,
     constant_per_element,
     evaluate,
     format_table,
     predicted_energies,
+    read_csv,
     reference_only,
     write_csv,
 )
+from tests.printed_tables import check_printed
 
 BASIS = BasisInfo([1, 8], ["2x0e+1x1o", "3x0e+1x1o"])
 SCALE = 1.7
@@ -105,13 +108,22 @@ def rows():
 
 
 def test_table_lines_up_and_names_its_units():
-    lines = format_table(rows()).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[0].startswith("errors in mHa")
-    assert lines[1].split()[:5] == ["val", "reference", "only", "3", "10"]
+    table = format_table(rows())
+    check_printed(table)
+    lines = table.splitlines()
+    assert lines[0].split("  ")[0] == "errors in mHa"
+    assert lines[1] == "val: 3 molecules, 10 samples"
+    assert lines[2].split()[:2] == ["reference", "only"]
+    assert lines[3] == "test: 2 molecules, 9 samples"
+    assert len({len(lines[i]) for i in (0, 2, 4)}) == 1
     shown = [f"{1 / 3 + LabelErrors.QUANTITIES.index(name):.1f}" for name in HEADINGS]
-    assert lines[2].split()[4:-1] == shown[:-1]
-    assert lines[2].split()[-1] == "-"
+    assert lines[4].split() == ["model", *shown[:-1], "-"]
+
+
+def test_large_errors_and_all_predictors_fit_on_a_screen():
+    errors = dict.fromkeys(LabelErrors.names("eV"), 4567890.123)
+    predictors = [*WITHOUT_NETWORK, "reference only", "model"]
+    check_printed(format_table([ResultRow("test", p, 1, 1, errors, "eV") for p in predictors], WITHOUT_NETWORK))
 
 
 def test_errors_are_shown_in_the_unit_of_the_energies():
@@ -133,3 +145,4 @@ def test_csv_holds_every_digit(tmp_path):
         read_errors = [float(line[name]) for name in LabelErrors.names("hartree")]
         np.testing.assert_array_equal(read_errors, list(row.errors.values()))  # NaN equals NaN here
     assert [p.name for p in path.parent.iterdir()] == ["results.csv"]
+    assert repr(read_csv(path, "hartree")) == repr(rows())  # NaN again

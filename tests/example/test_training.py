@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from ofdft_norm import OFDFTDataModule
 from ofdft_norm.example import DensityModule
-from ofdft_norm.example.training import train
+from ofdft_norm.example.training import compared_by, train
+from tests.printed_tables import check_printed
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")
 SPLIT = {
@@ -23,6 +24,7 @@ SPLIT = {
     "val": ["methylamine.zarr.zip"],
     "test": ["hydrogen_peroxide.zarr.zip"],
 }
+NAMES = [name.partition(".")[0] for names in SPLIT.values() for name in names]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:the basis has the elements .9."),
@@ -133,6 +135,19 @@ def test_logged_errors_are_those_of_the_label_files_in_hartree(run, folder):
     assert metrics["results/test/energy_mae_mHa"] == pytest.approx(metrics["test/energy_mae_mHa"], rel=1e-5)
 
 
+@pytest.mark.parametrize(("unit", "name"), [("hartree", "mHa"), ("eV", "meV"), ("kcal/mol", "kcal_per_mol")])
+def test_runs_are_compared_by_the_energy_error_in_their_own_unit(unit, name):
+    metrics = {f"results/{split}/energy_mae_{name}": value for split, value in (("test", 1.0), ("val", 2.0))}
+    assert compared_by(metrics, unit) == 2.0
+    assert compared_by({f"results/test/energy_mae_{name}": 1.0, "train/loss": 3.0}, unit) == 1.0
+    assert compared_by({"train/loss": 3.0}, unit) is None
+
+
+def test_tables_of_a_run_fit_on_a_screen_and_are_explained(run, folder):
+    for name in ("results.txt", "summary.txt"):
+        check_printed((folder / "output" / name).read_text(), data="has_energy_label|" + "|".join(NAMES))
+
+
 def test_results_hold_all_baselines_for_both_splits(run, folder):
     with (folder / "output" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -148,7 +163,7 @@ def test_normalisation_is_logged_to_every_logger(run, folder):
     assert scalars["normalization/reference_residual_std_mHa"][0] > 0
     events = EventAccumulator(str(folder / "output" / "tensorboard"))
     events.Reload()
-    assert events.Tags()["images"] == ["normalization/gradient_ranges", "results/energies"]
+    assert events.Tags()["images"] == ["normalization/gradient_ranges", "results/normalization", "results/energies"]
     assert events.Scalars("hp_metric")[-1].value == pytest.approx(run[1]["results/val/energy_mae_mHa"])
     rates = [event.value for event in events.Scalars("train/learning_rate")]
     assert 0 < max(rates) <= 3e-3

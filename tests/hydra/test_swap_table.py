@@ -13,6 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from tests.printed_tables import check_printed
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "scripts" / "train.py")
 HEADING = "## Swapping normalisations"
@@ -71,7 +73,7 @@ def test_line_of_the_table_normalises_batches(
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_sweep_of_the_table_runs_and_fits_once(
-    small_run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert SWEEP in table()
     monkeypatch.chdir(tmp_path)
@@ -80,6 +82,10 @@ def test_the_sweep_of_the_table_runs_and_fits_once(
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.touch())
     monkeypatch.setattr("sys.argv", [SCRIPT, *QUIET, *small_run, "trainer.fast_dev_run=true", SWEEP])
     runpy.run_path(SCRIPT, run_name="__main__")
+    printed = capsys.readouterr().out
+    (written,) = (path for path in tmp_path.rglob("results.txt") if not (path.parent / "run.yaml").exists())
+    check_printed(written.read_text())
+    assert printed.strip().endswith(f"{written.read_text()}folder of all runs: {written.parent}")
     records = [yaml.safe_load(path.read_text()) for path in tmp_path.rglob("run.yaml")]
     assert len(records) == 4
     [fingerprint] = {record["statistics_fingerprint"] for record in records}

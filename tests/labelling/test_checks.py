@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("pyscf")
 
-from ofdft_norm.labelling.checks import CheckTolerances, check_labels
+from ofdft_norm.labelling.checks import CheckTolerances, check_labels, report_table
 from ofdft_norm.labelling.errors import LabelCheckError, LabellingError
 from ofdft_norm.labelling.labels import KohnShamLabels
+from tests.printed_tables import check_printed
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +28,9 @@ def test_labels_pass_their_checks(labels: KohnShamLabels) -> None:
     assert report.kinetic_shift == shifts[-1]
     assert report.kinetic_shift_range == pytest.approx(max(shifts) - min(shifts))
     assert f"T_of - T_KS {1e3 * shifts[-1]:+.1f} mHa" in str(report)
+    with_long_name = dataclasses.replace(report, mol_id="a_name_of_many_words_" * 3, kinetic_shift=-0.1745)
+    check_printed(report_table([with_long_name]), data=r"a_name.*words_")
+    check_printed(report_table([report]), data=report.mol_id)
     with pytest.raises(LabelCheckError, match=r"kinetic_shift is .*expected at most 1e-05"):
         check_labels(labels, CheckTolerances(kinetic_shift=1e-5))
 

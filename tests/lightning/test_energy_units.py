@@ -33,7 +33,7 @@ def test_label_files_are_read_in_the_unit_that_is_asked_for(setting: Any) -> Non
         gradients = [d.normalizer.denormalize_gradient(x.gradient_label, x) for d, x in ((hartree, a), (ev, b))]
         torch.testing.assert_close(Hartree * gradients[0], gradients[1], rtol=1e-9, atol=1e-9)
     table = summary_table(ev.statistics, ev.basis_info)
-    assert " meV" in table
+    assert "has_energy_label [eV]  " in table
     assert "Ha" not in table
 
 

@@ -18,6 +18,7 @@ from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, Stati
 from ofdft_norm.normalization.dataset_references import DatasetReferences, fit_references_by_dataset
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
 from ofdft_norm.normalization.normalizer_state import normalizer_from_state, normalizer_to_state
+from tests.printed_tables import check_printed
 
 SHIFTS: dict[str, dict[int, float]] = {"pbe": {1: -0.5, 6: -37.8, 8: -75.1}, "ccsd": {1: -0.6, 6: -37.5, 8: -75.0}}
 
@@ -155,12 +156,15 @@ def test_the_data_module_fits_scales_and_keeps_them(references: DatasetReference
 
 
 def test_the_summary_shows_common_references_shifts_and_fits(references: DatasetReferences) -> None:
-    lines = references.summary("hartree").splitlines()
-    assert lines[0].split() == ["element", "common", "[hartree]", *["shift", "of", "ccsd", "shift", "of", "pbe"]]
-    symbol, common, ccsd, pbe = lines[1].split()
-    assert symbol == "H"
+    text = references.summary("hartree")
+    lines = text.splitlines()
+    assert lines[0].split() == ["element", "common", "[hartree]", "data", "set", "shift", "[hartree]"]
+    shifts = [line.split() for line in lines[1:3]]
+    assert [(symbol, name) for symbol, _, name, _ in shifts] == [("H", "ccsd"), ("H", "pbe")]
+    (_, common, _, ccsd), (_, _, _, pbe) = shifts
     assert float(common) + float(pbe) == pytest.approx(float(references.part("pbe").element_references[1]), abs=2e-6)
     assert float(ccsd) == pytest.approx(-float(pbe), abs=2e-6)
+    check_printed(text, data=r"[A-Z][a-z]?|molecule.*|-|\d+|ccsd.*|pbe.*")
     assert sum("fit of 'energy' on" in line for line in lines) == 2
 
 

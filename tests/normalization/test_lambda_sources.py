@@ -10,6 +10,7 @@ import pytest
 from ofdft_norm import BasisInfo, DatasetStatistics, DimensionWiseRescaling, OFData
 from ofdft_norm.data.irreps import dimension_name
 from ofdft_norm.normalization.lambda_sources import lambda_sources, sources_table
+from tests.printed_tables import check_printed
 
 KEY = "has_energy_label"
 S_GRAD = 0.4
@@ -87,6 +88,7 @@ def test_lambda_without_the_molecule_that_sets_it(
     assert sum(share.n_dimensions for share in shares) == n_set
     assert [share.largest_change for share in shares] == sorted((s.largest_change for s in shares), reverse=True)
     table = sources_table(found, basis_info, head=3)
+    check_printed(table, data=r"molecule \d")
     assert f"the {n_set} lambdas that a gradient sets hang on {len(shares)} molecules" in table
     first = table.splitlines()[2]
     assert first.startswith(shares[0].sample.name)

@@ -15,6 +15,7 @@ from ofdft_norm.normalization.element_references import LinearReferences
 from ofdft_norm.normalization.fit_linear_references import fit_linear_references
 from ofdft_norm.normalization.given_references import references_from_values
 from ofdft_norm.normalization.reference_summary import FitReport, describe_null_space
+from tests.printed_tables import check_printed
 
 
 def summary_of(compositions, energies=None):
@@ -88,7 +89,8 @@ def test_the_table_holds_values_errors_counts_and_the_worst_molecules():
     assert (worst.index, worst.name) == (17, "molecule 17")
     assert worst.formula == formula([6] * compositions[17][6] + [1] * compositions[17][1])
     lines = str(summary).splitlines()
-    assert lines[0].split() == ["element", "reference", "[eV]", "std.", "error", "atoms", "molecules"]
+    assert lines[0].split() == ["element", *("reference", "[eV]"), *("std.", "error", "[eV]"), "atoms", "molecules"]
+    check_printed(str(summary), data=r"[A-Z][a-z]?|molecule \d+")
     assert lines[1].split()[:2] == ["H", f"{hydrogen.value:.6f}"]
     assert any("rank 2 of 2" in line and "28 degrees of freedom" in line for line in lines)
     assert any(line.startswith("molecule 17") for line in lines)
@@ -98,6 +100,7 @@ def test_given_values_say_that_no_fit_is_known():
     summary = references_from_values({"H": -0.5, "O": 0.0}).summary()
     assert [(e.symbol, e.value, e.standard_error) for e in summary.elements] == [("H", -0.5, None), ("O", 0.0, None)]
     assert "no fit is known" in str(summary)
+    check_printed(str(summary), data="H|O")
     assert LinearReferences().summary().elements == []
 
 

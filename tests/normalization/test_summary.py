@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ofdft_norm import (
     BasisInfo,
@@ -16,6 +17,7 @@ from ofdft_norm import (
     InitialGuessOnlySampleWeigher,
 )
 from ofdft_norm.normalization.summary import summary_table
+from tests.printed_tables import check_printed
 
 
 def cells(table: str, name: str) -> list[str]:
@@ -41,27 +43,31 @@ def test_every_number_of_the_table(basis_info: BasisInfo, scf_samples: Any, naiv
     assert cells(table, "weigher") == ["samples", "molecules", "H atoms", "C atoms", "O atoms"]
     assert cells(table, "has_energy_label ") == [str(n) for n in counts]
     assert cells(table, "initial_guess_only ")[:2] == ["6", "-"]
-    found = cells(table, "has_energy_label: atom_ref")
+    check_printed(table, data=r".*_label|constant|initial_guess_only|molecule.*")
+    of_labels = table[table.index("has_energy_label [Ha]") :]
+    assert cells(of_labels, "has_energy_label [Ha]")[:4] == ["mean", "std", "MAE", "max |.|"]
+    found = cells(of_labels, "atom_ref")
     for cell, name in zip(found[1:4], ("std", "mae", "abs_max"), strict=True):
-        assert cell == f"{expected[f'energy_minus_atom_ref/{name}']:.4f} Ha"
+        assert cell == f"{expected[f'energy_minus_atom_ref/{name}']:.5f}"
     r2 = 1 - (expected["energy_minus_atom_ref/rms"] / expected["energy/std"]) ** 2
     assert float(found[4]) == np.round(r2, 6)
     assert found[5] == "4"
-    assert cells(table, "has_energy_label: no reference")[0] == f"{expected['energy/mean']:.4f} Ha"
+    assert cells(of_labels, "no reference")[0] == f"{expected['energy/mean']:.5f}"
     before, after = expected["gradient_label/abs_max"].max(), expected["gradient_max_after_atom_ref"].max()
     rescaled = (expected["gradient_max_after_atom_ref"] / (rescaling.lambda_z.numpy() + rescaling.epsilon)).max()
     gradients = table[table.index("largest gradient") :]
-    shown = [f"{before:.4f} Ha", f"{1e3 * after:.2f} mHa", f"{1e3 * rescaled:.2f} mHa"]
-    assert cells(gradients, "has_energy_label") == shown
+    assert cells(gradients, "largest gradient")[0] == "as labelled"
+    assert gradients.startswith("largest gradient [Ha]  ")
+    assert cells(gradients, "has_energy_label") == [f"{value:.5f}" for value in (before, after, rescaled)]
     for branch, count in rescaling.branches().items():
-        assert f"{count} {branch}" in gradients
+        assert cells(gradients, branch) == [str(count)]
     assert f"the {rescaling.branches()['gradient']} lambdas that a gradient sets hang on" in gradients
     older = {key: array for key, array in statistics.to_arrays().items() if "second_" not in key}
     table = summary_table(DatasetStatistics.from_arrays(older), basis_info, rescaling)
     assert "which molecules set lambda is not known" in table
 
 
-def test_small_energies_are_in_millihartree_and_unknown_ones_dashes() -> None:
+def test_each_column_has_one_unit_and_unknown_energies_are_dashes() -> None:
     arrays = {
         "w/energy_minus_atom_ref/mean": np.array(-1e-9),
         "w/energy_minus_atom_ref/std": np.array(0.0123456),
@@ -69,14 +75,31 @@ def test_small_energies_are_in_millihartree_and_unknown_ones_dashes() -> None:
         "w/gradient_max_after_atom_ref": np.array([0.4, 0.1]),
     }
     table = summary_table(DatasetStatistics.from_arrays(arrays), BasisInfo([1], ["2x0e"]))
-    assert cells(table, "w: atom_ref") == ["0.00 mHa", "12.35 mHa", "-", "-", "-", "-", "-"]
+    assert cells(table, "atom_ref") == ["0.00000", "0.01235", "-", "-", "-", "-", "-"]
     assert cells(table, "w  ") == ["-", "-", "-"]
     gradients = table[table.index("largest gradient") :]
-    assert cells(gradients, "w ") == ["2.0000 Ha", "400.00 mHa", "-"]
+    assert cells(gradients, "w ") == ["2.00000", "0.40000", "-"]
 
 
 def test_without_anything_but_energies() -> None:
     arrays = {"constant/energy/mean": np.array(1.0), "constant/energy/std": np.array(0.5)}
     table = summary_table(DatasetStatistics.from_arrays(arrays), None, None)
     assert "gradient" not in table
-    assert cells(table, "constant: no reference")[:2] == ["1.0000 Ha", "500.00 mHa"]
+    assert cells(table, "no reference")[:2] == ["1.00000", "0.50000"]
+
+
+@pytest.mark.parametrize(("unit", "mean"), [("eV", "-123456.7891"), ("kcal/mol", "-123456.79")])
+def test_many_elements_and_other_units_fit_on_a_screen(unit: str, mean: str) -> None:
+    n = 20
+    arrays = {
+        "a_weigher_with_a_long_name_times_another_one/n_samples": np.array(123_456_789),
+        "a_weigher_with_a_long_name_times_another_one/n_atoms": np.arange(n) + 12_345_678,
+        "a_weigher_with_a_long_name_times_another_one/energy/mean": np.array(-123456.78912),
+        "a_weigher_with_a_long_name_times_another_one/energy/std": np.array(123456.78912),
+    }
+    basis_info = BasisInfo(list(range(1, n + 1)), ["1x0e"] * n)
+    table = summary_table(DatasetStatistics.from_arrays(arrays, {"unit": unit}), basis_info)
+    check_printed(table, data="a_w.*e")
+    atoms = [cell for line in table.splitlines() if line.startswith("a_w") for cell in line.split()]
+    assert [cell for cell in atoms if cell.startswith("12,345,")] == [f"{12_345_678 + i:,}" for i in range(n)]
+    assert cells(table, "no reference")[0] == mean
