@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ofdft_norm.data.embedded_data import embedded_here
+from ofdft_norm.data.label_source import LabelFiles
 from ofdft_norm.errors import ConfigError, OFDFTNormError
 from ofdft_norm.settings import Settings
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
@@ -146,6 +148,8 @@ def from_plain(plain: Any) -> Any:
     if "mapping" in plain:
         return {from_plain(k): from_plain(v) for k, v in plain["mapping"]}
     cls, content = _class_of(plain), from_plain(plain["content"])
+    if issubclass(cls, LabelFiles):
+        content = {name: embedded_here(value) if isinstance(value, str) else value for name, value in content.items()}
     if issubclass(cls, Settings):
         return cls(**content)
     rebuilt = object.__new__(cls)

@@ -12,6 +12,7 @@ import torch
 from torch_geometric.transforms import Compose
 
 from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.embedded_data import embedded_here
 from ofdft_norm.data.in_basis import InBasis
 from ofdft_norm.data.in_unit import InUnit
 from ofdft_norm.data.lazy_datasets import LazyDatasets
@@ -155,9 +156,11 @@ class RawDatasets:
         """
         self._required_basis = basis_info
         self.release()
+        if state is not None:
+            state = {**state, "identity": embedded_here(state["identity"])}
         if resuming and state is not None and self.source.split_identity(self.split) not in (None, state["identity"]):
             self._refuse_tested(files_from_state(state["files"]))
-        self._state = None if state is None else dict(state)
+        self._state = state
 
     def _refuse_tested(self, files: Mapping[str, Sequence[str]]) -> None:
         """Refuses a training split with label files that a checkpoint validated or tested on."""
@@ -191,4 +194,5 @@ def files_from_state(state: Mapping[str, Any]) -> dict[str, list[str]]:
     Args:
         state: Compressed names by split.
     """
-    return {name: zlib.decompress(t.numpy().tobytes()).decode().split("\n") for name, t in state.items()}
+    joined = {name: zlib.decompress(t.numpy().tobytes()).decode() for name, t in state.items()}
+    return {name: embedded_here(text).split("\n") for name, text in joined.items()}

@@ -19,11 +19,14 @@ from torch_geometric.data import Data
 from ofdft_norm import DimensionWiseRescaling, LinearReferences, Normalizer, OFDFTDataModule
 from ofdft_norm.config import (
     AtomRefConfig,
+    EmbeddedLabels,
     LinearReferencesConfig,
     RescalingConfig,
     SplitConfig,
     StatisticsConfig,
 )
+from ofdft_norm.data.embedded_data import EMBEDDED_DATA
+from ofdft_norm.data.raw_datasets import files_to_state
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
 from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
 from ofdft_norm.statistics import fit as statistics_fit
@@ -419,3 +422,35 @@ def test_given_statistics_need_no_training_files(setting: Any, tmp_path: Path) -
     second.setup("validate")
     assert len(list(second.val_dataloader())) > 0
     assert same(first.normalizer, second.normalizer)
+
+
+def moved(value: Any, here: str, there: str) -> Any:
+    """A checkpoint's entry with another path in all of its texts."""
+    if isinstance(value, dict):
+        return {key: moved(v, here, there) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(moved(v, here, there) for v in value)
+    return value.replace(here, there) if isinstance(value, str) else value
+
+
+@pytest.mark.filterwarnings("ignore:the basis has the elements .9.")  # these molecules have no fluorine
+def test_embedded_labels_are_found_by_name_after_the_package_moved(setting: Any, tmp_path: Path) -> None:
+    """The checkpoint is as another installation, which is gone, would have written it."""
+    path, here, there = tmp_path / "run.ckpt", str(EMBEDDED_DATA), "/gone/env/lib/ofdft_norm/data/embedded"
+    names = [file.name for file in sorted(setting.labels.iterdir())]
+    others = [file.name for file in (EMBEDDED_DATA / "labels").iterdir() if file.name not in names]
+    setting.fit(path, setting.datamodule(source=EmbeddedLabels(exclude=others)))
+    checkpoint = torch.load(path, weights_only=True)
+    state = moved(checkpoint["OFDFTDataModule"], here, there)
+    assert there in str(state["arguments"])
+    assert there in state["split"]["identity"]
+    # another split than the one that would be drawn: the checkpoint's is used, or it would not be seen
+    files = {"train": names[:2], "val": names[2:3], "test": names[3:]}
+    state["split"]["files"] = files_to_state({k: [f"{there}/labels/{n}" for n in v] for k, v in files.items()})
+    torch.save({**checkpoint, "OFDFTDataModule": state}, path)
+
+    datamodule = OFDFTDataModule.load_from_checkpoint(path)
+    found = {part: [Path(p) for p in dataset.dataset.paths] for part, dataset in datamodule.datasets.items()}
+    assert found == {part: [EMBEDDED_DATA / "labels" / name for name in of_part] for part, of_part in files.items()}
+    assert datamodule.source == EmbeddedLabels(exclude=others)
+    assert len(datamodule.datasets["train"]) > 0
