@@ -30,6 +30,7 @@ from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError, counted
 from ofdft_norm.example.arms import ARMS, GLOBAL_SCALE
 from ofdft_norm.example.label_errors import error_name
+from ofdft_norm.example.messages import say_once
 from ofdft_norm.example.results import (
     MODEL,
     baselines,
@@ -245,6 +246,7 @@ def train_run(settings: AblationSettings, run: Run) -> RunResult:
         settings: The ablation.
         run: The run.
     """
+    say_once()
     torch.set_num_threads(1)
     seed_everything(run.seed, verbose=False)
     cfg = _composed(settings, run.arm, run.fold)

@@ -94,7 +94,8 @@ def statistics_sections(path: Path, weigher_key: str) -> list[Section]:
             f"{path}: these statistics do not store their basis: report on a run instead (argument run_dir)"
         )
     basis_info = BasisInfo(**stored)
-    normalizer = build_normalizer(statistics, basis_info, AtomRefConfig(), RescalingConfig(), weigher_key)
+    unit = str(statistics.attributes.get("unit", "hartree"))
+    normalizer = build_normalizer(statistics, basis_info, AtomRefConfig(), RescalingConfig(), weigher_key, unit=unit)
     subject = Subject(statistics, normalizer, basis_info, weigher_key)
     fitted_on = [[k, str(v)] for k, v in statistics.attributes.items() if isinstance(v, str | int | float)]
     return [

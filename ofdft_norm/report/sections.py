@@ -40,6 +40,30 @@ from ofdft_norm.version import package_version
 
 _MOST_MOLECULES = 40  # that are shown one by one
 _PACKAGES = ("torch", "lightning", "torch_geometric", "hydra-core", "numpy", "zarr")
+_MEANINGS = {
+    "split": "part of the data",
+    "molecules": "molecules in it",
+    "samples": "their densities",
+    "element": "an element of the training split",
+    "linear reference": "its energy in the fit of one energy for each element, which are to add up to the labels",
+    "std. error": "of the linear reference, as the scatter of the residuals says",
+    "atomic reference": "its energy in the atomic reference, beside the mean gradient times the coefficients",
+    "molecule": "its name",
+    "formula": "its atoms",
+    "SCF": "SCF iteration of its worst sample",
+    "residual": "that sample's label minus the references",
+    "shells": "all functions of an element's angular momentum",
+    "dimensions": "how many functions that is",
+    "rescaled": "so many of them have a lambda other than 1",
+    "min λ": "smallest lambda, which multiplies a coefficient and divides its gradient",
+    "median λ": "lambda of the dimension in the middle",
+    "max λ": "largest lambda",
+    "max |g| before": "largest gradient component of any sample, after data.pre_transforms",
+    "max |g'| after": "the same after reference and rescaling",
+    "out of range": "how far a coefficient of the worst sample leaves the training range, in units of its width",
+    "in": "that coefficient: element, shell and component",
+    "model's E MAE": "mean absolute energy error of the molecule's samples",
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,7 @@ def data_section(datamodule: OFDFTDataModule, subject: Subject, measured: Measur
         held_out = sorted(molecule for s, molecule in measured.excess if s == split)
         if 0 < len(held_out) <= _MOST_MOLECULES:
             text.append(f"{split}: {', '.join(held_out)}.")
-    tables = [Table("samples of each split, with or without label", ["split", "molecules", "samples"], rows)]
+    tables = [Table("samples of each split, with or without label", ["split", "molecules", "samples"], rows, _MEANINGS)]
     return Section("data", "Data set and split", text, [*tables, seen_table(subject)])
 
 
@@ -114,15 +138,15 @@ def references_section(subject: Subject) -> Section:
             of_atoms = statistics.load_statistic(key, "atom_ref_atom_type_bias")
             places = subject.basis_info.atom_indices(np.array([e.atomic_number for e in summary.elements]))
             rows = [[*row, f"{of_atoms[place]:.5f}"] for row, place in zip(rows, places, strict=True)]
-        header = ["element", f"linear reference [{unit}]", "std. error", f"atomic reference [{unit}]"]
-        tables.append(Table("one energy for each element", header[: len(rows[0])] if rows else header, rows))
+        header = ["element", f"linear reference [{unit}]", f"std. error [{unit}]", f"atomic reference [{unit}]"]
+        tables.append(Table("one energy for each element", header[: len(rows[0])] if rows else header, rows, _MEANINGS))
     rows = []
     for worst in statistics.attributes.get(WORST_MOLECULES["linear_ref"], {}).get(key, []):
         iteration = "-" if worst["scf_iteration"] is None else str(worst["scf_iteration"])
         rows.append([worst["name"], worst["formula"], iteration, f"{worst['residual']:+.3f}"])
     if rows:
         header = ["molecule", "formula", "SCF", f"residual [{unit}]"]
-        tables.append(Table("molecules that the linear reference fits worst", header, rows))
+        tables.append(Table("molecules that the linear reference fits worst", header, rows, _MEANINGS))
     name = "none" if subject.normalizer.reference is None else type(subject.normalizer.reference).__name__
     return Section("references", "References", [f"The normaliser's reference: {name}."], tables)
 
@@ -158,7 +182,12 @@ def lambda_section(subject: Subject, normalisation: str) -> Section:
     largest = [f"max |g| before [{shown(subject.normalizer.unit).symbol}]", "max |g'| after"]
     header = ["shells", "dimensions", "rescaled", "min λ", "median λ", "max λ", *largest]
     return Section(
-        "lambda", "Lambda", text, [Table("lambda by element and shell", header, rows)], pictures, pictures_first=True
+        "lambda",
+        "Lambda",
+        text,
+        [Table("lambda by element and shell", header, rows, _MEANINGS)],
+        pictures,
+        pictures_first=True,
     )
 
 
@@ -250,7 +279,7 @@ def results_section(folder: Path, measured: Measured, missing: str) -> Section:
             )
     header = [f"errors in {small}", "molecules", "samples", "E MAE", *(HEADINGS[name] for name in rest)]
     text = ["± is the standard error over molecules: samples of one molecule err alike, and few molecules say little."]
-    return Section("results", title, text, [Table("", header, rows, RESULT_MEANINGS)], pictures)
+    return Section("results", title, text, [Table("", header, rows, {**_MEANINGS, **RESULT_MEANINGS})], pictures)
 
 
 def _cell(value: str | None) -> str:
@@ -284,7 +313,7 @@ def range_section(measured: Measured, missing: str) -> Section:
         "the range of the training split by more than the range's width. There a model extrapolates."
     ]
     header = ["molecule", "split", "out of range", "in", f"model's E MAE [{shown(measured.unit).small}]"]
-    return Section("range", title, text, [Table("held-out molecules, by their worst sample", header, rows)])
+    return Section("range", title, text, [Table("held-out molecules, by their worst sample", header, rows, _MEANINGS)])
 
 
 def versions_section(statistics: DatasetStatistics, run: dict[str, Any]) -> Section:

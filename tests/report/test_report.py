@@ -17,7 +17,8 @@ import yaml
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import DensityModule
 from ofdft_norm.normalization.lambda_sources import lambda_sources
-from ofdft_norm.report.report import ReportConfig, make_report
+from ofdft_norm.report.report import ReportConfig, make_report, run_sections
+from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from tests.labelled_molecules import IGNORED, LabelledMolecules
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in IGNORED]
@@ -77,6 +78,29 @@ def test_every_section_of_a_run_has_its_numbers(run: Any) -> None:
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page)  # one file: nothing else is loaded
+
+
+def test_every_column_of_its_tables_is_explained(run: Any) -> None:
+    plain = ({"attribute", "value"}, {"what", "version"})
+    tables = [table for section in run_sections(run.folder) for table in section.tables]
+    assert len(tables) >= 8
+    for table in tables:
+        if set(table.header) not in plain:
+            named = {note.partition(":")[0] for note in table.notes}
+            for heading in table.header[1:]:
+                name = heading.partition(" [")[0]
+                assert {name, name.split()[-1]} & named, f"{table.caption}: {heading}"
+            assert all(note in html.unescape(run.page.read_text()) for note in table.notes)
+
+
+def test_statistics_in_another_unit_are_rescaled_as_in_a_run(run: Any, tmp_path: Path) -> None:
+    in_ev = DatasetStatistics.from_arrays(run.statistics.to_arrays(), {**run.statistics.attributes, "unit": "eV"})
+    in_ev.save_to(tmp_path / "statistics.zarr")
+    text = make_report(
+        ReportConfig(statistics=str(tmp_path / "statistics.zarr"), output=str(tmp_path / "a.html"))
+    ).read_text()
+    assert "s_grad = 1.361 eV" in text  # 0.05 hartree
+    assert not re.search(r"\bHa\b|\bmHa\b", text)
 
 
 def test_statistics_alone(run: Any, tmp_path: Path) -> None:
