@@ -210,13 +210,15 @@ class BasisInfo:
         """
         if len(atom_ind) == 0:
             return np.zeros(0, dtype=np.int64)
-        lowest, highest = int(np.min(atom_ind)), int(np.max(atom_ind))
+        lowest, highest = int(atom_ind.min()), int(atom_ind.max())
         if lowest < 0 or highest >= self.n_types:
             raise BasisError(f"field 'atom_ind' has {lowest} ... {highest}, expected 0 ... {self.n_types - 1}")
         # the functions of an element stand one after the other
         n_functions = self.basis_dim_per_atom[atom_ind]
-        ends = np.cumsum(n_functions)
-        return np.arange(ends[-1]) + np.repeat(self.offsets[atom_ind] - (ends - n_functions), n_functions)
+        ends = n_functions.cumsum()
+        found: npt.NDArray[np.int64] = np.repeat(self.offsets[atom_ind] - (ends - n_functions), n_functions)
+        found += np.arange(len(found))
+        return found
 
     def split_field_by_atom_type(self, values: ArrayOrTensor, axis: int = 0) -> tuple[ArrayOrTensor, ...]:
         """Splits a per-dimension quantity by element.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ofdft_norm.data.of_data import OFData
 
 IntArray = npt.NDArray[np.int64]
 
-_BATCH = type(Batch(_base_cls=OFData))  # PyG makes it anew for every batch, else
+_EMPTY = Batch(_base_cls=OFData)  # PyG looks the signature of its class up whenever one is made
 
 
 def make_sample(fields: Mapping[str, Any]) -> OFData:
@@ -52,7 +53,7 @@ def make_batch(
     """
     n = len(n_atoms)
     ptr, coeffs_ptr = _starts(n_atoms), _starts(n_functions)
-    batch = Batch(_base_cls=_BATCH)
+    batch = copy(_EMPTY)
     added = {
         "coeffs_batch": torch.from_numpy(np.repeat(np.arange(n), n_functions)),
         "coeffs_ptr": coeffs_ptr,
