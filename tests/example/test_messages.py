@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from ofdft_norm.example import messages
 from ofdft_norm.example.messages import say_once
 
 
@@ -42,3 +43,13 @@ def test_messages_that_say_nothing_of_the_run_are_dropped_and_others_said_once(
         logger.info("GPU available: False, used: False")
         logger.info("`Trainer.fit` stopped")
     assert [record.getMessage() for record in caplog.records] == ["`Trainer.fit` stopped"]
+
+
+def test_warnings_of_the_package_are_one_line_and_others_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    with warnings.catch_warnings():
+        say_once()
+    own = warnings.formatwarning("too few samples", UserWarning, str(messages.__file__), 1)
+    assert own == "\nwarning: too few samples\n"
+    theirs = warnings.formatwarning("too few samples", UserWarning, "/other/ofdft_norm/module.py", 1, "code()")
+    assert theirs == "/other/ofdft_norm/module.py:1: UserWarning: too few samples\n  code()\n"
