@@ -22,7 +22,7 @@ from ofdft_norm.example.results import SplitEnergies
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.references import REFERENCES
+from ofdft_norm.statistics.references import OTHER_REFERENCES, REFERENCES
 from ofdft_norm.tables import shorten
 from ofdft_norm.units import shown
 
@@ -161,6 +161,7 @@ def plot_normalization(
     normalizer: Normalizer,
     basis_info: BasisInfo | None,
     weigher_key: str = "has_energy_label",
+    reference_name: str | None = None,
 ) -> Figure:
     """Draws coefficients and energies before and after normalisation.
 
@@ -169,6 +170,7 @@ def plot_normalization(
         normalizer: Its normaliser.
         basis_info: The basis; None for data without density coefficients, of which the energies alone are drawn.
         weigher_key: Whose statistics to use.
+        reference_name: Which of the references is the normaliser's; None: none.
 
     Returns:
         The figure. Above, the standard deviation of every coefficient, element by element; below, that of the energies,
@@ -181,7 +183,7 @@ def plot_normalization(
     else:
         coefficients, energies = figure.subplots(2, 1, height_ratios=(3, 2))
         _draw_coefficients(coefficients, statistics, normalizer, basis_info, weigher_key)
-    _draw_residuals(energies, statistics, weigher_key)
+    _draw_residuals(energies, statistics, weigher_key, reference_name)
     return figure
 
 
@@ -217,10 +219,12 @@ def _draw_coefficients(
     _plain(axes)
 
 
-def _draw_residuals(axes: Axes, statistics: DatasetStatistics, weigher_key: str) -> None:
+def _draw_residuals(axes: Axes, statistics: DatasetStatistics, weigher_key: str, used: str | None) -> None:
     """Draws the standard deviation of the energies, as labelled and minus each reference."""
     unit = shown(str(statistics.attributes.get("unit", "hartree")))
-    folders = {"as labelled": "energy", **{f"minus {name}": f"energy_minus_{name}" for name in REFERENCES}}
+    folders = {"as labelled": "energy"}
+    for name in (*REFERENCES, *OTHER_REFERENCES):
+        folders[f"minus {name}" + (" (in use)" if name == used else "")] = f"energy_minus_{name}"
     names = [name for name, folder in folders.items() if f"{weigher_key}/{folder}/std" in statistics]
     stds = [unit.factor * float(statistics.load_statistic(weigher_key, f"{folders[name]}/std")) for name in names]
     for row, std in enumerate(stds):

@@ -165,8 +165,10 @@ def write_results(
     normalizer, statistics = datamodule.normalizer, datamodule.statistics
     basis_info, key = datamodule.basis_info, datamodule.weigher_key
     energies = {s: predicted_energies(predict, split_batches(datamodule, s), normalizer) for s in splits}
+    reference = datamodule.settings.reference
+    name = None if reference is None else reference.statistics_name
     figures = {
-        "normalization": plot_normalization(statistics, normalizer, basis_info, key),
+        "normalization": plot_normalization(statistics, normalizer, basis_info, key, name),
         "energies": plot_energies(energies, datamodule.energy_name or "energy"),
     }
     for name, figure in figures.items():

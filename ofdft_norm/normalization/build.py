@@ -23,12 +23,10 @@ from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.normalization.reference_summary import moved_text
 from ofdft_norm.normalization.training_range import TrainingRange
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.references import OTHER_REFERENCES
 from ofdft_norm.units import conversion
 
 logger = logging.getLogger(__name__)
-
-# Under this name statistics hold what references that are given, not fitted, leave of the energies.
-GIVEN_REFERENCE = "given_ref"
 
 
 def build_normalizer(
@@ -76,11 +74,9 @@ def build_normalizer(
     given = linear_references(reference, unit) if isinstance(reference, LinearReferencesConfig) else None
     if given is not None:
         given.atomic_numbers_field = atomic_numbers_field
-        statistics = with_given_references(statistics, weigher_key, given, basis_info)
-    if by_dataset is not None:
-        statistics = _with_residuals(statistics, weigher_key, by_dataset.residuals)
     own = given or by_dataset
-    name = GIVEN_REFERENCE if own is not None else None if reference is None else reference.statistics_name
+    statistics = with_residuals(statistics, weigher_key, reference, own, basis_info)
+    name = None if reference is None else reference.statistics_name
     scale = resolve_energy_scale(energy_scale, statistics, weigher_key, name, energy_scale_per_atom)
     return Normalizer(
         reference=own or _reference(statistics, basis_info, reference, weigher_key, atomic_numbers_field, unit),
@@ -159,22 +155,39 @@ def linear_references(reference: LinearReferencesConfig, unit: str = "hartree") 
     return references
 
 
-def with_given_references(
-    statistics: DatasetStatistics, weigher_key: str, references: LinearReferences, basis_info: BasisInfo | None
+def with_residuals(
+    statistics: DatasetStatistics,
+    weigher_key: str,
+    config: AtomRefConfig | LinearReferencesConfig | None,
+    reference: Reference | None,
+    basis_info: BasisInfo | None,
 ) -> DatasetStatistics:
-    """Returns the statistics with what given references leave of the energies, under `GIVEN_REFERENCE`.
+    """Returns the statistics with what references leave of the energies, where those are no references of the fit.
 
     Args:
         statistics: Of the training split.
         weigher_key: Whose statistics are used.
-        references: Given, not fitted.
+        config: Which references these are.
+        reference: The references themselves: given ones, or those of each data set; others are passed over.
         basis_info: The basis; None: the statistics' attributes name their elements.
 
     Raises:
         NormalizationError: If an element of the training split has no reference.
     """
-    if f"{weigher_key}/energy_factor" not in statistics:
-        return statistics  # other programs' statistics
+    if config is None or config.statistics_name not in OTHER_REFERENCES:
+        return statistics
+    found: Mapping[str, float] = {}
+    if isinstance(reference, DatasetReferences):
+        found = reference.residuals
+    elif isinstance(reference, LinearReferences) and f"{weigher_key}/energy_factor" in statistics:
+        found = _residuals(statistics, weigher_key, reference, basis_info)
+    folder = f"{weigher_key}/energy_minus_{config.statistics_name}"
+    return statistics.with_arrays({f"{folder}/{name}": np.array(value) for name, value in found.items()})
+
+
+def _residuals(
+    statistics: DatasetStatistics, weigher_key: str, references: LinearReferences, basis_info: BasisInfo | None
+) -> dict[str, float]:
     factor = torch.as_tensor(statistics.load_statistic(weigher_key, "energy_factor"))
     numbers = torch.as_tensor(statistics.elements(basis_info))
     references.check_numbers(numbers[torch.as_tensor(statistics.load_statistic(weigher_key, "n_atoms") > 0)])
@@ -182,13 +195,7 @@ def with_given_references(
     values = references.element_references[numbers.clamp(max=references.max_num_elements)]
     turned = factor @ torch.cat([values.new_zeros(1), -values, values.new_ones(1)])
     mean, std = float(turned[0] / factor[0, 0]), float(turned[1:].norm() / factor[0, 0])
-    found = {"mean": mean, "std": std, "rms": math.hypot(mean, std)}
-    return _with_residuals(statistics, weigher_key, found)
-
-
-def _with_residuals(statistics: DatasetStatistics, weigher_key: str, found: Mapping[str, float]) -> DatasetStatistics:
-    arrays = {f"{weigher_key}/energy_minus_{GIVEN_REFERENCE}/{name}": np.array(value) for name, value in found.items()}
-    return DatasetStatistics.from_arrays({**statistics.to_arrays(), **arrays}, statistics.attributes)
+    return {"mean": mean, "std": std, "rms": math.hypot(mean, std)}
 
 
 def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str) -> None:

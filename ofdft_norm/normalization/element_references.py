@@ -25,7 +25,12 @@ from ofdft_norm.normalization.reference_summary import (
 from ofdft_norm.settings import AtomicNumber, NonNegative, Settings
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.least_squares import solve_least_squares
-from ofdft_norm.statistics.references import CountBy, linear_reference_name
+from ofdft_norm.statistics.references import (
+    GIVEN_REFERENCE,
+    REFERENCE_BY_FIELD,
+    CountBy,
+    linear_reference_name,
+)
 from ofdft_norm.units import EnergyUnit
 
 UnseenPolicy = Literal["error", "zero"]
@@ -87,7 +92,9 @@ class LinearReferencesConfig(Settings):
     @property
     def statistics_name(self) -> str:
         """Name of this reference among the statistics."""
-        return linear_reference_name(self.count_by)
+        if self.values is not None or self.file is not None:
+            return GIVEN_REFERENCE
+        return linear_reference_name(self.count_by) if self.by is None else REFERENCE_BY_FIELD
 
 
 class LinearReferences(Reference):

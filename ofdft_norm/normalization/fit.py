@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.normalization.atom_ref import AtomRefConfig
-from ofdft_norm.normalization.build import build_normalizer
+from ofdft_norm.normalization.build import build_normalizer, with_residuals
 from ofdft_norm.normalization.dataset_references import DatasetReferences, fit_references_by_dataset
 from ofdft_norm.normalization.dimension_wise_rescaling import RescalingConfig
 from ofdft_norm.normalization.element_references import LinearReferencesConfig
@@ -207,12 +207,13 @@ def fit_normalizer(
     if isinstance(settings.reference, LinearReferencesConfig) and settings.reference.by is not None:
         with waiting_at_most(config.rank_timeout):
             by_dataset = _of_datasets(_opened(training_split), settings.reference, energy_field, atomic_numbers_field)
+    weigher_key = "constant" if basis_info is None else config.weigher_key
     normalizer = build_normalizer(
         fitted.statistics,
         basis_info,
         settings.reference,
         settings.rescaling,
-        "constant" if basis_info is None else config.weigher_key,
+        weigher_key,
         settings.energy_scale,
         settings.energy_scale_per_atom,
         settings.unseen_elements,
@@ -222,7 +223,9 @@ def fit_normalizer(
         by_dataset,
         settings.unit,
     )
-    return fitted, normalizer
+    # summaries and loggers tell what the reference that is used leaves
+    statistics = with_residuals(fitted.statistics, weigher_key, settings.reference, normalizer.reference, basis_info)
+    return replace(fitted, statistics=statistics), normalizer
 
 
 def _of_datasets(

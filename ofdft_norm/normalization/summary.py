@@ -10,7 +10,7 @@ from ofdft_norm.data.elements import symbol
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.lambda_sources import lambda_sources, sources_table
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.references import REFERENCES
+from ofdft_norm.statistics.references import OTHER_REFERENCES, REFERENCES
 from ofdft_norm.tables import text_table
 from ofdft_norm.units import ShownUnit, shown
 
@@ -34,6 +34,8 @@ ENERGY_MEANINGS = {
     "scalar_atom_ref": "the same over coefficients of l = 0 alone, which does not change with rotations",
     "linear_ref": "minus one fitted energy for each element; every molecule counts once in the fit",
     "linear_ref_by_sample": "the same; every sample counts once in the fit",
+    "given_ref": "minus the given energy of each element (data.reference.values or file)",
+    "linear_ref_by_field": "minus energies fitted for each value of the field data.reference.by",
     "mean": "of what is left of the energies",
     "std": "their standard deviation: what a network has to learn",
     "MAE": "their mean absolute value",
@@ -154,7 +156,7 @@ def energy_rows(statistics: DatasetStatistics, weigher: str) -> list[list[str]]:
     """
     unit, spread = _unit(statistics), _number(statistics, weigher, "energy/std")
     rows = [[f"{weigher} [{unit.symbol}]", "mean", "std", "MAE", "max |.|", "R2", "rank", "condition"]]
-    for name in (None, *REFERENCES):
+    for name in (None, *REFERENCES, *OTHER_REFERENCES):
         folder = "energy" if name is None else f"energy_minus_{name}"
         mean = _number(statistics, weigher, f"{folder}/mean")
         if mean is None:

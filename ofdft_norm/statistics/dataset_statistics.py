@@ -105,6 +105,16 @@ class DatasetStatistics:
         statistics.attributes = dict(attributes or {})
         return statistics
 
+    def with_arrays(self, arrays: Mapping[str, Array]) -> DatasetStatistics:
+        """Returns a copy with more arrays, or others; what stands at the path stays as it is.
+
+        Args:
+            arrays: Arrays by key, ``weigher/statistic``.
+        """
+        statistics = DatasetStatistics.from_arrays({**self._arrays, **arrays}, self.attributes)
+        statistics.path = self.path
+        return statistics
+
     def to_arrays(self) -> dict[str, Array]:
         """Returns copies of all arrays by key, as they are stored: what `from_arrays` takes."""
         return {key: np.array(array) for key, array in self._arrays.items()}

@@ -17,6 +17,11 @@ from ofdft_norm.statistics.row_factor import RowLayout, row_factor
 LINEAR_REFERENCES = ("linear_ref", "linear_ref_by_sample")
 REFERENCES = ("atom_ref", "scalar_atom_ref", *LINEAR_REFERENCES)
 
+# What references that the fit does not make leave of the energies: given ones, and those of each value of a field.
+GIVEN_REFERENCE = "given_ref"
+REFERENCE_BY_FIELD = "linear_ref_by_field"
+OTHER_REFERENCES = (GIVEN_REFERENCE, REFERENCE_BY_FIELD)
+
 # The mean energy, from which `std` without a reference is measured.
 NO_REFERENCE = "none"
 

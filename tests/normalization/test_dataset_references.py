@@ -145,6 +145,8 @@ def test_the_data_module_fits_scales_and_keeps_them(references: DatasetReference
             found.part(name).element_references, references.part(name).element_references, rtol=0, atol=1e-10
         )
     assert float(normalizer.energy_scale) == pytest.approx(references.residuals["std"], rel=1e-9)
+    stds = datamodule.statistics.load_statistic("constant", "energy_minus_linear_ref_by_field/std")
+    assert float(stds) == float(normalizer.energy_scale)
     normalised = torch.cat([batch.energy for batch in datamodule.train_dataloader()])
     assert float(normalised.std(correction=0)) == pytest.approx(1, rel=1e-6)
     restored = normalizer_from_state(copy.deepcopy(normalizer_to_state(normalizer))).reference
