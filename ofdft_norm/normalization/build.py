@@ -74,12 +74,12 @@ def build_normalizer(
     given = linear_references(reference, unit) if isinstance(reference, LinearReferencesConfig) else None
     if given is not None:
         given.atomic_numbers_field = atomic_numbers_field
-    own = given or by_dataset
-    statistics = with_residuals(statistics, weigher_key, reference, own, basis_info)
+    used = given or by_dataset or _reference(statistics, basis_info, reference, weigher_key, atomic_numbers_field, unit)
+    statistics = with_residuals(statistics, weigher_key, reference, used, basis_info)
     name = None if reference is None else reference.statistics_name
     scale = resolve_energy_scale(energy_scale, statistics, weigher_key, name, energy_scale_per_atom)
     return Normalizer(
-        reference=own or _reference(statistics, basis_info, reference, weigher_key, atomic_numbers_field, unit),
+        reference=used,
         rescaling=None
         if rescaling is None
         else DimensionWiseRescaling.from_dataset_statistics(
@@ -168,7 +168,7 @@ def with_residuals(
         statistics: Of the training split.
         weigher_key: Whose statistics are used.
         config: Which references these are.
-        reference: The references themselves: given ones, or those of each data set; others are passed over.
+        reference: The references themselves.
         basis_info: The basis; None: the statistics' attributes name their elements.
 
     Raises:

@@ -28,6 +28,7 @@ from ofdft_norm.statistics.least_squares import solve_least_squares
 from ofdft_norm.statistics.references import (
     GIVEN_REFERENCE,
     REFERENCE_BY_FIELD,
+    REFERENCE_WITH_RIDGE,
     CountBy,
     linear_reference_name,
 )
@@ -94,7 +95,9 @@ class LinearReferencesConfig(Settings):
         """Name of this reference among the statistics."""
         if self.values is not None or self.file is not None:
             return GIVEN_REFERENCE
-        return linear_reference_name(self.count_by) if self.by is None else REFERENCE_BY_FIELD
+        if self.by is not None:
+            return REFERENCE_BY_FIELD
+        return REFERENCE_WITH_RIDGE if self.ridge > 0 else linear_reference_name(self.count_by)
 
 
 class LinearReferences(Reference):

@@ -6,6 +6,7 @@ import math
 
 from ofdft_norm.errors import ConfigError, StatisticsError, did_you_mean
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.statistics.references import OTHER_REFERENCES
 
 # What each word reads: after a reference, and (where there is none) around the mean energy.
 _STATISTICS = {"std": ("std", "std"), "rmsd": ("rms", "std"), "mae": ("mae", "mae")}
@@ -86,6 +87,12 @@ def _key(spec: str, reference_name: str | None) -> str:
 
 def _load(statistics: DatasetStatistics, weigher_key: str, key: str, spec: str) -> float:
     if f"{weigher_key}/{key}" not in statistics and key.endswith("/mae"):
+        if any(f"energy_minus_{name}/" in key for name in OTHER_REFERENCES):
+            raise StatisticsError(
+                f"energy_scale = {spec!r}: what references leave that are given, or fitted with data.reference.ridge, "
+                "has a mean and a standard deviation, no mean absolute value: choose std or rmsd (config: "
+                "data.energy_scale=std)"
+            )
         raise StatisticsError(
             f"{statistics.path or 'these statistics'}: energy_scale = {spec!r} needs '{weigher_key}/{key}', which a "
             "second pass measures; fit with data.statistics.residuals=true, or use data.energy_scale=std"

@@ -36,6 +36,7 @@ ENERGY_MEANINGS = {
     "linear_ref_by_sample": "the same; every sample counts once in the fit",
     "given_ref": "minus the given energy of each element (data.reference.values or file)",
     "linear_ref_by_field": "minus energies fitted for each value of the field data.reference.by",
+    "linear_ref_with_ridge": "minus one energy for each element, fitted with data.reference.ridge",
     "mean": "of what is left of the energies",
     "std": "their standard deviation: what a network has to learn",
     "MAE": "their mean absolute value",

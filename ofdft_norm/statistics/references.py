@@ -17,10 +17,12 @@ from ofdft_norm.statistics.row_factor import RowLayout, row_factor
 LINEAR_REFERENCES = ("linear_ref", "linear_ref_by_sample")
 REFERENCES = ("atom_ref", "scalar_atom_ref", *LINEAR_REFERENCES)
 
-# What references that the fit does not make leave of the energies: given ones, and those of each value of a field.
+# What references that the fit does not make leave of the energies: given ones, those of each value of a field, those of
+# a fit with a ridge.
 GIVEN_REFERENCE = "given_ref"
 REFERENCE_BY_FIELD = "linear_ref_by_field"
-OTHER_REFERENCES = (GIVEN_REFERENCE, REFERENCE_BY_FIELD)
+REFERENCE_WITH_RIDGE = "linear_ref_with_ridge"
+OTHER_REFERENCES = (GIVEN_REFERENCE, REFERENCE_BY_FIELD, REFERENCE_WITH_RIDGE)
 
 # The mean energy, from which `std` without a reference is measured.
 NO_REFERENCE = "none"

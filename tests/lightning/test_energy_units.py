@@ -50,13 +50,19 @@ def test_given_references_are_converted_from_their_own_unit(setting: Any) -> Non
     assert found == {"hartree": pytest.approx(37.8 * Hartree), "eV": 37.8, None: 37.8}
 
 
-def test_summary_and_loggers_tell_what_given_references_leave(setting: Any) -> None:
-    values = {"H": 0.5, "C": 37.8, "N": 54.5, "O": 75.0}
-    datamodule = in_unit(setting, "hartree", reference=LinearReferencesConfig(values=values), rescaling=None)
-    of_number = {1: 0.5, 6: 37.8, 7: 54.5, 8: 75.0}
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("given_ref", {"values": {"H": 0.5, "C": 37.8, "N": 54.5, "O": 75.0}}), ("linear_ref_with_ridge", {"ridge": 0.3})],
+)
+def test_scale_summary_and_loggers_tell_what_the_reference_in_use_leaves(
+    name: str, reference: Any, setting: Any
+) -> None:
+    config = LinearReferencesConfig(**reference)
+    datamodule = in_unit(setting, "hartree", reference=config, rescaling=None, energy_scale="std")
+    energies = datamodule.normalizer.reference.element_references
     left = np.array(
         [
-            float(sample.energy_label) - sum(of_number[z] for z in sample.atomic_numbers.tolist())
+            float(sample.energy_label) - sum(float(energies[z]) for z in sample.atomic_numbers.tolist())
             for sample in datamodule.raw_datasets["train"]
             if sample.has_energy_label.item()
         ]
@@ -64,15 +70,16 @@ def test_summary_and_loggers_tell_what_given_references_leave(setting: Any) -> N
     scalars = normalization_scalars(datamodule)
     assert scalars["normalization/reference_residual_mean_mHa"] == pytest.approx(1000 * left.mean(), rel=1e-10)
     assert scalars["normalization/reference_residual_std_mHa"] == pytest.approx(1000 * left.std(), rel=1e-10)
-    row = next(line.split() for line in datamodule.summary().splitlines() if line.startswith("given_ref"))
+    assert float(datamodule.normalizer.energy_scale) == pytest.approx(left.std(), rel=1e-10)
+    row = next(line.split() for line in datamodule.summary().splitlines() if line.startswith(name))
     assert row[1:3] == [f"{left.mean():.5f}", f"{left.std():.5f}"]
-    figure = plot_normalization(datamodule.statistics, datamodule.normalizer, None, datamodule.weigher_key, "given_ref")
+    figure = plot_normalization(datamodule.statistics, datamodule.normalizer, None, datamodule.weigher_key, name)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels[-1] == "minus given_ref (in use)"
+    assert labels[-1] == f"minus {name} (in use)"
     assert not any("in use" in label for label in labels[:-1])
     stored = datamodule.statistics.path
     assert stored is not None
-    assert "has_energy_label/energy_minus_given_ref/std" not in DatasetStatistics(stored)  # others share the cache
+    assert f"has_energy_label/energy_minus_{name}/std" not in DatasetStatistics(stored)  # others share the cache
 
 
 def test_statistics_and_checkpoints_of_another_unit_are_refused(setting: Any, tmp_path: Path) -> None:

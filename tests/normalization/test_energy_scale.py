@@ -48,6 +48,12 @@ def test_without_a_reference_words_are_about_the_mean_energy():
     assert resolve_energy_scale("mae", statistics(), "w", None) == np.abs(ENERGIES - ENERGIES.mean()).mean()
 
 
+@pytest.mark.parametrize("name", ["given_ref", "linear_ref_with_ridge"])
+def test_references_that_no_second_pass_measures_say_what_to_choose(name):
+    with pytest.raises(StatisticsError, match=r"no mean absolute value: choose std or rmsd \(config: data.energy"):
+        resolve_energy_scale("mae", statistics(), "w", name)
+
+
 @pytest.mark.parametrize("number", [1.0, 2, 0.0159, np.float64(3.5)])
 def test_numbers_are_used_as_they_are(number):
     assert resolve_energy_scale(number, DatasetStatistics(None), "w", "atom_ref", per_atom=True) == float(number)
