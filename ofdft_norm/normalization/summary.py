@@ -49,7 +49,8 @@ GRADIENT_MEANINGS = {
     "largest gradient": "largest absolute component over all samples that count and all dimensions",
     "as labelled": "of the labels after data.pre_transforms",
     "after atom_ref": "after the mean gradient of each dimension is subtracted",
-    "and rescaling": "and division by lambda, too: what a network sees, but for data.energy_scale",
+    "and rescaling": "and division by lambda, too: what a network sees with data/reference=atom_ref, but for "
+    "data.energy_scale",
 }
 BRANCH_MEANINGS = {
     "lambda is set by": "lambda multiplies the coefficient of a dimension and divides its gradient",
