@@ -367,7 +367,7 @@ def _description(dataset: Any) -> dict[str, Any]:
             described[name] = value
     paths = getattr(dataset, "paths", None)
     if paths:
-        described["folders"] = sorted({str(path.absolute().parent) for path in paths})
+        described["folders"] = sorted(str(folder.absolute()) for folder in {path.parent for path in paths})
         described["transform"] = repr(getattr(dataset, "transform", None))
     return described
 
