@@ -42,7 +42,7 @@ HEADINGS = {
     "gradient_norm": "gradient norm",
 }
 MEANINGS = {
-    "val": "held out of training; the best checkpoint is the one with the smallest energy error here",
+    "val": "held out of training; of checkpoints that are saved, the best has the smallest energy error here",
     "test": "held out of training, and of the choice of the checkpoint",
     "E MAE": "mean absolute error of the energy, over all samples",
     "E median": "median of the same errors",
