@@ -49,6 +49,7 @@ from ofdft_norm.data.loader import loader_like
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.data.raw_datasets import RawDatasets
 from ofdft_norm.data.transformed_dataset import JoinSamples, TransformedDataset
+from ofdft_norm.data.worker_notes import NamingDataLoader, name_work_of_dead_workers
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.mixin import normalizer_of_model
 from ofdft_norm.normalization.dataset_references import DatasetReferences
@@ -388,6 +389,10 @@ class OFDFTDataModule(LightningDataModule):
         self.raw_datasets.release()
         self._release()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Adds to an error about a data worker that died what it was at work on."""
+        name_work_of_dead_workers(exception)
+
     def train_dataloader(self) -> DataLoader:
         """Loads normalised batches of the training split."""
         dataset = self._dataset("train")
@@ -414,7 +419,7 @@ class OFDFTDataModule(LightningDataModule):
         theirs = None if name == "all" else self.raw_datasets.loader(name)
         if theirs is not None:
             return self._dataloader_like(theirs, name, follow)
-        return DataLoader(
+        return NamingDataLoader(
             self._dataset(name), sampler=sampler, collate_fn=JoinSamples(follow), **self.loader.keywords()
         )
 

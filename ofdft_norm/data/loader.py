@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch_geometric.loader.dataloader import Collater
 
 from ofdft_norm.data.transformed_dataset import JoinSamples
+from ofdft_norm.data.worker_notes import NamingDataLoader
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
 
 # Of a loader, besides its batches: how samples are read. All are arguments of torch's DataLoader and its attributes.
@@ -105,7 +106,7 @@ def loader_like(
         collate = JoinSamples(list(follow), getattr(collate, "exclude_keys", None) or ())
     else:
         collate = CollateOneByOne(collate)
-    return DataLoader(dataset, collate_fn=collate, **arguments)
+    return NamingDataLoader(dataset, collate_fn=collate, **arguments)
 
 
 class CollateOneByOne:

@@ -20,6 +20,7 @@ from ofdft_norm.data.molecule_names import MoleculeNames
 from ofdft_norm.data.of_data import OFData
 from ofdft_norm.data.p_order import POrderCheck
 from ofdft_norm.data.scf_iterations import IntArray, ScfSelection
+from ofdft_norm.data.worker_notes import TOLD, at_work_on, first_of
 from ofdft_norm.errors import BatchError, ConfigError, LabelFileError
 
 Transform = Callable[[OFData], OFData]
@@ -70,9 +71,7 @@ class OFDataset(Dataset[OFData]):
                 f"n_scf_iterations has {len(n_scf_iterations)} numbers for {len(self.paths)} label files, "
                 "expected one for each (config: data.split.file)"
             )
-        self._selection = ScfSelection(
-            n_scf_iterations, limit_scf_iterations, keep_initial_guess, lambda molecule: self.paths[molecule]
-        )
+        self._selection = ScfSelection(n_scf_iterations, limit_scf_iterations, keep_initial_guess, self._name)
 
     @classmethod
     def from_directory(cls, directory: str | Path, basis_info: BasisInfo, **options: Any) -> OFDataset:
@@ -119,7 +118,7 @@ class OFDataset(Dataset[OFData]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
         sample = self._raw_sample(*self.selection.locate(index % len(self)))
-        return sample if self.transform is None else self.transform(sample)
+        return sample if self.transform is None else _transformed(self.transform, sample)
 
     def __iter__(self) -> Iterator[OFData]:
         return (self[i] for i in range(len(self)))
@@ -139,7 +138,8 @@ class OFDataset(Dataset[OFData]):
             BasisError: If an element is not part of the basis.
         """
         located = self.selection.locate(np.asarray(samples, dtype=np.int64))
-        return transform_batch(self.transform, self._raw_batch(*located, fields if self.transform is None else None))
+        raw = self._raw_batch(*located, fields if self.transform is None else None)
+        return transform_batch(self.transform, raw)
 
     def molecule_batch(self, molecule: int) -> OFData:
         """Reads all samples of one molecule together; see `batch`.
@@ -148,6 +148,17 @@ class OFDataset(Dataset[OFData]):
             molecule: Which molecule, from 0.
         """
         return self.batch(range(self.sample_offsets[molecule], self.sample_offsets[molecule + 1]))
+
+    def names(self, samples: Sequence[int]) -> list[str]:
+        """Returns what messages call the molecules of some samples, one for each: their label files.
+
+        Args:
+            samples: Their indices, not negative.
+        """
+        return [self._name(molecule) for molecule in self.selection.locate(np.asarray(samples))[0].tolist()]
+
+    def _name(self, molecule: int) -> str:
+        return str(self.paths[molecule])
 
     def state(self, contents: bool = False, folder: Path | None = None) -> dict[str, Any]:
         """Describes in plain types what the samples are: equal states, equal raw samples.
@@ -174,7 +185,9 @@ class OFDataset(Dataset[OFData]):
 
     def _read(self, molecule: int, iterations: IntArray) -> MoleculeLabels:
         n_iterations = int(self.selection.n_scf_iterations[molecule])
-        labels = read_molecule(self.paths[molecule], self.energy_key, self.gradient_key, iterations, n_iterations)
+        path = self.paths[molecule]
+        with at_work_on(lambda: str(path)):
+            labels = read_molecule(path, self.energy_key, self.gradient_key, iterations, n_iterations)
         self._check_p_order(labels.path, labels.p_order)
         self._names.check(labels.path, labels.mol_id, labels.pos, labels.atomic_numbers)
         return labels
@@ -235,8 +248,8 @@ def transform_batch(transform: Transform | None, batch: OFData) -> OFData:
     if transform is None:
         return batch
     if getattr(transform, "works_on_batches", False):
-        return transform(batch)
-    samples = [transform(sample) for sample in batch.to_data_list()]
+        return _transformed(transform, batch)
+    samples = [_transformed(transform, sample) for sample in batch.to_data_list()]
     fields = set(samples[0].keys())
     differing = sorted({name for sample in samples for name in fields ^ set(sample.keys())})
     if differing:
@@ -245,3 +258,18 @@ def transform_batch(transform: Transform | None, batch: OFData) -> OFData:
             "(config: data.pre_transforms)"
         )
     return Batch.from_data_list(samples, follow_batch=["coeffs"])
+
+
+def _transformed(transform: Transform, samples: OFData) -> OFData:
+    """Transforms a sample or a batch; the transform may be anybody's, and its errors know nothing of molecules."""
+    names, iterations = samples.mol_id, samples.scf_iteration
+
+    def describe() -> str:
+        if isinstance(names, str):
+            told = f"molecule {names!r}, SCF iteration {int(iterations)}"
+        else:
+            told = f"the molecules {first_of(names[:TOLD], len(names))}"
+        return f"{told} (config: data.pre_transforms)"
+
+    with at_work_on(describe):
+        return transform(samples)

@@ -179,6 +179,15 @@ class PackedSet:
         offsets, names = self.arrays["name_offsets"].tolist(), self.arrays["names"].tobytes()
         return [names[a:b].decode() for a, b in itertools.pairwise(offsets)]
 
+    def name(self, molecule: int) -> str:
+        """Returns the name of one molecule's label file.
+
+        Args:
+            molecule: Which, in the set's order.
+        """
+        start, stop = self.arrays["name_offsets"][molecule : molecule + 2].tolist()
+        return self.arrays["names"][start:stop].tobytes().decode()
+
     def __getstate__(self) -> dict[str, Any]:
         """Pickles the path alone."""
         return {"folder": self.folder}

@@ -91,7 +91,7 @@ class PackedDataset(OFDataset):
 
     def _name(self, molecule: int) -> str:
         packed, index = self.sets[self._set_of[molecule]], self._table[molecule, 0]
-        return f"{packed.folder}: {packed.names()[index]}"
+        return f"{packed.folder}: {packed.name(index)}"
 
     def _count(self, what: str) -> IntArray:
         return np.concatenate(

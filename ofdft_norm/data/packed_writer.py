@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ofdft_norm.data.basis_info import BasisInfo, POrder
@@ -31,6 +31,7 @@ from ofdft_norm.data.packed import FORMAT, META, VERSION, PackedSet, array_specs
 from ofdft_norm.data.packed_dataset import PackedDataset
 from ofdft_norm.data.packed_files import PROGRESS, GrowingArrays
 from ofdft_norm.data.pre_transforms import composed, described
+from ofdft_norm.data.worker_notes import NamingDataLoader, at_work_on
 from ofdft_norm.errors import ConfigError, LabelFileError, OFDFTNormError
 from ofdft_norm.version import package_version
 
@@ -173,7 +174,7 @@ def _pack(plan: PackingPlan, work: Path, workers: int, progress: bool, command: 
     written_plan = {**plan.description(), "label_files": label_files}
     with GrowingArrays(work, array_specs(plan.targets, plan.dtype), written_plan) as arrays:
         missing = range(arrays.done.n_molecules, len(plan.paths))
-        loader = DataLoader(
+        loader = NamingDataLoader(
             _Molecules(plan), batch_size=None, sampler=missing, num_workers=workers, collate_fn=_unchanged
         )
         check_p_order, molecule_names = POrderCheck(plan.basis_info.p_order), MoleculeNames()
@@ -233,7 +234,8 @@ class _Molecules(Dataset[Any]):
     def __getitem__(self, molecule: int) -> tuple[dict[str, torch.Tensor], POrder | None] | OFDFTNormError:
         path = self.plan.paths[molecule]
         try:
-            batches, p_order = self.plan.read(path)
+            with at_work_on(lambda: str(path)):
+                batches, p_order = self.plan.read(path)
             self._check_coordinates(path, str(batches[self.plan.targets[0]].coordinates[0]))
             return molecule_arrays(path, batches), p_order
         except OFDFTNormError as error:

@@ -11,6 +11,7 @@ from torch_geometric.data import Batch, Data
 
 from ofdft_norm.data.of_data import as_data, samples_at
 from ofdft_norm.data.of_dataset import OFDataset
+from ofdft_norm.data.worker_notes import TOLD, at_work_on, first_of
 
 
 class TransformedDataset(Dataset[Data]):
@@ -44,7 +45,8 @@ class TransformedDataset(Dataset[Data]):
     def _sample(self, index: int) -> Data:
         if index in self._kept:
             return self._kept[index]
-        sample: Data = self.transform(self.dataset[index])
+        with at_work_on(lambda: self._described([index])):
+            sample: Data = self.transform(self.dataset[index])
         if self.keep_in_memory:
             self._kept[index] = sample
         return sample
@@ -62,8 +64,22 @@ class TransformedDataset(Dataset[Data]):
         """
         if self.keep_in_memory or not getattr(self.transform, "works_on_batches", False):
             return Batch.from_data_list([as_data(self._sample(i)) for i in indices], follow_batch=list(follow_batch))
-        joined: Data = self.transform(_join(self.dataset, indices, follow_batch))
+        with at_work_on(lambda: self._described(indices)):
+            joined: Data = self.transform(_join(self.dataset, indices, follow_batch))
         return joined
+
+    def names(self, samples: Sequence[int]) -> list[str]:
+        """Returns what messages call the molecules of some samples, one for each: their label files, where there are.
+
+        Args:
+            samples: Their indices.
+        """
+        if isinstance(self.dataset, OFDataset | TransformedDataset):
+            return self.dataset.names([i % len(self) for i in samples])
+        return [f"sample {i}" for i in samples]
+
+    def _described(self, samples: Sequence[int]) -> str:
+        return first_of(self.names(samples[:TOLD]), len(samples))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles without the kept samples: spawned workers and copies of the data module stay small."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
+import re
+import time
 from typing import Any
 
 import pytest
@@ -172,6 +175,22 @@ def test_workers_yield_the_same_batches(setting: Any, context: str) -> None:
         for a, b in zip(batches, expected, strict=True):
             assert_equal_batches(a, b)
     del loader
+
+
+def test_a_worker_that_dies_during_a_step_tells_what_it_was_at_work_on(setting: Any, tiny_model: Any) -> None:
+    class Killing(tiny_model):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            (worker,) = set(multiprocessing.active_children()) - others
+            worker.kill()
+            time.sleep(60)  # the news comes sooner
+            raise AssertionError
+
+    others = set(multiprocessing.active_children())
+    datamodule = setting.datamodule(loader={"num_workers": 1})
+    with pytest.raises(RuntimeError, match="killed by signal") as raised:
+        setting.trainer(num_sanity_val_steps=0).fit(Killing(), datamodule=datamodule)
+    files = "|".join(path.name for path in datamodule.raw_datasets["train"].paths)
+    assert re.search(rf"worker \d+ was at work on .*({files})", raised.value.__notes__[0])
 
 
 def test_transforms_pickle_in_kilobytes_and_loaders_get_their_arguments(setting: Any) -> None:
