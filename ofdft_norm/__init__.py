@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ofdft_norm.lazy import lazy_names
 
 if TYPE_CHECKING:  # the names below, for type checkers and editors
+    from ofdft_norm.config.readable_errors import readable_errors as readable_errors
     from ofdft_norm.data.basis_info import BasisInfo as BasisInfo
     from ofdft_norm.data.of_data import OFData as OFData
     from ofdft_norm.data.of_dataset import OFDataset as OFDataset
@@ -69,6 +70,7 @@ _MODULES = {
     "fit_references_by_dataset": "normalization.dataset_references",
     "load_references_from_config": "normalization.reference_config",
     "project_gradient": "transforms.project_gradient",
+    "readable_errors": "config.readable_errors",
     "references_from_values": "normalization.given_references",
 }
 __all__ = [*_MODULES]

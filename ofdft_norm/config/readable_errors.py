@@ -48,6 +48,7 @@ def readable_errors(main: Callable[P, R]) -> Callable[P, R]:
 
     Example:
         >>> import hydra
+        >>> from ofdft_norm import readable_errors
         >>> @readable_errors
         ... @hydra.main(version_base="1.3", config_path=None)
         ... def main(cfg):

@@ -223,7 +223,7 @@ def test_application_trains_and_sweeps_at_the_same_time(
 
 
 READABLE = TRAIN.replace("@hydra", "@readable_errors\n@hydra").replace(
-    "import hydra\n", "import hydra\nfrom ofdft_norm.config.readable_errors import readable_errors\n"
+    "import hydra\n", "import hydra\nfrom ofdft_norm import readable_errors\n"
 )
 
 
