@@ -268,6 +268,8 @@ def predict(cfg: DictConfig) -> list[Prediction]:
         writer(file, collector.predictions, meaning)
     print(table(collector.predictions, cfg.head))
     warn_of_extrapolation(collector.predictions, cfg.range_tolerance)
+    where = getattr(source, "paths", None)
+    print(f"samples: {type(source).__name__}{'' if where is None else f' of {where}'} (config: data/source)")
     print(f"{counted(len(collector.predictions), 'prediction')}: {output}")
     return collector.predictions
 

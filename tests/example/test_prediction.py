@@ -90,6 +90,7 @@ def test_label_files_are_predicted_without_training_data(
     assert "energy [hartree]" in printed
     assert printed.count("\n" + trained.raw[0].mol_id) == 3
     assert f"{len(energies)} predictions: {output}" in printed
+    assert f"samples: LabelFiles of {labels} (config: data/source)\n" in printed
     assert [p.name for p in output.parent.iterdir()] == [output.name]
 
 
