@@ -10,6 +10,8 @@ Then: ofdft-norm train data/source=packed data.source.paths=packed data/pre_tran
 from __future__ import annotations
 
 import argparse
+import glob
+import os
 import re
 import shlex
 import sys
@@ -75,7 +77,7 @@ def label_source(options: argparse.Namespace) -> LabelFiles:
         options: The parsed command line.
 
     Raises:
-        ConfigError: If label files come without a density basis.
+        ConfigError: If label files come without a density basis, or are not there.
     """
     sources: list[str] = options.source
     if sources == ["embedded"]:
@@ -86,6 +88,9 @@ def label_source(options: argparse.Namespace) -> LabelFiles:
             root=str(folder.parent), dataset=folder.name, labels=options.labels, exclude=options.exclude
         )
     if options.basis_info is None:
+        missing = [source for source in sources if not glob.glob(os.path.expanduser(source))]
+        if missing:
+            raise ConfigError(f"{missing[0]}: no such folder or file")
         raise ConfigError(f"{sources}: label files need the density basis: give it as JSON (option --basis-info)")
     return LabelFiles(sources, options.basis_info, exclude=options.exclude)
 

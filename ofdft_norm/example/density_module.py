@@ -98,10 +98,20 @@ class DensityModule(NormalizerMixin, LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Builds the network for the data module's basis."""
-        basis_info = getattr(getattr(self.trainer, "datamodule", None), "basis_info", None)
-        if basis_info is not None:
-            self.build(basis_info)
+        """Builds the network for the data module's basis.
+
+        Raises:
+            ConfigError: If its samples have no density coefficients.
+        """
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(datamodule, "basis_info"):
+            return  # somebody else's: `build` is called by hand, or by a checkpoint
+        if datamodule.basis_info is None:
+            raise ConfigError(
+                f"{type(self).__name__} learns from density coefficients, and the samples have none: choose "
+                "model=potential for energies and forces, or a model of your own (config: model)"
+            )
+        self.build(datamodule.basis_info)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the basis, so that the network can be built on loading."""

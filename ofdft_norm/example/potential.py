@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from ofdft_norm.data.of_data import molecule_index
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import counted
+from ofdft_norm.errors import ConfigError, counted
 from ofdft_norm.example.geometry import pairs_within_molecules
 from ofdft_norm.example.label_errors import error_name
 from ofdft_norm.example.results import MEANINGS, MODEL, REFERENCE_ONLY, split_batches
@@ -133,6 +133,20 @@ class PotentialModule(NormalizerMixin, LightningModule):
         self.energy_weight, self.forces_weight = energy_weight, forces_weight
         self.learning_rate = learning_rate
         self.errors = nn.ModuleDict({"val_errors": EnergyForceErrors(), "test_errors": EnergyForceErrors()})
+
+    def setup(self, stage: str) -> None:
+        """Looks whether the data have what is to be learned.
+
+        Raises:
+            ConfigError: If a data module of this package reads no forces.
+        """
+        source = getattr(getattr(self.trainer, "datamodule", None), "source", None)
+        if stage == "fit" and source is not None and getattr(source, "forces_field", None) is None:
+            raise ConfigError(
+                f"{type(self).__name__} learns energies and forces, and no forces are read: name them (config: "
+                "data.source.forces of files that ASE reads, else data.source.forces_field), or choose model=density "
+                "for density coefficients"
+            )
 
     def forward(self, batch: Data) -> tuple[Tensor, Tensor]:
         """Returns (n_molecules,) E' and (n_atom, 3) F' = -dE'/dR, differentiable in the parameters while training."""

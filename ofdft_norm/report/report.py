@@ -121,7 +121,7 @@ def run_sections(folder: Path) -> list[Section]:
     checkpoint = next((path for path in candidates if path.is_file()), None)
     if checkpoint is None or not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"{folder}: expected config.yaml and checkpoints/best.ckpt (or last.ckpt), as scripts/train.py writes them "
+            f"{folder}: expected config.yaml and checkpoints/best.ckpt (or last.ckpt), as ofdft-norm train writes them "
             "(argument run_dir)"
         )
     config = (folder / "config.yaml").read_text()

@@ -64,6 +64,8 @@ def test_label_files_take_their_basis_from_a_file(
     files = str(folder / "labels" / "*.zip")
     assert script.main([files, str(tmp_path / "packed")]) == 2
     assert "option --basis-info" in capsys.readouterr().err
+    assert script.main([str(tmp_path / "none"), str(tmp_path / "packed")]) == 2
+    assert f"error: {tmp_path / 'none'}: no such folder or file" in capsys.readouterr().err
     assert script.main([files, str(tmp_path / "packed"), "--basis-info", str(folder / "basis_info.json")]) == 0
     assert PackedSet(tmp_path / "packed").names() == ["formaldehyde.zarr.zip", "water.zarr.zip"]
 

@@ -17,6 +17,7 @@ from torch_geometric.data import Batch
 from ofdft_norm import Normalizer
 from ofdft_norm.config.readable_errors import config_dir
 from ofdft_norm.data.ase_files import ASEDataset
+from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import PotentialModule
 from ofdft_norm.example.potential import EnergyForceErrors, PairsWithin
 from ofdft_norm.example.prediction import predict
@@ -98,6 +99,25 @@ def test_errors_are_means_over_structures_and_components() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning advises on workers and logging intervals
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=potential"], r"PotentialModule learns energies and forces, and no forces are read: .*model=density"),
+        (
+            ["data/source=ase", "data/reference=linear", "data/rescaling=none", "data.unit=eV"],
+            r"DensityModule learns from density coefficients, and the samples have none: .*\(config: model\)",
+        ),
+    ],
+)
+def test_each_model_says_what_data_it_cannot_learn_from(overrides: list[str], message: str, tmp_path: Path) -> None:
+    if "data/source=ase" in overrides:
+        ase.io.write(tmp_path / "data.xyz", labelled_clusters(12, seed=0))
+        overrides = [*overrides, f"data.source.paths={tmp_path / 'data.xyz'}"]
+    cfg = composed("train", *overrides, f"output_dir={tmp_path}", "logger=none", "callbacks=none", "trainer=debug")
+    with pytest.raises(ConfigError, match=message):
+        train(cfg)
+
+
 def test_a_run_ends_in_errors_in_ev_and_its_checkpoint_predicts_elsewhere(tmp_path: Path) -> None:
     metrics = train(composed("train", "experiment=potential", f"output_dir={tmp_path}", *SMALL))
     table = (tmp_path / "results.txt").read_text()
