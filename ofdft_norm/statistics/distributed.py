@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,14 +55,21 @@ class Ranks:
         """Waits until all ranks are here.
 
         Raises:
-            StatisticsError: If some do not come in time; on rank 0 with their numbers.
+            StatisticsError: If some do not come in time, or their processes have ended; on rank 0 with their numbers.
         """
         if self.group is None:
             return
+        began = time.monotonic()
         try:
             dist.monitored_barrier(self.group, timedelta(minutes=self.minutes), wait_all_ranks=True)
         except RuntimeError as error:
             missed = re.search(r"Ranks? ([\d, ]+) failed", str(error))
+            if self.rank == 0 and time.monotonic() - began < 0.9 * 60 * self.minutes:  # a connection was closed
+                raise StatisticsError(
+                    f"the process of {f'rank {missed[1]}' if missed else 'another rank'} ended while all ranks fit "
+                    "together: what it printed last says why; one that the system kills, as where memory runs out, "
+                    "prints nothing"
+                ) from error
             who = f"rank {missed[1]} did" if missed else "rank 0 did not answer, or says itself which rank did"
             raise StatisticsError(
                 f"{who} not answer within {self.minutes:g} minutes while all ranks fit together: see whether its "

@@ -25,7 +25,7 @@ from ofdft_norm import (
 )
 from ofdft_norm.errors import LabelFileError, StatisticsError
 from ofdft_norm.statistics.cache import dataset_fingerprint
-from ofdft_norm.statistics.distributed import Ranks, current_ranks, waiting_at_most
+from ofdft_norm.statistics.distributed import Ranks, _own_group, current_ranks, waiting_at_most
 from tests.processes import on_ranks
 
 WEIGHERS = [HasEnergyLabelSampleWeigher(), ConstantSampleWeigher()]
@@ -229,3 +229,21 @@ def test_a_rank_that_hangs_is_missed_by_the_others(tmp_path: Path, files: list[P
         assert "(config: data.statistics.rank_timeout)" in error
     assert re.match(r"rank (1|1, 2|2, 1) did not answer", errors[0])
     assert errors[2].startswith("rank 0 did not answer, or says itself which rank did not")
+
+
+def meet_one_who_leaves() -> str:
+    """Returns this rank's error; rank 1 closes its connections, as a process does that ends."""
+    ranks = current_ranks()
+    if ranks.rank == 1:
+        _own_group.cache_clear()
+        del ranks
+        dist.destroy_process_group()
+        return ""
+    with pytest.raises(StatisticsError) as raised:
+        ranks.meet()
+    return str(raised.value)
+
+
+def test_a_rank_whose_process_ends_is_told_from_one_that_hangs() -> None:
+    error = on_ranks(meet_one_who_leaves)[0]
+    assert re.match("the process of (rank 1|another rank) ended while all ranks fit together", error)
