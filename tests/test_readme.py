@@ -1,5 +1,6 @@
 """The code of the README and of the guide runs as it stands there."""
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ofdft_norm.example.label_errors import LabelErrors, error_name
 from ofdft_norm.example.results import HEADINGS, MODEL, WITHOUT_NETWORK, ResultRow, format_table
 from ofdft_norm.normalization.lambda_sources import lambda_sources, sources_table
 from tests.printed_tables import check_printed
+from tests.test_imports import MODULES
 
 README = Path(__file__).parents[1] / "README.md"
 GUIDE = Path(ofdft_norm.__file__).parent / "guide"
@@ -108,6 +110,27 @@ def test_the_guides_pages_run_from_top_to_bottom(page: Path, tmp_path: Path, mon
         energies = namespace["energies"]
         assert sorted(energies, reverse=True) == energies  # density optimisation
         assert float(namespace["error"].abs().max()) < 1e-6  # the inverse of the initial guess's deviation
+    if page.stem == "interatomic_data":
+        assert namespace["energies"].shape == (10,)
+
+
+def _texts(path: Path) -> list[str]:
+    """Returns the texts of a module, those with values in them with a hole for each."""
+    texts = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        found = [part.value if isinstance(part, ast.Constant) else "\0" for part in parts]
+        texts.append("".join(text for text in found if isinstance(text, str)))
+    return texts
+
+
+def test_the_messages_that_the_guide_quotes_are_those_of_the_package() -> None:
+    page = " ".join((GUIDE / "troubleshooting.md").read_text().split())
+    quotes = re.findall(r'\*\*"(.+?)(?: \.\.\.)?"\*\*', page)
+    assert len(quotes) == 12
+    messages = [text for path in MODULES for text in _texts(path)]
+    missing = [quote for quote in quotes if not any(quote in message for message in messages)]
+    assert not missing
 
 
 def test_every_page_of_the_guide_is_a_module_that_the_overview_names() -> None:

@@ -144,8 +144,7 @@ class PotentialModule(NormalizerMixin, LightningModule):
         if stage == "fit" and source is not None and getattr(source, "forces_field", None) is None:
             raise ConfigError(
                 f"{type(self).__name__} learns energies and forces, and no forces are read: name them (config: "
-                "data.source.forces of files that ASE reads, else data.source.forces_field), or choose model=density "
-                "for density coefficients"
+                "data.source.forces, data.source.forces_field), or choose model=density for density coefficients"
             )
 
     def forward(self, batch: Data) -> tuple[Tensor, Tensor]:
