@@ -155,7 +155,7 @@ def test_reads_the_store_of_0_1_0(tmp_path: Path, basis_info: BasisInfo) -> None
     values = REFERENCES["molecule"]["element_references"]
     references = LinearReferences.from_dataset_statistics(found, basis_info)
     assert float(references.element_references[6]) == pytest.approx(values["6"], abs=1e-11)
-    assert references.summary("hartree").fit.degrees_of_freedom == 65  # type: ignore[union-attr]
+    assert references.summary("hartree").fit.degrees_of_freedom == 65
 
 
 def test_reads_the_checkpoint_of_0_1_0(samples: list[OFData], dataset: OFDataset) -> None:

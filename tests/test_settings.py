@@ -111,7 +111,7 @@ def test_what_python_and_hydra_callers_give_is_accepted() -> None:
 def test_settings_are_frozen_and_can_be_copied_replaced_and_pickled() -> None:
     config = LoaderConfig(batch_size=4)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.batch_size = 5  # type: ignore[misc]
+        config.batch_size = 5
     assert copy.deepcopy(config) == config == pickle.loads(pickle.dumps(config))
     assert dataclasses.replace(config, batch_size=5) == LoaderConfig(batch_size=5)
     with pytest.raises(ConfigError, match=r"data\.loader\.batch_size = 0"):

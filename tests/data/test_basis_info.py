@@ -60,7 +60,8 @@ def test_attributes_equal_a_naive_construction(data: st.DataObject, some_bases: 
 def test_indices_of_a_molecule_equal_loops_over_its_atoms(data: st.DataObject, some_bases: Any) -> None:
     basis = data.draw(some_bases)
     numbers = data.draw(st.lists(st.sampled_from(basis.atomic_numbers.tolist()), max_size=6))
-    atom_ind, function_ind = [], []
+    atom_ind: list[int] = []
+    function_ind: list[int] = []
     for z in numbers:
         element = basis.atomic_numbers.tolist().index(z)
         atom_ind.append(element)

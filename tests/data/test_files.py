@@ -81,7 +81,7 @@ def test_a_folder_is_replaced_on_request(tmp_path: Path, at_once: bool, monkeypa
         assert names(tmp_path) == [path.name]
     rename = os.rename
     monkeypatch.setattr(files, "_exchanged", lambda first, second: False)
-    monkeypatch.setattr(files.os, "rename", lambda a, b: rename(a, b if ".old" in f"{a}{b}" else "/dev/null/x"))
+    monkeypatch.setattr(os, "rename", lambda a, b: rename(a, b if ".old" in f"{a}{b}" else "/dev/null/x"))
     with pytest.raises(OSError, match="/dev/null"), written_whole(path, replace=True) as unfinished:
         unfinished.mkdir()
     assert names(path) == ["std"]

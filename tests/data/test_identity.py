@@ -187,7 +187,7 @@ DIFFERENT: list[tuple[Any, Any]] = [
     (ConstantSampleWeigher(), HasEnergyLabelSampleWeigher()),
     (ProjectGradient(), Compose([ProjectGradient()])),
     (torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)),  # other weights
-    (Argument(1).__init__, Argument(2).__init__),  # type: ignore[misc]
+    (Argument(1).__init__, Argument(2).__init__),
 ]
 
 

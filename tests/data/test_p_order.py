@@ -91,7 +91,8 @@ def test_a_basis_that_leaves_the_order_open_takes_that_of_the_first_label_file(
 
 def test_files_of_one_order_are_read_together(labels: Any, write: Any) -> None:
     irreps = labels.basis_info.irreps_per_atom
-    for order, files in [("xyz", [None, "xyz"]), ("yzx", ["yzx", "0.1.0"]), ("yzx", [None, None])]:
+    cases: list[tuple[Any, list[Any]]] = [("xyz", [None, "xyz"]), ("yzx", ["yzx", "0.1.0"]), ("yzx", [None, None])]
+    for order, files in cases:
         basis = BasisInfo(labels.basis_info.atomic_numbers, irreps, order)
         paths = [write(f"{order}_{len(files)}_{i}_{what}", what) for i, what in enumerate(files)]
         dataset = OFDataset(paths, basis)

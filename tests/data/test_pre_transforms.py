@@ -33,7 +33,7 @@ def test_transforms_are_described_by_class_and_settings() -> None:
     with pytest.raises(ConfigError, match=r"lambda.*data\.pre_transforms"):
         described([lambda sample: sample])
     with pytest.raises(ConfigError, match=r"cannot be recognised"):
-        described([Scaled(object())])  # type: ignore[arg-type]
+        described([Scaled(object())])
 
 
 def test_one_transform_stands_for_several_and_back() -> None:

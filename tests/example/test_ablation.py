@@ -13,8 +13,6 @@ import pytest
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import ablation
 from ofdft_norm.example.ablation import (
-    ARMS,
-    GLOBAL_SCALE,
     AblationSettings,
     Run,
     RunResult,
@@ -23,6 +21,7 @@ from ofdft_norm.example.ablation import (
     folds,
     global_std,
 )
+from ofdft_norm.example.arms import ARMS, GLOBAL_SCALE
 from tests.processes import context
 
 

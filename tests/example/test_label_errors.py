@@ -27,7 +27,8 @@ def normalizer(energy_scale: float = 2.0) -> Normalizer:
 
 def naive_errors(samples, energies, gradients):
     """Predicted energies [hartree] and raw gradients [hartree] against the raw samples' labels."""
-    absolute, per_electron, norms, components, by_molecule = [], [], [], [], {}
+    absolute, per_electron, norms, components = [], [], [], []
+    by_molecule: dict[str, list[float]] = {}
     for sample, energy, gradient in zip(samples, energies, gradients, strict=True):
         if not sample.has_energy_label.item():
             continue

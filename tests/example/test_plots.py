@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def test_energy_plot_shows_the_error_of_each_sample_and_names_the_three_worst_mo
     true = torch.tensor([-100.0, -50.0, -100.0, -76.0, -2.0], dtype=torch.float64)
     errors = torch.tensor([0.01, -0.03, 0.03, 0.001, 0.04], dtype=torch.float64)
     figure = plot_energies({"val": SplitEnergies(molecules, true + errors, true, true)}, "e_kin")
-    (axes,) = figure.axes
+    axes: Any = figure.axes[0]
     drawn = axes.collections[0].get_offsets()
     order = ["b", "c", "a", "d"]  # of their mean errors, -30, 1, 20 and 40 mHa
     np.testing.assert_allclose(drawn, [[order.index(m), 1000 * e] for m, e in zip(molecules, errors, strict=True)])
@@ -98,12 +100,13 @@ def test_energy_plot_shows_the_error_of_each_sample_and_names_the_three_worst_mo
 @pytest.mark.parametrize("rescaling", [True, False])
 def test_normalisation_plot_shows_spreads_of_coefficients_and_energies(dataset, labels, statistics, rescaling):
     normalizer = make_normalizer(statistics, labels.basis_info, rescaling=rescaling)
-    coefficients, energies = plot_normalization(statistics, normalizer, labels.basis_info).axes
+    axes: Any = plot_normalization(statistics, normalizer, labels.basis_info).axes
+    coefficients, energies = axes
     n = labels.basis_info.n_basis
     before = np.concatenate([c.get_offsets()[:, 1] for c in coefficients.collections[0::2]])
     after = np.concatenate([c.get_offsets()[:, 1] for c in coefficients.collections[1::2]])
-    values = [[] for _ in range(n)]
-    normalized = [[] for _ in range(n)]
+    values: list[list[float]] = [[] for _ in range(n)]
+    normalized: list[list[float]] = [[] for _ in range(n)]
     for sample in dataset:
         if sample.has_energy_label.item():
             new = normalizer.normalize(sample).coeffs
@@ -124,6 +127,7 @@ def test_data_without_coefficients_have_energies_alone():
     arrays = {f"constant/{name}/std": np.array(std) for name, std in stds.items()}
     arrays |= {f"constant/{name}/mean": np.array(0.0) for name in stds}
     arrays["constant/energy_minus_linear_ref/rms"] = np.array(0.0)
-    (energies,) = plot_normalization(DatasetStatistics.from_arrays(arrays), Normalizer(), None, "constant").axes
+    figure = plot_normalization(DatasetStatistics.from_arrays(arrays), Normalizer(), None, "constant")
+    energies: Any = figure.axes[0]
     assert [bar.get_width() for bar in energies.patches] == [500, 0]
     assert energies.get_xlim()[0] < 500 / 5  # no bar looks like nothing because the axis begins beside its end

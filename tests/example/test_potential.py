@@ -46,6 +46,11 @@ def composed(name: str, *overrides: str) -> Any:
         return compose(name, [*overrides])
 
 
+def clusters(n: int) -> list[Any]:
+    dataset = ASEDataset(labelled_clusters(n, 0))
+    return [dataset[i] for i in range(n)]
+
+
 def test_pairs_are_those_within_the_cutoff_of_one_molecule() -> None:
     rng = np.random.default_rng(0)
     pos, batch = torch.tensor(rng.uniform(0, 3, (9, 3))), torch.tensor([0] * 5 + [1] * 4)
@@ -72,7 +77,7 @@ def test_forces_are_the_negative_derivative_of_the_energy() -> None:
     torch.manual_seed(0)
     model = PotentialModule(8, 8, 1, 6).double().eval()
     model.normalizer = Normalizer(energy_scale=0.3, energy_field="energy", forces_field="forces", unit="eV")
-    samples = [model.normalizer.normalize(sample) for sample in ASEDataset(labelled_clusters(2, 0))]
+    samples = [model.normalizer.normalize(sample) for sample in clusters(2)]
     batch = Batch.from_data_list(samples)
     energy, forces = model.predict(batch)
     step, moved = 1e-5, batch.clone()
@@ -85,7 +90,7 @@ def test_forces_are_the_negative_derivative_of_the_energy() -> None:
 
 def test_errors_are_means_over_structures_and_components() -> None:
     normalizer = Normalizer(energy_field="energy", forces_field="forces", unit="eV")
-    samples = [normalizer.normalize(sample) for sample in ASEDataset(labelled_clusters(3, 0))]
+    samples = [normalizer.normalize(sample) for sample in clusters(3)]
     metric = EnergyForceErrors()
     for part in (samples[:1], samples[1:]):
         batch = Batch.from_data_list(part)

@@ -58,8 +58,8 @@ def test_baselines_are_what_they_say(samples, batches, normalizer):
     predictors = {"constant": constant_per_element(LinearReferences(references)), "ref": reference_only(normalizer)}
     rows = {row.predictor: row for row in evaluate(predictors, batches, normalizer, "val")}
 
-    errors = {"constant": [], "ref": []}
-    gradients = {"constant": [], "ref": []}
+    errors: dict[str, list[float]] = {"constant": [], "ref": []}
+    gradients: dict[str, list[float]] = {"constant": [], "ref": []}
     for sample in samples:
         if not sample.has_energy_label.item():
             continue

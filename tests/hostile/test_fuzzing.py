@@ -92,7 +92,7 @@ def of_the_library(path: Path) -> dict[str, Any]:
     with zarr.storage.ZipStore(path, mode="r") as store, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = zarr.open_group(store, mode="r", zarr_format=2, use_consolidated=False)
-        found = {name: np.asarray(root[key][...]) for name, key in ARRAYS.items()}
+        found: dict[str, Any] = {name: np.asarray(root[key][...]) for name, key in ARRAYS.items()}
         found["mol_id"] = str(np.asarray(root["geometry/mol_id"][...]).item())
     return found
 

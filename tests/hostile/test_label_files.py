@@ -156,7 +156,10 @@ def metadata(name: str, **values: Any) -> Spoil:
 
 
 def content(file: str, data: bytes | str) -> Spoil:
-    return lambda path: (path / file).write_bytes(data if isinstance(data, bytes) else data.encode())
+    def spoil(path: Path) -> None:
+        (path / file).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+    return spoil
 
 
 def every(*spoils: Spoil) -> Spoil:

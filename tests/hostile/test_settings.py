@@ -255,7 +255,7 @@ def test_settings(make: Callable[[], Any], words: str) -> None:
 @pytest.mark.parametrize("value", [-1.0, 1e-320, 1e-200, 1e200, float("nan"), float("inf")])
 def test_scales_that_make_lambda_infinite_or_zero(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"{name} = .*1e-100 \.\.\. 1e\+100.*config: data\.rescaling\.{name}"):
-        DimensionWiseRescaling(np.zeros(2), np.ones(2), np.ones(2), **{name: value})  # type: ignore[arg-type]
+        DimensionWiseRescaling(np.zeros(2), np.ones(2), np.ones(2), **{name: value})
 
 
 @pytest.mark.parametrize("weight", [-1, 1e200, 1e-200, float("nan"), float("inf"), 10**400, "1", None, True])

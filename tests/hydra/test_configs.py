@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -134,7 +135,7 @@ def test_every_value_is_the_default_of_what_it_configures(name: str) -> None:
             assert plain(value) == default or repr(list(value)) == repr(list(default)), (target, key)
 
 
-def targets(node: object) -> Iterator[DictConfig]:
+def targets(node: Any) -> Iterator[DictConfig]:
     """Yields the nodes below, and itself, that have a ``_target_``."""
     if isinstance(node, DictConfig):
         if "_target_" in node:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -112,7 +113,7 @@ def train(app: Path, python: Path, cache: Path) -> Callable[..., Process]:
     return call
 
 
-def search_path(output: str) -> list[tuple[str, ...]]:
+def search_path(output: str) -> list[Any]:
     rows = [line.strip("| \n").split("|") for line in output.splitlines() if line.startswith("|")]
     return [tuple(cell.strip() for cell in row) for row in rows[1:]]
 
@@ -143,7 +144,7 @@ def test_wheel_adds_its_folder_after_the_applications_own(train: Callable[..., P
 def test_editable_install_uses_the_checkouts_configs(app: Path, tmp_path: Path) -> None:
     executable = new_environment(tmp_path / "env")
     pip_install(executable, "--editable", ROOT)
-    rows = dict(search_path(run(executable, "train.py", "--info", "searchpath", cwd=app).stdout))
+    rows: dict[str, str] = dict(search_path(run(executable, "train.py", "--info", "searchpath", cwd=app).stdout))
     assert rows["ofdft_norm"] == f"ofdft-norm://{ROOT / 'configs'}"
 
 

@@ -68,7 +68,7 @@ def raw_gradient(model: Any, sample: OFData, pre_transforms: list[Any]) -> torch
     """Differentiates the predicted energy with respect to coefficients of the density basis, through every step."""
     raw = sample.clone()
     raw.coeffs.requires_grad_()
-    batch = model.normalizer.normalize(composed(pre_transforms)(raw.clone()))  # type: ignore[misc]
+    batch = model.normalizer.normalize(composed(pre_transforms)(raw.clone()))
     energy = model.normalizer.denormalize_energy(model.double().network(batch, batch.coeffs), batch)
     (gradient,) = torch.autograd.grad(energy.sum(), raw.coeffs)
     return gradient

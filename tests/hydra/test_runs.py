@@ -63,5 +63,5 @@ def test_a_resumed_run_records_the_fingerprint_of_its_checkpoint(tmp_path: Path)
 
 
 def test_only_rank_0_writes(tmp_path: Path) -> None:
-    RunRecord({}, tmp_path / "run").on_train_start(SimpleNamespace(is_global_zero=False), Any)  # type: ignore[arg-type]
+    RunRecord({}, tmp_path / "run").on_train_start(SimpleNamespace(is_global_zero=False), Any)
     assert not (tmp_path / "run").exists()

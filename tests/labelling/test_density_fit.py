@@ -63,7 +63,7 @@ def test_least_squares_fit_is_near_the_kohn_sham_energies_and_loses_electrons(
         )
     assert errors[1] < 0.5 * errors[0] < 5e-3
     with pytest.raises(LabellingError, match=r"density_fit: got 'exact', expected one of .*least_squares"):
-        fit_densities(trajectory, basis, "exact")  # type: ignore[arg-type]
+        fit_densities(trajectory, basis, "exact")
 
 
 def test_fitted_density_agrees_with_the_orbitals_on_the_grid(

@@ -50,7 +50,7 @@ def test_natural_reparametrization_keeps_products_and_makes_the_overlap_one(
 
 def test_settings_are_validated() -> None:
     with pytest.raises(LabellingError, match="density_fit: got 'free'"):
-        LabelSettings(density_fit="free")  # type: ignore[arg-type]
+        LabelSettings(density_fit="free")
     with pytest.raises(LabellingError, match="grad_kinetic"):
         LabelSettings(targets=("grad_kinetic",))
     with pytest.raises(KohnShamError, match="min_labelled 9 and max_iterations 3"):

@@ -145,7 +145,7 @@ def test_a_checkpoint_holds_the_normalizer_once(setting: Any, tmp_path: Path, we
 
 
 def test_a_model_that_reads_checkpoints_in_its_own_way_keeps_an_entry(setting: Any, tmp_path: Path) -> None:
-    class OwnReader(setting.tiny_model):  # type: ignore[name-defined, misc]
+    class OwnReader(setting.tiny_model):
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             """As many do: without a call of the base class's."""
 
@@ -164,7 +164,9 @@ def test_a_model_that_gets_the_mixin_later_finds_the_normalizer(setting: Any, tm
         def __init__(self, n_basis: int = 361) -> None:
             super().__init__()
             self.weights = torch.nn.Parameter(torch.zeros(n_basis))
-            self.learning_rate, self.losses, self.dtypes = 0.1, [], set()
+            self.learning_rate = 0.1
+            self.losses: list[Any] = []
+            self.dtypes: set[Any] = set()
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             """Nothing to see."""

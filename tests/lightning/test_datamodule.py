@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor
 
 from ofdft_norm import OFDFTDataModule
@@ -92,7 +92,7 @@ def test_two_data_modules_in_one_process_share_nothing(setting: Any) -> None:
     assert second.normalizer.reference is None
     second.normalizer.energy_scale.fill_(5.0)
     second.batch_size = 3
-    second.settings = None  # type: ignore[assignment]
+    second.settings = None
     third = setting.datamodule()
     third.setup("fit")
     for other in (first, third):

@@ -350,7 +350,8 @@ def test_atomic_numbers_are_read_from_the_field_that_is_named() -> None:
     datamodule.setup("fit")
     expected = least_squares([changed(m, z=m.species) for m in data])[0]
     np.testing.assert_allclose(datamodule.normalizer.reference.element_references[list(REFERENCES)], expected)
-    energies = [datamodule.normalizer.denormalize_energy(s.y.double(), s) for s in datamodule.datasets["train"]]
+    train: Any = datamodule.datasets["train"]
+    energies = [datamodule.normalizer.denormalize_energy(s.y.double(), s) for s in train]
     torch.testing.assert_close(torch.cat(energies), torch.cat([m.y for m in data]))
 
 

@@ -264,4 +264,4 @@ def test_in_a_network_of_low_precision_all_is_computed_in_float64(
     assert torch.equal(rescaling(data_sample=sample), found[0])
     assert rescaling.unscale_coeffs(found[0], sample).dtype == torch.float64
     with pytest.raises(ConfigError, match=r"output_dtype = 'float32': expected a torch.dtype or 'input'"):
-        DimensionWiseRescaling(*values, output_dtype="float32")  # type: ignore[arg-type]
+        DimensionWiseRescaling(*values, output_dtype="float32")

@@ -53,4 +53,4 @@ def test_raw_and_normalised_batches(some_samples: Any, make_batch: Any, drawn: s
 def test_statistics_without_a_range_say_nothing(basis_info: BasisInfo) -> None:
     statistics = DatasetStatistics.from_arrays({f"{KEY}/coeffs/mean": np.zeros(3)})
     assert TrainingRange.from_dataset_statistics(statistics, basis_info) is None
-    assert Normalizer().range_excess(torch.nn.Identity()) is None  # type: ignore[arg-type]
+    assert Normalizer().range_excess(torch.nn.Identity()) is None

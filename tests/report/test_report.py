@@ -35,7 +35,7 @@ MEASURE = """<script>document.body.dataset.measured = JSON.stringify({
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run's folder, as training leaves it."""
-    setting = LabelledMolecules(tmp_path_factory.mktemp("run"))
+    setting: Any = LabelledMolecules(tmp_path_factory.mktemp("run"))
     datamodule, model = setting.datamodule(), DensityModule(width=8, rank=2, n_layers=1, n_radial=4)
     trainer = setting.trainer(inference_mode=False)
     trainer.fit(model, datamodule=datamodule)

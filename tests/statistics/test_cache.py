@@ -30,6 +30,7 @@ from ofdft_norm import (
 )
 from ofdft_norm.config import LabelFiles, SplitConfig, StatisticsConfig
 from ofdft_norm.data import file_states as states
+from ofdft_norm.data import label_files
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics import cache
 from ofdft_norm.statistics.cache import dataset_fingerprint, default_cache_dir
@@ -161,7 +162,7 @@ def test_a_transform_that_cannot_be_recognised_is_never_trusted_and_the_log_says
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
-        changed = datamodule(folder, pre_transforms=[ProjectGradient(), Scaled(threading.Lock())])  # type: ignore[arg-type]
+        changed = datamodule(folder, pre_transforms=[ProjectGradient(), Scaled(threading.Lock())])
         with pytest.raises(TypeError):  # nothing can be multiplied by a lock: the fit was begun
             changed.setup("fit")
     assert not (folder / "cache").exists()
@@ -482,7 +483,7 @@ def test_counts_of_iterations_are_remembered_until_a_file_changes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    read = states.read_n_scf_iterations
+    read = label_files.read_n_scf_iterations
 
     def counting(path: Any) -> int:
         opened.append(Path(path).name)
@@ -510,7 +511,8 @@ def kill_writes(folder: Path) -> dict[str, list[int]]:
     Returns:
         The exit status of each killed process, and the numbers of complete and of other entries that they left.
     """
-    cache, found = folder / "cache", {"statuses": [], "complete": [], "other": []}
+    cache = folder / "cache"
+    found: dict[str, list[int]] = {"statuses": [], "complete": [], "other": []}
     save_to = DatasetStatistics.save_to
 
     def kill_before_writing(self: DatasetStatistics, path: Path, overwrite: bool = False) -> None:

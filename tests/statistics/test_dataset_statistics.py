@@ -69,7 +69,7 @@ def kill_overwriting(folder: Path, how: str, at_once: bool) -> tuple[list[int], 
         Their exit status, and what a reader finds afterwards.
     """
     if not at_once:  # as on file systems that cannot exchange two names
-        files._exchanged = lambda first, second: False  # type: ignore[assignment]
+        files._exchanged = lambda first, second: False
     path = folder / "s.zarr"
     new = DatasetStatistics.from_arrays({**some_statistics().to_arrays(), "constant/n_samples": np.array([4, 5])})
 

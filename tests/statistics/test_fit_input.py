@@ -118,7 +118,8 @@ def test_weigher_that_chooses_unlabelled_samples_only(basis_info: BasisInfo, scf
 
 
 def test_empty_training_split(basis_info: BasisInfo) -> None:
-    for dataset in ([], DataLoader([], follow_batch=["coeffs"]), OFDataset([], basis_info)):
+    nothing: list[Any] = [[], DataLoader([], follow_batch=["coeffs"]), OFDataset([], basis_info)]
+    for dataset in nothing:
         with pytest.raises(StatisticsError, match=r"training split.*config: data\.split"):
             fit_quietly(dataset, basis_info, [ConstantSampleWeigher()])
 

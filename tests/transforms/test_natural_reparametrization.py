@@ -31,7 +31,7 @@ def test_the_samples_own_overlap_is_used_and_becomes_the_unit_matrix(seed: int, 
     overlap = random_overlap(seed, n)
     sample.overlap_matrix = torch.tensor(overlap)
     for kind in ("symmetric", "canonical"):
-        transform = NaturalReparametrization(kind)  # type: ignore[arg-type]
+        transform = NaturalReparametrization(kind)
         matrix, inverse = (t.numpy() for t in transform.matrix(sample))
         np.testing.assert_allclose(matrix.T @ matrix, overlap, atol=1e-12)  # M M^T = S
         np.testing.assert_allclose(inverse.T @ overlap @ inverse, np.eye(n), atol=1e-10)
@@ -85,7 +85,7 @@ def test_small_eigenvalues_are_refused_with_the_molecule_and_the_value(make_mole
     with pytest.raises(BasisError, match=r"is -1\.00e\+00"):
         natural_coordinates(indefinite)
     with pytest.raises(ConfigError, match="orthogonalization = 'lowdin'"):
-        NaturalReparametrization("lowdin")  # type: ignore[arg-type]
+        NaturalReparametrization("lowdin")
     with pytest.raises(ConfigError, match="min_eigenvalue = -1"):
         NaturalReparametrization(min_eigenvalue=-1)
 
