@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def lowest_versions(pyproject: Path) -> list[str]:
-    """Returns `name==version` for each lower bound of the dependencies and of what the tests need."""
+    """Returns `name==version` for each lower bound of the dependencies and of every extra that users install."""
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = project["optional-dependencies"]
-    bounds = [*project["dependencies"], *extras["labels"], *extras["ase"], *extras["test"]]
+    bounds = [*project["dependencies"], *extras["labels"], *extras["ase"], *extras["docs"], *extras["test"]]
     return [bound.replace(">=", "==") for bound in dict.fromkeys(bounds) if not bound.startswith(project["name"])]
 
 
