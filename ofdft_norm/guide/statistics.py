@@ -1,0 +1,4 @@
+"""References and statistics: what is fitted, kept, and printed.
+
+.. include:: statistics.md
+"""
