@@ -20,7 +20,6 @@ TESTED_IN = {
     "data/joined_batch": "data/test_of_dataset",
     "data/label_source": "hostile/test_split",
     "data/lazy_datasets": "lightning/test_datamodule",
-    "data/loader": "lightning/test_wrapped_data",
     "data/molecule_names": "hostile/test_split",
     "data/packed_files": "data/test_packed_writer",
     "data/plain_files": "hostile/test_settings",

@@ -13,6 +13,7 @@ from torch_geometric.loader import DataLoader
 
 from ofdft_norm import BasisInfo, OFData, OFDataset, ProjectGradient
 from ofdft_norm.errors import BasisError, BatchError, ConfigError, LabelFileError
+from tests import processes
 
 
 def add_norm(sample: OFData) -> OFData:
@@ -136,11 +137,12 @@ def test_the_transform_is_applied_once_to_each_sample(paths: list[Path], basis_i
     assert float(projected[1].gradient_label @ projected[1].dual_basis_integrals) == pytest.approx(0, abs=1e-12)
 
 
-# a spawned worker imports torch anew, which takes seconds: one of them is enough
-@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+# a server's processes get what spawned ones get, pickled
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("forkserver", 1)])
 def test_loader_workers_give_the_same_batches(
     context: str, workers: int, paths: list[Path], basis_info: Any, make_batch: Any, assert_same_fields: Any
 ) -> None:
+    processes.context()
     dataset = OFDataset(paths, basis_info, transform=ProjectGradient())
     loader = DataLoader(
         dataset, batch_size=5, num_workers=workers, multiprocessing_context=context, follow_batch=["coeffs"]

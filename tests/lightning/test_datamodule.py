@@ -19,7 +19,6 @@ from ofdft_norm.config import LoaderConfig, SplitConfig
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
 from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
 from ofdft_norm.normalization.transforms import NormalizeTransform
-from tests import processes
 
 LOADERS = {
     "fit": ("train_dataloader", "val_dataloader"),
@@ -157,24 +156,6 @@ def test_dtypes_can_be_set_against_the_precision(setting: Any) -> None:
     for name in ("dtype", "apply", "predict_on", "unseen_elements"):
         with pytest.raises(ConfigError, match=rf"data\.{name} = 'nothing': should be '"):
             setting.datamodule(**{name: "nothing"})
-
-
-@pytest.mark.parametrize("context", ["fork", "forkserver"])  # a server's processes get what spawned ones get, pickled
-def test_workers_yield_the_same_batches(setting: Any, context: str) -> None:
-    processes.context()
-    plain = setting.datamodule(loader={"shuffle": False})
-    workers = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": context, "shuffle": False}
-    datamodule = setting.datamodule(loader=workers)
-    datamodule.setup("fit")
-    loader = datamodule.train_dataloader()
-    assert loader.persistent_workers
-    expected = list(plain.train_dataloader())
-    for _ in range(2):
-        batches = list(loader)
-        assert len(batches) == len(expected)
-        for a, b in zip(batches, expected, strict=True):
-            assert_equal_batches(a, b)
-    del loader
 
 
 def test_a_worker_that_dies_during_a_step_tells_what_it_was_at_work_on(setting: Any, tiny_model: Any) -> None:
