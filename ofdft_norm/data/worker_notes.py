@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,9 @@ from ofdft_norm.errors import OFDFTNormError
 TOLD = 10
 # Bytes of a worker's note; a longer one is cut.
 _LENGTH = 4096
+# A killed worker's sockets close before the system tells of its death, which torch then raises wherever its process is:
+# within so many seconds.
+_DEATH = 1.0
 # How torch says that workers are gone.
 _GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
@@ -130,6 +134,13 @@ def _naming(batches: Iterator[Any]) -> Iterator[Any]:
         yield from batches
     except RuntimeError as error:
         name_work_of_dead_workers(error)
+        raise
+    except (ConnectionError, EOFError) as error:
+        try:
+            time.sleep(_DEATH)
+        except RuntimeError as death:
+            name_work_of_dead_workers(death)
+            raise death from error
         raise
 
 

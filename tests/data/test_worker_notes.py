@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch.utils.data import Subset, _utils, dataloader
 
 from ofdft_norm import OFDataset
+from ofdft_norm.data import worker_notes
 from ofdft_norm.data.packed_dataset import PackedDataset
 from ofdft_norm.data.packed_writer import PackingPlan, pack_labels
 from ofdft_norm.data.transformed_dataset import CopyThen, JoinSamples, TransformedDataset
@@ -109,14 +112,45 @@ def test_a_file_that_kills_its_reader_is_told(paths: Any, basis_info: Any, monke
     assert f"was at work on {paths[0]}, or had been last; " in message
 
 
+class FailsLater(FailsAt):
+    """Kills its process when it sees a sample for the second time."""
+
+    def __init__(self) -> None:
+        super().__init__(kill=True)
+        self.seen = 0
+
+    def __call__(self, sample: Any) -> Any:
+        self.seen += 1
+        return super().__call__(sample) if self.seen > 12 else sample
+
+
 def test_persistent_workers_are_known_in_later_epochs(paths: Any, basis_info: Any) -> None:
-    found = loader(OFDataset(paths, basis_info), batch_size=1, num_workers=2, persistent_workers=True)
-    assert len(list(found)) == len(list(found)) == len(found) == 12
-    batches = iter(found)
-    next(batches)
-    os.kill(int(bytes(found.notes()[1]).split()[0]), signal.SIGKILL)
-    message = message_of(iter(lambda: next(batches), None))
-    assert " was at work on " in message
+    dataset = OFDataset(paths, basis_info, transform=FailsLater())
+    found = loader(dataset, batch_size=12, num_workers=1, persistent_workers=True)
+    assert len(list(found)) == len(found) == 1
+    assert f"was at work on {RAISED}, or had been last; " in message_of(found)
+
+
+def test_a_connection_that_a_dying_worker_closes_is_told_as_its_death(
+    paths: Any, basis_info: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = loader(OFDataset(paths, basis_info), num_workers=1, persistent_workers=True)
+    assert len(list(found)) == 2
+    pid = bytes(found.notes()[0]).split()[0].decode()
+
+    def lost() -> Iterator[None]:
+        yield from ()
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    def hears_of_the_death(_: float) -> None:
+        raise RuntimeError(f"DataLoader worker (pid {pid}) is killed by signal: Killed.")
+
+    monkeypatch.setattr(worker_notes, "time", SimpleNamespace(sleep=hears_of_the_death))
+    assert f"worker {pid} was at work on " in message_of(worker_notes._naming(lost()))
+    monkeypatch.setattr(worker_notes, "time", SimpleNamespace(sleep=lambda _: None))
+    with pytest.raises(ConnectionResetError) as raised:  # somebody else's connection
+        list(worker_notes._naming(lost()))
+    assert not hasattr(raised.value, "__notes__")
 
 
 def test_the_loaders_own_worker_init_fn_is_called(paths: Any, basis_info: Any, tmp_path: Path) -> None:
