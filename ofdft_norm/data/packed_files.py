@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +89,22 @@ class GrowingArrays:
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
+
+    def molecules(self, *names: str) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+        """Yields the entries of some arrays, molecule by molecule, that an earlier run has packed.
+
+        Args:
+            names: Names of arrays, none of them offsets.
+        """
+        if not self.done.n_molecules:
+            return iter(())
+        ends = [self._read(f"{self.specs[name].counts}_offsets")[1:-1] for name in names]
+        return zip(*(np.split(self._read(name), end) for name, end in zip(names, ends, strict=True)), strict=True)
+
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        spec, n = self.specs[name], self.done.lengths[name]
+        values = np.fromfile(self.work / f"{name}.npy", spec.dtype, n * math.prod(spec.entry_shape), offset=_HEADER)
+        return values.reshape(n, *spec.entry_shape)
 
     def append_molecule(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
         """Appends a molecule's entries of all arrays but the offsets, which follow from them.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -40,6 +41,8 @@ _LOCK = "lock"
 _BYTES_BETWEEN = 2**28
 # Fields that are the same for all SCF iterations of a molecule.
 _CONSTANT = ("pos", "atomic_numbers", "dual_basis_integrals", "ground_state_coeffs")
+# What a molecule's name stands for.
+_GEOMETRY = ("mol_ids", "pos", "atomic_numbers")
 # What is stored of a sample, and what follows from it.
 _STORED = {*_CONSTANT, "coeffs", "gradient_label", "energy_label", "has_energy_label", "mol_id", "scf_iteration"}
 _KNOWN = _STORED | {
@@ -101,10 +104,15 @@ class PackingPlan:
         return batches, labels.p_order
 
     @cached_property
+    def first(self) -> tuple[str, POrder | None]:
+        """Coordinates of the first molecule's vectors and dual vectors, and the p order that its file states."""
+        batches, p_order = self.read(self.paths[0])
+        return str(batches[self.targets[0]].coordinates[0]), p_order
+
+    @property
     def coordinates(self) -> str:
         """What vectors and dual vectors of the first molecule are given in; the others' must be given in the same."""
-        batches, _ = self.read(self.paths[0])
-        return str(batches[self.targets[0]].coordinates[0])
+        return self.first[0]
 
     def description(self) -> dict[str, Any]:
         """Returns what the set is, in plain types."""
@@ -177,7 +185,10 @@ def _pack(plan: PackingPlan, work: Path, workers: int, progress: bool, command: 
         loader = NamingDataLoader(
             _Molecules(plan), batch_size=None, sampler=missing, num_workers=workers, collate_fn=_unchanged
         )
-        check_p_order, molecule_names = POrderCheck(plan.basis_info.p_order), MoleculeNames()
+        check_p_order, check_name = POrderCheck(plan.basis_info.p_order), MoleculeNames().check
+        check_p_order(plan.paths[0], plan.first[1])
+        for path, (name, pos, elements) in zip(plan.paths, arrays.molecules(*_GEOMETRY), strict=False):
+            check_name(path, _text(name), pos, elements.astype(np.int64))
         shown = tqdm(loader, "packing", len(plan.paths), initial=missing.start, unit=" molecules", disable=not progress)
         for molecule in shown:
             if isinstance(molecule, Exception):
@@ -186,15 +197,15 @@ def _pack(plan: PackingPlan, work: Path, workers: int, progress: bool, command: 
             values, p_order = molecule
             path, entries = plan.paths[arrays.done.n_molecules], {name: t.numpy() for name, t in values.items()}
             check_p_order(path, p_order)
-            name = entries["mol_ids"].tobytes().decode()
-            molecule_names.check(path, name, entries["pos"], entries["atomic_numbers"])
+            name, pos, elements = (entries[field] for field in _GEOMETRY)
+            check_name(path, _text(name), pos, elements)
             arrays.append_molecule(entries)
             if arrays.unsaved > _BYTES_BETWEEN:
                 arrays.save()
         arrays.write_headers()
         write_meta(plan, arrays, command)
-    for name in (PROGRESS, _LOCK):
-        (work / name).unlink()
+    for file in (PROGRESS, _LOCK):
+        (work / file).unlink()
 
 
 def write_meta(plan: PackingPlan, arrays: GrowingArrays, command: str | None) -> None:
@@ -289,6 +300,10 @@ def molecule_arrays(path: Path, batches: Mapping[str, OFData]) -> dict[str, torc
 
 def _bytes(text: str) -> torch.Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def _text(content: npt.NDArray[np.uint8]) -> str:
+    return content.tobytes().decode()
 
 
 def verify_packed(plan: PackingPlan, output: str | Path, every: int = 100) -> int:

@@ -161,11 +161,34 @@ def test_two_packers_of_one_set_do_not_meet(paths: list[Path], basis_info: Any, 
         pack_labels(PackingPlan(paths, basis_info), tmp_path / "packed", progress=False)
 
 
-def test_two_geometries_of_one_name_are_not_packed(labels: Any, basis_info: Any, tmp_path: Path) -> None:
-    plan = PackingPlan([labels.write("water.zarr"), labels.write("water.zarr.zip")], basis_info)
-    with pytest.raises(
-        LabelFileError, match=r"water\.zarr\.zip: molecule 'water' has another geometry than .*water\.zarr"
-    ):
+@pytest.fixture(params=["at once", "gone on with"])
+def begun(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Packs all molecules of a plan but the last one, and is killed; or does nothing."""
+
+    def begin(plan: PackingPlan) -> None:
+        if request.param == "at once":
+            return
+        read = PackingPlan.read
+
+        def killed(self: PackingPlan, path: Path) -> Any:
+            if path == plan.paths[-1]:
+                raise Killed
+            return read(self, path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(packed_writer, "_BYTES_BETWEEN", -1)
+            patched.setattr(PackingPlan, "read", killed)
+            with pytest.raises(Killed):
+                pack_labels(plan, tmp_path / "packed", progress=False)
+
+    return begin
+
+
+def test_two_geometries_of_one_name_are_not_packed(labels: Any, basis_info: Any, tmp_path: Path, begun: Any) -> None:
+    plan = PackingPlan([*labels.write_several(), labels.write("water.zarr")], basis_info)
+    begun(plan)
+    message = r"water\.zarr: molecule 'water' has another geometry than .*water\.zarr\.zip"
+    with pytest.raises(LabelFileError, match=message):
         pack_labels(plan, tmp_path / "packed", progress=False)
     assert not (tmp_path / "packed").exists()
 
@@ -205,11 +228,15 @@ def test_a_plan_that_cannot_be_is_refused(settings: dict[str, Any], message: str
         PackingPlan(**({"paths": [Path("1.zarr")], "basis_info": basis_info} | settings))
 
 
-def test_files_of_two_p_orders_are_not_packed_together(labels: Any, basis_info: Any, tmp_path: Path) -> None:
+def test_files_of_two_p_orders_are_not_packed_together(
+    labels: Any, basis_info: Any, tmp_path: Path, begun: Any
+) -> None:
     first, second = labels.write("a.zarr"), labels.write("b.zarr")
     (second / ".zattrs").write_text(json.dumps({"p_order": "yzx"}))
+    plan = PackingPlan([first, *labels.write_several()[1:], second], basis_info)
+    begun(plan)
     with pytest.raises(LabelFileError, match=r"b\.zarr: its p functions stand in the order 'yzx'"):
-        pack_labels(PackingPlan([first, second], basis_info), tmp_path / "packed", progress=False)
+        pack_labels(plan, tmp_path / "packed", progress=False)
 
 
 def test_verification_finds_what_differs(paths: list[Path], basis_info: Any, tmp_path: Path, labels: Any) -> None:
