@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class PackedLabels(LabelFiles):
         """
         folders: list[Path] = []
         for pattern in [self.paths] if isinstance(self.paths, str) else list(self.paths):
-            found = sorted(Path(match) for match in glob.glob(str(Path(pattern).expanduser())))
+            # absolute: a checkpoint's split has absolute paths
+            found = sorted(Path(os.path.abspath(match)) for match in glob.glob(str(Path(pattern).expanduser())))
             packed = [folder for folder in found if (folder / META).is_file()]
             if not packed:
                 raise ConfigError(

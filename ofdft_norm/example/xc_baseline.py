@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from torch_geometric.data import Data
 
 from ofdft_norm.config import LabelFiles
 from ofdft_norm.data.of_data import molecule_index
-from ofdft_norm.data.of_dataset import OFDataset
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import LabelFileError
 from ofdft_norm.normalization.normalizer import Normalizer
@@ -83,23 +83,22 @@ def _features(batch: Data, xc_energies: XCEnergies, n_types: int) -> Tensor:
 
 
 def read_xc_energies(datamodule: OFDFTDataModule) -> XCEnergies | None:
-    """Reads the exchange-correlation energy of every labelled sample of a source of label files.
+    """Reads the exchange-correlation energy of every labelled sample of a source of label files, packed or not.
 
     Args:
         datamodule: The data module whose source is read.
 
     Returns:
-        The energies; None where the source has no label files, more than `MAX_FILES`, or files without them.
+        The energies; None where the source has no label files, more than `MAX_FILES`, or labels without them.
     """
     source = datamodule.source
     if not isinstance(source, LabelFiles):
         return None
-    files = source.label_files()
-    if len(files) > MAX_FILES:
+    if len(source.label_files()) > MAX_FILES:
         return None
-    samples = OFDataset(files, source.basis(), XC_KEY, source.gradient_key)
     factor = conversion(source.unit, datamodule.unit)
     try:
+        samples = replace(source, energy_key=XC_KEY).everything(None)
         labelled = [s for s in samples if bool(s.has_energy_label)]
         return {(s.mol_id, int(s.scf_iteration)): factor * float(s.energy_label) for s in labelled}
     except LabelFileError as error:

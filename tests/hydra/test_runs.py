@@ -9,18 +9,27 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from ofdft_norm import BasisInfo
+from ofdft_norm.data.embedded_data import EMBEDDED_DATA
+from ofdft_norm.data.packed_writer import PackingPlan, pack_labels
 from ofdft_norm.example.run_record import CHECKPOINT_KEY, RunRecord
 from ofdft_norm.version import package_version
-from tests.processes import as_torchrun, run_script
+from tests.hydra.conftest import SPLIT
+from tests.processes import as_torchrun, in_new_process, run_script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train.py"
 
 
+def run(folder: Path, *overrides: str) -> str:
+    """Trains; returns what is printed."""
+    warnings.simplefilter("ignore")
+    return run_script(SCRIPT, *overrides, folder=folder)
+
+
 def train(folder: Path, *overrides: str) -> int:
     """Trains; returns the number of processes that did."""
-    warnings.simplefilter("ignore")
-    run_script(SCRIPT, *overrides, folder=folder)
+    run(folder, *overrides)
     return dist.get_world_size()
 
 
@@ -65,3 +74,16 @@ def test_a_resumed_run_records_the_fingerprint_of_its_checkpoint(tmp_path: Path)
 def test_only_rank_0_writes(tmp_path: Path) -> None:
     RunRecord({}, tmp_path / "run").on_train_start(SimpleNamespace(is_global_zero=False), Any)
     assert not (tmp_path / "run").exists()
+
+
+def test_packed_labels_are_trained_and_tested_on_below_the_folder_of_the_start(
+    tmp_path: Path, small_run: tuple[str, ...]
+) -> None:
+    overrides = [override for override in small_run if not override.startswith(("data.source.", "data/source"))]
+    paths = [EMBEDDED_DATA / "labels" / name for names in SPLIT.values() for name in (f"{n}.zarr.zip" for n in names)]
+    basis_info = BasisInfo.from_json(EMBEDDED_DATA / "basis_info.json")
+    pack_labels(PackingPlan(paths, basis_info), tmp_path / "packed", progress=False)
+    packed = ("data/source=packed", "data.source.paths=packed", "trainer.max_epochs=1")
+    printed = in_new_process(run, tmp_path, *overrides, *packed, f"hydra.run.dir={tmp_path / 'run'}")
+    assert f"run folder: {tmp_path / 'run'}" in printed
+    assert (tmp_path / "run" / "results.csv").exists()
