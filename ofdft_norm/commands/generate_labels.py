@@ -25,7 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     kohn_sham, labels, limits = KohnShamSettings(), LabelSettings(), CheckTolerances()
     parser = argparse.ArgumentParser(
         description="Makes energies and gradients of expanded densities along Kohn-Sham iterations, one "
-        "label file for each molecule. Interrupted runs continue; exits with 1 if a molecule fails its checks.",
+        "label file for each molecule. Interrupted runs continue; molecules of other files are added to those that the "
+        "output has, if all settings are the same. Exits with 1 if a molecule fails its checks.",
         epilog="Molecules are neutral and closed-shell. Elements: all of which PySCF has the orbital basis with all "
         "electrons, H to Ar with 6-31G(2df,p); the density basis follows from the orbital basis. Heavier ones need "
         "another --basis. A data set has one basis: all its labels are made with equal --basis and --beta.",

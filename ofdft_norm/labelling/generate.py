@@ -24,6 +24,7 @@ from ofdft_norm.errors import OFDFTNormError
 from ofdft_norm.labelling.checks import CheckReport, CheckTolerances, check_labels
 from ofdft_norm.labelling.errors import LabellingError
 from ofdft_norm.labelling.geometries import Geometry
+from ofdft_norm.labelling.kohn_sham import check_functional
 from ofdft_norm.labelling.labels import LabelSettings, make_labels
 from ofdft_norm.labelling.provenance import merge_irreps, write_basis_info, write_checksums, write_provenance
 
@@ -97,10 +98,11 @@ def generate(
     progress: bool = True,
     shard: str = "1/1",
 ) -> GenerationResult:
-    """Makes the label set of several molecules.
+    """Makes the label set of several molecules, or adds them to one.
 
     Molecules whose file is there and complete, with the same geometry and settings, are skipped, so that an
-    interrupted run continues where it was. A molecule that fails costs nothing but itself.
+    interrupted run continues where it was. A molecule that fails costs nothing but itself. Other molecules that the
+    folder holds, of the same settings, stay part of the set.
 
     Args:
         geometries: The molecules.
@@ -116,23 +118,28 @@ def generate(
             last run over all finds their labels and writes the files beside them.
 
     Returns:
-        Reports and failures. With failures the set is complete but for the failed molecules.
+        Reports and failures, of other molecules in the folder, too, unless this is a shard. With failures the set is
+        complete but for the failed molecules.
 
     Raises:
-        LabellingError: If `workers` is not positive, `shard` is no share, or a file of other settings is in the way.
+        LabellingError: If `workers` is not positive, `shard` is no share, the functional is none that labels can be
+            made with, or the folder holds a file of other settings.
     """
     if workers < 1:
         raise LabellingError(f"workers: got {workers}, expected at least 1")
     geometries, n_shards = _shard(geometries, shard)
     settings, folder = settings or LabelSettings(), Path(output)
     tolerances = tolerances or CheckTolerances.of(settings.density_fit)
+    check_functional(settings.kohn_sham.xc)
     paths = {geometry.mol_id: folder / LABEL_FOLDER / f"{geometry.mol_id}{SUFFIX}" for geometry in geometries}
-    result = GenerationResult()
-    result.skipped = [g.mol_id for g in geometries if _is_complete(paths[g.mol_id], g, settings)]
-    missing = [g for g in geometries if g.mol_id not in result.skipped]
+    others = _others(folder, paths, settings) if n_shards == 1 else {}
+    complete = {g.mol_id for g in geometries if _is_complete(paths[g.mol_id], g, settings)}
+    paths |= others
+    result = GenerationResult(skipped=[mol_id for mol_id in paths if mol_id in complete or mol_id in others])
+    missing = [g for g in geometries if g.mol_id not in complete]
     # The largest first, so that no worker is left with one at the end.
     missing.sort(key=lambda g: -g.n_electrons)
-    with tqdm(total=len(geometries), initial=len(result.skipped), desc="labels", disable=not progress) as bar:
+    with tqdm(total=len(geometries), initial=len(complete), desc="labels", disable=not progress) as bar:
         for mol_id, failure in _label_all(missing, paths, settings, tolerances, workers):
             if failure:
                 result.failures[mol_id] = failure
@@ -205,12 +212,7 @@ def _is_complete(path: Path, geometry: Geometry, settings: LabelSettings) -> boo
     if not path.exists():
         return False
     attributes, numbers, positions = _read(path)
-    expected, found = _plain(asdict(settings)), attributes.get("settings")
-    if found != expected:
-        raise LabellingError(
-            f"{path}: was made with other settings ({found}, expected {expected}); "
-            "give another --output, or delete the file"
-        )
+    _check_settings(path, attributes, settings)
     if positions.shape != geometry.positions.shape or not (
         np.array_equal(numbers, geometry.atomic_numbers) and np.allclose(positions, geometry.positions, atol=1e-9)
     ):
@@ -218,6 +220,37 @@ def _is_complete(path: Path, geometry: Geometry, settings: LabelSettings) -> boo
             f"{path}: holds another geometry of {geometry.mol_id!r}; give another --output, or delete the file"
         )
     return True
+
+
+def _others(folder: Path, paths: Mapping[str, Path], settings: LabelSettings) -> dict[str, Path]:
+    """Returns the label files of the folder that are none of the given molecules', checked for their settings."""
+    found = {path.name.removesuffix(SUFFIX): path for path in sorted((folder / LABEL_FOLDER).glob(f"*{SUFFIX}"))}
+    others = {mol_id: path for mol_id, path in found.items() if mol_id not in paths}
+    for path in others.values():
+        _check_settings(path, _read(path)[0], settings)
+    return others
+
+
+def _check_settings(path: Path, attributes: Mapping[str, Any], settings: LabelSettings) -> None:
+    expected, found = _flat(_plain(asdict(settings))), _flat(attributes.get("settings") or {})
+    differing = [
+        f"{name}: {found.get(name)!r}, expected {expected.get(name)!r}"
+        for name in sorted(expected.keys() | found.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    if differing:
+        raise LabellingError(
+            f"{path}: was made with other settings ({'; '.join(differing)}), and a label set has one kind; give "
+            "another --output, or delete the file"
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _read_reports(paths: Mapping[str, Path], result: GenerationResult) -> list[dict[int, str]]:

@@ -119,6 +119,30 @@ def build_molecule(geometry: Geometry, basis: str) -> Any:
         ) from error
 
 
+def check_functional(xc: str) -> None:
+    """Refuses functionals whose energy is more than one of the density and its gradient.
+
+    Exact exchange and the kinetic energy density belong to orbitals: labels made with them would hold in the kinetic
+    energy what they lack elsewhere.
+
+    Args:
+        xc: The functional, in PySCF's spelling.
+
+    Raises:
+        KohnShamError: If it is a hybrid, a meta-GGA, has a non-local correlation, or PySCF does not know it.
+    """
+    libxc = pyscf_module("dft.libxc")
+    try:
+        semi_local = libxc.xc_type(xc) in ("LDA", "GGA") and not libxc.is_hybrid_xc(xc) and not libxc.is_nlc(xc)
+    except (KeyError, ValueError) as error:
+        raise KohnShamError(f"xc: PySCF does not know the functional {xc!r}: {error} (option xc)") from error
+    if not semi_local:
+        raise KohnShamError(
+            f"xc: got {xc!r}, which is a hybrid, a meta-GGA, or has a non-local correlation; expected an LDA or GGA "
+            "functional: its energy must follow from the density alone, such as PBE (option xc)"
+        )
+
+
 def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) -> KohnShamTrajectory:
     """Runs the self-consistent field loop and keeps every iteration.
 
@@ -130,9 +154,10 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
         The trajectory.
 
     Raises:
-        KohnShamError: If it does not converge, or the molecule is not closed-shell.
+        KohnShamError: If it does not converge, the molecule is not closed-shell, or the functional not semi-local.
     """
     settings = settings or KohnShamSettings()
+    check_functional(settings.xc)
     mol = build_molecule(geometry, settings.basis)
     mean_field = pyscf_module("dft").RKS(mol, xc=settings.xc)
     mean_field.grids.level = settings.grid_level

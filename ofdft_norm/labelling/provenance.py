@@ -74,7 +74,7 @@ def write_provenance(
     geometry_files: Sequence[Path],
     command: str,
 ) -> None:
-    """Writes `provenance.yaml`.
+    """Writes `provenance.yaml`; commands and geometry files of earlier runs that it names stay in it.
 
     Args:
         folder: Root of the label set.
@@ -84,12 +84,16 @@ def write_provenance(
         geometry_files: Files the geometries were read from.
         command: How the set was made.
     """
+    geometries = [{"file": path.name, "sha256": sha256(path)} for path in geometry_files]
+    earlier = _earlier(folder)
+    commands = [*earlier.get("earlier_commands", []), earlier.get("command")]
     worst = {key: max(checks, key=lambda c: c[key]) for key in ("electrons", "fit_residual", "finite_difference")}
     shifts = sorted(checks, key=lambda c: c["kinetic_shift"])
     content = {
         "command": command,
+        "earlier_commands": [c for c in commands if c not in (None, command)],
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "geometries": [{"file": path.name, "sha256": sha256(path)} for path in geometry_files],
+        "geometries": [*(g for g in earlier.get("geometries", []) if g not in geometries), *geometries],
         "n_molecules": len(checks),
         "n_labelled": {
             "total": sum(c["n_labelled"] for c in checks),
@@ -109,6 +113,12 @@ def write_provenance(
         "software": _versions(),
     }
     write_text(folder / PROVENANCE_FILE, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    path = folder / PROVENANCE_FILE
+    found = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def write_checksums(folder: Path) -> None:

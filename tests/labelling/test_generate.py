@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from ofdft_norm.commands import generate_labels
 from ofdft_norm.labelling import (
     CheckTolerances,
     Geometry,
+    KohnShamSettings,
     LabellingError,
     LabelSettings,
     generate,
     read_geometries,
     verify_checksums,
 )
+from ofdft_norm.labelling.errors import KohnShamError
+from ofdft_norm.labelling.kohn_sham import check_functional
 
 EMBEDDED = Path(ofdft_norm.data.__file__).parent / "embedded"
 HYDROGEN = "2\nmol_id=dihydrogen\nH 0 0 0\nH 0 0 0.74\n"
@@ -76,13 +80,48 @@ def test_resumes_and_refuses_to_mix(tmp_path: Path) -> None:
     assert list(again.reports) == ["dihydrogen"]
     assert path.stat().st_mtime_ns == written
 
-    with pytest.raises(LabellingError, match="other settings"):
+    with pytest.raises(LabellingError, match=r"other settings \(natural_reparametrization: True, expected False\)"):
         generate([_hydrogen()], tmp_path, settings=LabelSettings(natural_reparametrization=False), progress=False)
     with pytest.raises(LabellingError, match="another geometry of 'dihydrogen'"):
         generate([_hydrogen(1.5)], tmp_path, progress=False)
     path.write_bytes(b"half a file")
     with pytest.raises(LabellingError, match="not a label file"):
         generate([_hydrogen()], tmp_path, progress=False)
+
+
+@pytest.mark.usefixtures("forked_workers")
+def test_molecules_are_added_to_a_set_of_the_same_settings(tmp_path: Path) -> None:
+    xyz = tmp_path / "one.xyz"
+    xyz.write_text(HYDROGEN)
+    settings = LabelSettings(KohnShamSettings(xc="LDA,VWN", basis="STO-3G"))
+    fluoride = Geometry("hydrogen_fluoride", np.array([1, 9]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.75]]))
+    loose: Any = {"tolerances": CheckTolerances(fit_residual=1.0, finite_difference=1.0), "progress": False}
+    folder = tmp_path / "set"
+    assert not generate([fluoride], folder, settings=settings, command="first", **loose).failures
+    result = generate([_hydrogen()], folder, settings=settings, command="second", geometry_files=[xyz], **loose)
+    assert (set(result.reports), result.skipped) == ({"dihydrogen", "hydrogen_fluoride"}, ["hydrogen_fluoride"])
+    for _ in range(2):  # once more, and it stays so
+        basis_info = BasisInfo.from_json(folder / "basis_info.json")
+        assert basis_info.atomic_numbers.tolist() == [1, 9]
+        provenance = yaml.safe_load((folder / "provenance.yaml").read_text())
+        assert (provenance["n_molecules"], len(provenance["geometries"])) == (2, 1)
+        assert (provenance["command"], provenance["earlier_commands"]) == ("second", ["first"])
+        verify_checksums(folder)
+        generate([_hydrogen()], folder, settings=settings, command="second", geometry_files=[xyz], **loose)
+    other = replace(settings, kohn_sham=replace(settings.kohn_sham, xc="PBE"))
+    message = r"hydrogen_fluoride\.zarr\.zip: .*\(kohn_sham\.xc: 'LDA,VWN', expected 'PBE'\)"
+    with pytest.raises(LabellingError, match=message):
+        generate([_hydrogen()], folder, settings=other, **loose)
+
+
+@pytest.mark.parametrize("xc", ["B3LYP", "TPSS", "wB97X-V", "HF", "VV10", "PBEE", ""])
+def test_functionals_of_more_than_the_density_are_refused(xc: str, tmp_path: Path) -> None:
+    settings = LabelSettings(KohnShamSettings(xc=xc))
+    with pytest.raises(KohnShamError, match=rf"^xc: .*'{xc}'.* \(option xc\)"):
+        generate([_hydrogen()], tmp_path / "set", settings=settings, progress=False)
+    assert not (tmp_path / "set").exists()
+    for semi_local in ("PBE", "LDA,VWN", "BLYP"):
+        check_functional(semi_local)
 
 
 @pytest.mark.usefixtures("forked_workers")
