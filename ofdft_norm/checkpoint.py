@@ -70,7 +70,9 @@ def check_checkpoint_file(path: Any) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ConfigError(f"{path}: is no checkpoint, or is truncated or damaged: {error}") from error
+        raise ConfigError(
+            f"{path}: is no checkpoint, or is truncated or damaged: {error} (config: ckpt_path)"
+        ) from error
     if damaged is not None:
         raise ConfigError(f"{path}: the checkpoint is damaged: {damaged!r} does not match its checksum")
 

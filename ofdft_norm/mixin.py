@@ -102,6 +102,21 @@ class NormalizerMixin:
         2.0
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses classes of which a base that is a module comes first: torch's would hide what is here.
+
+        Raises:
+            TypeError: If one does.
+        """
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[1 : cls.__mro__.index(NormalizerMixin)]
+        modules = [base.__name__ for base in before if issubclass(base, nn.Module)]
+        if modules and not any(issubclass(base, NormalizerMixin) for base in before):
+            raise TypeError(
+                f"class {cls.__name__}: expected NormalizerMixin before {modules[0]} among its bases: "
+                f"class {cls.__name__}(NormalizerMixin, {modules[0]})"
+            )
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_normalizer = ModelNormalizer()

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ofdft_norm.errors import OFDFTNormError, closest
 
@@ -103,6 +103,8 @@ def explain(error: BaseException, overrides: Sequence[str] = (), script: str | N
 
 def _text(error: BaseException) -> str:
     root = _root_cause(error)
+    if isinstance(root, MissingMandatoryValue):
+        return f"{root.full_key}: has no value, and needs one (config: {root.full_key}=...)"
     return str(root if isinstance(root, OFDFTNormError | OmegaConfBaseException) else error).strip()
 
 
@@ -141,6 +143,9 @@ def _unknown_option(name: str, options: list[str]) -> list[str]:
 
 
 def _unknown_key(key: str, files: Mapping[str, Path]) -> list[str]:
+    options = [] if "/" in key else _options_with(key)
+    if options:  # there, but not in this configuration
+        return [f"error: config key {key!r} is there only with {' or '.join(options)}"]
     group = "/" in key
     places, separator = (config_groups(), "/") if group else (files, ".")
     lines = [f"error: unknown config {'group' if group else 'key'} {key!r}"]
@@ -196,11 +201,23 @@ def config_files(overrides: Sequence[str] = (), script: str = "train") -> dict[s
         group = path.relative_to(config_dir()).parent.as_posix()
         if path.stem != primary if group == "." else choices and path not in used:
             continue
-        package = "" if group == "." or _GLOBAL_PACKAGE.search(path.read_text()) else group.replace("/", ".")
-        names = [".".join(filter(None, [package, name])) for name in _names(OmegaConf.load(path))]
-        for key in [*([package] if package else []), *names]:
+        for key in _keys_of(path):
             keys.setdefault(key, path)
     return keys
+
+
+def _keys_of(path: Path) -> list[str]:
+    """Returns the dotted keys that a config file defines, and that of its group."""
+    group = path.relative_to(config_dir()).parent.as_posix()
+    package = "" if group == "." or _GLOBAL_PACKAGE.search(path.read_text()) else group.replace("/", ".")
+    names = [".".join(filter(None, [package, name])) for name in _names(OmegaConf.load(path))]
+    return [*([package] if package else []), *names]
+
+
+def _options_with(key: str) -> list[str]:
+    """Returns the options, such as ``data/split=file``, of the key's own group that define it."""
+    groups = {g: folder for g, folder in config_groups().items() if key.startswith(f"{g.replace('/', '.')}.")}
+    return [f"{g}={path.stem}" for g, d in groups.items() for path in sorted(d.glob("*.yaml")) if key in _keys_of(path)]
 
 
 def _with_defaults(folder: Path, option: str) -> list[Path]:

@@ -131,10 +131,7 @@ class RawDatasets:
         if required is None or own == required:
             return composed(transforms)
         if own is None or not own.is_subset(required):
-            raise ConfigError(
-                f"the checkpoint's normaliser belongs to the basis {required}, but the labels have {own}: expected "
-                "some or all of its elements, with the same functions (config: data.source.basis_info)"
-            )
+            raise ConfigError(f"{_unlike(own, required)} (config: data/source, data.source.basis_info)")
         return composed([*transforms, InBasis(own, required)])
 
     # --- checkpoints --------------------------------------------------------------------------------------------
@@ -175,6 +172,21 @@ class RawDatasets:
                 f"trained on now: {', '.join(both[:5])}{' ...' if len(both) > 5 else ''}; resume with that run's "
                 "split (config: data.split, data.source)"
             )
+
+
+def _unlike(own: BasisInfo | None, required: BasisInfo) -> str:
+    """Says in what the labels' basis is not the checkpoint's."""
+    if own is None:
+        return f"the checkpoint's normaliser belongs to the basis {required}, but the data have no density coefficients"
+    if own.p_order != required.p_order:
+        return (
+            f"the checkpoint's normaliser belongs to labels whose p functions stand in the order {required.p_order!r}, "
+            f"but these have {own.p_order!r}: expected the same order"
+        )
+    return (
+        f"the checkpoint's normaliser belongs to the basis {required}, but the labels have {own}: expected some or all "
+        "of its elements, with the same functions"
+    )
 
 
 def files_to_state(files: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

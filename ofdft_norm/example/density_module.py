@@ -119,7 +119,16 @@ class DensityModule(NormalizerMixin, LightningModule):
             checkpoint["basis_info"] = self._basis_info.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Builds the network that the checkpoint's weights belong to."""
+        """Builds the network that the checkpoint's weights belong to.
+
+        Raises:
+            ConfigError: If the checkpoint is not one of a model of density coefficients.
+        """
+        if "basis_info" not in checkpoint:
+            raise ConfigError(
+                f"the checkpoint has no 'basis_info', so that no {type(self).__name__} wrote it: expected the class of "
+                "the model that did (config: model._target_)"
+            )
         self.build(BasisInfo(**checkpoint["basis_info"]))
 
     def forward(self, batch: Data) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 
-from ofdft_norm.checkpoint import check_checkpoint_file
+from ofdft_norm.checkpoint import check_checkpoint_file, read_from
 from ofdft_norm.data.files import written_whole
 from ofdft_norm.data.irreps import dimension_name
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError, counted
 from ofdft_norm.example.messages import say_once
+from ofdft_norm.example.run_record import CHECKPOINT_KEY
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.tables import text_table
 from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, transforms_of
@@ -249,6 +250,7 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     say_once()
     writer = _writer(output)
     model_class: Any = get_class(cfg.model._target_)
+    _check_model(checkpoint, model_class, cfg.model._target_)
     model = model_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     datamodule: OFDFTDataModule = instantiate(cfg.data, checkpoint_path=str(checkpoint))
     source, default = datamodule.source, "angstrom" if datamodule.basis_info is None else "bohr"
@@ -272,6 +274,18 @@ def predict(cfg: DictConfig) -> list[Prediction]:
     print(f"samples: {type(source).__name__}{'' if where is None else f' of {where}'} (config: data/source)")
     print(f"{counted(len(collector.predictions), 'prediction')}: {output}")
     return collector.predictions
+
+
+def _check_model(checkpoint: Path, model_class: Any, name: str) -> None:
+    """Refuses to read a checkpoint into a model of another class than that of the run that wrote it, if it says so."""
+    with read_from(checkpoint):
+        record = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(CHECKPOINT_KEY)
+        trained = record and record["config"]["model"]["_target_"]
+    if trained not in (None, name) and not issubclass(model_class, get_class(trained)):
+        raise ConfigError(
+            f"{checkpoint}: is of a model {trained}, but predictions were asked of {name} (config: "
+            f"model._target_={trained})"
+        )
 
 
 def table(predictions: list[Prediction], head: int) -> str:

@@ -85,6 +85,8 @@ def _frames(path: Path) -> Iterator[Any]:
         raise ImportError(
             f"reading geometries needs ASE ({error}); install it with: pip install 'ofdft-norm[labels]'"
         ) from error
+    if not path.is_file():
+        raise GeometryError(f"{path}: no such file; expected one that ASE reads (argument xyz)")
     n_read, n_lines = 0, 0
     try:
         for atoms in iread(path, index=":"):

@@ -231,10 +231,10 @@ class LinearReferences(Reference):
             have = self.seen_elements.nonzero().squeeze(1).tolist()
             raise NormalizationError(
                 f"no reference energy for the elements {elements}: none of their atoms was seen in fitting (references "
-                f"exist for {have}); fit on molecules with these elements, give their values "
-                "(config: data.reference.values), or let them pass with unseen_elements = 'zero' (argument "
-                "unseen_elements, in load_references_from_config beside the target's file, values or state_dict, or in "
-                "fit; config: data.reference.unseen_elements)"
+                f"exist for {have}); leave such molecules out; or fit on some, give values for these elements (config: "
+                "data.reference.values), or let them pass with unseen_elements = 'zero' (argument unseen_elements, in "
+                "load_references_from_config beside the target's file, values or state_dict, or in fit; config: "
+                "data.reference.unseen_elements), and train again"
             )
 
     def _apply_refs(self, target: Tensor, batch: Data, sign: int, reshaped: bool = True) -> Tensor:

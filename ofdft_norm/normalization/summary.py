@@ -62,8 +62,8 @@ BRANCH_MEANINGS = {
 
 # how a later run will see whether label files changed
 _RECOGNISED_BY = {
-    "mtime": "label files are recognised by size and modification time (data.statistics.fingerprint)",
-    "contents": "label files are recognised by their contents (data.statistics.fingerprint)",
+    "mtime": "data files are recognised by size and modification time (data.statistics.fingerprint)",
+    "contents": "data files are recognised by their contents (data.statistics.fingerprint)",
 }
 
 

@@ -20,6 +20,8 @@ Array = npt.NDArray[np.float64]
 _SMALLEST_SHARE = 1e-2
 # ... and, in shells of which all components are 0, of the largest coefficient.
 _ROUNDING = 1e-9
+# Smaller distances, in units of the width, are the rounding of coefficients that were cast to float32.
+_SINGLE_PRECISION = 1e-6
 
 
 class RangeExcess(NamedTuple):
@@ -92,6 +94,7 @@ class TrainingRange(Float64Module):
         lowest, highest = self.lowest[basis_function_ind], self.highest[basis_function_ind]
         p = coeffs.detach().to(torch.float64)
         distance = torch.maximum(p - highest, lowest - p).clamp_min(0) / self.width[basis_function_ind]
+        distance = distance.masked_fill(distance < _SINGLE_PRECISION, 0)
         excess = distance.new_zeros(n_molecules).scatter_reduce(0, molecule, distance, "amax")
         place = torch.arange(len(p), device=p.device).masked_fill(distance < excess[molecule], len(p))
         first = place.new_full((n_molecules,), len(p)).scatter_reduce(0, molecule, place, "amin")

@@ -81,7 +81,7 @@ def fail(
         ("seed=-1", "seed = -1: should be greater than or equal to 0", None, "train.yaml"),
         (
             "data/source=structures25",
-            "Missing mandatory value: data.source.root",
+            "data.source.root: has no value, and needs one (config: data.source.root=...)",
             None,
             "data/source/structures25.yaml",
         ),
@@ -139,6 +139,26 @@ def test_a_key_like_no_other_gets_the_list_of_valid_ones(fail: Callable[..., lis
     lines = fail("data.rescaling.xyz=1", "data/rescaling=none")
     assert "  valid keys of data.rescaling: none (+data.rescaling.xyz=... adds one)" in lines
     assert f"  config file: {CONFIGS / 'data/rescaling/none.yaml'}" in lines
+
+
+@pytest.mark.parametrize(
+    ("key", "option"),
+    [
+        ("data.split.file", "data/split=file"),
+        ("data.reference.ridge", "data/reference=linear"),
+        ("data.source.split_key", "data/source=ase"),
+        ("data.source.root", "data/source=structures25"),
+    ],
+)
+def test_a_key_of_another_option_names_the_option(fail: Callable[..., list[str]], key: str, option: str) -> None:
+    assert fail(f"{key}=1")[0] == f"error: config key {key!r} is there only with {option}"
+
+
+def test_a_value_that_is_needed_is_asked_for(fail: Callable[..., list[str]]) -> None:
+    lines = fail("data/source=label_files", "data.source.paths=labels")
+    assert lines[0] == (
+        "error: data.source.basis_info: has no value, and needs one (config: data.source.basis_info=...)"
+    )
 
 
 def test_full_error_gives_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ from ofdft_norm.errors import ConfigError, LabelFileError, SplitError
 from ofdft_norm.example import DensityModule
 from ofdft_norm.example.callbacks import CountOutOfRange
 from ofdft_norm.example.prediction import Meaning, Prediction, predict, write_xyz
+from ofdft_norm.example.run_record import CHECKPOINT_KEY
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -208,6 +209,9 @@ def test_wrong_settings_of_a_prediction_are_named(trained: Any, tmp_path: Path) 
         to_train.setup("fit")
 
 
+POTENTIAL = "ofdft_norm.example.PotentialModule"
+
+
 class ConstantModel(NormalizerMixin, LightningModule):
     """Predicts E' = value, and no gradient."""
 
@@ -246,8 +250,15 @@ def test_models_of_others_are_loaded_by_their_class_name(
         "data.predict_on=test",
         f"output={tmp_path / 'predictions.npz'}",
     ]
+    message = r"run\.ckpt: .*has no 'basis_info', .*\(config: model\._target_\)"
+    with pytest.raises(ConfigError, match=message):  # the default's class
+        predict(composed(f"ckpt_path={path}", *options[1:]))
     predictions = predict(composed(f"ckpt_path={path}", *options))
     assert len(predictions) == len(datamodule.datasets["test"])
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, CHECKPOINT_KEY: {"config": {"model": {"_target_": POTENTIAL}}}}, path)
+    with pytest.raises(ConfigError, match=rf"run\.ckpt: is of a model {POTENTIAL}, .*model\._target_={POTENTIAL}"):
+        predict(composed(f"ckpt_path={path}", *options))
     assert all(p.gradient.size == 0 for p in predictions)
 
 

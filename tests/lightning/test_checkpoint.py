@@ -16,7 +16,14 @@ from lightning import LightningModule
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm import DimensionWiseRescaling, LinearReferences, Normalizer, OFDFTDataModule
+from ofdft_norm import (
+    BasisInfo,
+    DimensionWiseRescaling,
+    LinearReferences,
+    Normalizer,
+    NormalizerMixin,
+    OFDFTDataModule,
+)
 from ofdft_norm.config import (
     AtomRefConfig,
     EmbeddedLabels,
@@ -26,7 +33,7 @@ from ofdft_norm.config import (
     StatisticsConfig,
 )
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
-from ofdft_norm.data.raw_datasets import files_to_state
+from ofdft_norm.data.raw_datasets import _unlike, files_to_state
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
 from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
 from ofdft_norm.statistics import fit as statistics_fit
@@ -346,6 +353,7 @@ def test_files_that_come_later_do_not_change_a_remembered_split(setting: Any, tm
 def test_labels_in_another_basis_than_the_checkpoints_are_refused(setting: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     setting.fit(path)
+    setting.basis_file = setting.basis_info
     basis = json.loads(Path(setting.basis_info).read_text())
     basis["irreps_per_atom"][0], basis["exponents_per_atom"] = "2x0e", None
     (tmp_path / "basis.json").write_text(json.dumps(basis))
@@ -353,6 +361,12 @@ def test_labels_in_another_basis_than_the_checkpoints_are_refused(setting: Any, 
     other = OFDFTDataModule.load_from_checkpoint(path, source=setting.source())
     with pytest.raises(ConfigError, match=r"checkpoint's normaliser belongs to the basis .* but the labels have"):
         other.test_dataloader()
+    basis = json.loads(Path(setting.basis_file).read_text()) | {"p_order": "xyz"}
+    (tmp_path / "basis.json").write_text(json.dumps(basis))
+    other = OFDFTDataModule.load_from_checkpoint(path, source=setting.source())
+    with pytest.raises(ConfigError, match=r"stand in the order 'yzx', but these have 'xyz'.*data\.source\.basis_info"):
+        other.test_dataloader()
+    assert "but the data have no density coefficients" in _unlike(None, BasisInfo([1], ["1x0e"]))
 
 
 def identity(sample: Any) -> Any:
@@ -392,6 +406,14 @@ def test_a_checkpoint_cannot_name_classes_of_others(setting: Any, tmp_path: Path
         torch.save(checkpoint, path)
         with pytest.raises(ConfigError, match=rf"names {module}\.{name}"):
             OFDFTDataModule.load_from_checkpoint(path)
+
+
+def test_the_mixin_stands_before_the_module_among_the_bases(tiny_model: Any) -> None:
+    message = r"expected NormalizerMixin before LightningModule .*: class Wrong\(NormalizerMixin, LightningModule\)"
+    with pytest.raises(TypeError, match=message):
+        type("Wrong", (LightningModule, NormalizerMixin), {})
+    assert type("Right", (NormalizerMixin, LightningModule), {})
+    assert type("Derived", (tiny_model,), {})
 
 
 def test_a_model_without_any_normalizer_says_what_to_do(tiny_model: Any) -> None:

@@ -42,12 +42,26 @@ def test_raw_and_normalised_batches(some_samples: Any, make_batch: Any, drawn: s
         for b, p in zip(sample.basis_function_ind.tolist(), sample.coeffs.tolist(), strict=True):
             width = max(highest[b] - lowest[b], 0.01 * max((highest - lowest)[shell == shell[b]]), smallest)
             excess.append(0.0 if unseen[b] else max(p - highest[b], lowest[b] - p, 0.0) / width)
+        excess = [e if e >= 1e-6 else 0.0 for e in excess]  # rounding of float32
         np.testing.assert_allclose(float(found.excess[i]), max(excess), rtol=1e-12)
         if max(excess) > 0:
             assert int(found.dimension[i]) == int(sample.basis_function_ind[int(np.argmax(excess))])
     of_normalised = normalizer.range_excess(normalizer.normalize(batch))
     assert of_normalised is not None
     np.testing.assert_allclose(of_normalised.excess, found.excess, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=20)
+@given(values=st.lists(st.floats(-100, 100), min_size=2, max_size=10, unique=True), bias=st.floats(-10, 10))
+def test_training_samples_lie_inside_after_a_cast_to_float32(values: list[float], bias: float) -> None:
+    coeffs = torch.tensor(values, dtype=torch.float64)
+    lowest, highest = coeffs.min(), coeffs.max()
+    training = TrainingRange(lowest[None], highest[None], (highest - lowest)[None])
+    unit = 0.03 * float(highest - lowest)
+    cast = ((coeffs - lowest - bias * unit) / unit).float()
+    index = torch.zeros(len(coeffs), dtype=torch.int64)
+    found = training.excess(cast.double() * unit + lowest + bias * unit, index, index, 1)
+    assert float(found.excess) == 0
 
 
 def test_statistics_without_a_range_say_nothing(basis_info: BasisInfo) -> None:
