@@ -291,6 +291,8 @@ def _check_model(checkpoint: Path, model_class: Any, name: str) -> None:
 def table(predictions: list[Prediction], head: int) -> str:
     """Returns the first predictions as a text table: energies in their unit, errors in a small one, such as mHa.
 
+    What no sample has, such as SCF iterations of atomistic data, is no column.
+
     Args:
         predictions: Predictions of all samples.
         head: Number of rows at most.
@@ -304,7 +306,9 @@ def table(predictions: list[Prediction], head: int) -> str:
         excess = "" if np.isnan(p.range_excess) else f"{p.range_excess:.2f}"
         rows.append([p.mol_id, scf, f"{p.energy:.6f}", *label, excess, p.range_dimension])
     units = [f"energy [{unit}]", f"label [{unit}]", f"error [{shown(unit).small}]"]
-    return text_table(["molecule", "SCF", *units, "excess", "in"], rows, meanings=MEANINGS)
+    header = ["molecule", "SCF", *units, "excess", "in"]
+    kept = [column for column in range(len(header)) if column == 0 or any(row[column] for row in rows)]
+    return text_table([header[c] for c in kept], [[row[c] for c in kept] for row in rows], meanings=MEANINGS)
 
 
 def _writer(output: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -26,7 +27,7 @@ from ofdft_norm.data.sample_file import SampleFileDataset
 from ofdft_norm.errors import ConfigError, LabelFileError, SplitError
 from ofdft_norm.example import DensityModule
 from ofdft_norm.example.callbacks import CountOutOfRange
-from ofdft_norm.example.prediction import Meaning, Prediction, predict, write_xyz
+from ofdft_norm.example.prediction import Meaning, Prediction, predict, table, write_xyz
 from ofdft_norm.example.run_record import CHECKPOINT_KEY
 
 
@@ -162,6 +163,13 @@ def test_other_energies_have_keys_that_end_in_their_unit(tmp_path: Path) -> None
     frame = ase.io.read(tmp_path / "predictions.xyz")
     assert frame.info == {"mol_id": "H2", "e_kin_kcal_per_mol": 5.0, "e_kin_label_kcal_per_mol": 6.0}
     assert frame.calc is None
+
+
+def test_the_printed_table_has_columns_of_what_there_is_alone() -> None:
+    printed = table([predicted("eV", -30.0, np.nan), predicted("eV", -31.0, -30.5)], head=5).splitlines()
+    assert printed[0].split("  ")[0] == "molecule"
+    assert re.findall(r"\S+(?: \[\S+\])?", printed[0]) == ["molecule", "energy [eV]", "label [eV]", "error [meV]"]
+    assert not any(line.startswith(("  SCF", "  excess")) for line in printed)
 
 
 def test_sample_files_that_do_not_fit_are_refused(trained: Any, tmp_path: Path) -> None:
