@@ -158,6 +158,10 @@ class LabelFiles(Settings):
         check_label_files({"all": paths}, str(self.paths))
         return self._dataset(paths, transform, scf_iteration_counts(paths, index_dir))
 
+    def as_stored(self) -> OFDataset:
+        """Returns the data set of all label files as they are, without a split and without transforms."""
+        return self.everything(None)
+
     def _dataset(self, paths: list[Path], transform: Transform | None, counts: Sequence[int]) -> OFDataset:
         return OFDataset(
             paths,

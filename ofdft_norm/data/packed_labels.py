@@ -103,12 +103,18 @@ class PackedLabels(LabelFiles):
         """Returns the parts of the split; see `LabelFiles.datasets`. The index is not needed."""
         parts = self.split_files(split)[0] if files is None else {p: [Path(f) for f in fs] for p, fs in files.items()}
         sets = self.sets()
-        return LazyDatasets(parts, lambda part, paths: self._open(sets, paths, transform, f"the {part} split"))
+        remaining = _remaining(transform, sets)
+        return LazyDatasets(parts, lambda part, paths: self._open(sets, paths, remaining, f"the {part} split"))
 
     def everything(self, transform: Transform | None, index_dir: Path | None = None) -> PackedDataset:
         """Returns the data set of all molecules, without a split."""
         sets = self.sets()
-        return self._open(sets, self._label_files(sets), transform, "the source")
+        return self._open(sets, self._label_files(sets), _remaining(transform, sets), "the source")
+
+    def as_stored(self) -> PackedDataset:
+        """Returns the data set of all molecules as they were packed."""
+        sets = self.sets()
+        return self._open(sets, self._label_files(sets), None, "the source")
 
     def _open(
         self, sets: Sequence[PackedSet], paths: Sequence[Path], transform: Transform | None, where: str
@@ -122,7 +128,12 @@ class PackedLabels(LabelFiles):
             [np.array([m for i, m in found if i == k], dtype=np.int64) for k in range(len(sets))],
             self.energy_key,
             self.gradient_key,
-            not_yet_applied(transform, sets[0].meta["pre_transforms"], str(sets[0].folder)),
+            transform,
             self.limit_scf_iterations,
             self.keep_initial_guess,
         )
+
+
+def _remaining(transform: Transform | None, sets: Sequence[PackedSet]) -> Transform | None:
+    """Returns what of a transform was not applied before the sets were packed."""
+    return not_yet_applied(transform, sets[0].meta["pre_transforms"], str(sets[0].folder))

@@ -98,7 +98,7 @@ def read_xc_energies(datamodule: OFDFTDataModule) -> XCEnergies | None:
         return None
     factor = conversion(source.unit, datamodule.unit)
     try:
-        samples = replace(source, energy_key=XC_KEY).everything(None)
+        samples = replace(source, energy_key=XC_KEY).as_stored()
         labelled = [s for s in samples if bool(s.has_energy_label)]
         return {(s.mol_id, int(s.scf_iteration)): factor * float(s.energy_label) for s in labelled}
     except LabelFileError as error:

@@ -5,11 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import yaml
 
 from ofdft_norm import BasisInfo
+from ofdft_norm.commands.pack_labels import pre_transforms as named_pre_transforms
 from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 from ofdft_norm.data.packed_writer import PackingPlan, pack_labels
 from ofdft_norm.example.run_record import CHECKPOINT_KEY, RunRecord
@@ -76,14 +78,18 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("pre_transforms", ["project", "local_frames_natrep"])
 def test_packed_labels_are_trained_and_tested_on_below_the_folder_of_the_start(
-    tmp_path: Path, small_run: tuple[str, ...]
+    pre_transforms: str, tmp_path: Path, small_run: tuple[str, ...]
 ) -> None:
     overrides = [override for override in small_run if not override.startswith(("data.source.", "data/source"))]
     paths = [EMBEDDED_DATA / "labels" / name for names in SPLIT.values() for name in (f"{n}.zarr.zip" for n in names)]
     basis_info = BasisInfo.from_json(EMBEDDED_DATA / "basis_info.json")
-    pack_labels(PackingPlan(paths, basis_info), tmp_path / "packed", progress=False)
-    packed = ("data/source=packed", "data.source.paths=packed", "trainer.max_epochs=1")
-    printed = in_new_process(run, tmp_path, *overrides, *packed, f"hydra.run.dir={tmp_path / 'run'}")
+    applied = [] if pre_transforms == "project" else named_pre_transforms([pre_transforms])
+    pack_labels(PackingPlan(paths, basis_info, pre_transforms=applied), tmp_path / "packed", progress=False)
+    packed = ("data/source=packed", "data.source.paths=packed", f"data/pre_transforms={pre_transforms}")
+    printed = in_new_process(
+        run, tmp_path, *overrides, *packed, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}"
+    )
     assert f"run folder: {tmp_path / 'run'}" in printed
     assert (tmp_path / "run" / "results.csv").exists()
