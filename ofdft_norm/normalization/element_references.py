@@ -14,6 +14,7 @@ from torch_geometric.data import Data
 from ofdft_norm.data.basis_info import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.data.of_data import get_field, molecule_index
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
+from ofdft_norm.normalization.guards import molecules_of_atoms
 from ofdft_norm.normalization.reference import Reference
 from ofdft_norm.normalization.reference_summary import (
     FitReport,
@@ -208,13 +209,14 @@ class LinearReferences(Reference):
             BatchError: If the sample has no atomic numbers.
             NormalizationError: If there are such atoms.
         """
-        self.check_numbers(self.atomic_numbers(sample_or_batch))
+        self.check_numbers(self.atomic_numbers(sample_or_batch), sample_or_batch)
 
-    def check_numbers(self, numbers: Tensor) -> None:
+    def check_numbers(self, numbers: Tensor, sample_or_batch: Data | None = None) -> None:
         """Refuses atomic numbers, as `check_elements` does.
 
         Args:
             numbers: (n_atom,) atomic numbers.
+            sample_or_batch: Whose they are, for the message.
 
         Raises:
             NormalizationError: If there is no reference for some of them.
@@ -229,9 +231,10 @@ class LinearReferences(Reference):
         if self.unseen_elements == "error" and unseen.any():
             elements = sorted(set(numbers[unseen].tolist()))
             have = self.seen_elements.nonzero().squeeze(1).tolist()
+            whose = "" if sample_or_batch is None else f"{molecules_of_atoms(sample_or_batch, unseen)}: "
             raise NormalizationError(
-                f"no reference energy for the elements {elements}: none of their atoms was seen in fitting (references "
-                f"exist for {have}); leave such molecules out; or fit on some, give values for these elements (config: "
+                f"{whose}no reference energy for the elements {elements}: none of their atoms was seen in fitting "
+                f"(references exist for {have}); leave such molecules out; or fit on some, give values for these elements (config: "
                 "data.reference.values), or let them pass with unseen_elements = 'zero' (argument unseen_elements, in "
                 "load_references_from_config beside the target's file, values or state_dict, or in fit; config: "
                 "data.reference.unseen_elements), and train again"

@@ -257,7 +257,7 @@ def check_seen_elements(seen_elements: Tensor, batch: Data) -> None:
         unseen = ~seen_elements[inside] | (inside != numbers)
         elements = sorted(set(numbers[unseen].tolist()))
         raise NormalizationError(
-            f"field 'atomic_numbers' of {_molecules_of_atoms(batch, unseen)} has the elements {elements}, which no "
+            f"field 'atomic_numbers' of {molecules_of_atoms(batch, unseen)} has the elements {elements}, which no "
             f"molecule of the training split has (fitted on {seen_elements.nonzero().squeeze(1).tolist()}): their "
             "statistics are unknown. Add such molecules to the training split (config: data.split), or set "
             "data.unseen_elements=identity to leave their coefficients as they are"
@@ -283,8 +283,13 @@ def require_field(name: str, batch: Data, why: str) -> Tensor:
     return value
 
 
-def _molecules_of_atoms(batch: Data, atoms: Tensor) -> str:
-    """Names the molecules of some atoms, given as (n_atom,) bool: for example ``"molecules ['water', 'ammonia']"``."""
+def molecules_of_atoms(batch: Data, atoms: Tensor) -> str:
+    """Names the molecules of some atoms, for example ``"molecules ['water', 'ammonia']"``.
+
+    Args:
+        batch: A sample or batch.
+        atoms: (n_atom,) bool, which atoms.
+    """
     names, index = get_field(batch, "mol_id"), get_field(batch, "batch")
     if isinstance(names, list) and index is not None:
         return f"molecules {sorted({str(names[i]) for i in index[atoms].tolist()})}"

@@ -81,6 +81,9 @@ def test_unseen_elements_are_refused_or_zero():
         NormalizationError, match=r"no reference energy for the elements \[7, 9\].*unseen_elements = .zero."
     ):
         LinearReferences(vector()).energy(batch)
+    batch.mol_id = ["ammonia", "hydrogen_fluoride"]
+    with pytest.raises(NormalizationError, match=r"^molecules \['ammonia', 'hydrogen_fluoride'\]: no reference energy"):
+        LinearReferences(vector()).energy(batch)
     assert LinearReferences(vector(), unseen_elements="zero").energy(batch).tolist() == [-0.5, 0.0]
     for number in (0, -1, 9):
         with pytest.raises(NormalizationError, match=rf"atomic numbers \[{number}\] are outside 1 ... 8"):
