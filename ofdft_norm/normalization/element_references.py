@@ -234,10 +234,10 @@ class LinearReferences(Reference):
             whose = "" if sample_or_batch is None else f"{molecules_of_atoms(sample_or_batch, unseen)}: "
             raise NormalizationError(
                 f"{whose}no reference energy for the elements {elements}: none of their atoms was seen in fitting "
-                f"(references exist for {have}); leave such molecules out; or fit on some, give values for these elements (config: "
-                "data.reference.values), or let them pass with unseen_elements = 'zero' (argument unseen_elements, in "
-                "load_references_from_config beside the target's file, values or state_dict, or in fit; config: "
-                "data.reference.unseen_elements), and train again"
+                f"(references exist for {have}); leave such molecules out; or fit on some, give values for these "
+                "elements (config: data.reference.values), or let them pass with unseen_elements = 'zero' (argument "
+                "unseen_elements, in load_references_from_config beside the target's file, values or state_dict, or in "
+                "fit; config: data.reference.unseen_elements), and train again"
             )
 
     def _apply_refs(self, target: Tensor, batch: Data, sign: int, reshaped: bool = True) -> Tensor:
