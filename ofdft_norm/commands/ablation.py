@@ -1,7 +1,7 @@
-"""Compares normalisations fairly: ``ofdft-norm ablation --output ablation``.
+"""Compares normalisations fairly: ofdft-norm ablation --output ablation.
 
-Takes about half an hour on two cores; started again, it continues where it stopped. After ``--overrides`` follow Hydra
-overrides of ``configs/train.yaml`` for every run.
+Takes about half an hour on two cores; started again, it continues where it stopped. After --overrides follow Hydra
+overrides of configs/train.yaml for every run.
 """
 
 from __future__ import annotations

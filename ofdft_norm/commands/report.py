@@ -1,6 +1,6 @@
-"""Writes a report as one HTML page: ``ofdft-norm report run_dir=outputs/... | statistics=...zarr``.
+"""Writes a report as one HTML page: ofdft-norm report run_dir=outputs/... | statistics=...zarr.
 
-Keys: ``run_dir``, the folder of a training run; or ``statistics``, fitted statistics, and ``weigher_key``; ``output``.
+Keys: run_dir, the folder of a training run; or statistics, fitted statistics, and weigher_key; output.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def report_from_statistics(
         degrees_of_freedom=freedom,
         mae=known(f"energy_minus_{name}/mae"),
         rmse=rmse,
-        r2=_r_squared(rmse, std, mean),
+        r2=r_squared(rmse, std, mean),
         ridge=ridge,
         atomic_numbers=[int(z) for z in np.asarray(atomic_numbers)[seen]],
         n_atoms=[int(n) for n in n_atoms[seen]],
@@ -286,8 +286,14 @@ def stored_linear_problem(statistics: DatasetStatistics, weigher_key: str, count
     return factor if count_by == "molecule" else linear_problem(factor[:, 1:-1], factor[:, -1])
 
 
-def _r_squared(rmse: float | None, std: float | None, mean: float | None) -> float | None:
-    """Returns 1 - rmse^2 / std^2; NaN where all energies are equal, to rounding."""
+def r_squared(rmse: float | None, std: float | None, mean: float | None) -> float | None:
+    """Returns 1 - rmse^2 / std^2; NaN where all energies are equal, to rounding.
+
+    Args:
+        rmse: Root mean square of what a reference leaves; None: not known.
+        std: Standard deviation of the energies; None: not known.
+        mean: Their mean.
+    """
     if rmse is None or std is None:
         return None
     return 1 - (rmse / std) ** 2 if std > _EQUAL * abs(mean or 0.0) else math.nan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,7 @@ from ofdft_norm.data.basis_info import BasisInfo
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.lambda_sources import lambda_sources, sources_table
+from ofdft_norm.normalization.reference_summary import r_squared
 from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
 from ofdft_norm.statistics.references import OTHER_REFERENCES, REFERENCES
 from ofdft_norm.tables import text_table
@@ -156,21 +159,22 @@ def energy_rows(statistics: DatasetStatistics, weigher: str) -> list[list[str]]:
         statistics: Statistics of the training split.
         weigher: The weigher's key.
     """
-    unit, spread = _unit(statistics), _number(statistics, weigher, "energy/std")
+    unit = _unit(statistics)
+    of_energies = [_number(statistics, weigher, f"energy/{name}") for name in ("std", "mean")]
     rows = [[f"{weigher} [{unit.symbol}]", "mean", "std", "MAE", "max |.|", "R2", "rank", "condition"]]
     for name in (None, *REFERENCES, *OTHER_REFERENCES):
         folder = "energy" if name is None else f"energy_minus_{name}"
         mean = _number(statistics, weigher, f"{folder}/mean")
         if mean is None:
             continue
-        rms = _number(statistics, weigher, f"{folder}/rms")
+        r2 = r_squared(_number(statistics, weigher, f"{folder}/rms"), *of_energies)
         condition = _number(statistics, weigher, f"{name}_condition_number")
         rows.append(
             [
                 "no reference" if name is None else name,
                 unit.energy(mean),
                 *(unit.energy(_number(statistics, weigher, f"{folder}/{s}")) for s in _SPREAD),
-                f"{1 - (rms / spread) ** 2:.6f}" if rms is not None and spread else _UNKNOWN,
+                _UNKNOWN if r2 is None or math.isnan(r2) else f"{r2:.6f}",
                 _count(_number(statistics, weigher, f"{name}_rank")),
                 _UNKNOWN if condition is None else f"{condition:.3g}",
             ]

@@ -88,6 +88,17 @@ def test_without_anything_but_energies() -> None:
     assert cells(table, "no reference")[:2] == ["1.00000", "0.50000"]
 
 
+@pytest.mark.parametrize(("std", "r2"), [(0.5, "0.960000"), (1e-13, "-"), (0.0, "-")])
+def test_nothing_is_explained_where_all_energies_are_equal(std: float, r2: str) -> None:
+    arrays = {
+        "constant/energy/mean": np.array(-40.0),
+        "constant/energy/std": np.array(std),
+        "constant/energy_minus_linear_ref/mean": np.array(0.0),
+        "constant/energy_minus_linear_ref/rms": np.array(0.1),
+    }
+    assert r2 in cells(summary_table(DatasetStatistics.from_arrays(arrays), None, None), "linear_ref")
+
+
 @pytest.mark.parametrize(("unit", "mean"), [("eV", "-123456.7891"), ("kcal/mol", "-123456.79")])
 def test_many_elements_and_other_units_fit_on_a_screen(unit: str, mean: str) -> None:
     n = 20
