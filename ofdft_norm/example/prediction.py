@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pydoc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -281,7 +282,8 @@ def _check_model(checkpoint: Path, model_class: Any, name: str) -> None:
     with read_from(checkpoint):
         record = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(CHECKPOINT_KEY)
         trained = record and record["config"]["model"]["_target_"]
-    if trained not in (None, name) and not issubclass(model_class, get_class(trained)):
+    trained_class: Any = pydoc.locate(trained) if trained else None  # None: moved since, or not installed
+    if trained_class is not None and not issubclass(model_class, trained_class):
         raise ConfigError(
             f"{checkpoint}: is of a model {trained}, but predictions were asked of {name} (config: "
             f"model._target_={trained})"
