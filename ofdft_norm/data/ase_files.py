@@ -251,7 +251,8 @@ class ASEDataset(Dataset[Data]):
             fitting = sorted(
                 name for name, value in known.items() if np.size(value) == (np.prod(shape) if shape else 1)
             )
-            raise LabelFileError(f"{place}: lacks {key!r}; it has {fitting}{did_you_mean(key, fitting)} {setting}")
+            has = f"it has {fitting}{did_you_mean(key, fitting)}" if fitting else "it has no other value of its shape"
+            raise LabelFileError(f"{place}: lacks {key!r}; {has}; give it, or leave the frame out {setting}")
         value = torch.from_numpy(np.atleast_1d(np.array(known[key], dtype=np.float64)))
         check_numbers(value, shape, f"{place}: {key!r}", setting)
         return value if shape is not None else value.reshape(1)

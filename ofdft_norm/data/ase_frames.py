@@ -66,7 +66,11 @@ class ExtendedXYZ(Frames):
             for line in file:
                 line_number += 1
                 if line.strip():
-                    lines = list(islice(file, _n_atoms(line, f"{self.path}:{line_number}", len(starts)) + 1))
+                    n_atoms = _n_atoms(line, f"{self.path}:{line_number}", len(starts))
+                    lines = list(islice(file, n_atoms + 1))
+                    if sum(1 for atom in lines[1:] if atom.strip()) < n_atoms:
+                        place = f"{self.path}@{len(starts)}"
+                        raise LabelFileError(f"{place}: the file ends within this frame (config: data.source.paths)")
                     starts.append(position)
                     position += sum(map(len, lines))
                     line_number += len(lines)
@@ -79,8 +83,6 @@ class ExtendedXYZ(Frames):
     def atoms(self, index: int) -> Any:
         """Reads a frame."""
         text = self._text(index)
-        if text.count("\n") < int(text.split()[0]) + 2:
-            raise LabelFileError(f"{self.path}@{index}: the file ends within this frame (config: data.source.paths)")
         with _named(lambda: f"{self.path}@{index}"):
             return _ase("io").read(io.StringIO(text), format="extxyz", index=0)
 
