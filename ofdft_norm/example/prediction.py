@@ -280,8 +280,8 @@ def predict(cfg: DictConfig) -> list[Prediction]:
 def _check_model(checkpoint: Path, model_class: Any, name: str) -> None:
     """Refuses to read a checkpoint into a model of another class than that of the run that wrote it, if it says so."""
     with read_from(checkpoint):
-        record = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(CHECKPOINT_KEY)
-        trained = record and record["config"]["model"]["_target_"]
+        record = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(CHECKPOINT_KEY) or {}
+        trained = (record.get("config", {}).get("model") or {}).get("_target_")
     trained_class: Any = pydoc.locate(trained) if trained else None  # None: moved since, or not installed
     if trained_class is not None and not issubclass(model_class, trained_class):
         raise ConfigError(
