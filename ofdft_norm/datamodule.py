@@ -1,28 +1,32 @@
-"""OFDFTDataModule: where Lightning meets the normalisation."""
+"""OFDFTDataModule: loads labels, fits their normalisation in `setup`, yields normalised batches."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader as PyGDataLoader
 
 from ofdft_norm.checkpoint import (
+    FORMAT,
+    VERSION,
     arguments_from_plain,
     arguments_to_plain,
-    check_checkpoint_file,
+    compare_settings,
     describe_labels,
-    differing_settings,
-    read_from,
+    find_data_module_state,
+    find_normalizer_state,
+    named_errors,
+    read_checkpoint,
     refuse_other_labels,
     statistics_from_state,
     statistics_to_state,
@@ -31,84 +35,88 @@ from ofdft_norm.config import (
     ASEFiles,
     AtomRefConfig,
     EmbeddedLabels,
-    LabelFiles,
     LinearReferencesConfig,
     LoaderConfig,
     RescalingConfig,
-    SampleFile,
     SplitConfig,
     StatisticsConfig,
     WrappedData,
 )
-from ofdft_norm.data.ase_files import is_atoms
-from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.epoch_sampler import EpochSampler
-from ofdft_norm.data.label_source import TOTAL_ENERGY
-from ofdft_norm.data.lazy_datasets import LazyDatasets
-from ofdft_norm.data.loader import loader_like
-from ofdft_norm.data.of_data import molecule_index
-from ofdft_norm.data.raw_datasets import RawDatasets
-from ofdft_norm.data.transformed_dataset import JoinSamples, TransformedDataset
-from ofdft_norm.data.worker_notes import NamingDataLoader, name_work_of_dead_workers
+from ofdft_norm.data.ase import is_atoms
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.files import package_version
+from ofdft_norm.data.loader import EpochSampler, wrap_loader
+from ofdft_norm.data.parts import DataParts
+from ofdft_norm.data.sample import collate_joined
+from ofdft_norm.data.sources import Source
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.mixin import normalizer_of_model
-from ofdft_norm.normalization.dataset_references import DatasetReferences
-from ofdft_norm.normalization.element_references import LinearReferences
-from ofdft_norm.normalization.fit import FittedStatistics, NormalizerSettings, fingerprint_of, fit_normalizer
-from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.normalizer_state import (
-    describe_difference,
-    normalizer_from_state,
-    normalizer_to_state,
+from ofdft_norm.mixin import get_model_normalizer
+from ofdft_norm.normalization.build_normalizer import (
+    NormalizedFields,
+    NormalizerSettings,
+    build_normalizer,
+    fit_references_of_config,
 )
-from ofdft_norm.normalization.summary import summary_table
-from ofdft_norm.normalization.transforms import CheckSamples, NormalizeTransform, batch_dtype
+from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, batch_dtype
+from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.normalization.state import describe_difference, normalizer_from_state, normalizer_to_state
+from ofdft_norm.normalization.summary import describe_normalizer, summarize
 from ofdft_norm.settings import check_arguments
-from ofdft_norm.statistics.cache import default_cache_dir
-from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.transforms.project_gradient import ProjectGradient
+from ofdft_norm.statistics.cache import compute_fingerprint, load_or_fit
+from ofdft_norm.statistics.store import DatasetStatistics
+from ofdft_norm.transforms import transforms_by_default
 from ofdft_norm.units import EnergyUnit
-from ofdft_norm.version import package_version
 
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class Settled:
+    """A normaliser, and the statistics behind it as far as they are known."""
+
+    normalizer: Normalizer
+    statistics: DatasetStatistics | None = None
+    fingerprint: str | None = None
 
 
 class OFDFTDataModule(LightningDataModule):
     """Loads labels, fits their statistics on the training split, and yields normalised batches.
 
     After ``setup("fit")``: `normalizer` (with the exact inverses), `statistics`, `basis_info`, `datasets`. The
-    normaliser is that of the first of: a checkpoint, the model (if it has one), given statistics (`statistics.path`),
-    the cache of fitted statistics, a fit. Under a Trainer nothing is fitted before it is needed, as a checkpoint
-    arrives after `setup`; under DDP all ranks must then ask for it, and fit together, each its share of the molecules.
-    Only the label files of the splits that are used are opened.
+    normaliser is the first that exists of: the trainer's model's, the checkpoint's, given statistics
+    (`statistics.path`), cached statistics, a fit. Under a Trainer nothing is fitted before it is needed, as a
+    checkpoint arrives after `setup`; under DDP all ranks fit together, each its share of the molecules. A model's or
+    checkpoint's normaliser is used for the run that brings it; the next run starts from this module's configuration.
+
+    Batches pass the hooks in this order: this module's (``apply="batch"``), a wrapped data module's, the model's own
+    `on_after_batch_transfer`.
 
     Args:
-        source: The label files, somebody else's data sets (see `wrap`), or samples to predict on.
+        source: The labels: label files, packed labels, files of ASE, other data sets (see `wrap`), samples to predict.
         reference: Which reference energies to subtract; None: none.
         rescaling: How to rescale coefficients and gradients; None: not at all.
         statistics: How to fit, and where to keep results.
         split: Which molecules train, validate and test.
-        loader: Settings of PyG's DataLoader. A wrapped data module's loaders keep theirs; only what differs from the
-            defaults here is changed.
+        loader: Settings of the loaders. A wrapped data module keeps its own loaders.
         pre_transforms: Applied to each sample in float64 before statistics are taken and before it is normalised; None:
-            `ProjectGradient`.
-        unit: Unit of energies, of what is read, normalised and returned: ``hartree``, ``eV`` or ``kcal/mol``. Label
-            files (hartree) and ASE's files (eV) are converted; other data sets are taken to be in it.
+            local frames, natural reparametrisation and the projection of gradients, as in both papers.
+        post_transforms: PyG transforms applied to normalised samples, such as `RadiusGraph`.
+        unit: Unit of all energies: ``hartree``, ``eV`` or ``kcal/mol``. Label files (hartree) and ASE's files (eV) are
+            converted; other data sets must be in it.
         energy_scale: A number [`unit`], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
-        energy_scale_per_atom: Whether those are divided by the mean number of atoms of a sample.
-        unseen_elements: ``error`` refuses atoms of elements that no training molecule has; ``identity`` leaves their
+        energy_scale_per_atom: Whether ``std``, ``rmsd``, ``mae`` are divided by the mean number of atoms of a sample.
+        unseen_elements: ``error`` refuses elements that no training molecule has; ``identity`` leaves their
             coefficients as they are.
-        dtype: Dtype of the batches: ``float32``, ``float64``, ``bfloat16``, ``float16``; ``auto``: that of the
-            Trainer's precision. Reference energies stay float64.
-        apply: ``dataset`` normalises each sample where it is loaded, in the workers; ``batch`` normalises whole batches
-            on the device. Both give the same batches to rounding.
-        predict_on: Which split `predict_dataloader` loads: ``train``, ``val``, ``test``, or ``all`` samples of the
+        dtype: Dtype of the batches; ``auto``: that of the Trainer's precision. Reference energies stay float64.
+        apply: ``dataset`` normalises each batch in the process that loads it; ``batch`` normalises on the device. Both
+            give the same batches to rounding.
+        predict_on: Part that `predict_dataloader` loads: ``train``, ``val``, ``test``, or ``all`` samples of the
             source; for a wrapped data module also its own ``predict``.
 
     Raises:
         ConfigError: If a setting is unknown.
 
-    Example:
+    Examples:
         >>> from ofdft_norm import OFDFTDataModule
         >>> datamodule = OFDFTDataModule()  # the embedded labels, atomic reference, dimension-wise rescaling
         >>> datamodule.basis_info.atomic_numbers.tolist()
@@ -117,13 +125,14 @@ class OFDFTDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: LabelFiles | WrappedData | ASEFiles | SampleFile | None = None,
+        source: Source | None = None,
         reference: AtomRefConfig | LinearReferencesConfig | None = AtomRefConfig(),  # noqa: B008 (frozen)
         rescaling: RescalingConfig | None = RescalingConfig(),  # noqa: B008 (frozen)
         statistics: StatisticsConfig = StatisticsConfig(),  # noqa: B008 (frozen)
         split: SplitConfig = SplitConfig(),  # noqa: B008 (frozen)
         loader: LoaderConfig = LoaderConfig(),  # noqa: B008 (frozen)
         pre_transforms: Sequence[Callable[..., Any]] | None = None,
+        post_transforms: Sequence[Callable[..., Any]] = (),
         unit: EnergyUnit = "hartree",
         energy_scale: float | str = 1.0,
         energy_scale_per_atom: bool = False,
@@ -134,15 +143,16 @@ class OFDFTDataModule(LightningDataModule):
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(OFDFTDataModule.__init__, arguments, "data")
-        if isinstance(source, WrappedData) and isinstance(source.datamodule, OFDFTDataModule):
-            raise ConfigError("data.source.datamodule is an OFDFTDataModule, whose samples are normalised already")
         super().__init__()
         self.source = EmbeddedLabels() if source is None else source
-        self.split = split
+        self._wrapped = self.source.datamodule if isinstance(self.source, WrappedData) else None
+        if isinstance(self._wrapped, OFDFTDataModule):
+            raise ConfigError("data.source.datamodule is an OFDFTDataModule: its samples are normalised already")
+        if self._wrapped is not None and loader != LoaderConfig(follow_batch=loader.follow_batch):
+            raise ConfigError("data.loader: a wrapped data module keeps its own loaders; configure them there")
         self.loader = loader
-        self._loader_changes = loader.changes()
-        self._replaced_loaders: list[type] = []
-        self.pre_transforms = [ProjectGradient()] if pre_transforms is None else list(pre_transforms)
+        self.pre_transforms = transforms_by_default() if pre_transforms is None else list(pre_transforms)
+        self.post_transforms = list(post_transforms)
         self.settings = NormalizerSettings(
             reference, rescaling, energy_scale, energy_scale_per_atom, unseen_elements, unit
         )
@@ -150,25 +160,23 @@ class OFDFTDataModule(LightningDataModule):
         self.dtype = dtype
         self.apply = apply
         self.predict_on = predict_on
-        cache = default_cache_dir() if statistics.dir is None else Path(statistics.dir).expanduser()
-        self.raw_datasets = RawDatasets(self.source, split, self.pre_transforms, cache, unit)
+        self.parts = DataParts(self.source, split, self.pre_transforms, unit)
         self._arguments = arguments_to_plain(arguments)
+        self._own: Settled | None = None  # of this module's configuration
+        self._of_run: Settled | None = None  # of the present run's model or checkpoint
+        self._of_model: Normalizer | None = None  # the model's normaliser that `_of_run` is a copy of
         self._basis_info: BasisInfo | None = None
-        self._fitted: FittedStatistics | None = None
-        self._normalizer: Normalizer | None = None
-        self._restored = False
-        self._trained_on: Mapping[str, Any] = {}  # what a checkpoint says of its labels
+        self._trained_on: Mapping[str, Any] = {}  # the labels of a checkpoint, see `describe_labels`
         self._release()
 
     def _release(self) -> None:
-        """Frees what was built with the former normaliser."""
-        self._datasets: dict[str, TransformedDataset] = {}
+        """Frees the data sets that were built with a former normaliser."""
+        self._datasets: dict[str, NormalizedDataset] = {}
         self._sampler: EpochSampler | None = None
-        self._on_device: NormalizeTransform | None = None
-        self._batch_dtype = batch_dtype(self.dtype, self.trainer)
+        self._on_device: NormalizeBatch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickles and copies settings and normaliser; data sets are built anew, a trainer is not taken along."""
+        """Pickles settings and normaliser without data sets and trainer."""
         return {**self.__dict__, "_datasets": {}, "_sampler": None, "_on_device": None, "trainer": None}
 
     @classmethod
@@ -188,23 +196,23 @@ class OFDFTDataModule(LightningDataModule):
         rescaling: RescalingConfig | None = None,
         **kwargs: Any,
     ) -> OFDFTDataModule:
-        """Normalises somebody else's data: references are fitted on its training split, all splits are normalised.
+        """Normalises any other data: references are fitted on its training split, all splits are normalised.
 
         Args:
-            datamodule: A LightningDataModule, whose loaders' settings are kept; or give the data sets themselves.
+            datamodule: A LightningDataModule, which keeps its loaders; or give the data sets themselves.
             train: Data set to train on: of PyG's `Data`, or `ase.Atoms` with their calculators' results.
             val: Data set to validate on.
-            test: Data set to test on.
+            test: Data set to test on. Without `val` and `test`, the argument `split` divides `train`, if it is given.
             basis_info: The density basis; None for data without density coefficients.
-            energy_field: Field that holds the energy; every sample needs it whose `has_energy_label` is not false.
-            forces_field: Field that holds forces, scaled with the energy; every such sample needs it.
-            atomic_numbers_field: Field that holds atomic numbers; where it is missing, PyG's ``z`` is used.
-            unit: What the energies are in; None: eV, ASE's own, for `ase.Atoms`, else hartree.
+            energy_field: Field of the energy; every sample needs it, unless its `has_energy_label` is false.
+            forces_field: Field of the forces, which are scaled with the energy.
+            atomic_numbers_field: Field of the atomic numbers; PyG's ``z`` where it is missing.
+            unit: Unit of the energies; None: eV, ASE's own, for `ase.Atoms`, else hartree.
             reference: A linear reference by default.
             rescaling: Needs density coefficients.
             **kwargs: For the constructor.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from torch_geometric.data import Data
             >>> water = Data(z=torch.tensor([8, 1, 1]), pos=torch.randn(3, 3), y=torch.tensor([-76.4]))
@@ -216,6 +224,8 @@ class OFDFTDataModule(LightningDataModule):
             [-0.6, -75.2]
         """
         source = WrappedData(datamodule, train, val, test, basis_info, energy_field, forces_field, atomic_numbers_field)
+        if datamodule is None and val is None and test is None:
+            kwargs.setdefault("split", SplitConfig(train=1.0, val=0.0, test=0.0))
         if unit is None:
             unit = "eV" if train is not None and len(train) and is_atoms(train[0]) else "hartree"
         return cls(source, reference, rescaling, unit=unit, **kwargs)
@@ -238,13 +248,13 @@ class OFDFTDataModule(LightningDataModule):
         """Reads extended XYZ files, ASE databases, or any other files that ASE reads; see `ASEFiles`.
 
         Args:
-            paths: Files or glob patterns: all frames, or those to train on.
+            paths: Files or glob patterns: all frames, or the training frames.
             energy: Name of the energy among a frame's results or in its `info`.
             forces: Name of the forces among a frame's results or `arrays`; None: there are none.
             val: Files to validate on; None: a part of `paths`.
             test: Files to test on.
-            split_key: Entry of `info` that says ``train``, ``val`` or ``test`` for each frame.
-            stored_unit: What the files' energies are in.
+            split_key: Entry of `info` with ``train``, ``val`` or ``test`` for each frame.
+            stored_unit: Unit of the energies in the files.
             unit: See the class.
             reference: A linear reference by default.
             **kwargs: For the constructor.
@@ -256,53 +266,26 @@ class OFDFTDataModule(LightningDataModule):
 
     @property
     def normalizer(self) -> Normalizer:
-        """The normaliser; the first read settles it, if `setup` has not."""
-        if self._normalizer is None:
-            self._take_from_model()
-        if self._normalizer is None:
-            self._fit()
-        return cast(Normalizer, self._normalizer)
-
-    @property
-    def unit(self) -> str:
-        """Unit of all energies."""
-        return self.settings.unit
-
-    @property
-    def energy_name(self) -> str | None:
-        """Name of the energy that is learned, such as ``e_kin``; None: the total energy."""
-        key = getattr(self.source, "energy_key", self._trained_on.get("energy_key"))
-        return None if key == TOTAL_ENERGY else key
+        """The normaliser; it is fitted at the first use if nothing else brings one."""
+        return self._settle().normalizer
 
     @property
     def has_normalizer(self) -> bool:
-        """Whether the normaliser is settled: reading it then costs nothing."""
-        return self._normalizer is not None
+        """Whether the normaliser is known: reading it then costs nothing."""
+        return self._settled is not None
 
     @property
     def statistics(self) -> DatasetStatistics:
-        """Statistics of the training split: a checkpoint's, or read from the cache, or fitted, on first use."""
-        if self._fitted is None:
-            self._fit()
-        return cast(FittedStatistics, self._fitted).statistics
-
-    @property
-    def weigher_key(self) -> str:
-        """Whose statistics normalise; data without density coefficients have those of one weigher only."""
-        return self.statistics_config.weigher_key if self.basis_info is not None else "constant"
-
-    def summary(self) -> str:
-        """Returns what the statistics and the normaliser are, as tables; fits what is not fitted yet."""
-        statistics, normalizer = self.statistics, self.normalizer
-        tables = [summary_table(statistics, self.basis_info, normalizer.rescaling, self.weigher_key)]
-        if isinstance(normalizer.reference, LinearReferences | DatasetReferences):
-            tables.append(str(normalizer.reference.summary(self.unit)))
-        return "\n\n".join(tables)
+        """Statistics of the training split: a checkpoint's, or given, cached, or fitted at the first use."""
+        settled = self._settle()
+        if settled.statistics is None:  # a model has a normaliser without statistics
+            settled = self._own or self._fit()
+        return cast(DatasetStatistics, settled.statistics)
 
     @property
     def fingerprint(self) -> str | None:
-        """Of what the statistics were fitted on; None where they were given, or it cannot be told."""
-        return None if self._fitted is None else self._fitted.fingerprint
+        """Identifies what the statistics were fitted on; None for given statistics and unknown data."""
+        return None if self._settled is None else self._settled.fingerprint
 
     @property
     def basis_info(self) -> BasisInfo | None:
@@ -312,29 +295,39 @@ class OFDFTDataModule(LightningDataModule):
         return self._basis_info
 
     @property
-    def datasets(self) -> Mapping[str, TransformedDataset]:
-        """The normalised data sets of ``train``, ``val`` and ``test``, each built when it is asked for."""
-        return LazyDatasets(dict.fromkeys(self.raw_datasets.names(), True), lambda name, _: self._dataset(name))
+    def unit(self) -> str:
+        """Unit of all energies."""
+        return self.settings.unit
 
-    def _dataset(self, name: str) -> TransformedDataset:
-        """Puts the normaliser on top of a raw data set; in ``batch`` mode, only its checks."""
-        normalizer = self.normalizer
-        if name not in self._datasets:
-            on_batch = self.apply == "batch"
-            transform = CheckSamples(normalizer) if on_batch else NormalizeTransform(normalizer, self._batch_dtype)
-            self._datasets[name] = TransformedDataset(self.raw_datasets[name], transform, self.source.keep_in_memory)
-        return self._datasets[name]
+    @property
+    def energy_name(self) -> str | None:
+        """Name of the learned energy, such as ``e_kin``; None: the total energy."""
+        key = self.source.energy_key or self._trained_on.get("energy_key")
+        return None if key == "e_tot" or self.source.energy_is_total else key
+
+    @property
+    def weigher_key(self) -> str:
+        """Key of the weigher whose statistics the normaliser uses; data without coefficients have one weigher."""
+        return self.statistics_config.weigher_key if self.basis_info is not None else "constant"
+
+    def summary(self) -> str:
+        """Returns tables of the statistics and the normaliser; fits what is not fitted yet."""
+        return summarize(self.statistics, self.basis_info, self.normalizer, self.weigher_key)
+
+    @property
+    def datasets(self) -> Mapping[str, NormalizedDataset]:
+        """The normalised data sets of the parts that have samples."""
+        return {name: self._dataset(name) for name in self.parts.names()}
 
     @property
     def batch_size(self) -> int:
         """Samples in a batch, on each rank; Lightning's batch size finder sets it."""
-        theirs = None if "batch_size" in self._loader_changes else self.raw_datasets.opened_loader("train")
+        theirs = self.parts.loader("train")
         return getattr(theirs, "batch_size", None) or self.loader.batch_size
 
     @batch_size.setter
     def batch_size(self, batch_size: int) -> None:
         self.loader = dataclasses.replace(self.loader, batch_size=batch_size)
-        self._loader_changes["batch_size"] = batch_size
 
     # --- Lightning ----------------------------------------------------------------------------------------------
 
@@ -353,188 +346,259 @@ class OFDFTDataModule(LightningDataModule):
         """
         if stage not in (None, "fit", "validate", "test", "predict"):
             raise ConfigError(f"setup({stage!r}): expected 'fit', 'validate', 'test', 'predict' or None")
-        if self._wrapped_datamodule is not None:
-            self._wrapped_datamodule.trainer = self.trainer
-        if batch_dtype(self.dtype, self.trainer) != self._batch_dtype:
-            self._release()
-        if stage in (None, "fit"):
-            self._forget_if_labels_changed()
-        self._take_from_model()
         if self.trainer is None:
             self.prepare_data()
-            if stage in (None, "fit"):
-                _ = self.normalizer
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Hands a batch to a wrapped data module's own hook."""
-        theirs = self._wrapped_datamodule
-        return batch if theirs is None else theirs.on_before_batch_transfer(batch, dataloader_idx)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """In ``batch`` mode, normalises a batch on its device; then comes a wrapped data module's own hook."""
-        if self.apply == "batch" and isinstance(batch, Data):
-            if self._on_device is None:
-                moved = copy.deepcopy(self.normalizer).to(molecule_index(batch, "pos").device)
-                self._on_device = NormalizeTransform(moved, self._batch_dtype, check_values=False)
-            batch = self._on_device(batch)
-        theirs = self._wrapped_datamodule
-        return batch if theirs is None else theirs.on_after_batch_transfer(batch, dataloader_idx)
-
-    @property
-    def _wrapped_datamodule(self) -> LightningDataModule | None:
-        return self.source.datamodule if isinstance(self.source, WrappedData) else None
+        self._forget_run()
+        self.source.setup(stage, self.trainer)
+        if stage in (None, "fit"):
+            self._forget_changed_labels()
+            if self.trainer is None:
+                self._settle()
 
     def teardown(self, stage: str | None = None) -> None:
         """Frees the data sets; the normaliser stays."""
-        self.raw_datasets.release()
+        self.source.teardown(stage)
+        self.parts.release()
         self._release()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """Adds to an error about a data worker that died what it was at work on."""
-        name_work_of_dead_workers(exception)
 
     def train_dataloader(self) -> DataLoader:
         """Loads normalised batches of the training split."""
-        dataset = self._dataset("train")
-        if self.loader.shuffle and (self._sampler is None or self._sampler.data_source is not dataset):
-            self._sampler = EpochSampler(dataset)
+        if self.loader.shuffle and self._sampler is None and self._wrapped is None:
+            self._sampler = EpochSampler(self._dataset("train"))
         return self._dataloader("train", self._sampler)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Loads normalised batches of the validation split; training without one goes on without validation."""
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        return [] if fitting and "val" not in self.raw_datasets.names() else self._dataloader("val")
+        return [] if fitting and "val" not in self.parts.names() else self._dataloader("val")
 
     def test_dataloader(self) -> DataLoader:
         """Loads normalised batches of the test split."""
         return self._dataloader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        """Loads normalised batches to predict on: those of `predict_on`."""
+        """Loads normalised batches of the part `predict_on`."""
         return self._dataloader(self.predict_on)
 
-    def _dataloader(self, name: str, sampler: EpochSampler | None = None) -> DataLoader:
-        self._take_from_model()  # a checkpoint that no data module wrote gives it to the model alone, after `setup`
-        follow = ["coeffs"] if self.basis_info is not None else []
-        theirs = None if name == "all" else self.raw_datasets.loader(name)
-        if theirs is not None:
-            return self._dataloader_like(theirs, name, follow)
-        return NamingDataLoader(
-            self._dataset(name), sampler=sampler, collate_fn=JoinSamples(follow), **self.loader.keywords()
-        )
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Calls the hooks of a wrapped data module and of the model."""
+        return self._call_hooks("on_before_batch_transfer", batch, dataloader_idx)
 
-    def _dataloader_like(self, theirs: DataLoader, name: str, follow: Sequence[str]) -> DataLoader:
-        """Returns a loader that does as a wrapped data module's does; says once if its class is given up."""
-        if type(theirs) not in (DataLoader, PyGDataLoader) and type(theirs) not in self._replaced_loaders:
-            self._replaced_loaders.append(type(theirs))
-            rank_zero_warn(
-                f"the settings of {type(theirs).__name__} are kept, but torch's DataLoader loads in its place: what "
-                "the class does besides is lost (give data sets instead of a data module to choose a loader)"
-            )
-        loader = loader_like(theirs, self._dataset(name), self._loader_changes, follow)
-        if self.apply == "batch" and not isinstance(loader.collate_fn, JoinSamples):
-            raise ConfigError(
-                "data.apply=batch normalises PyG's batches alone, and the wrapped data module collates with "
-                f"{theirs.collate_fn!r}: use PyG's collation, or normalise each sample (config: data.apply)"
-            )
-        return loader
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalises a batch on its device if ``apply="batch"``; then calls a wrapped data module's and the model's."""
+        if self.apply == "batch" and isinstance(batch, Data):
+            if self._on_device is None:
+                moved = copy.deepcopy(self.normalizer).to(batch.ptr.device)
+                self._on_device = self._make_transform(moved)
+            batch = self._on_device(batch)
+        return self._call_hooks("on_after_batch_transfer", batch, dataloader_idx)
+
+    def _call_hooks(self, name: str, batch: Any, dataloader_idx: int) -> Any:
+        """Lightning calls the data module's hook instead of the model's: so this module passes the batch on."""
+        for owner in (self._wrapped, None if self.trainer is None else self.trainer.lightning_module):
+            if owner is not None and is_overridden(name, owner):
+                batch = getattr(owner, name)(batch, dataloader_idx)
+        return batch
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Explains a model's missing `self.normalizer`."""
+        if isinstance(exception, AttributeError) and "has no attribute 'normalizer'" in str(exception):
+            exception.add_note("list ofdft_norm.NormalizerMixin before LightningModule among the model's bases")
+
+    # --- data sets and loaders ----------------------------------------------------------------------------------
+
+    def _dataset(self, part: str) -> NormalizedDataset:
+        normalizer = self.normalizer
+        if part not in self._datasets:
+            transform = self._make_transform(normalizer, only_check=self.apply == "batch")
+            self._datasets[part] = NormalizedDataset(self.parts[part], transform, self.source.keep_in_memory)
+        return self._datasets[part]
+
+    def _make_transform(self, normalizer: Normalizer, only_check: bool = False) -> NormalizeBatch:
+        dtype = batch_dtype(self.dtype, None if self.trainer is None else str(self.trainer.precision))
+        return NormalizeBatch(normalizer, dtype, self.post_transforms, self.loader.follow_batch, only_check)
+
+    def _dataloader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader:
+        normalizer = self.normalizer  # first: all ranks fit together
+        theirs = self.parts.loader(part)
+        if theirs is not None and self.apply == "batch":
+            if not theirs.collate_fn.joins:  # type: ignore[union-attr]
+                raise ConfigError(
+                    "data.apply=batch normalises batches of PyG, and the wrapped data module has a collate function of "
+                    "its own: choose data.apply=dataset, which normalises its samples (config: data.apply)"
+                )
+            return theirs
+        if theirs is not None:
+            return wrap_loader(theirs, self._make_transform(normalizer))
+        return DataLoader(self._dataset(part), sampler=sampler, collate_fn=collate_joined, **self.loader.keywords())
 
     # --- the normaliser -----------------------------------------------------------------------------------------
 
-    def _fit(self) -> None:
-        """Fits, or reads, the statistics; builds the normaliser unless there is one."""
-        fitted, normalizer = fit_normalizer(
-            lambda: self.raw_datasets["train"],
-            self.source,
+    @property
+    def _settled(self) -> Settled | None:
+        """The normaliser of this run's model or checkpoint, else this module's own; None: not known yet."""
+        of_model = get_model_normalizer(self.trainer)
+        if of_model is not None and of_model is not self._of_model:
+            self._of_model = of_model
+            # a copy: the model moves its own to its device
+            self._replace(Settled(normalizer_from_state(normalizer_to_state(of_model))), "model")
+        return self._of_run or self._own
+
+    def _settle(self) -> Settled:
+        return self._settled or self._take_from_file() or self._fit()
+
+    def _take_from_file(self) -> Settled | None:
+        """Reads the normaliser from the run's checkpoint, where Lightning did not hand it over.
+
+        Lightning restores a data module by the name of its class: it passes over a subclass's or a base's state.
+        """
+        path = None if self.trainer is None else self.trainer.ckpt_path
+        if path is None:
+            return None
+        state = find_normalizer_state(read_checkpoint(path))
+        if state is not None:
+            self._replace(Settled(normalizer_from_state(state)), "checkpoint")
+            return self._of_run or self._own
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            return None
+        raise ConfigError(
+            f"{path}: the checkpoint has no normaliser, and statistics of the labels of this run would not be those of "
+            "training: use a checkpoint that was trained with an OFDFTDataModule (config: ckpt_path)"
+        )
+
+    def _fit(self) -> Settled:
+        """Fits, or reads, this module's own statistics, and builds the normaliser."""
+        source, reference = self.source, self.settings.reference
+        self.settings.check(self.basis_info)
+        labels = describe_labels(source, self.pre_transforms, self.unit)
+        fitted = load_or_fit(
+            lambda: self.parts["train"],
             self.basis_info,
             self.statistics_config,
-            self.settings,
-            self.raw_datasets.pre_transforms,
+            {name: labels[name] for name in ("energy_key", "gradient_key", "unit", "pre_transforms")},
+            source.energy_field,
+            source.atomic_numbers_field,
         )
-        self._fitted = fitted
-        self._normalizer = self._normalizer or normalizer
-        if self.statistics_config.path is not None:
-            rank_zero_info(f"statistics that are given: {fitted.statistics.path} (data.statistics.path)")
-        elif fitted.reused:
-            when = fitted.statistics.attributes.get("created_at", "before")
-            rank_zero_info(f"statistics of this training split, fitted {when}: {fitted.statistics.path}")
-        else:
-            rank_zero_info(self.summary())
+        fields = NormalizedFields(source.energy_field, source.forces_field, source.atomic_numbers_field)
+        by_dataset = None
+        if isinstance(reference, LinearReferencesConfig) and reference.by is not None:
+            by_dataset = fit_references_of_config(self.parts["train"], reference, fields)
+        normalizer = build_normalizer(
+            fitted.statistics, self.basis_info, self.settings, fields, self.weigher_key, by_dataset
+        )
+        self._refuse_unseen_elements(normalizer)
+        self._own = Settled(normalizer, fitted.statistics, fitted.fingerprint)
+        rank_zero_info(f"statistics {'reused' if fitted.reused else 'fitted'}: {fitted.statistics.path or 'in memory'}")
+        rank_zero_info(describe_normalizer(normalizer, fitted.statistics, self.weigher_key))
+        rank_zero_info("tables: datamodule.summary(), or the command ofdft-norm fit")
+        return self._own
 
-    def _forget_if_labels_changed(self) -> None:
-        """Looks at the training labels again before a second fit; a checkpoint's statistics stay."""
-        if self.fingerprint is None or self._restored:
+    def _refuse_unseen_elements(self, normalizer: Normalizer) -> None:
+        """Refuses held-out molecules with elements that the training split lacks, before training starts."""
+        for part in self.parts.names():
+            numbers = None if part == "train" else self.parts.elements(part)
+            if numbers:
+                normalizer.check_numbers(torch.tensor(sorted(numbers)), f"the {part} split")
+
+    def _forget_run(self) -> None:
+        """A new run starts from this module's own configuration."""
+        if self._of_run is not None:
+            self._release()
+        self._of_run = self._of_model = None
+
+    def _forget_changed_labels(self) -> None:
+        """Compares the training labels with those of an earlier fit; data without fingerprint are fitted anew."""
+        if self._own is None or self.statistics_config.path is not None:
             return
-        self.raw_datasets.release()
-        if fingerprint_of(self.raw_datasets["train"], self.basis_info, self.statistics_config) != self.fingerprint:
-            rank_zero_warn("the training labels have changed since the normaliser was fitted: it is fitted anew")
-            self._fitted = self._normalizer = None
+        self.parts.release()
+        fingerprint = self._own.fingerprint
+        if fingerprint is None or self._compute_fingerprint() != fingerprint:
+            if fingerprint is not None:
+                rank_zero_warn("the training labels have changed since the normaliser was fitted: it is fitted anew")
+            self._own = None
             self._release()
 
-    def _take_from_model(self) -> None:
-        """Takes the normaliser that the trainer's model has: one loaded from a checkpoint is trained with its own."""
-        normalizer = normalizer_of_model(self.trainer)
-        if normalizer is not None:
-            self._replace(normalizer_to_state(normalizer), "model")
+    def _compute_fingerprint(self) -> str | None:
+        fields = (self.source.energy_field, self.source.atomic_numbers_field)
+        return compute_fingerprint(self.parts["train"], self.basis_info, self.statistics_config, fields)
 
-    def _replace(self, state: Mapping[str, Any], owner: str, settings: str = "") -> None:
-        """Takes a model's or checkpoint's normaliser; warns where it is not the present or the configured one."""
-        if self._normalizer is not None:
-            values = describe_difference(normalizer_to_state(self._normalizer), state)
-            if not values:
+    def _replace(self, new: Settled, owner: str, settings: str = "") -> None:
+        """Takes a model's or checkpoint's normaliser for this run; warns where it differs from the configured one."""
+        difference = settings or self.settings.describe_difference(new.normalizer)
+        present = self._of_run or self._own
+        if present is not None:
+            states = [normalizer_to_state(settled.normalizer) for settled in (present, new)]
+            difference = describe_difference(*states)
+            if not difference:
                 return
-            settings = "; ".join(filter(None, (settings, values)))
-        if settings:
+        if difference:
             rank_zero_warn(
-                f"the {owner}'s normaliser differs from the one that the present configuration and training split "
-                f"give, and replaces it (present against {owner}: {settings})"
+                f"the {owner}'s normaliser differs from the configured one, and is used instead of it in this run "
+                f"(configured against {owner}: {difference})"
             )
-        self._normalizer = normalizer_from_state(state)
+        self._of_run = new
         self._release()
-
-    def _describe_labels(self) -> dict[str, Any]:
-        return describe_labels(self.source, self.pre_transforms, self.unit)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint carries, as plain data: normaliser, statistics, settings and split."""
-        if self._normalizer is None:
+        """Returns statistics, settings, split, and the normaliser if no model holds it, as plain data."""
+        settled = self._settled
+        if settled is None:
             return {}
+        statistics = settled.statistics
+        slot = getattr(getattr(self.trainer, "lightning_module", None), "model_normalizer", None)
         return {
+            "format": FORMAT,
+            "version": VERSION,
             "package_version": package_version(),
-            "fingerprint": self.fingerprint,
-            "normalizer": normalizer_to_state(self._normalizer),
-            "statistics": None if self._fitted is None else statistics_to_state(self._fitted.statistics),
-            "basis_info": None if self.basis_info is None else self.basis_info.to_dict(),
+            "fingerprint": settled.fingerprint,
+            "normalizer": normalizer_to_state(settled.normalizer) if slot is None else None,
+            "statistics": None if statistics is None else statistics_to_state(statistics),
             "arguments": self._arguments,
-            "labels": self._describe_labels(),
-            "split": self.raw_datasets.state(),
+            "labels": describe_labels(self.source, self.pre_transforms, self.unit),
+            "split": self.parts.state(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes the checkpoint's normaliser; says where the present configuration would give another.
+        """Takes the checkpoint's normaliser for this run; warns where the configuration would give another.
 
         Raises:
             ConfigError: If the checkpoint was trained on another target, or with other pre-transforms, or is damaged.
-            SplitError: If training is resumed on molecules that it has tested on.
+            SplitError: If training is resumed on molecules that the run has tested on.
         """
-        with read_from(getattr(self.trainer, "ckpt_path", None) or "the checkpoint"):
-            self._restore(state_dict)
+        checkpoint = getattr(self.trainer, "ckpt_path", None) or "the checkpoint"
+        with named_errors(checkpoint):
+            find_data_module_state({"state": state_dict})  # refuses other versions
+            of_model = get_model_normalizer(self.trainer)
+            if state_dict["normalizer"] is None and of_model is None:
+                raise ConfigError("the model's entry with the normaliser is missing from the checkpoint")
+            state = state_dict["normalizer"] or normalizer_to_state(cast(Normalizer, of_model))
+            settled = self._restore(state_dict, state)
+            if self.trainer is None:
+                self._own, self._of_run = settled, None
+            else:
+                self._of_run = settled
 
-    def _restore(self, state_dict: Mapping[str, Any]) -> None:
-        refuse_other_labels(state_dict, self._describe_labels())
-        self._restored = True
-        self._trained_on = state_dict.get("labels", {})
-        basis_info = state_dict["basis_info"]
-        self._basis_info = None if basis_info is None else BasisInfo(**basis_info)
+    def _restore(self, state: Mapping[str, Any], normalizer_state: Mapping[str, Any]) -> Settled:
+        refuse_other_labels(state, describe_labels(self.source, self.pre_transforms, self.unit))
+        normalizer = normalizer_from_state(normalizer_state)
+        self._trained_on = state["labels"]
+        self._basis_info = normalizer.basis_info
         resuming = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        self.raw_datasets.restore(state_dict["split"], self._basis_info, resuming)
-        self._replace(state_dict["normalizer"], "checkpoint", differing_settings(state_dict, self.settings))
-        if state_dict["statistics"] is not None:
-            statistics = statistics_from_state(state_dict["statistics"])
-            self._fitted = FittedStatistics(statistics, state_dict["fingerprint"], True)
-        self._release()
+        self.parts.restore(state["split"], normalizer.basis_info, resuming)
+        statistics = None
+        if state["statistics"] is not None:
+            statistics = statistics_from_state(state["statistics"], normalizer.basis_info)
+        settled = Settled(normalizer, statistics, state["fingerprint"])
+        self._of_model = get_model_normalizer(self.trainer)
+        self._replace(settled, "checkpoint", compare_settings(state, self.settings))
+        if resuming and state["fingerprint"] not in (None, self._compute_fingerprint()):
+            rank_zero_warn(
+                "the training labels have changed since the checkpoint was written: training goes on with the "
+                "checkpoint's statistics (config: data.source, data.split, data.statistics)"
+            )
+        return settled
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -543,23 +607,25 @@ class OFDFTDataModule(LightningDataModule):
         """Builds a data module with a checkpoint's settings and normaliser; it fits nothing.
 
         Args:
-            checkpoint_path: A checkpoint that a Trainer with this data module wrote.
+            checkpoint_path: A checkpoint of a training run with this data module, or its content.
             map_location: As in `torch.load`.
             weights_only: As in `torch.load`.
             **kwargs: Constructor's arguments that differ from those of the training run, such as other data.
 
         Raises:
-            ConfigError: If there is no such checkpoint, it is damaged, has no state of this class, or an argument of
+            ConfigError: If there is no such checkpoint, it is damaged, has no state of a data module, or an argument of
                 the training run could not be saved and is not given.
         """
-        check_checkpoint_file(checkpoint_path)
-        with read_from(checkpoint_path):
-            checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
-            state = next((checkpoint[c.__qualname__] for c in cls.__mro__ if c.__qualname__ in checkpoint), None)
-            if state is None:
+        loaded = isinstance(checkpoint_path, Mapping)
+        name = "the checkpoint" if loaded else checkpoint_path
+        checkpoint = checkpoint_path if loaded else read_checkpoint(checkpoint_path, map_location, weights_only)
+        with named_errors(name):
+            state, normalizer_state = find_data_module_state(checkpoint), find_normalizer_state(checkpoint)
+            if state is None or normalizer_state is None:
                 raise ConfigError(f"has no state of {cls.__qualname__}: it was not trained with one")
             arguments = arguments_from_plain(state["arguments"], kwargs)
         datamodule = cls(**arguments)
-        with read_from(checkpoint_path):
-            datamodule.load_state_dict(state)
+        with named_errors(name):
+            datamodule._own = datamodule._restore(state, normalizer_state)
+            datamodule._of_run = None
         return datamodule

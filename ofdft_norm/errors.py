@@ -1,4 +1,4 @@
-"""Exceptions of the package: all of them `ValueError`s, so that callers can catch either; and hints in messages."""
+"""Exceptions of the package, all of them `ValueError`s, and helpers for their messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -13,7 +13,7 @@ class BasisError(OFDFTNormError):
 
 
 class LabelFileError(OFDFTNormError):
-    """A label file is missing something, holds non-finite numbers, or does not fit the basis."""
+    """A label file lacks something, has numbers that are not finite, or does not fit the basis."""
 
 
 class SplitError(OFDFTNormError):
@@ -21,7 +21,7 @@ class SplitError(OFDFTNormError):
 
 
 class StatisticsError(OFDFTNormError):
-    """Dataset statistics are missing, incomplete, foreign, or could not be fitted."""
+    """Dataset statistics are missing, incomplete, foreign, or cannot be fitted."""
 
 
 class MissingStatisticError(StatisticsError, KeyError):
@@ -35,7 +35,7 @@ class MissingStatisticsFileError(StatisticsError, FileNotFoundError):
 
 
 class NormalizationError(OFDFTNormError):
-    """A sample or batch cannot be normalised, or denormalised, as asked."""
+    """A sample or batch cannot be normalised or denormalised."""
 
 
 class ConfigError(OFDFTNormError):
@@ -43,19 +43,13 @@ class ConfigError(OFDFTNormError):
 
 
 class BatchError(OFDFTNormError):
-    """A batch lacks a field that the package needs."""
+    """A sample or batch lacks a field, or has a wrong one."""
 
 
 def closest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Returns the known names that are most like a name, whatever its capitals; the closest first.
+    """Returns at most n known names that resemble a name, whatever its capitals; the closest first.
 
-    Args:
-        name: What was given.
-        known: What could have been meant.
-        n: At most so many.
-        cutoff: How alike they must be at least, from 0 to 1; see `difflib.get_close_matches`.
-
-    Example:
+    Examples:
         >>> closest("Dimension_wise", ["dimensionwise", "equivariant", "none"])
         ['dimensionwise']
     """
@@ -64,15 +58,9 @@ def closest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) ->
 
 
 def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
-    """Returns ``; did you mean 'x'?`` for the end of a message; nothing where no known name is close.
+    """Returns ``; did you mean 'x'?`` for the end of a message; empty where no known name is close.
 
-    Args:
-        name: What was given.
-        known: What could have been meant.
-        n: At most so many are named.
-        cutoff: See `closest`.
-
-    Example:
+    Examples:
         >>> did_you_mean("sdt", ["std", "mae"])
         "; did you mean 'std'?"
     """
@@ -81,14 +69,9 @@ def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.
 
 
 def counted(n: int, noun: str, plural: str | None = None) -> str:
-    """Returns a number of things in words.
+    """Returns a count with its noun.
 
-    Args:
-        n: How many.
-        noun: What one is called.
-        plural: What several are called; None: with an s.
-
-    Example:
+    Examples:
         >>> counted(1, "molecule"), counted(1419, "atom"), counted(2, "energy", "energies")
         ('1 molecule', '1,419 atoms', '2 energies')
     """

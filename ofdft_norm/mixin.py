@@ -1,4 +1,4 @@
-"""NormalizerMixin: hands the data module's normaliser to a LightningModule, and into its checkpoints."""
+"""NormalizerMixin gives the data module's normaliser to a LightningModule and stores it in the model's checkpoints."""
 
 from __future__ import annotations
 
@@ -7,37 +7,30 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ofdft_norm.checkpoint import check_checkpoint_file, read_from
+from ofdft_norm.checkpoint import MODEL_ENTRY, check_checkpoint_file, named_errors
 from ofdft_norm.errors import NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_from_state, normalizer_to_state
-
-_ENTRY = "model_normalizer._extra_state"  # of a model's state dict; torch's name for what get_extra_state returns
-_ENTRY_OF_0_1 = "normalizer_slot._extra_state"
+from ofdft_norm.normalization.state import normalizer_from_state, normalizer_to_state
 
 
 class ModelNormalizer(nn.Module):
-    """A model's normaliser, or none yet; one entry of the model's state dict, of plain data.
+    """A model's normaliser, or none yet: one entry of the model's state dict, of plain data.
 
-    The normaliser is not registered as a submodule: its buffers would be missing or unexpected keys in strict loading,
-    depending on whether the model had one already. It moves with the model all the same.
+    The normaliser is not a submodule: its buffers would be missing or unexpected keys in strict loading, depending on
+    whether the model has one yet. It moves with the model all the same.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._normalizers: list[Normalizer] = []  # one or none; a list, so that torch registers nothing
+        self._normalizers: list[Normalizer] = []  # one or none; torch does not register modules in a list
 
     @property
     def normalizer(self) -> Normalizer | None:
         """The normaliser, if there is one."""
         return self._normalizers[0] if self._normalizers else None
 
-    def copy_of(self, normalizer: Normalizer) -> None:
-        """Takes a copy of a normaliser: the data module's own stays on the CPU, where its workers use it.
-
-        Args:
-            normalizer: The data module's normaliser.
-        """
+    def set_copy(self, normalizer: Normalizer) -> None:
+        """Stores a copy: the data module's own normaliser stays on the CPU, where its workers use it."""
         self.set_extra_state(normalizer_to_state(normalizer))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ModelNormalizer:
@@ -46,52 +39,45 @@ class ModelNormalizer(nn.Module):
         return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Returns the normaliser as plain data."""
+        """Returns the normaliser as plain data; empty if there is none."""
         return {} if self.normalizer is None else normalizer_to_state(self.normalizer)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Rebuilds the normaliser; an empty state leaves things as they are."""
+        """Rebuilds the normaliser; an empty state changes nothing."""
         if state:
-            with read_from("the model's normaliser in the checkpoint"):
+            with named_errors("the model's normaliser in the checkpoint"):
                 self._normalizers = [normalizer_from_state(state)]
 
 
-def normalizer_of_model(trainer: Any) -> Normalizer | None:
-    """Returns the normaliser that a trainer's model has, if it has one.
-
-    Args:
-        trainer: A Trainer.
-    """
-    module = getattr(trainer, "lightning_module", None)
-    return getattr(getattr(module, "model_normalizer", None), "normalizer", None)
+def get_model_normalizer(trainer: Any) -> Normalizer | None:
+    """Returns the normaliser of a trainer's model, if it has one."""
+    slot = getattr(getattr(trainer, "lightning_module", None), "model_normalizer", None)
+    return slot.normalizer if isinstance(slot, ModelNormalizer) else None
 
 
-def _ask_datamodule(module: NormalizerMixin, prefix: str, keep_vars: bool) -> None:
-    """Runs before a state dict is written: a model that never asked for its normaliser saves it all the same."""
+def _copy_from_datamodule(module: NormalizerMixin, prefix: str, keep_vars: bool) -> None:
+    """Runs before a state dict is written: a model that never read its normaliser saves it all the same."""
     datamodule = getattr(getattr(module, "_trainer", None), "datamodule", None)
     if module.model_normalizer.normalizer is None and getattr(datamodule, "has_normalizer", False):
-        module.model_normalizer.copy_of(cast(Any, datamodule).normalizer)
+        module.model_normalizer.set_copy(cast(Any, datamodule).normalizer)
 
 
-def _accept_older_states(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Runs before a state dict is read: version 0.1 named the entry otherwise, models without the mixin have none."""
-    state_dict.setdefault(prefix + _ENTRY, state_dict.pop(prefix + _ENTRY_OF_0_1, {}))
+def _add_empty_entry(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Runs before a state dict is read: checkpoints of models without the mixin lack the entry."""
+    state_dict.setdefault(prefix + MODEL_ENTRY, {})
 
 
 class NormalizerMixin:
     """Gives a LightningModule `self.normalizer`; list it before `LightningModule` among the bases.
 
-    The normaliser is a copy of the data module's, made on first use, on the module's device. It travels in the module's
-    state dict, so that ``Model.load_from_checkpoint(path)`` denormalises on a machine without any data set.
-
-    A Trainer's checkpoint holds it once, in the data module's state, from where `on_load_checkpoint` takes it; a model
-    that overrides that method keeps an entry of its own.
+    The normaliser is a copy of the data module's, made at the first use, on the module's device. It is part of the
+    module's state dict: ``Model.load_from_checkpoint(path)`` has it on a machine without any data set.
 
     Args:
         *args: Arguments of the LightningModule.
         **kwargs: Arguments of the LightningModule.
 
-    Example:
+    Examples:
         >>> from lightning import LightningModule
         >>> from ofdft_norm import Normalizer, NormalizerMixin
         >>> class Model(NormalizerMixin, LightningModule):
@@ -103,11 +89,7 @@ class NormalizerMixin:
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuses classes of which a base that is a module comes first: torch's would hide what is here.
-
-        Raises:
-            TypeError: If one does.
-        """
+        """Refuses classes that list a torch module before this one: the module's methods would hide these."""
         super().__init_subclass__(**kwargs)
         before = cls.__mro__[1 : cls.__mro__.index(NormalizerMixin)]
         modules = [base.__name__ for base in before if issubclass(base, nn.Module)]
@@ -121,78 +103,45 @@ class NormalizerMixin:
         super().__init__(*args, **kwargs)
         self.model_normalizer = ModelNormalizer()
         module = cast(nn.Module, self)
-        module.register_state_dict_pre_hook(_ask_datamodule)
-        module.register_load_state_dict_pre_hook(_accept_older_states)
+        module.register_state_dict_pre_hook(_copy_from_datamodule)
+        module.register_load_state_dict_pre_hook(_add_empty_entry)
 
     @property
     def normalizer(self) -> Normalizer:
         """The normaliser.
 
         Raises:
-            NormalizationError: If there is none yet: no checkpoint was loaded and no trainer with an
-                `OFDFTDataModule` is attached.
+            NormalizationError: If no checkpoint was loaded and no trainer with an `OFDFTDataModule` is attached.
         """
         if self.model_normalizer.normalizer is None:
             trainer = getattr(self, "_trainer", None)
             normalizer = getattr(getattr(trainer, "datamodule", None), "normalizer", None)
             if normalizer is None:
                 raise NormalizationError(
-                    "the model has no normaliser yet: load a checkpoint that holds one, train it with an "
-                    "OFDFTDataModule, or set model.normalizer"
+                    "the model has no normaliser yet: load a checkpoint with one, train it with an OFDFTDataModule, or "
+                    "set model.normalizer"
                 )
-            self.model_normalizer.copy_of(normalizer)
+            self.model_normalizer.set_copy(normalizer)
         own = cast(Normalizer, self.model_normalizer.normalizer)
         device = getattr(self, "device", own.energy_scale.device)
         return own if own.energy_scale.device == device else own.to(device)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # a property's setter would not do: torch registers modules before it looks for one
+        # torch registers modules before it looks for a property's setter
         if name == "normalizer":
-            self.model_normalizer.copy_of(value)
+            self.model_normalizer.set_copy(value)
         else:
             super().__setattr__(name, value)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As LightningModule's; a file that is damaged or lacks something is an error that names it.
+        """As LightningModule's; raises ConfigError with the file's name if it is damaged or lacks an entry.
 
         Args:
             checkpoint_path: The checkpoint.
             *args: As LightningModule's.
             **kwargs: As LightningModule's.
-
-        Raises:
-            ConfigError: If it is damaged.
         """
         check_checkpoint_file(checkpoint_path)
-        with read_from(checkpoint_path, malformed=(LookupError,)):
+        with named_errors(checkpoint_path, malformed=(LookupError,)):
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Empties the model's entry where the data module's state, in the same checkpoint, holds the normaliser.
-
-        Args:
-            checkpoint: The checkpoint to be written, changed in place.
-        """
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        in_datamodule, own = _of_datamodule(checkpoint), checkpoint["state_dict"].get(_ENTRY)
-        finds_it_again = type(self).on_load_checkpoint is NormalizerMixin.on_load_checkpoint
-        if in_datamodule and own and finds_it_again and not describe_difference(in_datamodule, own):
-            checkpoint["state_dict"][_ENTRY] = {}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the normaliser from the data module's state where the model's entry is empty or missing.
-
-        Args:
-            checkpoint: The checkpoint that was read.
-        """
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
-        states = checkpoint["state_dict"]
-        if not states.get(_ENTRY) and not states.get(_ENTRY_OF_0_1):
-            states[_ENTRY] = _of_datamodule(checkpoint) or {}
-
-
-def _of_datamodule(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the normaliser that a data module's state in a checkpoint holds; its key is the data module's class."""
-    states = (value for value in checkpoint.values() if isinstance(value, dict))
-    return next((state["normalizer"] for state in states if {"normalizer", "arguments"} <= set(state)), None)

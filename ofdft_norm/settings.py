@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses whose values pydantic checks against their annotations, where they enter."""
+"""Settings: frozen dataclasses; pydantic validates their values against the annotations when one is made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing_extensions import dataclass_transform
 
 from ofdft_norm.errors import ConfigError, did_you_mean
 
-# of a scale or weight: within these, squares and quotients of labels stay finite
+# limits of a scale or weight: squares and quotients of labels stay finite within them
 SMALLEST_SCALE, LARGEST_SCALE = 1e-100, 1e100
 
 
@@ -40,15 +40,15 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=T
 
 @dataclass_transform(frozen_default=True)
 class Settings:
-    """Base of the settings: each subclass becomes a frozen dataclass whose values are checked when one is made.
+    """Base class of the settings: each subclass becomes a frozen dataclass with validated values.
 
-    A `ConfigError` has a line for each value of a wrong type or out of range, and for each name that is unknown or
-    missing. A `__post_init__` may refuse what remains.
+    A `ConfigError` has one line for each value of a wrong type or out of range, and for each unknown or missing name.
+    `__post_init__` may validate several values together.
 
     Attributes:
-        config_key: Where the class stands in the configuration, for messages.
+        config_key: Key of the class in the configuration, for messages.
 
-    Example:
+    Examples:
         >>> class ExampleConfig(Settings):
         ...     batch_size: PositiveInt = 32
         ...     config_key = "data.loader"
@@ -78,19 +78,10 @@ class Settings:
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], key: str) -> None:
-    """Checks a constructor's arguments against its annotations; call it first, with ``locals()``.
-
-    Args:
-        function: The constructor.
-        values: Arguments by name; other names are passed over.
-        key: Where the class stands in the configuration.
-
-    Raises:
-        ConfigError: With a line for each value of a wrong type or out of range.
-    """
+    """Validates a constructor's arguments against its annotations; `key` is the class's key in the configuration."""
     hints = get_type_hints(function, include_extras=True)
     given = {name: plain(values[name]) for name in hints if name in values}
-    # one tuple of all: pydantic's places are then positions, as those of a dataclass's positional arguments
+    # a tuple of all arguments: pydantic then reports positions, as for a dataclass's positional arguments
     hint: Any = tuple[tuple(hints[name] for name in given)]  # type: ignore[misc]
     try:
         TypeAdapter(hint, config=_STRICT).validate_python(tuple(given.values()))
@@ -99,11 +90,7 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], key
 
 
 def plain(value: Any) -> Any:
-    """Returns what Python and Hydra callers mean: paths as strings, numpy's and OmegaConf's values as Python's own.
-
-    Args:
-        value: A setting as it was given.
-    """
+    """Converts paths to strings, and values of NumPy and OmegaConf to Python's own types."""
     if isinstance(value, Container):
         return OmegaConf.to_container(value, resolve=True)
     if isinstance(value, np.generic):
@@ -116,10 +103,10 @@ def plain(value: Any) -> Any:
 
 
 def _message(error: ValidationError, values: Mapping[str, Any], key: str, names: Sequence[str]) -> str:
-    """Writes pydantic's findings as lines such as ``data.rescaling.s_grad = 0: should be greater than 0``."""
+    """Returns pydantic's findings as lines such as ``data.rescaling.s_grad = 0: should be greater than 0``."""
     lines: dict[str, list[str]] = {}
     for detail in error.errors():
-        if not detail["loc"]:  # raised by __post_init__, which names its keys itself
+        if not detail["loc"]:  # raised by __post_init__ with the keys in its message
             lines[str(detail["ctx"]["error"])] = []
             continue
         name, *inner = detail["loc"]
@@ -135,7 +122,7 @@ def _message(error: ValidationError, values: Mapping[str, Any], key: str, names:
 
 
 def _entry(steps: Sequence[Any], value: Any) -> str:
-    """Names the entry of a list or mapping; pydantic's steps also name the types that it tried."""
+    """Returns the entry of a list or mapping that is wrong; pydantic's steps also include the types it tried."""
     entry = ""
     for step in steps:
         if (isinstance(value, Mapping) and step in value) or (

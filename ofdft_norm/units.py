@@ -1,7 +1,6 @@
-"""Units of energy: what they are in hartree, and what tables and metrics call them.
+"""Units of energy: conversion, and their names in tables and metrics.
 
-Energies are in `data.unit` wherever they are read from samples, normalised, and reported. Label files are in hartree by
-their layout, ASE's files in eV: both are converted as they are read.
+All energies are in `data.unit`. Label files are in hartree and ASE's files in eV; both are converted when read.
 """
 
 from __future__ import annotations
@@ -16,15 +15,7 @@ ENERGY_UNITS: tuple[EnergyUnit, ...] = get_args(EnergyUnit)
 
 
 def check_unit(unit: str, where: str = "config: data.unit") -> str:
-    """Returns a unit's name.
-
-    Args:
-        unit: Name of a unit, as a setting has it.
-        where: The setting, for the message.
-
-    Raises:
-        ConfigError: If there is no such unit.
-    """
+    """Returns a unit's name; raises ConfigError for an unknown one, with the setting `where`."""
     if unit not in ENERGY_UNITS:
         hint = did_you_mean(str(unit), ENERGY_UNITS)
         raise ConfigError(f"unit = {unit!r}: expected one of {list(ENERGY_UNITS)}{hint} ({where})")
@@ -32,17 +23,9 @@ def check_unit(unit: str, where: str = "config: data.unit") -> str:
 
 
 def energy_in_hartree(unit: str, where: str = "config: data.unit") -> float:
-    """Returns how many hartree one of a unit is, by the constants of `ase.units`, which are not loaded for hartree.
+    """Returns the value of one `unit` in hartree, by the constants of `ase.units`; hartree itself needs no ASE.
 
-    Args:
-        unit: One of `ENERGY_UNITS`.
-        where: What sets it, for the message.
-
-    Raises:
-        ConfigError: If the unit is unknown.
-        ImportError: If ASE is needed and not installed.
-
-    Example:
+    Examples:
         >>> round(1 / energy_in_hartree("eV"), 5)
         27.21139
     """
@@ -60,14 +43,9 @@ def energy_in_hartree(unit: str, where: str = "config: data.unit") -> float:
 
 
 def conversion(unit: str, to: str, where: str = "config: data.unit") -> float:
-    """Returns how many of another unit one of a unit is; raises as `energy_in_hartree`.
+    """Returns the factor that converts energies from one unit to another.
 
-    Args:
-        unit: The unit to convert from.
-        to: The unit to convert to.
-        where: The setting, for messages.
-
-    Example:
+    Examples:
         >>> conversion("hartree", "hartree"), round(conversion("hartree", "kcal/mol"), 3)
         (1.0, 627.509)
     """
@@ -75,11 +53,7 @@ def conversion(unit: str, to: str, where: str = "config: data.unit") -> float:
 
 
 def angstrom_per_bohr() -> float:
-    """Returns ASE's constant.
-
-    Raises:
-        ImportError: If ASE is not installed.
-    """
+    """Returns ASE's constant."""
     import ase.units
 
     return float(ase.units.Bohr / ase.units.Angstrom)
@@ -87,14 +61,14 @@ def angstrom_per_bohr() -> float:
 
 @dataclass(frozen=True)
 class ShownUnit:
-    """How energies of a unit are shown.
+    """How energies of a unit are displayed.
 
     Attributes:
-        symbol: Behind an energy.
-        small: Behind an error.
-        factor: How many of the small ones one is.
-        suffix: Of an error's name: without a slash, at which loggers divide names.
-        decimals: Of an energy in a table: a hundredth of what is called chemical accuracy, or less.
+        symbol: Unit of an energy.
+        small: Unit of an error.
+        factor: Number of small units in one unit.
+        suffix: End of an error's name in logs, without a slash, which divides names there.
+        decimals: Decimals of an energy in a table: a hundredth of chemical accuracy, or less.
     """
 
     symbol: str
@@ -104,11 +78,7 @@ class ShownUnit:
     decimals: int
 
     def energy(self, value: float | None) -> str:
-        """Returns an energy as tables show it, without its unit.
-
-        Args:
-            value: The energy in this unit; None: it is not known, ``-``.
-        """
+        """Returns an energy as text without its unit; ``-`` for None."""
         return "-" if value is None else f"{round(value, self.decimals) + 0.0:.{self.decimals}f}"
 
 
@@ -119,27 +89,16 @@ _SHOWN: dict[str, ShownUnit] = {
 }
 
 
+def shown(unit: str) -> ShownUnit:
+    """Returns how energies of a unit are displayed."""
+    return _SHOWN[check_unit(unit)]
+
+
 def error_suffix(unit: str) -> str:
-    """Returns what the names of errors end in; raises as `check_unit`.
+    """Returns the end of the names of errors in logs.
 
-    Args:
-        unit: A unit of `ENERGY_UNITS`.
-
-    Example:
+    Examples:
         >>> error_suffix("kcal/mol")
         'kcal_per_mol'
     """
-    return shown(check_unit(unit)).suffix
-
-
-def shown(unit: str) -> ShownUnit:
-    """Returns how energies of a unit are shown.
-
-    Args:
-        unit: A unit of `ENERGY_UNITS`.
-
-    Example:
-        >>> shown("eV").small
-        'meV'
-    """
-    return _SHOWN[unit]
+    return shown(unit).suffix

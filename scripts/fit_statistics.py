@@ -1,6 +1,8 @@
-"""Fits dataset statistics: ``python scripts/fit_statistics.py data=ofdft_norm``, or ``ofdft-norm fit ...``."""
+"""Fits dataset statistics: ``python scripts/fit_statistics.py ...``, or ``ofdft-norm fit ...``."""
 
-from ofdft_norm.commands.fit_statistics import main
+import sys
+
+from ofdft_norm.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["fit", *sys.argv[1:]])

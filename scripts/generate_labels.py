@@ -1,8 +1,8 @@
-"""Makes training labels: ``python scripts/generate_labels.py molecules.xyz ...``, or ``ofdft-norm labels ...``."""
+"""Makes labels: ``python scripts/generate_labels.py ...``, or ``ofdft-norm labels ...``."""
 
 import sys
 
-from ofdft_norm.commands.generate_labels import main
+from ofdft_norm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["labels", *sys.argv[1:]]))

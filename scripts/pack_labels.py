@@ -1,8 +1,8 @@
-"""Packs label files: ``python scripts/pack_labels.py labels/ packed ...``, or ``ofdft-norm pack ...``."""
+"""Packs label files: ``python scripts/pack_labels.py ...``, or ``ofdft-norm pack ...``."""
 
 import sys
 
-from ofdft_norm.commands.pack_labels import main
+from ofdft_norm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["pack", *sys.argv[1:]]))

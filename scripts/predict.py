@@ -1,6 +1,8 @@
-"""Predicts with a checkpoint: ``python scripts/predict.py ckpt_path=run.ckpt ...``, or ``ofdft-norm predict ...``."""
+"""Predicts with a checkpoint: ``python scripts/predict.py ...``, or ``ofdft-norm predict ...``."""
 
-from ofdft_norm.commands.predict import main
+import sys
+
+from ofdft_norm.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["predict", *sys.argv[1:]])

@@ -1,8 +1,8 @@
-"""Writes a report of a run: ``python scripts/report.py run_dir=outputs/...``, or ``ofdft-norm report ...``."""
+"""Writes the report of a run: ``python scripts/report.py ...``, or ``ofdft-norm report ...``."""
 
 import sys
 
-from ofdft_norm.commands.report import main
+from ofdft_norm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["report", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
-"""Trains the worked example: ``python scripts/train.py data=ofdft_norm``, or ``ofdft-norm train ...``."""
+"""Trains the worked example, or another model: ``python scripts/train.py ...``, or ``ofdft-norm train ...``."""
 
-from ofdft_norm.commands.train import main
+import sys
+
+from ofdft_norm.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["train", *sys.argv[1:]])

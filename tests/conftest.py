@@ -142,28 +142,29 @@ def write_zarr(
     arrays: dict[str, np.ndarray],
     chunk_rows: int | None = 1,
     compressor: Any = None,
-    zarr_format: Any = 2,
     write_empty_chunks: bool = False,
     plain: Sequence[str] = (),
 ) -> Path:
-    """Writes named arrays with the zarr library, to a directory or, for names ending in .zip, a zip file.
+    """Writes named arrays with the zarr library (2 or 3), to a directory or, for names ending in .zip, a zip file.
 
     Those in `plain` are not compressed.
     """
-    store = zarr.storage.ZipStore(path, mode="w") if path.suffix == ".zip" else zarr.storage.LocalStore(path)
+    version_3 = not zarr.__version__.startswith("2")
+    folder_store = getattr(zarr.storage, "LocalStore" if version_3 else "DirectoryStore")
+    store = zarr.storage.ZipStore(path, mode="w") if path.suffix == ".zip" else folder_store(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fixed-length strings have no settled zarr v3 form
-        root = zarr.open_group(store, mode="w", zarr_format=zarr_format)
+        root = zarr.open_group(store, mode="w", **({"zarr_format": 2} if version_3 else {}))
         for name, values in arrays.items():
             rows = len(values) if values.ndim == 2 and chunk_rows is not None else 0
-            array = root.create_array(
-                name,
-                shape=values.shape,
-                dtype=values.dtype,
-                chunks=(min(chunk_rows or 1, rows), *values.shape[1:]) if rows else values.shape,
-                compressors=None if name in plain else compressor,
-                config={"write_empty_chunks": write_empty_chunks},
-            )
+            chunks = (min(chunk_rows or 1, rows), *values.shape[1:]) if rows else values.shape
+            codec = None if name in plain else compressor
+            if version_3:
+                options = {"compressors": codec, "config": {"write_empty_chunks": write_empty_chunks}}
+                array = root.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, **options)
+            else:
+                options = {"compressor": codec, "write_empty_chunks": write_empty_chunks}
+                array = root.create_dataset(name, shape=values.shape, dtype=values.dtype, chunks=chunks, **options)
             array[...] = values
     store.close()
     return path
@@ -248,7 +249,7 @@ def some_samples() -> st.SearchStrategy[tuple[BasisInfo, list[OFData], np.random
 
 @pytest.fixture(scope="session")
 def write_arrays() -> Callable[..., Path]:
-    """`write_zarr(path, arrays, chunk_rows=1, compressor=None, zarr_format=2)`."""
+    """`write_zarr(path, arrays, chunk_rows=1, compressor=None)`."""
     return write_zarr
 
 

@@ -1,19 +1,22 @@
-"""A folder with a few embedded molecules, and data modules and trainers for it that write nothing elsewhere."""
+"""A folder with a few embedded molecules as label files, and data modules and trainers that write nothing elsewhere."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lightning import Trainer
 
 from ofdft_norm import OFDFTDataModule
 from ofdft_norm.config import LabelFiles, LoaderConfig, SplitConfig, StatisticsConfig
-from ofdft_norm.data.embedded_data import EMBEDDED_DATA
+from ofdft_norm.data.files import EMBEDDED
+from ofdft_norm.data.label_file import LabelFileContent, write_label_file
+from ofdft_norm.data.packed import PackedDataset, PackedSet
+from ofdft_norm.transforms import BasisTransforms
 
 # all have H, C, N and O, so that any of them can train
 MOLECULES = ("cyanic_acid", "fulminic_acid", "isocyanic_acid", "isofulminic_acid", "methyl_nitrite", "nitromethane")
@@ -31,16 +34,40 @@ IGNORED = (
 )
 
 
+def write_embedded_labels(folder: Path, molecules: Sequence[str]) -> None:
+    """Writes embedded molecules as label files ``<molecule>.zarr.zip``, in the density basis as it is."""
+    packed = PackedSet(EMBEDDED)
+    names = packed.names()
+    indices = np.array([names.index(f"{molecule}.zarr.zip") for molecule in molecules])
+    read = {}
+    for target in ("kin", "kin_plus_xc"):
+        dataset = PackedDataset([packed], [indices], f"e_{target}", f"grad_{target}", transform=BasisTransforms([]))
+        read[target] = [dataset.molecules([i]) for i in range(len(molecules))]
+    for i, molecule in enumerate(molecules):
+        batch = read["kin"][i]
+        n_scf, n_atoms = len(batch.energy_label), len(batch.atomic_numbers) // len(batch.energy_label)
+        content = LabelFileContent(
+            mol_id=molecule,
+            atomic_numbers=batch.atomic_numbers[:n_atoms].numpy(),
+            positions=batch.pos[:n_atoms].numpy(),
+            coeffs=batch.coeffs.reshape(n_scf, -1).numpy(),
+            gradients={f"grad_{t}": read[t][i].gradient_label.reshape(n_scf, -1).numpy() for t in read},
+            dual_basis_integrals=batch.dual_basis_integrals.reshape(n_scf, -1)[0].numpy(),
+            energies={f"e_{t}": read[t][i].energy_label.numpy() for t in read},
+            ks_energies={},
+            has_energy_label=batch.has_energy_label.numpy(),
+        )
+        write_label_file(folder / f"{molecule}.zarr.zip", content)
+
+
 class LabelledMolecules:
     """A folder of label files with their basis, and data modules and trainers for it."""
 
     def __init__(self, folder: Path, molecules: Sequence[str] = MOLECULES) -> None:
         self.folder = folder
         self.labels = folder / "labels"
-        self.labels.mkdir(parents=True)
-        for name in molecules:
-            shutil.copy(EMBEDDED_DATA / "labels" / f"{name}.zarr.zip", self.labels)
-        basis = json.loads((EMBEDDED_DATA / "basis_info.json").read_text())
+        write_embedded_labels(self.labels, molecules)
+        basis = PackedSet(EMBEDDED).basis_info.to_dict()
         known = [i for i, number in enumerate(basis["atomic_numbers"]) if number != 9]  # no molecule has fluorine
         known_part = {k: [v[i] for i in known] if isinstance(v, list) else v for k, v in basis.items()}
         (folder / "basis_info.json").write_text(json.dumps(known_part))

@@ -26,7 +26,7 @@ from ofdft_norm.config import (
 )
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import DensityModule
-from ofdft_norm.example.training import RunConfig
+from ofdft_norm.example.train import RunConfig
 from ofdft_norm.settings import (
     AtomicNumber,
     NonNegative,
@@ -58,7 +58,10 @@ from ofdft_norm.settings import (
         (lambda: LoaderConfig(batch_size=0), "data.loader.batch_size = 0: should be greater than or equal to 1"),
         (lambda: StatisticsConfig(fingerprint="size"), "fingerprint = 'size': should be 'mtime' or 'contents'"),
         (lambda: StatisticsConfig(weighers=["x"]), "weighers = ['x']: entry 0 should be an instance of SampleWeigher"),
-        (lambda: StatisticsConfig(weigher_key="x"), "data.statistics.weigher_key = 'x' is not among the weighers"),
+        (
+            lambda: StatisticsConfig(weigher_key="x"),
+            "data.statistics.weigher_key = 'x' is not among the fitted weighers",
+        ),
         (
             lambda: LinearReferencesConfig(values={"H": "half"}),
             "data.reference.values = {'H': 'half'}: entry 'H' should be a valid number",

@@ -26,36 +26,14 @@ _NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS, start=1)}
 
 
 def symbol(atomic_number: int) -> str:
-    """Returns the symbol of an element.
-
-    Args:
-        atomic_number: 1 to 118.
-
-    Raises:
-        ConfigError: If there is no such element.
-
-    Example:
-        >>> symbol(6)
-        'C'
-    """
+    """Returns the symbol of an element."""
     if not 1 <= atomic_number <= len(SYMBOLS):
         raise ConfigError(f"atomic number {atomic_number}: expected 1 ... {len(SYMBOLS)}")
     return SYMBOLS[atomic_number - 1]
 
 
 def atomic_number(symbol: str) -> int:
-    """Returns the atomic number of a symbol; capitals matter, since ``Co`` is not ``CO``.
-
-    Args:
-        symbol: One or two letters.
-
-    Raises:
-        ConfigError: If there is no such element; the message names the closest symbols.
-
-    Example:
-        >>> atomic_number("Cl")
-        17
-    """
+    """Returns the atomic number of a symbol; capitals matter, since ``Co`` is not ``CO``."""
     if symbol in _NUMBERS:
         return _NUMBERS[symbol]
     hint = did_you_mean(str(symbol), SYMBOLS, n=3, cutoff=0.5)
@@ -63,11 +41,7 @@ def atomic_number(symbol: str) -> int:
 
 
 def hill_order(numbers: Iterable[int]) -> list[int]:
-    """Sorts atomic numbers as a molecular formula does: C, H, then by symbol; by symbol alone without C.
-
-    Args:
-        numbers: Atomic numbers; each counts once.
-    """
+    """Sorts atomic numbers as a molecular formula does: C, H, then by symbol; by symbol alone without C."""
     elements = set(numbers)
     first = {6: 0, 1: 1} if 6 in elements else {}
     return sorted(elements, key=lambda z: (first.get(z, 2), symbol(z)))
@@ -76,12 +50,7 @@ def hill_order(numbers: Iterable[int]) -> list[int]:
 def formula(numbers: Iterable[int]) -> str:
     """Returns the molecular formula of some atoms in Hill's order.
 
-    Args:
-        numbers: Atomic number of each atom.
-
-    Example:
-        >>> formula([8, 1, 1])
-        'H2O'
+    Examples:
         >>> formula([8, 6, 1, 1, 1, 1])
         'CH4O'
     """

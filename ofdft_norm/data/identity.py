@@ -1,24 +1,22 @@
-"""Tells whether a transform or weigher is the one that statistics were fitted with, in another process and later on.
+"""The identity of a transform or weigher: a digest by which another process recognises an equal object.
 
-The rule: an object is identified by its class's qualified name, the source of the modules that the class and its bases
-live in, and its arguments, which are what pickling would write; a function by its qualified name, the source of its
-module, and what it encloses. Modules of this package count by name alone: the statistics' version stands for them.
-Whatever has no such identity (a lock, an open file, a class defined in a notebook) has none at all, and statistics that
-depend on it are fitted each time.
+An object is its class, its arguments as pickling writes them, and the source files of the modules of all classes and
+functions in it. Modules of this package have no source in it: the versions of its statistics and packs stand for them.
 
-What the rule does not see: another module of the user's that the module imports functions from; values that are set
-into a module while it runs; compiled extensions, which count by the version of their package.
+Not noticed: changes in modules that those modules import from, and values that are set into a module at run time.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
+import pickle
 import sys
-import types
-from collections.abc import Mapping
 from importlib import metadata
+from operator import attrgetter
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -27,148 +25,71 @@ import torch
 PACKAGE = __name__.partition(".")[0]
 
 
-class NoIdentityError(Exception):
-    """An object holds something that cannot be recognised in another process; the message says what."""
+def identity(value: Any) -> str | None:
+    """Returns a hex digest of an object, equal in every process; None where it cannot be recognised there.
 
-
-def identity(value: Any) -> Any:
-    """Returns what tells an object from others, as plain JSON-able data.
-
-    Args:
-        value: A transform, weigher, function, or any argument of one.
-
-    Returns:
-        Nested lists, strings and numbers: equal in every process for an unchanged object.
-
-    Raises:
-        NoIdentityError: If the object, or something it holds, cannot be identified.
+    Lambdas, local classes and functions, open files and everything else that cannot be pickled have none.
     """
-    return _identity(value, type(value).__qualname__, ())
-
-
-def _identity(value: Any, where: str, within: tuple[int, ...]) -> Any:
-    """`where` says how the value is reached, for the message; `within` are the ids of the objects around it."""
-    if value is None or type(value) in (bool, int, str):
-        return [type(value).__name__, value]
-    if type(value) in (float, complex, bytes):
-        return [type(value).__name__, repr(value)]
-    if id(value) in within:  # an object that holds itself
-        return ["within", len(within) - within.index(id(value))]
-    within = (*within, id(value))
-    if isinstance(value, torch.Tensor) or type(value) is np.ndarray:
-        return _array(value, where)
-    if type(value) in (list, tuple):
-        return [type(value).__name__, [_identity(v, f"{where}[{i}]", within) for i, v in enumerate(value)]]
-    if type(value) in (set, frozenset):
-        return [type(value).__name__, sorted((_identity(v, f"{where}{{}}", within) for v in value), key=repr)]
-    if type(value) is dict:
-        return [
-            "dict",
-            [[_identity(k, where, within), _identity(v, f"{where}[{k!r}]", within)] for k, v in value.items()],
-        ]
-    if isinstance(value, types.ModuleType):
-        return ["module", value.__name__, _source(value.__name__, where)]
-    if isinstance(value, type):
-        return ["class", _class(value, where)]
-    if isinstance(value, types.FunctionType):
-        return _function(value, where, within)
-    if isinstance(value, types.BuiltinFunctionType | types.MethodType):
-        owner = getattr(value, "__self__", None)
-        owner = None if isinstance(owner, types.ModuleType) else owner
-        function = _identity(value.__func__, where, within) if isinstance(value, types.MethodType) else value.__module__
-        return ["method", value.__qualname__, function, _identity(owner, where, within)]
-    return _object(value, where, within)
-
-
-def _object(value: Any, where: str, within: tuple[int, ...]) -> Any:
-    """Asks an object for what pickling would write of it: a function to call, its arguments, and the state."""
-    if isinstance(value, functools.partial):
-        parts: tuple[Any, ...] = (value.func, value.args, value.keywords)
-    else:
-        try:
-            reduced = value.__reduce_ex__(4)
-        except Exception as error:  # pickling runs the object's own code
-            raise NoIdentityError(f"{where} is a {type(value).__qualname__}: {error}") from None
-        if isinstance(reduced, str):  # the name of something in a module
-            return ["global", _class(type(value), where), reduced]
-        # list and dict items come as iterators
-        parts = tuple(list(part) if i > 2 and part is not None else part for i, part in enumerate(reduced))
-    names = ("()", "()", "", "[]", "{}", "")
-    found = []
-    for part, name in zip(parts, names, strict=False):
-        if name == "" and isinstance(part, Mapping):  # attributes, by name whatever the order they were set in
-            found.append([[k, _identity(v, f"{where}.{k}", within)] for k, v in sorted(part.items(), key=repr)])
-        else:
-            found.append(_identity(part, f"{where}{name}", within))
-    return ["object", _class(type(value), where), found]
-
-
-def _class(cls: type, where: str) -> Any:
-    """Identifies a class: its name, and the source of its module and of the modules of all its bases."""
-    if "<locals>" in cls.__qualname__:
-        raise NoIdentityError(f"{where}: the class {cls.__qualname__} is defined inside a function")
-    modules = dict.fromkeys(base.__module__ for base in cls.__mro__)
-    return [
-        f"{_module_name(cls.__module__)}.{cls.__qualname__}",
-        [[_module_name(name), _source(name, where)] for name in modules],
-    ]
-
-
-def _function(function: types.FunctionType, where: str, within: tuple[int, ...]) -> Any:
-    code = function.__code__
-    enclosed = {}
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            enclosed[name] = cell.cell_contents
-        except ValueError:  # not yet set
-            continue
-    return [
-        "function",
-        _module_name(function.__module__),
-        function.__qualname__,
-        # two lambdas of a module share their name
-        [code.co_firstlineno, code.co_code.hex(), list(code.co_names)],
-        _identity([c for c in code.co_consts if not isinstance(c, types.CodeType)], where, within),
-        _source(function.__module__, where),
-        _identity(enclosed, f"{where} encloses", within),
-        _identity([function.__defaults__, function.__kwdefaults__], f"{where}'s default", within),
-    ]
-
-
-def _module_name(name: str) -> str:
-    """Returns a module's name; a spawned process calls the main script by another one."""
-    return "__main__" if name == "__mp_main__" else name
-
-
-def _array(value: Any, where: str) -> Any:
-    if isinstance(value, torch.Tensor):
-        if value.is_meta or value.layout != torch.strided:
-            raise NoIdentityError(f"{where} is a tensor without values, or not dense")
-        content = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-        return ["Tensor", str(value.dtype), list(value.shape), hashlib.sha256(content.tobytes()).hexdigest()]
-    if value.dtype.hasobject:
-        raise NoIdentityError(f"{where} is an array of Python objects")
-    return ["ndarray", value.dtype.str, list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
-
-
-def _source(name: str, where: str) -> str:
-    """Returns a digest of a module's source, or the version of what has none; nothing for this package's own."""
-    top = name.partition(".")[0]
-    if top == PACKAGE:
-        return ""
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if file is not None and file.endswith(".py") and os.path.isfile(file):
-        status = os.stat(file)
-        return _file_digest(file, status.st_size, status.st_mtime_ns)
-    if top in sys.stdlib_module_names and top != "__main__":
-        return sys.version
     try:
-        return metadata.version(top)
-    except metadata.PackageNotFoundError:
-        raise NoIdentityError(f"{where}: its module {name!r} has no source file, as in a notebook") from None
+        return hashlib.sha256(_content(value)).hexdigest()
+    except Exception:  # pickling runs the object's own code
+        return None
+
+
+def _content(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Identifier(file).dump(value)
+    return file.getvalue()
+
+
+class _Identifier(pickle.Pickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=4)
+        self.fast = True  # without references to what was written before: equal strings need not be one object
+
+    def persistent_id(self, value: Any) -> Any:
+        """Replaces objects that pickle writes differently in another process, or without their content."""
+        if isinstance(value, torch.Tensor):
+            array = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+            return "tensor", str(value.dtype), tuple(value.shape), array.tobytes()
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            return "array", value.dtype.str, value.shape, value.tobytes()
+        if isinstance(value, set | frozenset):
+            return type(value).__name__, sorted(_content(entry) for entry in value)
+        if isinstance(value, FunctionType) or (isinstance(value, type) and value.__module__ != "builtins"):
+            if attrgetter(value.__qualname__)(sys.modules[value.__module__]) is not value:  # lambdas and locals raise
+                raise pickle.PicklingError(f"{value!r} is not found under its name")
+            classes = value.__mro__ if isinstance(value, type) else (value,)
+            return value.__qualname__, [(_name(c.__module__), _origin(c.__module__)) for c in classes]
+        return None
+
+
+def _name(module: str) -> str:
+    return "__main__" if module == "__mp_main__" else module  # a spawned process's name of the main script
+
+
+def _origin(module: str) -> tuple[str, ...]:
+    """Returns version of the installed package and digest of the source file of a module, where it has them."""
+    top = _name(module).partition(".")[0]
+    if top == PACKAGE or (top in sys.stdlib_module_names and top != "__main__"):
+        return ()
+    file = getattr(sys.modules[module], "__file__", None) or ""
+    has_source = file.endswith(".py") and os.path.isfile(file)
+    found = (_version(top), _digest(file, os.stat(file).st_mtime_ns) if has_source else "")
+    if not any(found):
+        raise pickle.PicklingError(f"module {module!r} has no source file, as in a notebook")
+    return found
 
 
 @functools.cache
-def _file_digest(file: str, size: int, mtime_ns: int) -> str:
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+@functools.cache
+def _digest(file: str, mtime_ns: int) -> str:
     with open(file, "rb") as stream:
-        return hashlib.sha256(stream.read()).hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

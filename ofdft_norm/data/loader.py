@@ -1,34 +1,24 @@
-"""The settings of data loaders."""
+"""Loaders: their settings, the order of training samples, and a wrapped data module's loaders with our collation."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import copy
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Literal
 
-from torch.utils.data import DataLoader, default_collate
+import torch
+from torch.utils.data import DataLoader, RandomSampler, default_collate
+from torch_geometric.data import Data
 from torch_geometric.loader.dataloader import Collater
 
-from ofdft_norm.data.transformed_dataset import JoinSamples
-from ofdft_norm.data.worker_notes import NamingDataLoader
+from ofdft_norm.data.sample import as_data, join_samples
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
-
-# Of a loader, besides its batches: how samples are read. All are arguments of torch's DataLoader and its attributes.
-_READING = (
-    "num_workers",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "generator",
-    "prefetch_factor",
-    "persistent_workers",
-    "in_order",
-)
 
 
 class LoaderConfig(Settings):
-    """PyG's DataLoader for each split.
+    """Settings of torch's DataLoader for each split. A wrapped data module keeps its own loaders.
 
     Attributes:
         batch_size: Samples in a batch, on each rank.
@@ -36,10 +26,11 @@ class LoaderConfig(Settings):
         pin_memory: Copy batches to page-locked memory, for GPUs.
         persistent_workers: Keep workers alive between epochs.
         prefetch_factor: Batches that each worker reads ahead; None: torch's 2.
-        in_order: Whether batches come in the sampler's order; False: as workers finish them, so that none waits for a
-            slow one, and runs cannot be repeated.
+        in_order: Whether batches come in the sampler's order; False: as workers finish them, so that no batch waits
+            for a slow one, and runs cannot be repeated.
         multiprocessing_context: ``fork``, ``spawn`` or ``forkserver``; None: the platform's default.
         shuffle: Whether the training split is shuffled.
+        follow_batch: Fields that get a field ``<name>_batch``, the index of each entry's sample, as in PyG's loader.
     """
 
     batch_size: PositiveInt = 32
@@ -50,75 +41,121 @@ class LoaderConfig(Settings):
     in_order: bool = True
     multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = None
     shuffle: bool = True
+    follow_batch: Sequence[str] = ()
     config_key = "data.loader"
 
     def keywords(self) -> dict[str, Any]:
-        """Returns the arguments for PyG's DataLoader."""
+        """Returns the arguments of torch's DataLoader; without workers, torch refuses the others' settings."""
+        workers = self.num_workers > 0
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
             "pin_memory": self.pin_memory,
-            "persistent_workers": self.persistent_workers and self.num_workers > 0,
-            "prefetch_factor": self.prefetch_factor if self.num_workers > 0 else None,
-            "in_order": self.in_order or self.num_workers == 0,
-            "multiprocessing_context": self.multiprocessing_context if self.num_workers > 0 else None,
+            "persistent_workers": self.persistent_workers and workers,
+            "prefetch_factor": self.prefetch_factor if workers else None,
+            "in_order": self.in_order or not workers,
+            "multiprocessing_context": self.multiprocessing_context if workers else None,
         }
 
-    def changes(self) -> dict[str, Any]:
-        """Returns the settings that are not the defaults."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
-        return {name: value for name, (value, default) in values.items() if value != default}
 
+class EpochSampler(RandomSampler):
+    """Draws the permutation that `torch.utils.data.DistributedSampler` draws, from the seed and the epoch.
 
-def loader_like(
-    theirs: DataLoader, dataset: Any, changes: Mapping[str, Any], follow_batch: Sequence[str] = ()
-) -> DataLoader:
-    """Returns a loader over another data set that does as somebody's loader does.
+    A run that is killed and resumed continues with the order that it would have had, and one process sees the global
+    batches of several. Lightning sets the epoch; in a plain loop every pass is the next epoch. It is a `RandomSampler`:
+    Lightning replaces it by its distributed sampler where there are several processes. The default seed is
+    ``PL_GLOBAL_SEED``, which `lightning.seed_everything` sets, or 0.
 
-    Batch size, sampler or batch sampler, `drop_last`, workers and collation are theirs; PyG's collation is done by
-    `JoinSamples`, with its fields to follow and to exclude, any other gets the samples one by one.
-
-    Args:
-        theirs: Their loader.
-        dataset: What to read instead: as long as theirs, sample by sample.
-        changes: Settings of `LoaderConfig` that win over theirs.
-        follow_batch: Fields that get a field ``<name>_batch``.
-
-    Returns:
-        The loader.
-    """
-    arguments: dict[str, Any] = {name: getattr(theirs, name, None) for name in _READING}
-    arguments = {name: value for name, value in arguments.items() if value is not None}
-    arguments |= {name: value for name, value in changes.items() if name not in ("batch_size", "shuffle")}
-    if arguments.get("num_workers", 0) == 0:  # torch refuses the others without workers
-        arguments = {k: v for k, v in arguments.items() if k in ("num_workers", "pin_memory", "generator")}
-    batch_sampler = theirs.batch_sampler if theirs.batch_size is None else None
-    if batch_sampler is not None and not {"batch_size", "shuffle"} & set(changes):
-        arguments["batch_sampler"] = batch_sampler
-    else:
-        sampler = theirs.sampler if batch_sampler is None else getattr(batch_sampler, "sampler", None)
-        arguments["sampler"] = sampler if changes.get("shuffle", True) else None
-        arguments["batch_size"] = changes.get("batch_size", theirs.batch_size or 1)
-        arguments["drop_last"] = theirs.drop_last
-    collate = theirs.collate_fn
-    if isinstance(collate, Collater) or collate is default_collate:
-        follow = dict.fromkeys([*follow_batch, *(getattr(collate, "follow_batch", None) or ())])
-        collate = JoinSamples(list(follow), getattr(collate, "exclude_keys", None) or ())
-    else:
-        collate = CollateOneByOne(collate)
-    return NamingDataLoader(dataset, collate_fn=collate, **arguments)
-
-
-class CollateOneByOne:
-    """Gives somebody's `collate_fn` a list of samples, as it expects.
-
-    Args:
-        collate_fn: Theirs.
+    Examples:
+        >>> sampler = EpochSampler(range(4), seed=1)
+        >>> first, second = list(sampler), list(sampler)
+        >>> sampler.set_epoch(0)
+        >>> list(sampler) == first, sorted(second)
+        (True, [0, 1, 2, 3])
     """
 
-    def __init__(self, collate_fn: Any) -> None:
-        self.collate_fn = collate_fn
+    def __init__(self, data_source: Sized, seed: int | None = None) -> None:
+        super().__init__(data_source)
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self._next_epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next pass."""
+        self._next_epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self.seed + self._next_epoch)
+        self._next_epoch += 1
+        return iter(torch.randperm(len(self.data_source), generator=generator).tolist())
+
+
+# --- loaders of a wrapped data module ---------------------------------------------------------------------------------
+
+
+class WrappedCollate:
+    """Collates as a wrapped loader does; checks samples before, and applies functions of samples or batches.
+
+    Where the loader's own collation is PyG's or torch's default, the functions get the joined batch. Any other
+    collation gets samples of its own class, to which the functions' changes are written back.
+    """
+
+    def __init__(self, theirs: Any, check: Callable[[Any], Data], functions: Sequence[Callable[[Any], Any]]) -> None:
+        self.theirs = theirs
+        self.check = check
+        self.functions = list(functions)
+        self.joins = type(theirs) is Collater or theirs is default_collate
 
     def __call__(self, samples: Sequence[Any]) -> Any:
-        """Returns what theirs returns."""
-        return self.collate_fn(list(samples))
+        """Returns the batch of the wrapped loader, with the functions applied."""
+        if not self.joins:
+            return self.theirs([self._apply_to_sample(sample) for sample in samples])
+        follow = dict.fromkeys(["coeffs", *(getattr(self.theirs, "follow_batch", None) or ())])
+        batch = self._apply(join_samples([self.check(sample) for sample in samples], list(follow)))
+        for name in getattr(self.theirs, "exclude_keys", None) or ():  # only now: the functions may have needed them
+            if name in batch:
+                del batch[name]
+        return batch
+
+    def _apply(self, data: Any) -> Any:
+        for function in self.functions:
+            data = function(data)
+        return data
+
+    def _apply_to_sample(self, sample: Any) -> Any:
+        data = self.check(sample)
+        changed = self._apply(data)
+        if isinstance(sample, Data):
+            return changed
+        out = copy.copy(sample)
+        for name in changed.keys():
+            if name not in data or changed[name] is not data[name]:
+                setattr(out, name, changed[name])
+        return out
+
+
+def wrap_loader(
+    theirs: DataLoader, *functions: Callable[[Any], Any], check: Callable[[Any], Data] = as_data
+) -> DataLoader:
+    """Returns a shallow copy of a loader that applies functions to each batch, in this order; see `WrappedCollate`.
+
+    Data set, sampler, workers and class stay as they are. A wrapped loader that is wrapped again keeps its check.
+    """
+    collate = WrappedCollate(theirs.collate_fn, check, functions)
+    if isinstance(theirs.collate_fn, WrappedCollate):
+        inner = theirs.collate_fn
+        collate = WrappedCollate(inner.theirs, inner.check, [*inner.functions, *functions])
+    cls = type(theirs)
+
+    # For several processes Lightning makes a loader of the same class and arguments with another sampler. PyG's loader
+    # ignores a collate function that it is given: so the class of the copy sets it.
+    @functools.wraps(cls.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, *args, **kwargs)
+        self.collate_fn = collate
+
+    wrapped = copy.copy(theirs)
+    wrapped.__class__ = type(cls.__name__, (cls,), {"__init__": init, "__module__": cls.__module__})
+    wrapped.collate_fn = collate
+    wrapped._iterator = None  # of persistent workers
+    return wrapped

@@ -1,234 +1,373 @@
-"""Packed labels: a label data set as a few large arrays in one folder, read through the page cache.
+"""Packed labels: a set of molecules as a few large arrays in one folder, which are memory-mapped.
 
-Beside ``meta.json`` (see `PackedSet.meta`) a set has these uncompressed NumPy arrays, one file each, with M molecules
-and, counted over all of them, A atoms, F basis functions, S samples and V = sum of samples x functions::
+Beside ``meta.json`` a set has these uncompressed NumPy arrays, one file each; with M molecules and, over all of them, A
+atoms, F basis functions, S samples and V = sum of samples x functions::
 
     names, mol_ids                uint8    UTF-8, one after the other: name of the label file, name of the molecule
-    name_offsets, mol_id_offsets  (M + 1,) where those of each molecule begin
+    name_offsets, mol_id_offsets  (M + 1,) where the names of each molecule begin
     atom_offsets, function_offsets, sample_offsets, value_offsets  (M + 1,)
     pos (A, 3) bohr; atomic_numbers (A,)
     dual_basis_integrals, ground_state_coeffs (F,)      the same for all SCF iterations: stored once
     has_energy_label (S,); e_* (S,) hartree, float64
     coeffs, grad_* (V,)                                 float64 or float32
-
-Why not zarr v3, with shards: a random row of 1,180 numbers takes 3,600 us from a shard, 2 us from a memory map; and a
-memory map holds no file open, is shared by all workers of a machine, and is one line of NumPy.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.errors import BasisError, LabelFileError
-
-FORMAT, VERSION = "ofdft_norm packed labels", 1
-META = "meta.json"
-# what the arrays mean, and thus part of the checksum
-_MEANING = ("version", "basis_info", "targets", "pre_transforms", "coordinates", "arrays")
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, file_digest, single_transforms
+from ofdft_norm.data.files import read_json
+from ofdft_norm.data.identity import identity
+from ofdft_norm.data.sample import make_batch
+from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
 
 Array = npt.NDArray[Any]
+IntArray = npt.NDArray[np.int64]
 
-
-# What there are offsets of.
+FORMAT, VERSION = "ofdft_norm packed labels", 2
+META = "meta.json"
 OFFSETS = ("name", "mol_id", "atom", "function", "sample", "value")
 
-
-class ArraySpec(NamedTuple):
-    """One array of a set.
-
-    Attributes:
-        counts: What it has one entry for.
-        dtype: NumPy's code.
-        entry_shape: Shape of an entry.
-    """
-
-    counts: str
-    dtype: str
-    entry_shape: tuple[int, ...] = ()
-
-    @property
-    def entry_bytes(self) -> int:
-        """Size of an entry."""
-        return np.dtype(self.dtype).itemsize * math.prod(self.entry_shape)
+# entries of meta.json that give the arrays their meaning: parts of the checksum
+_MEANING = ("version", "basis_info", "targets", "applied", "coordinates", "dtype", "n_molecules", "arrays")
+_AGAIN = "copy the set again, or pack it again with ofdft-norm pack (config: data.source.paths)"
+_TORCH = {"<f8": torch.float64, "<f4": torch.float32, "|u1": torch.uint8}
+# states of the sets that this process has compared with their digests
+_verified: set[str] = set()
 
 
-def array_specs(targets: Sequence[str], dtype: str) -> dict[str, ArraySpec]:
-    """Returns what the arrays of a set are, by name.
-
-    Args:
-        targets: Such as ``kin``: the energy ``e_kin`` with the gradient ``grad_kin``.
-        dtype: ``float64`` or ``float32``, of coefficients and gradients.
-    """
+def array_specs(targets: Sequence[str], dtype: str) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    """Returns for each array the objects that it has one entry for, its dtype, and the shape of an entry."""
     floats = np.dtype(dtype).str
     return {
-        **{f"{axis}_offsets": ArraySpec("molecule", "<i8") for axis in OFFSETS},
-        "names": ArraySpec("name", "|u1"),
-        "mol_ids": ArraySpec("mol_id", "|u1"),
-        "pos": ArraySpec("atom", "<f8", (3,)),
-        "atomic_numbers": ArraySpec("atom", "|u1"),
-        "dual_basis_integrals": ArraySpec("function", "<f8"),
-        "ground_state_coeffs": ArraySpec("function", floats),
-        "has_energy_label": ArraySpec("sample", "|b1"),
-        **{f"e_{target}": ArraySpec("sample", "<f8") for target in targets},
-        "coeffs": ArraySpec("value", floats),
-        **{f"grad_{target}": ArraySpec("value", floats) for target in targets},
+        **{f"{axis}_offsets": ("molecule", "<i8", ()) for axis in OFFSETS},
+        "names": ("name", "|u1", ()),
+        "mol_ids": ("mol_id", "|u1", ()),
+        "pos": ("atom", "<f8", (3,)),
+        "atomic_numbers": ("atom", "|u1", ()),
+        "dual_basis_integrals": ("function", "<f8", ()),
+        "ground_state_coeffs": ("function", floats, ()),
+        "has_energy_label": ("sample", "|b1", ()),
+        **{f"e_{target}": ("sample", "<f8", ()) for target in targets},
+        "coeffs": ("value", floats, ()),
+        **{f"grad_{target}": ("value", floats, ()) for target in targets},
     }
 
 
 def meta_checksum(meta: Mapping[str, Any]) -> str:
-    """Returns the digest that stands for a set: of its arrays' digests, and of what the arrays mean.
-
-    Args:
-        meta: Content of ``meta.json``.
-    """
+    """Returns the digest of a set: of the digests of its arrays and of their meaning."""
     return hashlib.sha256(json.dumps([meta[name] for name in _MEANING], sort_keys=True).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, as ``sha256sum`` does.
-
-    Args:
-        path: Any file.
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class PackedSet:
-    """Read access to one packed set; opening takes milliseconds, whatever its size.
-
-    Args:
-        folder: The set's folder.
-        verify: Read all arrays and compare their digests.
+    """Read access to one packed set, checked when it is opened; `verify`: also compared with its digests.
 
     Attributes:
-        meta: What the set is: `format`, `version`, `created_by`, `created_at`, `sources`, `basis_info`, `targets`,
-            `pre_transforms`, `dtype`, `n_molecules`, `n_samples`, `arrays` (shape, dtype and SHA-256 of each) and
-            `checksum`, which stands for all of these that decide numbers.
+        meta: Content of ``meta.json``: `format`, `version`, `created_by`, `created_at`, `sources`, `basis_info`,
+            `targets`, `coordinates`, `applied` (identities of the other transforms that were applied), `dtype`,
+            `n_molecules`, `n_samples`, `arrays` (shape, dtype and SHA-256 of each) and `checksum`.
         arrays: The arrays by name, memory-mapped, read-only.
-
-    Raises:
-        LabelFileError: If it is none, or an array is missing, short or foreign, or (`verify`) damaged.
     """
 
     def __init__(self, folder: str | Path, verify: bool = False) -> None:
         self.folder = Path(folder)
-        self.meta = read_meta(self.folder)
-        self.arrays = {name: self._open(name, described) for name, described in self.meta["arrays"].items()}
+        self._open()
+        self._check_arrays()
         if verify:
             self.verify()
-        self._check_offsets()
 
-    def _open(self, name: str, described: Mapping[str, Any]) -> Array:
-        path = self.folder / f"{name}.npy"
+    def _open(self) -> None:
+        self.meta = _read_meta(self.folder)
+        self.basis_info = BasisInfo(**self.meta["basis_info"])
+        self.arrays = {name: self._open_array(name, stated) for name, stated in self.meta["arrays"].items()}
+
+    def _open_array(self, name: str, stated: Mapping[str, Any]) -> Array:
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-            raise LabelFileError(f"{path}: {what}: {_AGAIN}") from error
-        found, expected = (array.dtype.str, list(array.shape)), (described["dtype"], described["shape"])
-        if found != expected:
-            raise LabelFileError(
-                f"{path}: has dtype {found[0]} and shape {found[1]}, but {META} says {expected[0]} and {expected[1]}: "
-                f"the array belongs to another set: {_AGAIN}"
-            )
-        return np.asarray(array)  # memory-mapped still; slices of np.memmap itself cost ten times as much
+            raise self._error(f"{name}.npy cannot be read: {error}") from error
+        found, expected = (array.dtype.str, list(array.shape)), (stated["dtype"], stated["shape"])
+        if found != expected or not array.flags.c_contiguous:
+            raise self._error(f"{name}.npy has dtype and shape {found}, expected {expected} in C order, as in {META}")
+        return np.asarray(array)  # still memory-mapped; slices of np.memmap itself take ten times as long
 
-    def _check_offsets(self) -> None:
-        specs = array_specs(self.meta["targets"], self.meta["dtype"])
-        shape_of = {spec.counts: self.arrays[name].shape[0] for name, spec in specs.items()}
-        for name in OFFSETS:
-            offsets = self.arrays[f"{name}_offsets"]
-            if len(offsets) != self.meta["n_molecules"] + 1 or offsets[0] != 0 or offsets[-1] != shape_of[name]:
-                raise LabelFileError(
-                    f"{self.folder}: {name}_offsets.npy ends at {offsets[-1:].tolist()} after {len(offsets) - 1} "
-                    f"molecules, expected [{shape_of[name]}] after {self.meta['n_molecules']}: {_AGAIN}"
-                )
+    def _error(self, what: str) -> LabelFileError:
+        return LabelFileError(f"{self.folder}: {what}: {_AGAIN}")
+
+    def _check_arrays(self) -> None:
+        """Refuses arrays that contradict one another, and positions that are not finite."""
+        lengths: dict[str, set[int]] = {axis: set() for axis in ("molecule", *OFFSETS)}
+        for name, (axis, _, _) in array_specs(self.meta["targets"], self.meta["dtype"]).items():
+            lengths[axis].add(len(self.arrays[name]))
+        counts = {axis: np.diff(self.arrays[f"{axis}_offsets"]) for axis in OFFSETS}
+        for axis, found in counts.items():
+            offsets = self.arrays[f"{axis}_offsets"]
+            fits = len(found) == self.meta["n_molecules"] and offsets[0] == 0 and {int(offsets[-1])} == lengths[axis]
+            if not fits or (found < 1).any():
+                raise self._error(f"{axis}_offsets.npy does not ascend from 0 to the lengths {lengths[axis]}")
+        element = self.basis_info.atom_indices(self.arrays["atomic_numbers"], str(self.folder))
+        functions = np.add.reduceat(self.basis_info.basis_dim_per_atom[element], self.arrays["atom_offsets"][:-1])
+        if (counts["function"] != functions).any():
+            raise self._error("function_offsets.npy contradicts the functions of the atoms")
+        if (counts["value"] != counts["sample"] * functions).any():
+            raise self._error("value_offsets.npy contradicts the numbers of samples and functions")
+        if not np.isfinite(self.arrays["pos"]).all():
+            raise self._error("pos.npy has a number that is not finite")
 
     def verify(self) -> None:
-        """Reads all arrays and compares their digests.
+        """Compares all arrays with their digests, once in a process as long as no file changes."""
+        state = json.dumps([str(self.folder.absolute()), self.state()])
+        if state not in _verified:
+            with ThreadPoolExecutor() as pool:
+                digests = pool.map(file_digest, [self.folder / f"{name}.npy" for name in self.meta["arrays"]])
+            for (name, stated), digest in zip(self.meta["arrays"].items(), digests, strict=True):
+                if digest != stated["sha256"]:
+                    raise self._error(f"{name}.npy has changed: its SHA-256 is not the one in {META}")
+        _verified.add(state)
 
-        Raises:
-            LabelFileError: Naming the array that changed since it was packed.
-        """
-        for name, described in self.meta["arrays"].items():
-            digest = file_digest(self.folder / f"{name}.npy")
-            if digest != described["sha256"]:
-                raise LabelFileError(
-                    f"{self.folder / name}.npy: its SHA-256 is {digest}, but {META} says {described['sha256']}: its "
-                    f"content has changed: {_AGAIN}"
-                )
+    def state(self) -> dict[str, Any]:
+        """Describes the content: checksum, and size and time of modification of each array."""
+        status = {name: os.stat(self.folder / f"{name}.npy") for name in self.meta["arrays"]}
+        files = {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
+        return {"checksum": self.meta["checksum"], "arrays": files}
 
-    @property
-    def basis_info(self) -> BasisInfo:
-        """The density basis of the labels."""
-        return BasisInfo(**self.meta["basis_info"])
+    def names(self, molecules: IntArray | None = None, what: str = "name") -> list[str]:
+        """Returns the names of the label files (`what` = "mol_id": of the molecules) of some or all molecules."""
+        chosen = np.arange(self.meta["n_molecules"]) if molecules is None else molecules
+        offsets, texts = self.arrays[f"{what}_offsets"], self.arrays[f"{what}s"]
+        ranges = zip(offsets[chosen].tolist(), offsets[chosen + 1].tolist(), strict=True)
+        return [texts[start:stop].tobytes().decode() for start, stop in ranges]
 
-    def names(self) -> list[str]:
-        """Returns the names of the molecules' label files, in the set's order."""
-        offsets, names = self.arrays["name_offsets"].tolist(), self.arrays["names"].tobytes()
-        return [names[a:b].decode() for a, b in itertools.pairwise(offsets)]
-
-    def name(self, molecule: int) -> str:
-        """Returns the name of one molecule's label file.
-
-        Args:
-            molecule: Which, in the set's order.
-        """
-        start, stop = self.arrays["name_offsets"][molecule : molecule + 2].tolist()
-        return self.arrays["names"][start:stop].tobytes().decode()
+    def geometry(self, molecule: int) -> tuple[Array, Array]:
+        """Returns positions (n_atom, 3) [bohr] and atomic numbers of a molecule."""
+        atoms = slice(*self.arrays["atom_offsets"][molecule : molecule + 2].tolist())
+        return self.arrays["pos"][atoms], self.arrays["atomic_numbers"][atoms]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickles the path alone."""
-        return {"folder": self.folder}
+        return {"folder": self.folder, "state": self.state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"])  # type: ignore[misc]
+        self.folder = state["folder"]
+        self._open()  # the same set was checked when it was opened first
+        if self.state() != state["state"]:
+            raise self._error("was replaced while it was in use")
 
 
-_AGAIN = "copy the set again, or pack it anew with ofdft-norm pack (config: data.source.paths)"
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """Reads and checks ``meta.json``.
-
-    Args:
-        folder: A packed set.
-
-    Raises:
-        LabelFileError: If the folder is no packed set, of a later version, or ``meta.json`` was changed.
-    """
+def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LabelFileError(
-            f"{path}: cannot be read ({error}): {folder} is no packed set; make one with ofdft-norm pack "
-            "(config: data.source.paths)"
-        ) from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
-        found = (meta.get("format"), meta.get("version")) if isinstance(meta, dict) else type(meta).__name__
-        raise LabelFileError(f"{path}: describes {found}, expected {(FORMAT, VERSION)} (config: data.source.paths)")
-    try:
-        expected = array_specs(meta["targets"], meta["dtype"])
-        consistent = (
-            meta["checksum"] == meta_checksum(meta)
-            and {name: described["dtype"] for name, described in meta["arrays"].items()}
-            == {name: spec.dtype for name, spec in expected.items()}
-        )  # fmt: skip
-        BasisInfo(**meta["basis_info"])
-    except (KeyError, TypeError, AttributeError, BasisError) as error:
-        raise LabelFileError(f"{path}: lacks something or is malformed ({error!r}): {_AGAIN}") from error
-    if not consistent:
-        raise LabelFileError(f"{path}: does not agree with its own checksum: it was changed by hand: {_AGAIN}")
+        meta = read_json(path)
+        found = (meta["format"], meta["version"])
+        if found != (FORMAT, VERSION):
+            raise ValueError(f"{found} is not {(FORMAT, VERSION)}: another version of ofdft_norm made it")
+        arrays = {name: array["dtype"] for name, array in meta["arrays"].items()}
+        expected = {name: dtype for name, (_, dtype, _) in array_specs(meta["targets"], meta["dtype"]).items()}
+        if meta["checksum"] != meta_checksum(meta) or arrays != expected:
+            raise ValueError("it does not agree with its own checksum")
+    except OSError as error:
+        raise LabelFileError(f"{folder}: is no packed set ({error}) (config: data.source.paths)") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise LabelFileError(f"{path}: describes no packed set: {what}: {_AGAIN}") from error
     return meta
+
+
+class PackedDataset(MoleculeDataset):
+    """Samples of one or several packed sets.
+
+    Args:
+        sets: The packed sets, or their folders; all of the same basis, coordinates, applied transforms and dtype.
+        molecules: For each set the molecules to use, in this order; None: all.
+        energy_key: Name of the packed energy that becomes `energy_label`.
+        gradient_key: Name of the packed gradient that becomes `gradient_label`.
+        transform: Applied to the samples, after the transforms that the set was packed with.
+        limit_scf_iterations: As for `OFDataset`.
+        keep_initial_guess: As for `OFDataset`.
+
+    Raises:
+        LabelFileError: If a set is damaged, or lacks the energy or gradient, or a molecule has no selected iteration.
+        BasisError: If the sets have different bases.
+        ConfigError: If the sets have different coordinates, applied transforms or dtypes.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[PackedSet | str | Path],
+        molecules: Sequence[IntArray] | None = None,
+        energy_key: str = "e_kin",
+        gradient_key: str = "grad_kin",
+        transform: Transform | None = None,
+        limit_scf_iterations: int | Sequence[int] | None = None,
+        keep_initial_guess: bool = True,
+    ) -> None:
+        self.sets = [s if isinstance(s, PackedSet) else PackedSet(s) for s in sets]
+        _check_alike(self.sets)
+        self.basis_info = self.sets[0].basis_info
+        self.coordinates = str(self.sets[0].meta["coordinates"])
+        self.energy_key = energy_key
+        self.gradient_key = gradient_key
+        self.transform = transform
+        self.scf_selection = ScfSelection(limit_scf_iterations, keep_initial_guess)
+        chosen = [np.arange(s.meta["n_molecules"]) for s in self.sets] if molecules is None else molecules
+        self._molecules = [np.asarray(m, dtype=np.int64) for m in chosen]
+        self._check_keys()
+        _ = self._index  # refuses a selection of nothing
+
+    def _check_keys(self) -> None:
+        for packed in self.sets:
+            for setting, key in (("energy_key", self.energy_key), ("gradient_key", self.gradient_key)):
+                known = [name for name in packed.arrays if name.startswith(f"{key.partition('_')[0]}_")]
+                if key not in known:
+                    raise LabelFileError(f"{packed.folder}: lacks {key!r}, has {known} (config: data.source.{setting})")
+
+    def with_target(self, target: str) -> PackedDataset:
+        """Returns a copy that reads ``e_<target>`` and ``grad_<target>``."""
+        other = super().with_target(target)
+        other._check_keys()
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out tables that each process makes from the sets."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_index", "_table", "paths")}
+
+    def _of_molecules(self, what: str, counts: bool = False) -> IntArray:
+        """(n_molecules,) where entries of each molecule begin in the arrays of its set, or how many it has."""
+        offsets = [packed.arrays[f"{what}_offsets"] for packed in self.sets]
+        found = [np.diff(of_set) if counts else of_set for of_set in offsets]
+        return np.concatenate([of_set[own] for of_set, own in zip(found, self._molecules, strict=True)])
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """(n_molecules,) the names of the label files, in the folders of the sets."""
+        pairs = zip(self.sets, self._molecules, strict=True)
+        return [packed.folder / name for packed, own in pairs for name in packed.names(own)]
+
+    @property
+    def n_scf_iterations(self) -> IntArray:
+        """(n_molecules,) length of each SCF path."""
+        return self._of_molecules("sample", counts=True)
+
+    @cached_property
+    def _table(self) -> IntArray:
+        """(9, n_molecules) set; begin of name, atoms, functions, samples, values; length of name, atoms, functions."""
+        sets = np.repeat(np.arange(len(self.sets)), [len(own) for own in self._molecules])
+        starts = [self._of_molecules(what) for what in OFFSETS[1:]]
+        return np.stack([sets, *starts, *(self._of_molecules(what, counts=True) for what in OFFSETS[1:4])])
+
+    def elements(self) -> set[int]:
+        """Returns the atomic numbers that occur."""
+        return set(self._gather("atomic_numbers", _ranges(*self._table[[0, 2, 7]])).unique().tolist())
+
+    def state(self, contents: bool = False) -> dict[str, Any]:
+        """Describes the raw samples by the states of the sets and the selection."""
+        return {
+            "packed": [packed.state() for packed in self.sets],
+            "molecules": [hashlib.sha256(own.tobytes()).hexdigest() for own in self._molecules],
+            **self.scf_selection.state(),
+            "energy_key": self.energy_key,
+            "gradient_key": self.gradient_key,
+        }
+
+    def verify(self) -> None:
+        """Compares all arrays of the sets with their digests, once in a process."""
+        for packed in self.sets:
+            packed.verify()
+
+    def _read_samples(self, molecules: IntArray, iterations: IntArray, fields: Collection[str] | None) -> Any:
+        """Joins slices of the sets' arrays; no sample is made. Coefficients are always read."""
+        sets, name, atom, function, sample, value, n_name, n_atom, n_basis = self._table[:, molecules]
+        atoms, functions = _ranges(sets, atom, n_atom), _ranges(sets, function, n_basis)
+        values = _ranges(sets, value + iterations * n_basis, n_basis)
+        rows = _ranges(sets, sample + iterations, np.ones_like(sample))
+        atomic_numbers = self._gather("atomic_numbers", atoms).long()
+        atom_ind = self.basis_info.atomic_number_to_atom_index[atomic_numbers.numpy()]
+        per_atom = {
+            "pos": self._gather("pos", atoms),
+            "atomic_numbers": atomic_numbers,
+            "atom_ind": torch.from_numpy(atom_ind),
+        }
+        sources = {
+            "coeffs": ("coeffs", values),
+            "ground_state_coeffs": ("ground_state_coeffs", functions),
+            "gradient_label": (self.gradient_key, values),
+            "dual_basis_integrals": ("dual_basis_integrals", functions),
+        }
+        wanted = sources if fields is None else {"coeffs", *fields}
+        per_function = {name: self._gather(*found) for name, found in sources.items() if name in wanted}
+        per_function["basis_function_ind"] = torch.from_numpy(self.basis_info.basis_function_ind(atom_ind))
+        per_sample = {
+            "energy_label": self._gather(self.energy_key, rows),
+            "has_energy_label": self._gather("has_energy_label", rows),
+            "mol_id": self._mol_ids(sets, name, name + n_name),
+            "scf_iteration": torch.from_numpy(iterations),
+            "basis_info": [self.basis_info] * len(molecules),
+            "coordinates": [self.coordinates] * len(molecules),
+        }
+        return make_batch(per_atom, per_function, per_sample, n_atom, n_basis)
+
+    def _gather(self, name: str, ranges: tuple[int, list[tuple[int, slice]]]) -> Tensor:
+        (n, found), arrays = ranges, [packed.arrays[name] for packed in self.sets]
+        # torch's memory: NumPy gets its own from the system more often, which takes longer than the copy
+        joined = torch.empty((n, *arrays[0].shape[1:]), dtype=_TORCH.get(arrays[0].dtype.str, torch.bool))
+        np.concatenate([arrays[i][where] for i, where in found], out=joined.numpy())
+        return joined
+
+    def _mol_ids(self, sets: IntArray, starts: IntArray, stops: IntArray) -> list[str]:
+        texts = [packed.arrays["mol_ids"] for packed in self.sets]
+        ranges = zip(sets.tolist(), starts.tolist(), stops.tolist(), strict=True)
+        return [texts[i][start:stop].tobytes().decode() for i, start, stop in ranges]
+
+
+def _ranges(sets: IntArray, starts: IntArray, lengths: IntArray) -> tuple[int, list[tuple[int, slice]]]:
+    """Returns the number of entries, and set and slice of each range; ranges that follow one another are joined."""
+    stops = starts + lengths
+    apart = (starts[1:] != stops[:-1]) | (sets[1:] != sets[:-1])
+    first, last = np.append(True, apart), np.append(apart, True)
+    slices = map(slice, starts[first].tolist(), stops[last].tolist())
+    return int(lengths.sum()), list(zip(sets[first].tolist(), slices, strict=True))
+
+
+def _check_alike(sets: Sequence[PackedSet]) -> None:
+    if not sets:
+        raise ConfigError("no packed set is given (config: data.source.paths)")
+    for other in sets:
+        for key in ("basis_info", "coordinates", "applied", "dtype"):
+            a, b = sets[0].meta[key], other.meta[key]
+            if a != b:
+                what = f"{sets[0].folder} and {other.folder} were packed with different {key}: {a} and {b}"
+                raise (BasisError if key == "basis_info" else ConfigError)(f"{what} (config: data.source.paths)")
+
+
+def remaining_transforms(
+    wanted: Sequence[Transform], applied: Sequence[str], where: str, coordinates: str = ""
+) -> list[Transform]:
+    """Returns the wanted transforms that packed labels still need.
+
+    Left out are the transforms that were applied (of those that are no change of basis they must be the first), and a
+    change of basis to the `coordinates` of the set, if it is the only one.
+    """
+    singles = single_transforms(wanted)
+    changes = [i for i, t in enumerate(singles) if getattr(t, "changes_basis", False)]
+    first = [i for i in range(len(singles)) if i not in changes][: len(applied)]
+    in_place = len(changes) == 1 and getattr(singles[changes[0]], "coordinates", None) == coordinates
+    if [identity(singles[i]) for i in first] != list(applied) or (applied and changes and not in_place):
+        raise ConfigError(
+            f"{where}: was packed in the coordinates {coordinates!r} after {len(applied)} other transforms, which are "
+            f"not the first of {singles} (config: data.pre_transforms): begin with them, or pack the labels again"
+        )
+    done = [*first, *(changes if in_place else [])]
+    return [t for i, t in enumerate(singles) if i not in done]

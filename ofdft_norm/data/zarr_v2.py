@@ -1,218 +1,223 @@
-"""Reads small zarr arrays out of a directory or a zip file.
+"""Reads and writes groups of small zarr v2 arrays, in a folder or a zip file.
 
-Label files and statistics are dozens of tiny arrays. The zarr library spends 1 to 2 ms on opening each of them,
-reading the bytes takes a hundredth of that; a data set of 1e5 label files is read in minutes here, in half an hour
-there. Files are not trusted: `ofdft_norm.data.zarr_metadata` says what is read, and everything else is an error.
+Label files and statistics are dozens of tiny arrays. The zarr library takes 1 to 2 ms to open each of them, a hundred
+times as long as their bytes take to read.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numcodecs
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.zarr_metadata import ArrayMetadata, ZarrError, parse_json, parse_v2, parse_v3
+from ofdft_norm.data.files import write_zip, written_whole
+from ofdft_norm.errors import OFDFTNormError
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.bool_]
 
-FILL_VALUES_ATTRIBUTE = "missing_chunks_are_fill_values"
-"""A group with this attribute, true, may lack any chunk: its writer leaves out chunks that hold fill values alone."""
+# codecs that turn bytes into bytes; others of numcodecs (pickle) run what a file contains
+CODECS = {"adler32", "blosc", "bz2", "crc32", "fletcher32", "gzip", "lz4", "lzma", "shuffle", "zlib", "zstd"}
+# numbers, booleans, times and texts of fixed size; no Python objects, no structures
+_DTYPE = re.compile(r"[<>|][biufcmMSU]\d+(\[\w+\])?")
 
 
-class ZarrReader:
-    """Read access to the arrays of one zarr group, by name; use as a context manager.
+class ZarrError(OFDFTNormError):
+    """A zarr group, or an array of it, cannot be read; callers add the file's name."""
 
-    Args:
-        path: A ``.zarr`` directory or a ``.zarr.zip`` file.
 
-    Raises:
-        FileNotFoundError: If nothing is there.
-        ZarrError: If it is neither a directory nor a readable zip file.
-    """
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ZarrError as error:
+        raise ZarrError(f"{what}: {error}") from error
+    except Exception as error:  # zipfile and each codec have types of their own for bytes that they did not write
+        raise ZarrError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+class _Stored(NamedTuple):
+    """How an array is stored."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: npt.DTypeLike
+    order: Any
+    decoders: list[Any]
+    fill_value: Any
+    separator: str
+
+
+class ZarrGroup:
+    """Read access to the arrays of a zarr v2 group (folder or zip file) by name; a context manager."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._zip: zipfile.ZipFile | None = None
+        self._stored: dict[str, _Stored] = {}
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist")
-        self._zip: zipfile.ZipFile | None = None
-        self._metadata: dict[str, ArrayMetadata] = {}
-        if self.path.is_dir():
-            return
-        if not self.path.is_file():  # opening a named pipe would wait for a writer
-            raise ZarrError("is neither a folder nor a file")
-        try:
-            self._zip = zipfile.ZipFile(self.path)
-        except PermissionError:
-            raise
-        except Exception as error:  # zipfile raises many types on bytes that are no zip file
-            raise ZarrError(f"{type(error).__name__}: {error}") from error
+        if not self.path.is_dir():
+            with _reading("cannot be opened"):
+                if not self.path.is_file():  # opening a named pipe would wait for a writer
+                    raise ZarrError("is neither a folder nor a file")
+                self._zip = zipfile.ZipFile(self.path)
 
-    def __enter__(self) -> ZarrReader:
+    def __enter__(self) -> ZarrGroup:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._zip is not None:
             self._zip.close()
 
     def _bytes(self, key: str) -> bytes | None:
-        if self._zip is None:
-            file = self.path / key
-            return file.read_bytes() if file.is_file() else None
-        if key not in self._zip.NameToInfo:
-            return None
-        try:
-            return self._zip.read(key)
-        except Exception as error:  # damage, encryption, unknown compression: each has its own type
-            raise ZarrError(f"{key!r}: {type(error).__name__}: {error}") from error
-
-    def _keys(self) -> Iterator[str]:
         if self._zip is not None:
-            yield from self._zip.namelist()
-        else:
-            for file in self.path.rglob("*"):
-                if file.is_file():
-                    yield file.relative_to(self.path).as_posix()
-
-    def _json(self, key: str) -> dict[str, Any] | None:
-        content = self._bytes(key)
-        if content is None:
-            return None
-        try:
-            return parse_json(content)
-        except ZarrError as error:
-            raise ZarrError(f"{key!r}: {error}") from error
-
-    def _is_v3(self) -> bool:
-        return self._bytes(".zgroup") is None and self._bytes("zarr.json") is not None
+            return self._zip.read(key) if key in self._zip.NameToInfo else None
+        file = self.path / key
+        return file.read_bytes() if file.is_file() else None
 
     def arrays(self) -> list[str]:
         """Returns the names of all arrays, sorted."""
-        if not self._is_v3():
-            return sorted(key.removesuffix("/.zarray") for key in self._keys() if key.endswith("/.zarray"))
-        nodes = [key.removesuffix("/zarr.json") for key in self._keys() if key.endswith("/zarr.json")]
-        return sorted(n for n in nodes if (self._json(f"{n}/zarr.json") or {}).get("node_type") == "array")
+        if self._zip is not None:
+            keys = self._zip.namelist()
+        else:
+            keys = [file.relative_to(self.path).as_posix() for file in self.path.rglob(".zarray")]
+        return sorted(key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray"))
 
-    def attributes(self, group: str = "") -> dict[str, Any]:
-        """Returns the attributes of a group, empty where it has none.
+    def __contains__(self, name: str) -> bool:
+        with suppress(KeyError):
+            self._metadata(name)
+        return name in self._stored
 
-        Args:
-            group: Path of the group inside of the archive; empty: the root.
-        """
-        name = "zarr.json" if self._is_v3() else ".zattrs"
-        content = self._json(f"{group}/{name}" if group else name) or {}
-        return dict(content.get("attributes", {})) if name == "zarr.json" else content
-
-    def metadata(self, name: str) -> ArrayMetadata:
-        """Returns how an array is stored; its codecs are on the list of those that are read.
-
-        Args:
-            name: Path of the array inside of the archive.
-
-        Raises:
-            KeyError: If there is no array of that name.
-            ZarrError: If the metadata are malformed, or ask for what is not read.
-        """
-        if name not in self._metadata:
-            content, parse = self._json(f"{name}/.zarray"), parse_v2
-            if content is None:
-                content, parse = self._json(f"{name}/zarr.json"), parse_v3
-            if content is None:
-                raise KeyError(name)
-            try:
-                self._metadata[name] = parse(content)
-            except ZarrError as error:
-                raise ZarrError(f"array {name!r}: {error}") from error
-        return self._metadata[name]
+    def attributes(self) -> dict[str, Any]:
+        """Returns the attributes of the root, empty where it has none."""
+        with _reading("attributes"):
+            return dict(json.loads(self._bytes(".zattrs") or b"{}"))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of an array; raises KeyError if there is none of that name.
+        """Returns the shape of an array; raises KeyError if there is none of that name."""
+        return self._metadata(name).shape
 
-        Args:
-            name: Path of the array inside of the archive.
-        """
-        return self.metadata(name).shape
+    def _metadata(self, name: str) -> _Stored:
+        if name not in self._stored:
+            with _reading(f"array {name!r}"):
+                content = self._bytes(f"{name}/.zarray")
+                if content is not None:
+                    self._stored[name] = _parse(json.loads(content))
+        return self._stored[name]
 
     def read(self, name: str, row: int | None = None, may_lack: Rows | bool = False) -> Array:
-        """Reads a whole array, or one row of it.
+        """Reads an array, or one row of it, for which only the chunks of that row are read.
 
-        Args:
-            name: The array's name inside the group, such as ``"of_labels/spatial/coeffs"``.
-            row: Index along the first axis; only the chunks that hold it are read.
-            may_lack: Whether chunks may be missing, and then hold the fill value: for all of the array, or for each of
-                its rows. Where the group has the attribute `FILL_VALUES_ATTRIBUTE`, all may.
-
-        Returns:
-            The array in memory, writable.
-
-        Raises:
-            KeyError: If there is no array of that name.
-            IndexError: If the array has no such row.
-            ZarrError: If a chunk is missing, or is not what the metadata say.
+        `may_lack`: whether missing chunks hold the fill value (for the whole array, or for each of its rows); else a
+        missing chunk is an error. Raises KeyError if there is no array of that name.
         """
-        meta = self.metadata(name)
-        grid = meta.grid
-        if row is None:
-            return self._join(name, meta, grid, 0, may_lack)
-        if not meta.shape or not 0 <= row < meta.shape[0]:
-            raise IndexError(f"{self.path}: row {row} of {name!r}, which has shape {meta.shape}")
-        first = row // meta.chunks[0]
-        start = first * meta.chunks[0]
-        return self._join(name, meta, [range(first, first + 1), *grid[1:]], start, may_lack)[row - start]
+        stored = self._metadata(name)
+        shape, start = stored.shape, 0
+        with _reading(f"array {name!r}"):
+            grid = [range(math.ceil(n / c)) for n, c in zip(shape, stored.chunks, strict=True)]
+            if row is not None:
+                first = row // stored.chunks[0]
+                start = first * stored.chunks[0]
+                grid[0] = range(first, first + 1)
+                shape = (min(stored.chunks[0], shape[0] - start), *shape[1:])
+            blocks = {index: self._chunk(name, stored, index, may_lack) for index in itertools.product(*grid)}
+            out = np.zeros(shape, dtype=stored.dtype)
+            if stored.fill_value is not None and any(block is None for block in blocks.values()):
+                out[...] = stored.fill_value
+            for index, block in blocks.items():
+                if block is not None:
+                    starts = [i * c for i, c in zip(index, stored.chunks, strict=True)]
+                    starts[:1] = [first_row - start for first_row in starts[:1]]
+                    where = tuple(slice(a, a + c) for a, c in zip(starts, stored.chunks, strict=True))
+                    out[where] = block[tuple(slice(n - a) for n, a in zip(shape, starts, strict=True))]
+        return out if row is None else out[row - start]
 
-    def _join(self, name: str, meta: ArrayMetadata, grid: list[range], first_row: int, may_lack: Rows | bool) -> Array:
-        """Decodes chunks (one range of indices per axis) and joins them; memory is asked for when all are decoded."""
-        blocks = {index: self._chunk(name, meta, index, may_lack) for index in itertools.product(*grid)}
-        shape = meta.shape
-        if shape:
-            shape = (max(0, min(shape[0], grid[0].stop * meta.chunks[0]) - first_row), *shape[1:])
-        if len(blocks) == 1 and shape == meta.chunks:
-            block = next(iter(blocks.values()))
-            return meta.filled(shape) if block is None else np.array(block, order="C")
-        lacks = any(block is None for block in blocks.values())
-        out = meta.filled(shape) if lacks else np.empty(shape, dtype=meta.dtype)
-        for index, block in blocks.items():
-            if block is None:
-                continue
-            starts = [i * c for i, c in zip(index, meta.chunks, strict=True)]
-            if starts:
-                starts[0] -= first_row
-            target = tuple(slice(a, a + c) for a, c in zip(starts, meta.chunks, strict=True))
-            out[target] = block[tuple(slice(0, n) for n in out[target].shape)]
-        return out
-
-    def _chunk(self, name: str, meta: ArrayMetadata, index: tuple[int, ...], may_lack: Rows | bool) -> Array | None:
-        content: Any = self._bytes(f"{name}/{meta.chunk_name(index)}")
+    def _chunk(self, name: str, stored: _Stored, index: tuple[int, ...], may_lack: Rows | bool) -> Array | None:
+        key = stored.separator.join(map(str, index)) or "0"
+        content: Any = self._bytes(f"{name}/{key}")
         if content is None:
-            allowed = may_lack if isinstance(may_lack, bool) else bool(may_lack[_rows_of(meta, index)].all())
-            if allowed or self.attributes().get(FILL_VALUES_ATTRIBUTE) is True:
+            rows = slice(index[0] * stored.chunks[0], (index[0] + 1) * stored.chunks[0]) if index else slice(None)
+            if may_lack if isinstance(may_lack, bool) else may_lack[rows].all():
                 return None
-            raise ZarrError(
-                f"chunk {meta.chunk_name(index)} of array {name!r} is missing: it was lost, or its writer leaves out "
-                f"chunks of fill values and does not say so (root attribute {FILL_VALUES_ATTRIBUTE!r}: true)"
-            )
-        try:
-            for decoder in meta.decoders:
-                content = decoder.decode(content)
-            decoded = np.frombuffer(content, dtype=meta.dtype)
-        except Exception as error:  # each codec has its own types for bytes that are not what it wrote
-            raise ZarrError(f"chunk {index} of {name!r}: {type(error).__name__}: {error}") from error
-        expected = math.prod(meta.chunks)
-        if decoded.size != expected:
-            raise ZarrError(f"chunk {index} of {name!r} has {decoded.size} entries, expected {expected}")
-        if decoded.dtype.kind == "b" and decoded.view(np.uint8).max() > 1:
-            raise ZarrError(f"chunk {index} of {name!r} holds booleans other than 0 and 1")
-        return decoded.reshape(meta.chunks, order=meta.order)
+            raise ZarrError(f"lacks the chunk {key!r}")
+        for decoder in stored.decoders:
+            content = decoder.decode(content)
+        block = np.frombuffer(content, dtype=stored.dtype).reshape(stored.chunks, order=stored.order)
+        if block.dtype.kind == "b" and block.view(np.uint8).max() > 1:
+            raise ZarrError("has booleans other than 0 and 1")
+        return block
 
 
-def _rows_of(meta: ArrayMetadata, index: tuple[int, ...]) -> slice:
-    return slice(index[0] * meta.chunks[0], (index[0] + 1) * meta.chunks[0]) if index else slice(None)
+def _parse(meta: Mapping[str, Any]) -> _Stored:
+    """Checks the content of a ``.zarray`` file and builds its codecs."""
+    shape, chunks, fill = tuple(meta["shape"]), tuple(meta["chunks"]), meta["fill_value"]
+    if not all(type(n) is int and n >= 0 for n in shape) or not all(type(n) is int and n > 0 for n in chunks):
+        raise ZarrError(f"shape {shape} and chunks {chunks}, expected whole numbers")
+    if not _DTYPE.fullmatch(meta["dtype"]):
+        raise ZarrError(f"dtype is {meta['dtype']!r}, expected numbers, booleans or texts of fixed size")
+    codecs = [*(meta["filters"] or []), *filter(None, [meta["compressor"]])]
+    unknown = [codec["id"] for codec in codecs if codec["id"] not in CODECS]
+    if unknown:
+        raise ZarrError(f"codecs {unknown} are not read, expected some of {sorted(CODECS)}")
+    decoders = [numcodecs.get_codec(dict(codec)) for codec in reversed(codecs)]
+    separator = meta.get("dimension_separator", ".")
+    return _Stored(shape, chunks, np.dtype(meta["dtype"]), meta["order"], decoders, fill, separator)
+
+
+def write_zarr_arrays(
+    path: str | Path,
+    arrays: Mapping[str, Array],
+    attributes: Mapping[str, Any],
+    replace: bool = False,
+    by_row: Collection[str] = (),
+) -> None:
+    """Writes arrays and attributes as zarr v2, whole or not at all: a zip file if `path` ends in .zip, else a folder.
+
+    Arrays named in `by_row` have a compressed chunk for each row, the others one chunk as it is. `replace`: also
+    replaces a folder that is not empty.
+    """
+    group = json.dumps({"zarr_format": 2}).encode()
+    files = {".zgroup": group, ".zattrs": json.dumps(dict(attributes), indent=1).encode()}
+    for name, array in arrays.items():
+        files |= {f"{parent.as_posix()}/.zgroup": group for parent in list(Path(name).parents)[:-1]}
+        files |= {f"{name}/{key}": content for key, content in _array_files(array, name in by_row).items()}
+    if Path(path).suffix == ".zip":
+        write_zip(path, files)
+        return
+    with written_whole(path, replace) as unfinished:
+        for name, content in files.items():
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+            (unfinished / name).write_bytes(content)
+
+
+def _array_files(array: Array, by_row: bool) -> dict[str, bytes]:
+    # byte shuffling gathers signs and exponents, the only part of converged coefficients that can be compressed
+    blosc = numcodecs.Blosc(cname="zstd", clevel=9, shuffle=numcodecs.Blosc.SHUFFLE) if by_row else None
+    meta = {
+        "zarr_format": 2,
+        "shape": list(array.shape),
+        "chunks": [1 if blosc and axis == 0 else max(n, 1) for axis, n in enumerate(array.shape)],
+        "dtype": array.dtype.str,
+        # a lost chunk is NaN in other programs, and not a plausible 0
+        "fill_value": {"f": "NaN", "U": "", "S": ""}.get(array.dtype.kind, 0),
+        "order": "C",
+        "compressor": blosc and blosc.get_config(),
+        "filters": None,
+    }
+    files = {".zarray": json.dumps(meta).encode()}
+    if blosc and array.size:
+        files |= {f"{i}.0": bytes(blosc.encode(np.ascontiguousarray(row))) for i, row in enumerate(array)}
+    elif array.size:
+        files[".".join("0" * array.ndim) or "0"] = array.tobytes()
+    return files

@@ -1,52 +1,114 @@
-"""What a run shows of its normalisation."""
+"""Callbacks and loggers of a run: its record, its normalisation, samples out of range, and fewer messages."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import ofdft_norm
+from ofdft_norm.data.files import package_version, write_text
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError, counted
 from ofdft_norm.example.plots import plot_gradient_ranges
+from ofdft_norm.normalization.build_normalizer import find_residual
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.statistics.sample_weighers import has_label
+from ofdft_norm.statistics.weighers import has_label
 from ofdft_norm.units import shown
 
-log = logging.getLogger(__name__)
+CHECKPOINT_KEY = "ofdft_norm_run"
+
+# messages of Lightning that are no news about the run
+_NO_NEWS = re.compile(
+    r"\s*($|---|GPU available|TPU available|\N{ELECTRIC LIGHT BULB}|Loading `train|Restoring|Loaded model|`Trainer\("
+    r"|Starting with|Initializing distributed|distributed_backend|All distributed)"
+)
+# warnings of Lightning and torch: advice that does not fit these runs (the metrics synchronise), and a deprecation
+_NO_ADVICE = (
+    r"The '\w+' does not have many workers|The number of training batches|It is recommended to use `self\.log\('\w+/"
+    r"|Checkpoint directory .* exists and is not empty|Grad strides do not match|`isinstance\(treespec, LeafSpec\)`"
+)
+_PACKAGE = Path(ofdft_norm.__file__).parent
+_format_others = warnings.formatwarning
 
 
-class OneFileTensorBoardLogger(TensorBoardLogger):
-    """Keeps its event file open from training to results; Lightning's opens a second one after training."""
+def quiet_lightning() -> None:
+    """Prints Lightning's messages once and without those that are no news; this package's warnings in one line."""
+    warnings.formatwarning = _format_warning
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        if logging.root.handlers:  # of the application
+            logger.handlers.clear()
+            logger.propagate = True
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").addFilter(_is_news)  # adds it once
+    warnings.filterwarnings("ignore", _NO_ADVICE)
 
-    def finalize(self, status: str) -> None:
-        """Writes what is waiting to be written; `close` ends the file."""
-        self.save()
 
-    @rank_zero_only
-    def close(self) -> None:
-        """Ends the event file."""
-        self.experiment.close()
+def _is_news(record: logging.LogRecord) -> bool:
+    return not _NO_NEWS.match(record.getMessage())
 
 
-_RESIDUALS = ("mean", "std", "mae", "abs_max")
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if Path(filename).is_relative_to(_PACKAGE):
+        return f"\nwarning: {message}\n"  # on a line of its own, where a progress bar may be
+    return _format_others(message, category, filename, lineno, line)
+
+
+class RunRecord(Callback):
+    """Writes ``run.yaml`` when training starts, and the same record into every checkpoint.
+
+    The record has the keys `package_version`, `statistics_fingerprint` (None for given statistics) and `config`.
+
+    Args:
+        config: The run's configuration, resolved, of plain types.
+        folder: The run folder.
+    """
+
+    def __init__(self, config: Mapping[str, Any], folder: str | Path) -> None:
+        self.config = dict(config)
+        self.folder = Path(folder)
+
+    def _record(self, trainer: Trainer) -> dict[str, Any]:
+        fingerprint = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
+        of_run = {"package_version": package_version(), "statistics_fingerprint": fingerprint}
+        return {**of_run, "config": self.config}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Quietens Lightning in processes that it has spawned."""
+        quiet_lightning()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the file, on rank 0; a checkpoint to resume from has been read by now."""
+        if trainer.is_global_zero:
+            write_text(self.folder / "run.yaml", yaml.safe_dump(self._record(trainer), sort_keys=False))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the record to a checkpoint."""
+        checkpoint[CHECKPOINT_KEY] = self._record(trainer)
 
 
 class LogNormalization(Callback):
-    """Logs, once at the start of training, what the normaliser was fitted on and what it leaves of the labels.
+    """Logs the normalisation once, at the start of training: scalars, summary and the plot of gradient ranges.
 
     Every logger gets the scalars of `normalization_scalars`; TensorBoard and loggers with a `log_image` method (such as
-    W&B's) also get the plot of gradient ranges, TensorBoard the text summary.
+    W&B's) also get the plot, TensorBoard the summary.
 
     Args:
         plots: Whether to draw.
@@ -56,7 +118,7 @@ class LogNormalization(Callback):
         self.plots = plots
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs scalars, summary and plot, on rank 0, unless the run resumes from a checkpoint.
+        """Logs on rank 0, unless the run resumes from a checkpoint.
 
         Raises:
             ConfigError: If the data module is no `OFDFTDataModule`.
@@ -68,32 +130,31 @@ class LogNormalization(Callback):
                 "(config: data, callbacks.log_normalization)"
             )
         if trainer.ckpt_path is not None:
-            return  # a resumed run fits nothing; the run that it resumes has logged this
-        # on every rank: where nothing was fitted yet, all of them fit together now
-        normalizer, statistics = datamodule.normalizer, datamodule.statistics
+            return  # a resumed run fits nothing; the first run has logged this
+        _ = datamodule.statistics  # all ranks fit together
         if not trainer.is_global_zero:
             return
-        scalars, basis_info = normalization_scalars(datamodule), datamodule.basis_info
-        summary, figure = datamodule.summary(), None
-        if basis_info is not None and self.plots:  # other data have no gradients of coefficients
-            figure = plot_gradient_ranges(statistics, normalizer, basis_info, datamodule.weigher_key)
+        scalars, summary, basis_info, figure = normalization_scalars(datamodule), "", datamodule.basis_info, None
+        if basis_info is not None and self.plots:
+            statistics, key = datamodule.statistics, datamodule.weigher_key
+            figure = plot_gradient_ranges(statistics, datamodule.normalizer, basis_info, key)
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
+                summary = summary or datamodule.summary()
                 logger.experiment.add_text("normalization/summary", f"<pre>{summary}</pre>", trainer.global_step)
             if figure is not None:
                 log_figure(logger, "normalization/gradient_ranges", figure, trainer.global_step)
 
 
 class CountOutOfRange(Callback):
-    """Counts, in every validation epoch, the labelled samples that leave the training split's range of coefficients.
+    """Counts, in every validation epoch, the labelled samples outside of the training split's range of coefficients.
 
     Logs `val/out_of_range_samples` and `val/largest_range_excess`, with any LightningModule whose data module is an
-    `OFDFTDataModule`, and warns once. Nothing where the range is not known. Under DDP samples count as often as the
-    ranks' samplers repeat them.
+    `OFDFTDataModule`, and warns once. Logs nothing where the range is not known.
 
     Args:
-        tolerance: By how much of the range's width a sample may leave it.
+        tolerance: Distance from the range, in units of its width, from which a sample counts.
     """
 
     def __init__(self, tolerance: float = 1.0) -> None:
@@ -103,7 +164,7 @@ class CountOutOfRange(Callback):
         self._warned = False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts to count, where batches are."""
+        """Starts to count, on the device of the batches."""
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, OFDFTDataModule):
             # a copy: the data module's own stays on the CPU, where its workers use it
@@ -111,18 +172,12 @@ class CountOutOfRange(Callback):
         self._excess = []
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Measures a batch."""
         found = None if self._normalizer is None else self._normalizer.range_excess(batch)
         if found is not None:
-            self._excess.append(found.excess.cpu()[has_label(batch, required=False) > 0])
+            self._excess.append(found.excess.cpu()[has_label(batch, required=False).cpu() > 0])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the count; warns at the first epoch."""
@@ -136,61 +191,39 @@ class CountOutOfRange(Callback):
         if n and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"{n} of {counted(len(excess), 'labelled validation sample')} have coefficients that leave the range "
-                f"of the training split by more than {self.tolerance:g} of its width, the worst by {largest:.1f}: "
-                "models extrapolate there (config: callbacks.count_out_of_range.tolerance)"
+                f"{n} of {counted(len(excess), 'labelled validation sample')} have coefficients outside of the range "
+                f"of the training split by more than {self.tolerance:g} of its width, at most by {largest:.1f}: the "
+                "model extrapolates there (config: callbacks.count_out_of_range.tolerance)"
             )
 
 
 def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
-    """Returns what the reference leaves of the energies, and how many dimensions each branch of lambda decides.
-
-    Args:
-        datamodule: With statistics and normaliser.
-
-    Returns:
-        Scalars by name; residuals only where the statistics have them.
-    """
-    key, statistics = datamodule.weigher_key, datamodule.statistics
-    unit, normalizer = shown(datamodule.unit), datamodule.normalizer
+    """Returns the size of the training split, residuals of the reference, and how many dimensions each limit sets."""
+    statistics, normalizer, unit = datamodule.statistics, datamodule.normalizer, shown(datamodule.unit)
     scalars = {f"normalization/energy_scale_{unit.suffix}": unit.factor * float(normalizer.energy_scale)}
-    for name in ("n_samples", "n_molecules"):
-        if f"{key}/{name}" in statistics:
-            scalars[f"normalization/{name}"] = float(statistics.load_statistic(key, name))
-    reference = datamodule.settings.reference
-    if reference is not None:
-        prefix = f"energy_minus_{reference.statistics_name}"
-        for name in _RESIDUALS:
-            if f"{key}/{prefix}/{name}" in statistics:
-                value = float(statistics.load_statistic(key, f"{prefix}/{name}"))
-                scalars[f"normalization/reference_residual_{name}_{unit.suffix}"] = unit.factor * value
-    rescaling = normalizer.rescaling
-    if rescaling is not None:
-        scalars.update({f"normalization/dimensions_by_{k}": float(v) for k, v in rescaling.branches().items()})
+    found = statistics[datamodule.weigher_key]
+    known = {"n_samples": found.n_samples, "n_molecules": found.n_molecules}
+    _, residual = find_residual(statistics, datamodule.weigher_key, normalizer.reference, datamodule.basis_info)
+    if residual is not None and normalizer.reference is not None:
+        for name in ("mean", "std", "mae", "abs_max"):
+            value = getattr(residual, name)
+            known[f"reference_residual_{name}_{unit.suffix}"] = None if value is None else unit.factor * value
+    scalars |= {f"normalization/{name}": float(value) for name, value in known.items() if value is not None}
+    if normalizer.rescaling is not None:
+        for name, mask in normalizer.rescaling.branches().items():
+            scalars[f"normalization/dimensions_by_{name}"] = float(mask.sum())
     return scalars
 
 
 def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
-    """Gives a figure to a logger that takes images; others, such as the CSV logger, are passed over.
-
-    Args:
-        logger: Any Lightning logger.
-        name: Name of the image.
-        figure: Drawn on a `FigureCanvasAgg`.
-        step: Global step.
-    """
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, _pixels(figure), step, dataformats="HWC")
+    """Gives a figure to a logger that takes images; other loggers, such as the CSV logger, get nothing."""
+    log_image: Any = getattr(logger, "log_image", None)  # of W&B's and other loggers
+    if not isinstance(logger, TensorBoardLogger) and not callable(log_image):
         return
-    log_image: Any = getattr(logger, "log_image", None)
-    if callable(log_image):
-        log_image(key=name, images=[_pixels(figure)], step=step)
-    else:
-        log.debug("%s takes no images: %s is not logged there", type(logger).__name__, name)
-
-
-def _pixels(figure: Figure) -> npt.NDArray[np.uint8]:
-    """Returns the (height, width, 3) pixels of a figure."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
+    pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+    else:
+        log_image(key=name, images=[pixels], step=step)

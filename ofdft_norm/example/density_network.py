@@ -1,4 +1,4 @@
-"""A small density functional: energy of each molecule from rescaled density coefficients and positions."""
+"""A small density functional: the energy of each molecule from rescaled density coefficients and positions."""
 
 from __future__ import annotations
 
@@ -9,39 +9,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
-from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.of_data import molecule_index, n_molecules
-from ofdft_norm.errors import ConfigError
-from ofdft_norm.example.geometry import directions, pairs_within_molecules, radial_basis
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.sample import molecule_index, n_molecules
 
-# sqrt(x + NORM_OFFSET): a norm that is smooth where a shell is empty
-NORM_OFFSET = 1e-2
+NORM_OFFSET = 1e-2  # sqrt(x + NORM_OFFSET) is smooth where a shell is empty
 
 
 class DensityNetwork(nn.Module):
     """Energy as a sum over atoms, from each atom's own coefficients and its neighbours.
 
-    Coefficients of an element's atoms form a dense (atoms, dim_Z) block. A quadratic form of it is one part of the
-    energy. For the other, scalars (l = 0) enter as they are; shells of higher l are mixed to `rank` channels and enter
-    through rotation-friendly scalars: their norms, and (l <= 2) their products with the neighbours' directions. Rounds
-    of messages over distances follow, then a readout for each element.
+    The coefficients of an element's atoms form a dense (atoms, dim_Z) block. A quadratic form of the block is one part
+    of the energy. For the other part, coefficients of l = 0 enter as they are; shells of higher l are mixed to `rank`
+    channels and enter by their norms, and for l <= 2 by their products with the directions of the neighbours. Rounds
+    of messages over distances and a readout for each element follow.
 
-    The energy does not change under translations and permutations of atoms. It is exactly rotation invariant only
-    if reference and rescaling are (``data/reference=scalar_atom_ref data/rescaling=equivariant``).
+    The energy does not change under translations and permutations of atoms. It is rotation invariant only if
+    reference and rescaling are (``data/reference=scalar_atom_ref data/rescaling=equivariant``). `DensityModule`
+    documents the arguments.
 
-    Args:
-        basis_info: The density basis; its `p_order` says which direction each function of a p shell has.
-        width: Features of each atom.
-        rank: Channels that the shells of each l are mixed to.
-        n_layers: Rounds of messages between neighbours.
-        n_radial: Radial basis functions of a distance.
-        cutoff: Distance beyond which atoms do not see each other [bohr].
-        coeff_scale: Coefficients are divided by this before they enter; rescaled ones are of the order of 1 ... 50.
-
-    Raises:
-        ConfigError: If a size is not positive.
-
-    Example:
+    Examples:
         >>> from ofdft_norm import BasisInfo, OFData
         >>> basis_info = BasisInfo([1], ["2x0e+1x1o"])
         >>> network = DensityNetwork(basis_info, width=8, rank=2)
@@ -63,12 +49,8 @@ class DensityNetwork(nn.Module):
         coeff_scale: float = 5.0,
     ) -> None:
         super().__init__()
-        sizes = {"width": width, "rank": rank, "n_layers": n_layers + 1, "n_radial": n_radial, "cutoff": cutoff}
-        for name, value in {**sizes, "coeff_scale": coeff_scale}.items():
-            if not value > 0:
-                raise ConfigError(f"{name} = {value}: expected a positive number (config: model.{name})")
         self.n_radial, self.cutoff, self.coeff_scale = n_radial, cutoff, coeff_scale
-        self.n_types, self.width, self.p_order = basis_info.n_types, width, basis_info.p_order
+        self.n_types, self.width = basis_info.n_types, width
         self.register_buffer("dims", torch.as_tensor(basis_info.basis_dim_per_atom), persistent=False)
         momenta = [basis_info.l_per_basis_func[i].tolist() for i in basis_info.atom_ind_to_basis_function_ind]
         self.encoders = nn.ModuleList(ElementEncoder(l, basis_info.n_types, width, rank, n_radial) for l in momenta)
@@ -80,15 +62,7 @@ class DensityNetwork(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, batch: Data, coeffs: Tensor) -> Tensor:
-        """Returns the normalised energies.
-
-        Args:
-            batch: Sample or batch with `pos` [bohr], `atom_ind` and the molecule indices.
-            coeffs: (n_basis,) rescaled coefficients p', which the energy is differentiable in.
-
-        Returns:
-            (n_molecules,) E', in the dtype of `coeffs`.
-        """
+        """Returns the normalised energies E', (n_molecules,), differentiable in the rescaled coefficients `coeffs`."""
         atom_ind, molecule = batch.atom_ind, molecule_index(batch, "pos")
         receivers, senders = pairs_within_molecules(molecule)
         vectors = batch.pos[senders] - batch.pos[receivers]
@@ -98,7 +72,7 @@ class DensityNetwork(nn.Module):
         radial = radial_basis(distances, self.n_radial, self.cutoff)
         surroundings = self._surroundings(radial, vectors / distances[:, None], atom_ind, receivers, senders)
 
-        # blocks without atoms are kept: every parameter takes part in every step, as DDP wants it
+        # blocks without atoms are kept: DDP needs every parameter in every step
         atoms = [(atom_ind == element).nonzero().squeeze(1) for element in range(self.n_types)]
         starts = self.dims[atom_ind].cumsum(0) - self.dims[atom_ind]
         features = coeffs.new_zeros(len(atom_ind), self.width)
@@ -121,27 +95,17 @@ class DensityNetwork(nn.Module):
     ) -> list[Tensor]:
         """Returns, for l = 1, 2, each atom's moments (atoms, n_types n_radial, 2l+1) of its neighbours' directions."""
         moments = []
-        channels = self.n_types * self.n_radial
-        # one row for each atom and element of its neighbours
-        rows = receivers * self.n_types + atom_ind[senders]
-        for harmonics in directions(units, self.p_order):
+        rows = receivers * self.n_types + atom_ind[senders]  # one row for each atom and element of its neighbours
+        for harmonics in directions(units):
             products = radial[:, :, None] * harmonics[:, None, :]
             total = products.new_zeros(len(atom_ind) * self.n_types, *products.shape[1:])
             total = total.index_add(0, rows, products)
-            moments.append(total.reshape(len(atom_ind), channels, -1))
+            moments.append(total.reshape(len(atom_ind), self.n_types * self.n_radial, -1))
         return moments
 
 
 class ElementEncoder(nn.Module):
-    """Turns the coefficients of one element's atoms, and their neighbours' directions, into features.
-
-    Args:
-        momenta: Angular momentum of each of the element's functions, sorted.
-        n_types: Number of elements.
-        width: Features.
-        rank: Channels of each l.
-        n_radial: Radial basis functions of a distance.
-    """
+    """Features of one element's atoms, from their coefficients and their neighbours' directions."""
 
     def __init__(self, momenta: list[int], n_types: int, width: int, rank: int, n_radial: int) -> None:
         super().__init__()
@@ -164,7 +128,7 @@ class ElementEncoder(nn.Module):
         self.project = nn.Linear(n_features, width)
 
     def forward(self, block: Tensor, surroundings: list[Tensor]) -> Tensor:
-        """Returns (atoms, width) features of (atoms, dim_Z) scaled coefficients; see `DensityNetwork`."""
+        """Returns (atoms, width) features of (atoms, dim_Z) scaled coefficients."""
         features = [block[:, : self.n_scalars]]
         for l, first, n_shells in self.slices:
             shells = block[:, first : first + n_shells * (2 * l + 1)].reshape(-1, n_shells, 2 * l + 1)
@@ -177,13 +141,10 @@ class ElementEncoder(nn.Module):
 
 
 class ElementQuadratic(nn.Module):
-    """Energy quadratic in one element's coefficients: most of how stiff functions, near the nuclei, respond.
+    """Energy quadratic in one element's coefficients: most of the response of stiff functions near the nuclei.
 
-    For each l the shells are coupled by one matrix, which all components m share, so that the energy is invariant to
-    rotations where the coefficients are; a diagonal and a linear part for each function stand beside it.
-
-    Args:
-        momenta: Angular momentum of each of the element's functions, sorted.
+    One matrix couples the shells of each l. All components m share it, so that this energy is invariant to rotations if
+    the coefficients are; a diagonal and a linear term for each function are not.
     """
 
     def __init__(self, momenta: list[int]) -> None:
@@ -204,12 +165,7 @@ class ElementQuadratic(nn.Module):
 
 
 class MessageLayer(nn.Module):
-    """Adds to each atom's features what its neighbours send, filtered by distance.
-
-    Args:
-        width: Features of each atom.
-        n_radial: Radial basis functions of a distance.
-    """
+    """Adds messages of the neighbours, filtered by distance, to each atom's features."""
 
     def __init__(self, width: int, n_radial: int) -> None:
         super().__init__()
@@ -226,3 +182,39 @@ class MessageLayer(nn.Module):
 
 def _perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+def pairs_within_molecules(molecule: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns all ordered pairs of different atoms of one molecule, as receiving and sending atoms.
+
+    Examples:
+        >>> receivers, senders = pairs_within_molecules(torch.tensor([0, 0, 1]))
+        >>> receivers.tolist(), senders.tolist()
+        ([0, 1], [1, 0])
+    """
+    _, sizes = torch.unique_consecutive(molecule, return_counts=True)
+    first_atom = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    n_partners = sizes.repeat_interleave(sizes)
+    receivers = torch.arange(len(molecule), device=molecule.device).repeat_interleave(n_partners)
+    first_pair = (n_partners.cumsum(0) - n_partners).repeat_interleave(n_partners)
+    senders = torch.arange(len(receivers), device=molecule.device) - first_pair + first_atom[receivers]
+    different = receivers != senders
+    return receivers[different], senders[different]
+
+
+def radial_basis(distances: Tensor, n_radial: int, cutoff: float) -> Tensor:
+    """Expands distances in (n_pairs, n_radial) Gaussians that end smoothly at the cutoff."""
+    centres = torch.linspace(0, cutoff, n_radial, device=distances.device, dtype=distances.dtype)
+    envelope = 0.5 * (torch.cos(math.pi * (distances / cutoff).clamp(max=1)) + 1)
+    return torch.exp(-(((distances[:, None] - centres) * n_radial / cutoff) ** 2)) * envelope[:, None]
+
+
+def directions(units: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns real solid harmonics of unit vectors for l = 1 and 2, in the order of the basis, each of norm 1."""
+    x, y, z = units.unbind(1)
+    root3 = math.sqrt(3)
+    second = [root3 * x * y, root3 * y * z, 1.5 * z * z - 0.5, root3 * x * z, root3 / 2 * (x * x - y * y)]
+    return units, torch.stack(second, dim=1)

@@ -1,55 +1,46 @@
-"""The terms of the total energy that need no network: what density optimisation adds to a learned kinetic energy."""
+"""The terms of the total energy that need no network: density optimisation adds them to a learned kinetic energy."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.pyscf_import import pyscf_module
-from ofdft_norm.errors import BasisError, BatchError
-from ofdft_norm.labelling.density_basis import DensityBasis
+from ofdft_norm.data.files import optional_module
+from ofdft_norm.errors import BatchError
+from ofdft_norm.labelling.density_fit import coulomb_metric
 from ofdft_norm.labelling.functional import evaluate_potentials
-from ofdft_norm.transforms.molecule import molecules_of
-from ofdft_norm.transforms.overlap import pyscf_molecule, pyscf_order
+from ofdft_norm.transforms.coordinates import molecules_of
+from ofdft_norm.transforms.overlap import pyscf_molecule
 
 
 class ExactTerms:
     """E_H + E_xc + E_ext + E_nn of one molecule, as a function of its coefficients in the density basis.
 
     E_H = 1/2 p.(w|w) p, E_xc[rho_p] by quadrature, E_ext the attraction by the nuclei, E_nn their repulsion (PySCF,
-    extra ``labels``). Called with (n_basis,) coefficients, it returns hartree, float64, differentiable.
+    extra ``labels``). A call with (n_basis,) coefficients returns hartree, float64, differentiable once.
 
     Args:
-        sample_or_batch: One molecule, normalised or not: its geometry and basis count.
+        sample_or_batch: One molecule, normalised or not: only its geometry and basis are used.
         xc: Exchange-correlation functional, LDA or GGA.
         grid_level: PySCF's level of the quadrature grid, 0 ... 9.
 
     Raises:
         BatchError: If the batch has several molecules.
-        BasisError: If the basis does not say its exponents.
+        BasisError: If the basis lacks its exponents.
         ImportError: If PySCF is not installed.
     """
 
     def __init__(self, sample_or_batch: Data, xc: str = "PBE", grid_level: int = 3) -> None:
         molecules = molecules_of(sample_or_batch)
         if len(molecules) != 1:
-            raise BatchError(f"exact terms are of one molecule, and the batch has {len(molecules)}")
-        molecule = molecules[0][0]
-        if molecule.basis_info.exponent_per_shell is None:
-            raise BasisError(
-                f"molecule {molecule.name!r}: exact terms need the exponents of the density basis, which it does not "
-                "say (config: data.source.basis_info)"
-            )
-        mol = pyscf_molecule(molecule, molecule.basis_info.exponent_per_shell)
-        self.xc = xc
-        self.basis = DensityBasis(mol, pyscf_order(molecule), {}, {}, np.zeros(0))
-        self.coulomb = self.basis.coulomb_metric()
-        self.nuclear_repulsion = float(mol.energy_nuc())
-        self.grid: Any = pyscf_module("dft").gen_grid.Grids(mol)
+            raise BatchError(f"exact terms need one molecule, and the batch has {len(molecules)}")
+        self.xc, self.mol = xc, pyscf_molecule(molecules[0][0])
+        self.coulomb = coulomb_metric(self.mol)
+        self.nuclear_repulsion = float(self.mol.energy_nuc())
+        self.grid: Any = optional_module("pyscf.dft", "labels").gen_grid.Grids(self.mol)
         self.grid.level = grid_level
         self.grid.build()
 
@@ -58,15 +49,11 @@ class ExactTerms:
         return _Energy.apply(coeffs, self)
 
     def energy_and_gradient(self, coeffs: Tensor) -> tuple[float, Tensor]:
-        """Returns the energy [hartree] and its derivative, (n_basis,) float64.
-
-        Args:
-            coeffs: (n_basis,) coefficients of the density basis, float64.
-        """
+        """Returns the energy [hartree] and its derivative, (n_basis,) float64, of (n_basis,) coefficients."""
         p = coeffs.detach().to("cpu", torch.float64).numpy()[None]
-        potentials = evaluate_potentials(p, self.basis, self.coulomb, self.grid, self.xc)
-        gradient = torch.from_numpy(potentials.effective_potential[0])
-        return float(potentials.effective_energy[0]) + self.nuclear_repulsion, gradient
+        found = evaluate_potentials(p, self.mol, self.grid, {"e_xc": self.xc}, self.coulomb)
+        gradient = torch.from_numpy(found.effective_potential[0])
+        return float(found.effective_energy[0]) + self.nuclear_repulsion, gradient
 
 
 class _Energy(torch.autograd.Function):

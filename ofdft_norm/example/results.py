@@ -1,4 +1,4 @@
-"""What a trained model is worth: its errors beside those of baselines, as a table."""
+"""Errors of a trained model beside those of baselines, as a table and as CSV."""
 
 from __future__ import annotations
 
@@ -6,291 +6,255 @@ import copy
 import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.files import written_whole
+from ofdft_norm.data.files import write_text, written_whole
+from ofdft_norm.data.sample import molecule_index
+from ofdft_norm.data.sources import Source
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import ConfigError, counted
-from ofdft_norm.example.label_errors import LabelErrors, error_name
-from ofdft_norm.example.xc_baseline import CompositionAndXC, read_xc_energies
-from ofdft_norm.normalization.element_references import LinearReferences
+from ofdft_norm.errors import LabelFileError, counted
+from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, error_name
+from ofdft_norm.normalization.linear_references import LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.statistics.sample_weighers import has_label
+from ofdft_norm.statistics.weighers import has_label
 from ofdft_norm.tables import text_table
-from ofdft_norm.units import shown
+from ofdft_norm.transforms.project_gradient import project_gradient
+from ofdft_norm.units import conversion, shown
 
-Prediction = tuple[Tensor, Tensor]
-# takes a normalised batch, returns energies (n_molecules,) and gradients (n_basis,) of original coefficients
-Predictor = Callable[[Data], Prediction]
+# takes a normalised batch; returns what the metric's `update` takes: denormalised energies (n_molecules,), and
+# differences of gradients (n_basis,) or forces (n_atom, 3)
+Predictor = Callable[[Data], tuple[Tensor, Tensor]]
+XCEnergies = dict[tuple[str, int], float]  # by molecule and SCF iteration
 
 CONSTANT_PER_ELEMENT = "constant per element"
 REFERENCE_ONLY = "reference only"
 COMPOSITION_AND_XC = "composition and E_xc"
 MODEL = "model"
 
-# what a table shows of the errors, and what that is; files hold all of them
-HEADINGS = {
-    "energy_mae": "E MAE",
-    "energy_median": "E median",
-    "energy_mae_within_molecule": "E within molecule",
-    "gradient_mae": "gradient MAE",
-    "gradient_norm": "gradient norm",
+# headings, in two lines, of the errors that a table shows; the CSV file has all errors
+HEADINGS: dict[type[PhysicalErrors], dict[str, tuple[str, str]]] = {
+    LabelErrors: {
+        "energy_mae": ("energy", "MAE"),
+        "energy_median": ("energy", "median"),
+        "energy_mae_within_molecule": ("energy MAE without", "molecular offsets"),
+        "gradient_mae": ("gradient", "MAE"),
+        "gradient_norm": ("gradient", "norm"),
+    },
+    EnergyForceErrors: {
+        "energy_mae": ("energy", "MAE"),
+        "energy_mae_per_atom": ("energy MAE", "per atom"),
+        "forces_mae": ("forces MAE", "per angstrom"),
+    },
 }
-MEANINGS = {
-    "val": "held out of training; of checkpoints that are saved, the best has the smallest energy error here",
-    "test": "held out of training, and of the choice of the checkpoint",
-    "E MAE": "mean absolute error of the energy, over all samples",
-    "E median": "median of the same errors",
-    "E within molecule": "what remains of E MAE when each molecule's mean error is subtracted: errors along the "
-    "densities of a molecule",
-    "gradient MAE": "mean absolute error of the gradient after projection, over all components",
-    "gradient norm": "norm of a sample's error of the gradient after projection, mean over samples",
-    CONSTANT_PER_ELEMENT: "one energy for each element, fitted to the training split; the gradient is zero",
-    REFERENCE_ONLY: "the normaliser's reference alone, as if the network said zero: what normalisation is worth",
-    COMPOSITION_AND_XC: "one energy for each element and a multiple of the exchange-correlation energy, fitted to "
-    "the training split; no gradient (-)",
-    MODEL: "the trained model",
-}
-# among trained models, the others are called so
-WITHOUT_NETWORK = {
-    f"{name}, no network": MEANINGS[name] for name in (CONSTANT_PER_ELEMENT, REFERENCE_ONLY, COMPOSITION_AND_XC)
-}
+MAX_FILES = 10_000  # the baseline of E_xc reads every energy, which would take longer than training the example
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """Errors of one predictor on one split.
-
-    Attributes:
-        split: ``val`` or ``test``.
-        predictor: Which predictor.
-        n_molecules: Molecules that the split's labelled samples belong to.
-        n_samples: Labelled samples.
-        errors: By the names of `LabelErrors`.
-        unit: Unit of the energies.
-    """
+    """Errors of one predictor on the labelled samples of one split."""
 
     split: str
     predictor: str
     n_molecules: int
     n_samples: int
-    errors: dict[str, float]
+    errors: dict[str, float]  # by the names of the metric
     unit: str = "hartree"
+    metric: type[PhysicalErrors] = LabelErrors
+
+
+# --- baselines --------------------------------------------------------------------------------------------------------
+
+
+def reference_only(normalizer: Normalizer) -> Predictor:
+    """Predicts the normaliser's reference: E' = 0, and g' = 0 or F' = 0."""
+
+    def predict(batch: Data) -> tuple[Tensor, Tensor]:
+        energy = normalizer.denormalize_energy(torch.zeros_like(batch.energy_reference), batch)
+        if normalizer.basis_info is None:
+            return energy, torch.zeros_like(batch.pos, dtype=torch.float64)
+        return energy, normalizer.gradient_difference(torch.zeros_like(batch.coeffs), batch)
+
+    return predict
+
+
+def constant_per_element(references: LinearReferences, normalizer: Normalizer) -> Predictor:
+    """Predicts the sum of one energy for each element; its gradient is zero."""
+
+    def predict(batch: Data) -> tuple[Tensor, Tensor]:
+        original = normalizer.denormalize(batch)
+        return references.energy(batch), project_gradient(-original.gradient_label, original)
+
+    return predict
+
+
+class CompositionAndXC:
+    """E = sum over atoms of a_Z + b E_xc(p) + c, by least squares over the labelled training samples.
+
+    E_xc(p) follows from the density, as the kinetic energy does: a network with the density as input should be better.
+    """
+
+    def __init__(self, xc_energies: XCEnergies, batches: Iterable[Data], normalizer: Normalizer, n_types: int) -> None:
+        self.xc_energies, self.n_types = xc_energies, n_types
+        rows, energies = [], []
+        for batch in batches:
+            labelled = batch.has_energy_label.reshape(-1)
+            rows.append(self._features(batch)[labelled])
+            energies.append(normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)[labelled])
+        # gelsd handles rank-deficient compositions: the solution has minimum norm
+        self.weights = torch.linalg.lstsq(torch.cat(rows), torch.cat(energies)[:, None], driver="gelsd").solution[:, 0]
+
+    def __call__(self, batch: Data) -> tuple[Tensor, Tensor]:
+        """Returns (n_molecules,) energies, and NaN for the gradients, which it does not predict."""
+        return self._features(batch) @ self.weights, torch.full_like(batch.coeffs, torch.nan, dtype=torch.float64)
+
+    def _features(self, batch: Data) -> Tensor:
+        """Returns (n_molecules, n_types + 2): the number of atoms of each element, E_xc (NaN: unknown), and 1."""
+        molecule = molecule_index(batch, "pos")
+        samples = zip(batch.mol_id, batch.scf_iteration.reshape(-1).tolist(), strict=True)
+        xc = torch.tensor([self.xc_energies.get(sample, torch.nan) for sample in samples], dtype=torch.float64)
+        counts = torch.zeros(len(xc) * self.n_types, dtype=torch.float64)
+        counts.index_add_(0, molecule * self.n_types + batch.atom_ind, counts.new_ones(len(molecule)))
+        return torch.cat([counts.reshape(-1, self.n_types), xc[:, None], torch.ones_like(xc)[:, None]], dim=1)
+
+
+def read_xc_energies(source: Source, unit: str) -> XCEnergies | None:
+    """Reads E_xc, in a unit, of every labelled sample of label files or packed labels, by molecule and SCF iteration.
+
+    Returns None for other sources, for more than `MAX_FILES` label files, and for labels without both energies.
+    """
+    if source.energy_key is None or len(source.everything()) > MAX_FILES:
+        return None
+    try:
+        both, kinetic = (_read_energies(source, key) for key in ("e_kin_plus_xc", "e_kin"))
+    except LabelFileError:
+        return None
+    factor = conversion(source.unit or unit, unit)
+    return {sample: factor * (energy - kinetic[sample]) for sample, energy in both.items()}
+
+
+def _read_energies(source: Source, key: str) -> XCEnergies:
+    of_key: Source = replace(cast(Any, source), energy_key=key)
+    dataset: Any = of_key.open("all", source.everything(), ())
+    energies: XCEnergies = {}
+    for molecule in range(dataset.n_molecules):
+        batch = dataset.molecules([molecule], ("energy_label", "has_energy_label", "mol_id", "scf_iteration"))
+        labelled = batch.has_energy_label
+        iterations, values = batch.scf_iteration[labelled].tolist(), batch.energy_label[labelled].tolist()
+        energies |= {(batch.mol_id[0], i): energy for i, energy in zip(iterations, values, strict=True)}
+    return energies
+
+
+def baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
+    """Returns predictors that a model should be better than, fitted on the training split, by name."""
+    basis_info, normalizer = datamodule.basis_info, copy.deepcopy(datamodule.normalizer)
+    if basis_info is None:
+        return {REFERENCE_ONLY: reference_only(normalizer)}
+    unseen: Literal["zero", "error"] = "zero" if datamodule.settings.unseen_elements == "identity" else "error"
+    references = LinearReferences.from_dataset_statistics(
+        datamodule.statistics, basis_info, datamodule.weigher_key, unseen_elements=unseen
+    )
+    predictors: dict[str, Predictor] = {CONSTANT_PER_ELEMENT: constant_per_element(references, normalizer)}
+    predictors[REFERENCE_ONLY] = reference_only(normalizer)
+    xc_energies = read_xc_energies(datamodule.source, datamodule.unit)
+    if xc_energies is not None:
+        batches = split_batches(datamodule, "train")
+        predictors[COMPOSITION_AND_XC] = CompositionAndXC(xc_energies, batches, normalizer, basis_info.n_types)
+    return predictors
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def split_batches(datamodule: OFDFTDataModule, split: str) -> Iterable[Data]:
+    """Yields the normalised batches of ``train``, ``val`` or ``test`` on the CPU, outside of a trainer's loop."""
+    loader = getattr(datamodule, f"{split}_dataloader")()
+    return (datamodule.on_after_batch_transfer(batch, 0) for batch in loader)
+
+
+def evaluate(
+    predictors: Mapping[str, Predictor],
+    batches: Iterable[Data],
+    normalizer: Normalizer,
+    split: str,
+    metric: type[PhysicalErrors] = LabelErrors,
+) -> list[ResultRow]:
+    """Returns the errors of predictors on the labelled samples of a split, measured in this process alone."""
+    # under DDP, samplers repeat samples to even out the ranks, and the other ranks may have ended
+    metrics = {name: metric(sync_on_compute=False) for name in predictors}
+    for batch in batches:
+        for name, predict in predictors.items():
+            metrics[name].update(normalizer, batch, *predict(batch))
+    errors = {name: {error: float(value) for error, value in m.compute().items()} for name, m in metrics.items()}
+    return [ResultRow(split, n, *m.sizes(), errors[n], normalizer.unit, metric) for n, m in metrics.items()]
+
+
+def results_table(model: Predictor, datamodule: OFDFTDataModule, splits: Sequence[str]) -> list[ResultRow]:
+    """Returns the errors of the baselines and of a `MeasuredModule`'s `compare`, the model last, for each split."""
+    predictors, normalizer = {**baselines(datamodule), MODEL: model}, copy.deepcopy(datamodule.normalizer)
+    metric = LabelErrors if datamodule.basis_info is not None else EnergyForceErrors
+    batches = {split: split_batches(datamodule, split) for split in splits}
+    return [row for s in splits for row in evaluate(predictors, batches[s], normalizer, s, metric)]
 
 
 @dataclass(frozen=True)
 class SplitEnergies:
-    """Energies of a split's labelled samples, as predicted and as labelled.
+    """Predicted and labelled energies of a split's labelled samples."""
 
-    Attributes:
-        molecules: Name of the molecule of each sample.
-        predicted: (n,) float64.
-        true: (n,) float64.
-        reference: (n,) float64, the normaliser's reference energies.
-        unit: What they are in.
-    """
-
-    molecules: list[str]
-    predicted: Tensor
+    molecules: list[str]  # of each sample
+    predicted: Tensor  # (n,) float64
     true: Tensor
-    reference: Tensor
     unit: str = "hartree"
 
 
-def constant_per_element(references: LinearReferences) -> Predictor:
-    """Predicts a sum of one energy for each element, which has no gradient.
-
-    Args:
-        references: Fitted on the training split.
-    """
-
-    def predict(batch: Data) -> Prediction:
-        return references.energy(batch), torch.zeros_like(batch.coeffs, dtype=torch.float64)
-
-    return predict
-
-
-def reference_only(normalizer: Normalizer) -> Predictor:
-    """Predicts what the normaliser's reference says: E' = 0 and g' = 0.
-
-    Args:
-        normalizer: The normaliser whose reference speaks.
-    """
-
-    def predict(batch: Data) -> Prediction:
-        energy = normalizer.denormalize_energy(torch.zeros_like(batch.energy_reference), batch)
-        return energy, normalizer.denormalize_gradient(torch.zeros_like(batch.coeffs), batch)
-
-    return predict
-
-
-def evaluate(
-    predictors: dict[str, Predictor], batches: Iterable[Data], normalizer: Normalizer, split: str
-) -> list[ResultRow]:
-    """Measures predictors on the labelled samples of a split, in one pass, in this process.
-
-    Args:
-        predictors: By name.
-        batches: The split's normalised batches, each sample once.
-        normalizer: Their normaliser.
-        split: Name of the split.
-
-    Returns:
-        A row for each predictor.
-    """
-    # results are measured by one process: under DDP, samplers repeat samples to even out the ranks
-    metrics = {name: LabelErrors(sync_on_compute=False) for name in predictors}
-    for batch in batches:
-        for name, predict in predictors.items():
-            metrics[name].update(normalizer, batch, *predict(batch))
-    return [
-        ResultRow(split, name, metric.n_molecules, metric.n_samples, _floats(metric.compute()), normalizer.unit)
-        for name, metric in metrics.items()
-    ]
-
-
-def _floats(errors: dict[str, Tensor]) -> dict[str, float]:
-    return {name: float(value) for name, value in errors.items()}
-
-
 def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> SplitEnergies:
-    """Collects predicted, true and reference energies of all labelled samples.
-
-    Samples that name no molecule are molecules of their own.
-
-    Args:
-        predict: Returns energies and gradients of a batch.
-        batches: Normalised batches.
-        normalizer: The normaliser that they went through.
-    """
+    """Returns predicted and labelled energies of all labelled samples; samples without a name are numbered."""
     molecules: list[str] = []
     columns: list[Tensor] = []
     n_seen = 0
     for batch in batches:
         labelled = has_label(batch, required=False).bool()
-        energy = predict(batch)[0].detach()
         names = batch.get("mol_id") or [f"sample {n_seen + i}" for i in range(len(labelled))]
         n_seen += len(labelled)
         molecules += [str(name) for name, counts in zip(names, labelled.tolist(), strict=True) if counts]
         true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
-        columns.append(torch.stack([energy, true, batch.energy_reference]).cpu()[:, labelled])
-    predicted, true, reference = torch.cat(columns, dim=1) if columns else torch.zeros(3, 0, dtype=torch.float64)
-    return SplitEnergies(molecules, predicted, true, reference, normalizer.unit)
+        columns.append(torch.stack([predict(batch)[0].detach(), true])[:, labelled])
+    predicted, true = torch.cat(columns, dim=1) if columns else torch.zeros(2, 0, dtype=torch.float64)
+    return SplitEnergies(molecules, predicted, true, normalizer.unit)
 
 
-def split_batches(datamodule: OFDFTDataModule, split: str, device: torch.device | str = "cpu") -> Iterable[Data]:
-    """Yields the normalised batches of ``train``, ``val`` or ``test``, on the given device.
-
-    Args:
-        datamodule: Where the batches come from.
-        split: Name of the part.
-        device: Where they are wanted.
-    """
-    loader = getattr(datamodule, f"{split}_dataloader")()
-    # outside of a trainer, which calls this hook itself
-    return (datamodule.on_after_batch_transfer(batch.to(device), 0) for batch in loader)
+# --- table and file ---------------------------------------------------------------------------------------------------
 
 
-def baselines(datamodule: OFDFTDataModule, device: torch.device | str = "cpu") -> dict[str, Predictor]:
-    """Returns what a model is to beat, fitted on the training split, by name.
-
-    Args:
-        datamodule: The data; the constant for each element comes from the statistics of its training split.
-        device: Where batches are.
-
-    Raises:
-        ConfigError: If the data have no density basis.
-        StatisticsError: If the statistics have no linear references.
-    """
-    basis_info = datamodule.basis_info
-    if basis_info is None:
-        raise ConfigError(
-            "a results table needs density coefficients, but the data have no basis (config: data.source)"
-        )
-    references = LinearReferences.from_dataset_statistics(
-        datamodule.statistics,
-        basis_info,
-        datamodule.statistics_config.weigher_key,
-        unseen_elements="zero" if datamodule.settings.unseen_elements == "identity" else "error",
-    ).to(device)
-    # a copy: the data module's own stays on the CPU, where its workers use it
-    normalizer = copy.deepcopy(datamodule.normalizer).to(device)
-    predictors = {CONSTANT_PER_ELEMENT: constant_per_element(references), REFERENCE_ONLY: reference_only(normalizer)}
-    xc_energies = read_xc_energies(datamodule)
-    if xc_energies is not None:
-        batches = split_batches(datamodule, "train", device)
-        predictors[COMPOSITION_AND_XC] = CompositionAndXC.fitted(xc_energies, batches, normalizer, basis_info.n_types)
-    return predictors
-
-
-def results_table(
-    model: Predictor,
-    datamodule: OFDFTDataModule,
-    splits: Sequence[str] = ("val", "test"),
-    device: torch.device | str = "cpu",
-) -> list[ResultRow]:
-    """Measures a model and the baselines on held-out splits.
-
-    Args:
-        model: The trained model.
-        datamodule: Its data, see `baselines`.
-        splits: Which splits.
-        device: Where the model is.
-
-    Returns:
-        A row for each predictor, the model last, for each split.
-
-    Raises:
-        ConfigError: If the data have no density basis.
-        StatisticsError: If the statistics have no linear references.
-    """
-    predictors = {**baselines(datamodule, device), MODEL: model}
-    normalizer = copy.deepcopy(datamodule.normalizer).to(device)
-    rows = []
-    for split in splits:
-        rows += evaluate(predictors, split_batches(datamodule, split, device), normalizer, split)
-    return rows
-
-
-def format_table(rows: Sequence[ResultRow], meanings: Mapping[str, str] | None = None) -> str:
-    """Returns the rows as a text table, split by split; ``-`` where a predictor says nothing.
-
-    Args:
-        rows: The rows, those of a split one after the other.
-        meanings: Of predictors that `MEANINGS` does not have.
-    """
-    unit = rows[0].unit if rows else "hartree"
-    cells: list[list[str]] = []
+def format_table(rows: Sequence[ResultRow]) -> str:
+    """Returns the rows as a text table, split by split; ``-`` where a predictor predicts nothing."""
+    unit, headings = rows[0].unit, HEADINGS[rows[0].metric]
+    noun = "molecule" if rows[0].metric is LabelErrors else "structure"
+    names = dict(zip(rows[0].metric.QUANTITIES, rows[0].metric.names(unit), strict=True))
+    cells = [[f"errors in {shown(unit).small}", *(second for _, second in headings.values())]]
     for split in dict.fromkeys(row.split for row in rows):
         of_split = [row for row in rows if row.split == split]
-        sizes = counted(of_split[0].n_molecules, "molecule"), counted(of_split[0].n_samples, "sample")
-        cells.append([f"{split}: {', '.join(sizes)}", *[""] * len(HEADINGS)])
-        for row in of_split:
-            errors = (_cell(row.errors[error_name(quantity, unit)]) for quantity in HEADINGS)
-            cells.append([row.predictor, *errors])
-    header = [f"errors in {shown(unit).small}", *HEADINGS.values()]
-    return text_table(header, cells, meanings={**MEANINGS, **(meanings or {})})
+        cells.append([f"{split} ({counted(of_split[0].n_molecules, noun)})", *[""] * len(headings)])
+        cells += [[row.predictor, *(_cell(row.errors[names[quantity]]) for quantity in headings)] for row in of_split]
+    return text_table(["", *(first for first, _ in headings.values())], cells)
 
 
 def _cell(error: float) -> str:
-    return "-" if math.isnan(error) else f"{error:.{1 if error < 1e5 else 0}f}"
+    return "-" if math.isnan(error) else f"{error:.{1 if error < 1e4 else 0}f}"
 
 
 def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
-    """Writes the rows as CSV, at full precision: whole, or not at all.
-
-    Args:
-        rows: One row for each split and predictor.
-        path: Where to; what was there is replaced.
-    """
+    """Writes the rows as CSV, at full precision; replaces an existing file."""
     with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
-        names = LabelErrors.names(rows[0].unit if rows else "hartree")
+        names = rows[0].metric.names(rows[0].unit)
         writer.writerow(["split", "predictor", "n_molecules", "n_samples", *names])
         for row in rows:
             errors = (repr(row.errors[name]) for name in names)
@@ -298,21 +262,39 @@ def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
 
 
 def read_csv(path: str | Path, unit: str) -> list[ResultRow]:
-    """Reads what `write_csv` wrote.
-
-    Args:
-        path: The file.
-        unit: Unit of the energies.
-    """
+    """Reads the rows of `write_csv`."""
+    rows = []
     with Path(path).open(newline="") as file:
-        return [
-            ResultRow(
-                row["split"],
-                row["predictor"],
-                int(row["n_molecules"]),
-                int(row["n_samples"]),
-                {name: float(row[name]) for name in LabelErrors.names(unit)},
-                unit,
-            )
-            for row in csv.DictReader(file)
-        ]
+        for row in csv.DictReader(file):
+            metric = EnergyForceErrors if error_name("gradient_mae", unit) not in row else LabelErrors
+            errors = {name: float(row[name]) for name in metric.names(unit)}
+            sizes = int(row["n_molecules"]), int(row["n_samples"])
+            rows.append(ResultRow(row["split"], row["predictor"], *sizes, errors, unit, metric))
+    return rows
+
+
+class TableOfRuns(Callback):
+    """Ends a sweep with one table of its runs, on the screen and as ``results.txt`` in the sweep's folder.
+
+    Runs are named by the overrides in which they differ; the errors of the baselines are those of the first run.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Reads the results of the runs; Hydra calls this."""
+        folder, runs = Path(config.hydra.sweep.dir), {}
+        for path in folder.glob("*/results.csv"):
+            hydra = OmegaConf.load(path.parent / ".hydra" / "hydra.yaml").hydra
+            unit = OmegaConf.load(path.parent / "config.yaml").data.unit
+            overrides = dict(text.split("=", 1) for text in hydra.overrides.task)
+            runs[int(hydra.job.num)] = overrides, read_csv(path, unit)
+        if not runs:
+            return
+        given = dict.fromkeys(key for overrides, _ in runs.values() for key in overrides)
+        keys = [key for key in given if len({overrides.get(key) for overrides, _ in runs.values()}) > 1]
+        rows = [row for row in runs[min(runs)][1] if row.predictor in (CONSTANT_PER_ELEMENT, COMPOSITION_AND_XC)]
+        for _, (overrides, results) in sorted(runs.items()):
+            name = ", ".join(overrides.get(key, "-") for key in keys)
+            rows += [replace(row, predictor=name) for row in results if row.predictor == MODEL]
+        table = f"{counted(len(runs), 'run')}, by {', '.join(keys)}\n{format_table(rows)}\n"
+        write_text(folder / "results.txt", table)
+        print(f"{table}folder of all runs: {folder.absolute()}")

@@ -1,99 +1,54 @@
-"""Checks on finished labels that do not depend on how they were made."""
+"""Checks of finished labels that do not depend on how the labels were made."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.labelling.density_fit import FitMethod, check_fit_method
-from ofdft_norm.labelling.errors import LabelCheckError, LabellingError
+from ofdft_norm.labelling.density_fit import FitMethod
+from ofdft_norm.labelling.geometries import LabellingError
 from ofdft_norm.labelling.labels import TARGETS, KohnShamLabels
+from ofdft_norm.settings import Positive, Settings
 from ofdft_norm.tables import text_table
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[np.float64]
+_SMALLEST_CHANGE = 1e-5  # hartree: changes of energies below it are not compared with gradients
 
 
-# Largest error of an energy change, hartree, that is accepted of each target however small the change is. The
-# trapezoidal rule is off by the same amount for all targets: by 3e-3 hartree where a first iteration moves the kinetic
-# energy by 2 hartree. That is little of a kinetic energy's change, and much of a total energy's, which is stationary.
-FLOORS: dict[str, float] = {"grad_kin": 0.0, "grad_kin_plus_xc": 0.0, "grad_tot": 5e-3}
+class CheckTolerances(Settings):
+    """Limits of the checks; the defaults are those of density fits by least squares, which lose electrons."""
 
+    electrons: Positive = 0.01  # largest |w.p - N| / N (0.004 in the initial guess of F2)
+    fit_residual: Positive = 1e-4  # largest Coulomb self-energy of a residual density [hartree per electron]
+    kinetic_shift: Positive = 0.05  # largest |T_of - T_KS| of the converged density [hartree] (0.01 for F2O2)
+    finite_difference: Positive = 0.01  # largest relative error of an energy change that gradients predict
 
-@dataclass(frozen=True)
-class CheckTolerances:
-    """What labels must fulfil.
-
-    Attributes:
-        electrons: Largest |w.p - N|.
-        fit_residual: Largest Coulomb self-energy of a residual density, hartree per electron.
-        kinetic_shift: Largest |T_of - T_KS|, by which the kinetic label of the converged density differs from the
-            Kohn-Sham kinetic energy, hartree.
-        finite_difference: Largest relative difference between an energy change and the gradient's prediction
-            ...
-        min_energy_change: ... wherever the energy changes by more than this, hartree, ...
-        finite_difference_floor: ... and the difference is more than this, hartree, for each target.
-        min_labelled: Fewest labelled iterations.
-
-    Raises:
-        LabellingError: If `finite_difference_floor` names an unknown target.
-    """
-
-    electrons: float = 1e-8
-    fit_residual: float = 1e-4
-    kinetic_shift: float = math.inf
-    finite_difference: float = 0.01
-    min_energy_change: float = 1e-5
-    finite_difference_floor: Mapping[str, float] = field(default_factory=FLOORS.copy)
-    min_labelled: int = 5
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.finite_difference_floor) - set(TARGETS))
-        if unknown:
-            raise LabellingError(
-                f"finite_difference_floor names the targets {unknown}; expected some of {sorted(TARGETS)} (option "
-                "finite-difference-floor)"
-            )
-        object.__setattr__(self, "finite_difference_floor", {**FLOORS, **self.finite_difference_floor})
+    config_key = "labels"
 
     @classmethod
-    def of(cls, density_fit: FitMethod) -> CheckTolerances:
-        """Returns the defaults for labels of one way of fitting densities.
-
-        Args:
-            density_fit: ``constrained`` keeps the number of electrons to rounding; ``least_squares`` loses up to 0.02
-                of them in converged densities and 0.1 in initial guesses (measured on water, HCN, F2 and CF4), and
-                small changes of its kinetic energy agree with its gradients to 1e-5 hartree only.
-
-        Raises:
-            LabellingError: If there is no such way.
-        """
-        check_fit_method(density_fit)
-        if density_fit == "constrained":
-            return cls()
-        return cls(electrons=0.2, finite_difference_floor={"grad_kin": 1e-5, "grad_kin_plus_xc": 1e-5})
+    def for_fit(cls, density_fit: FitMethod) -> CheckTolerances:
+        """Returns the defaults for a method of `fit_densities`."""
+        return cls(electrons=1e-10, kinetic_shift=1.0) if density_fit == "constrained" else cls()
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The worst numbers of one molecule.
+    """The largest errors of the labels of a molecule.
 
     Attributes:
         mol_id: The molecule.
         n_labelled: Number of labelled iterations.
-        electrons: Largest |w.p - N| over all iterations.
-        fit_residual: Largest Coulomb self-energy of the residual density, hartree per electron.
-        kinetic_shift: T_of - T_KS of the converged density: the kinetic label, which makes up for what the density fit
-            does to the other energies, less the Kohn-Sham kinetic energy; hartree.
-        kinetic_shift_range: Largest less smallest T_of - T_KS of the labelled iterations, hartree: a shift that all
-            iterations share changes neither gradients nor energy differences within the molecule.
-        finite_difference: Largest relative error of an energy difference, over all targets; differences are counted as
-            no smaller than those of which the target's floor is the tolerated share.
-        n_compared: Number of energy differences large enough to compare.
+        electrons: Largest |w.p - N| / N of all iterations.
+        fit_residual: Largest Coulomb self-energy of the residual density [hartree per electron].
+        kinetic_shift: T_of - T_KS of the converged density [hartree]: the kinetic label, which compensates for the
+            errors of the fitted density in the other energies, minus the Kohn-Sham kinetic energy.
+        kinetic_shift_range: Largest minus smallest T_of - T_KS of the labelled iterations [hartree]. A shift that all
+            iterations share changes neither gradients nor energy differences of the molecule.
+        finite_difference: Largest relative error of an energy change that gradients predict, of all targets.
+        n_compared: Number of energy changes that were compared.
     """
 
     mol_id: str
@@ -105,38 +60,65 @@ class CheckReport:
     finite_difference: float
     n_compared: int
 
-    def __str__(self) -> str:
-        return (
-            f"{self.mol_id}: {self.n_labelled} labelled iterations, |w.p - N| {self.electrons:.1e}, "
-            f"fit residual {self.fit_residual:.1e} Ha per electron, "
-            f"T_of - T_KS {1e3 * self.kinetic_shift:+.1f} mHa (range {1e3 * self.kinetic_shift_range:.1f}), "
-            f"finite-difference error {self.finite_difference:.1e} ({self.n_compared} compared)"
-        )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain Python."""
-        return asdict(self)
+def check_labels(labels: KohnShamLabels, tolerances: CheckTolerances | None = None) -> CheckReport:
+    """Checks the labels of a molecule; raises LabellingError where a number exceeds its tolerance or is not finite."""
+    tolerances = tolerances or CheckTolerances()
+    rows, n_electrons = labels.has_energy_label, labels.n_electrons
+    shifts = (labels.energies["e_kin"] - labels.ks_energies["e_kin"])[rows]
+    errors = _compare_changes(labels)
+    report = CheckReport(
+        mol_id=labels.mol_id,
+        n_labelled=int(rows.sum()),
+        electrons=float(np.abs(labels.coeffs @ labels.dual_basis_integrals - n_electrons).max()) / n_electrons,
+        fit_residual=float(labels.fit_residuals.max()) / n_electrons,
+        kinetic_shift=float(shifts[-1]),
+        kinetic_shift_range=float(np.ptp(shifts)),
+        finite_difference=float(errors.max(initial=0.0)),
+        n_compared=len(errors),
+    )
+    found = {name: abs(getattr(report, name)) for name in asdict(tolerances)}
+    reasons = [
+        f"{name} is {value:.3e}, expected at most {getattr(tolerances, name):.0e}"
+        for name, value in found.items()
+        if not value <= getattr(tolerances, name)  # true for NaN
+    ]
+    if reasons:
+        raise LabellingError(f"labels of molecule {report.mol_id!r} refused: {'; '.join(reasons)} (tolerance options)")
+    return report
 
 
-_MEANINGS = {
-    "labelled": "iterations with a label",
-    "electrons": "largest |w.p - N|, by which the density's electrons differ from the molecule's",
-    "fit": "largest Coulomb self-energy of what the density fit leaves out, per electron",
-    "shift": "T_of - T_KS: kinetic label less Kohn-Sham kinetic energy, of the converged density",
-    "range": "largest less smallest shift of the labelled iterations; a common shift moves no gradient",
-    "difference": "largest relative error of an energy difference that gradients predict",
-    "compared": "energy differences that are large enough to be compared",
-}
+def _compare_changes(labels: KohnShamLabels) -> Array:
+    """Returns the relative errors of the energy changes that gradients predict, of all targets.
+
+    Errors of the trapezoidal rule come from the kinetic and the exchange-correlation energy and are the same for all
+    targets, so they are divided by the change of the kinetic energy where that is larger than the target's own: the
+    total energy is stationary.
+    """
+    rows = labels.has_energy_label
+    kinetic = np.abs(np.diff(labels.energies["e_kin"][rows]))
+    errors = []
+    for target, gradients in labels.gradients.items():
+        changes = np.diff(labels.energies[TARGETS[target][0]][rows])
+        size = np.maximum(np.abs(changes), kinetic)
+        differences = np.abs(predict_changes(gradients[rows], labels.coeffs[rows]) - changes)
+        compared = ~(size <= _SMALLEST_CHANGE)  # true for NaN
+        errors.append(differences[compared] / size[compared])
+    return np.concatenate(errors)
+
+
+def predict_changes(gradients: Array, coeffs: Array) -> Array:
+    """Returns (g0 + g1)/2 . (p1 - p0) of neighbouring rows, (n - 1,): the energy changes by the trapezoidal rule.
+
+    Gradients are not projected. Their component along w counts where a fit by least squares changes the number of
+    electrons: the kinetic label compensates for the energy of the lost electrons.
+    """
+    return np.einsum("kn,kn->k", 0.5 * (gradients[1:] + gradients[:-1]), np.diff(coeffs, axis=0))
 
 
 def report_table(reports: Sequence[CheckReport]) -> str:
-    """Returns the reports of several molecules as a text table.
-
-    Args:
-        reports: The reports, a row each.
-    """
-    of_energies = ("fit [Ha]", "shift [mHa]", "range [mHa]", "difference")
-    header = ["molecule", "labelled", "electrons", *of_energies, "compared"]
+    """Returns the reports of several molecules as a text table."""
+    header = ["molecule", "samples", "|w.p-N|/N", "fit [Ha/N]", "T_of-T_KS [mHa]", "dE error"]
     rows = [
         [
             report.mol_id,
@@ -144,114 +126,8 @@ def report_table(reports: Sequence[CheckReport]) -> str:
             f"{report.electrons:.1e}",
             f"{report.fit_residual:.1e}",
             f"{1e3 * report.kinetic_shift:+.1f}",
-            f"{1e3 * report.kinetic_shift_range:.1f}",
             f"{report.finite_difference:.1e}",
-            str(report.n_compared),
         ]
         for report in reports
     ]
-    return text_table(header, rows, meanings=_MEANINGS)
-
-
-def project(gradients: Array, integrals: Array) -> Array:
-    """Removes the component along w, which a fixed number of electrons leaves undefined.
-
-    Args:
-        gradients: (..., n_basis).
-        integrals: (n_basis,) w, in the same coordinates.
-
-    Returns:
-        g - w (w.g) / (w.w).
-    """
-    return np.asarray(gradients - np.multiply.outer(gradients @ integrals, integrals) / (integrals @ integrals))
-
-
-def finite_difference_errors(
-    energies: Array,
-    gradients: Array,
-    coeffs: Array,
-    integrals: Array,
-    min_energy_change: float,
-    least_change: float = 0.0,
-) -> Array:
-    """Compares energy differences of neighbouring iterations with the trapezoidal rule.
-
-    E(p1) - E(p0) is compared with (P(g0 + g1) / 2).(p1 - p0).
-
-    Args:
-        energies: (n,) energies of labelled iterations, hartree.
-        gradients: (n, n_basis) their gradients, hartree.
-        coeffs: (n, n_basis) their coefficients.
-        integrals: (n_basis,) w.
-        min_energy_change: Smaller changes are not compared, hartree.
-        least_change: Errors are divided by the change, or by this where the change is smaller, hartree.
-
-    Returns:
-        Relative errors, one for each pair that is compared.
-    """
-    changes = np.diff(energies)
-    projected = project(gradients, integrals)
-    predicted = np.einsum("kn,kn->k", 0.5 * (projected[1:] + projected[:-1]), np.diff(coeffs, axis=0))
-    compared = np.abs(changes) > min_energy_change
-    return np.asarray(np.abs(predicted - changes)[compared] / np.maximum(np.abs(changes), least_change)[compared])
-
-
-def check_labels(labels: KohnShamLabels, tolerances: CheckTolerances | None = None) -> CheckReport:
-    """Checks the labels of one molecule.
-
-    Args:
-        labels: The labels.
-        tolerances: What they must fulfil; otherwise the defaults for constrained density fits.
-
-    Returns:
-        The worst numbers.
-
-    Raises:
-        LabelCheckError: If a number exceeds its tolerance or is not finite; the message carries all of them.
-    """
-    tolerances = tolerances or CheckTolerances()
-    rows, n_electrons = labels.has_energy_label, labels.geometry.n_electrons
-    shifts = (labels.energies["e_kin"] - labels.ks_energies["e_kin"])[rows]
-    compared = _finite_differences(labels, tolerances)
-    report = CheckReport(
-        mol_id=labels.geometry.mol_id,
-        n_labelled=int(rows.sum()),
-        electrons=float(np.abs(labels.coeffs @ labels.dual_basis_integrals - n_electrons).max()),
-        fit_residual=float(labels.fit_residuals.max()) / n_electrons,
-        kinetic_shift=float(shifts[-1]) if len(shifts) else 0.0,
-        kinetic_shift_range=float(np.ptp(shifts)) if len(shifts) else 0.0,
-        finite_difference=float(compared.max()) if len(compared) else 0.0,
-        n_compared=len(compared),
-    )
-    _refuse(report, tolerances)
-    return report
-
-
-def _finite_differences(labels: KohnShamLabels, tolerances: CheckTolerances) -> Array:
-    """Returns the relative errors of all energy differences that are compared, of all targets."""
-    rows = labels.has_energy_label
-    errors = [
-        finite_difference_errors(
-            labels.energies[TARGETS[target][0]][rows],
-            gradients[rows],
-            labels.coeffs[rows],
-            labels.dual_basis_integrals,
-            tolerances.min_energy_change,
-            tolerances.finite_difference_floor[target] / tolerances.finite_difference,
-        )
-        for target, gradients in labels.gradients.items()
-    ]
-    return np.concatenate(errors) if errors else np.zeros(0)
-
-
-def _refuse(report: CheckReport, tolerances: CheckTolerances) -> None:
-    reasons = [
-        f"{name} is {getattr(report, name):.3e}, expected at most {getattr(tolerances, name):.0e}"
-        for name in ("electrons", "fit_residual", "kinetic_shift", "finite_difference")
-        # written so that NaN fails
-        if not abs(getattr(report, name)) <= getattr(tolerances, name)
-    ]
-    if report.n_labelled < tolerances.min_labelled:
-        reasons.append(f"n_labelled is {report.n_labelled}, expected at least {tolerances.min_labelled}")
-    if reasons:
-        raise LabelCheckError(f"labels refused: {'; '.join(reasons)} (tolerance options of the same names). {report}")
+    return text_table(header, rows)

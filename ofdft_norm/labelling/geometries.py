@@ -1,9 +1,9 @@
-"""Molecular geometries from files that ASE reads."""
+"""Geometries of molecules, from files that ASE reads."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.labelling.errors import GeometryError
+from ofdft_norm.data.files import optional_module
+from ofdft_norm.errors import OFDFTNormError
 
-# CODATA 2018
-BOHR_IN_ANGSTROM = 0.529177210903
+BOHR_IN_ANGSTROM = 0.529177210903  # CODATA 2018
 _CLOSEST_BOHR = 0.5
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class LabellingError(OFDFTNormError):
+    """Labels of a molecule, or of all, cannot be made."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """One neutral molecule.
-
-    Attributes:
-        mol_id: Unique, readable name; becomes the name of the label file.
-        atomic_numbers: (n_atom,).
-        positions: (n_atom, 3) in bohr.
-        source: Where the geometry comes from, free text.
-    """
+    """A neutral molecule: name, atomic numbers (n_atom,), positions (n_atom, 3) in bohr, and origin as free text."""
 
     mol_id: str
     atomic_numbers: npt.NDArray[np.int64]
@@ -37,96 +34,78 @@ class Geometry:
 
     @property
     def n_electrons(self) -> int:
-        """Number of electrons of the neutral molecule."""
+        """Number of electrons."""
         return int(self.atomic_numbers.sum())
 
 
-def read_geometries(paths: str | Path | Iterable[str | Path]) -> list[Geometry]:
-    """Reads all frames of one or several files, XYZ or anything else that `ase.io.read` knows.
+def read_geometries(paths: str | Path | Sequence[str | Path]) -> list[Geometry]:
+    """Reads all frames of one or several files in angstrom: XYZ, or any other format of `ase.io.read`.
 
-    A frame is named by ``mol_id=water`` in its comment line (an optional ``source="..."`` says where it comes from);
-    without, by its formula and its index among all frames: ``H2O_17``.
-
-    Args:
-        paths: The file or files; positions in angstrom, as in ASE.
-
-    Returns:
-        The molecules, in the order of the files; positions in bohr.
-
-    Raises:
-        GeometryError: If a file cannot be read or holds no frame, a frame is charged or periodic, holds something
-            other than atoms or coinciding ones, or has an id that makes no file name; or if two have the same id.
-        ImportError: If ASE is not installed.
+    ``mol_id=water`` in the comment line names a frame, ``source="..."`` states its origin. A frame without a name is
+    named after its formula and its index among all frames: ``H2O_17``.
     """
-    path_list = [paths] if isinstance(paths, str | Path) else list(paths)
-    origin: dict[str, str] = {}
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    places: dict[str, str] = {}
     geometries: list[Geometry] = []
-    for path in map(Path, path_list):
-        for index, atoms in enumerate(_frames(path)):
+    for path in files:
+        for index, atoms in enumerate(_read_frames(path)):
             place = f"{path}@{index}"
-            geometry = _as_geometry(atoms, f"{atoms.get_chemical_formula()}_{len(geometries)}", place)
-            if geometry.mol_id in origin:
-                raise GeometryError(
-                    f"{place}: molecule id {geometry.mol_id!r} was already used at "
-                    f"{origin[geometry.mol_id]}; every frame needs an id of its own (mol_id=... in its comment line)"
+            geometry = _to_geometry(atoms, f"{atoms.get_chemical_formula()}_{len(geometries)}", place)
+            if geometry.mol_id in places:
+                raise LabellingError(
+                    f"{place}: molecule id {geometry.mol_id!r} is also the id of {places[geometry.mol_id]}; expected "
+                    "one id for each frame (mol_id=... in its comment line)"
                 )
-            origin[geometry.mol_id] = place
+            places[geometry.mol_id] = place
             geometries.append(geometry)
     if not geometries:
-        raise GeometryError(f"no molecules in {[str(p) for p in path_list]}; expected at least one frame")
+        raise LabellingError(f"no molecules in {[str(path) for path in files]}; expected at least one frame")
     return geometries
 
 
-def _frames(path: Path) -> Iterator[Any]:
-    """Yields the frames of one file as `ase.Atoms`."""
-    try:
-        from ase.io import iread
-    except ImportError as error:
-        raise ImportError(
-            f"reading geometries needs ASE ({error}); install it with: pip install 'ofdft-norm[labels]'"
-        ) from error
+def _read_frames(path: Path) -> Iterator[Any]:
+    """Yields the frames of a file as `ase.Atoms`."""
+    ase_io = optional_module("ase.io", "labels")
     if not path.is_file():
-        raise GeometryError(f"{path}: no such file; expected one that ASE reads (argument xyz)")
-    n_read, n_lines = 0, 0
+        raise LabellingError(f"{path}: no such file; expected one that ASE reads")
+    n_frames = n_lines = 0
     try:
-        for atoms in iread(path, index=":"):
+        for atoms in ase_io.iread(path, index=":", do_not_split_by_at_sign=True):
             yield atoms
-            n_read, n_lines = n_read + 1, n_lines + len(atoms) + 2
-    except Exception as error:  # the readers of ASE's many formats raise whatever goes wrong inside
-        raise GeometryError(f"{path}@{n_read}: ASE cannot read this frame: {type(error).__name__}: {error}") from error
-    if path.suffix in (".xyz", ".extxyz"):
-        _refuse_rest(path, n_lines)
+            n_frames, n_lines = n_frames + 1, n_lines + len(atoms) + 2
+        rest = path.read_text(encoding="utf-8").splitlines()[n_lines:] if path.suffix in (".xyz", ".extxyz") else []
+    except Exception as error:  # ASE's readers raise errors of any class
+        what = f"{type(error).__name__}: {error}"
+        raise LabellingError(f"{path}@{n_frames}: ASE cannot read this frame: {what}") from error
+    if any(line.strip() for line in rest):  # ASE ends at a blank line without an error
+        raise LabellingError(f"{path}:{n_lines + 1}: ASE stops at this blank line; delete it: frames follow it")
 
 
-def _refuse_rest(path: Path, n_lines: int) -> None:
-    """Refuses frames behind a blank line: ASE ends there without a word."""
-    rest = path.read_text(encoding="utf-8").splitlines()[n_lines:]
-    if rest and not rest[0].strip() and any(line.strip() for line in rest):
-        raise GeometryError(f"{path}:{n_lines + 1}: a blank line, at which ASE stops; delete it: frames follow it")
-
-
-def _as_geometry(atoms: Any, default_id: str, place: str) -> Geometry:
+def _to_geometry(atoms: Any, default_id: str, place: str) -> Geometry:
+    """Validates a frame and converts it to bohr."""
     mol_id = str(atoms.info.get("mol_id", default_id))
     if not _SAFE_ID.fullmatch(mol_id):
-        raise GeometryError(
-            f"{place}: molecule id {mol_id!r}; expected letters, digits, '.', '_' and '-' (it becomes a file name; "
-            "mol_id=... in the comment line)"
+        raise LabellingError(
+            f"{place}: molecule id {mol_id!r}; expected at most 200 letters, digits, '.', '_' and '-', because it "
+            "becomes a file name (mol_id=... in the comment line)"
         )
     where = f"{place}: molecule {mol_id!r}"
     numbers = np.asarray(atoms.numbers, dtype=np.int64)
     positions = np.asarray(atoms.positions, dtype=np.float64) / BOHR_IN_ANGSTROM
-    charge = float(atoms.info.get("charge", 0)) + float(atoms.get_initial_charges().sum())
     if len(numbers) == 0 or (numbers < 1).any() or not np.isfinite(positions).all():
-        raise GeometryError(f"{where}: has {atoms.symbols} at {positions.tolist()} bohr; expected atoms somewhere")
+        found = f"{atoms.symbols} at {positions.tolist()} bohr"
+        raise LabellingError(f"{where}: has {found}; expected elements at finite positions")
+    charge = float(atoms.info.get("charge", 0)) + float(atoms.get_initial_charges().sum())
     if charge != 0 or atoms.pbc.any():
-        raise GeometryError(
-            f"{where}: has charge {charge:g} and periodic directions {atoms.pbc.tolist()}; expected a neutral molecule "
-            "that repeats nowhere: labels are made for no other"
+        periodic = atoms.pbc.tolist()
+        raise LabellingError(
+            f"{where}: has charge {charge:g} and periodic directions {periodic}; expected a neutral molecule without "
+            "periodic directions"
         )
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     closest = float((distances + np.diag(np.full(len(numbers), np.inf))).min())
     if closest < _CLOSEST_BOHR:
-        raise GeometryError(
+        raise LabellingError(
             f"{where}: has two atoms {closest:.3f} bohr apart; expected at least {_CLOSEST_BOHR} bohr (positions are "
             "read in angstrom)"
         )

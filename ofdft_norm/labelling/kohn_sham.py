@@ -1,72 +1,54 @@
-"""Restricted Kohn-Sham calculations that keep every iteration and the Fock mixing behind it."""
+"""Restricted Kohn-Sham calculations that keep every iteration, and the weights with which Fock matrices were mixed."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from ofdft_norm.data.pyscf_import import pyscf_module
-from ofdft_norm.labelling.diis import RecordingDIIS
-from ofdft_norm.labelling.errors import KohnShamError
-from ofdft_norm.labelling.geometries import Geometry
+from ofdft_norm.data.files import optional_module
+from ofdft_norm.errors import ConfigError
+from ofdft_norm.labelling.geometries import Geometry, LabellingError
+from ofdft_norm.settings import NonNegative, Positive, PositiveInt, Settings
 
 Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class KohnShamSettings:
-    """How the Kohn-Sham densities are made.
+class KohnShamSettings(Settings):
+    """How the Kohn-Sham densities of a molecule are made."""
 
-    Attributes:
-        xc: Exchange-correlation functional, a semi-local (LDA or GGA) one, in PySCF's spelling.
-        basis: Orbital basis.
-        initial_guess: PySCF's name of the initial guess.
-        grid_level: PySCF's level of the quadrature grid, 0 ... 9.
-        energy_tolerance: Converged when the energy changes by less, hartree ...
-        commutator_tolerance: ... and the orbital gradient's norm is below this, hartree.
-        min_labelled: Iterations to run after the initial guess even if converged earlier.
-        max_iterations: More iterations than this is a failure.
-        diis_space: Iterations that Pulay's extrapolation mixes.
-        damping: Share of the previous Fock matrix in the next one, while far from convergence; 0 is none.
-        damping_threshold: Damping ends once the orbital gradient's norm is below this, hartree.
-    """
+    xc: str = "PBE"  # LDA or GGA functional, in PySCF's spelling
+    basis: str = "6-31G(2df,p)"  # orbital basis
+    initial_guess: Literal["minao", "atom", "huckel", "1e"] = "minao"
+    grid_level: Annotated[int, Field(ge=0, le=9)] = 3  # PySCF's quadrature grid
+    energy_tolerance: Positive = 1e-7  # converged when the energy changes by less [hartree] ...
+    commutator_tolerance: Positive = 3e-4  # ... and the norm of the orbital gradient is below this [hartree]
+    min_labelled: PositiveInt = 5  # iterations after the initial guess that always run
+    max_iterations: PositiveInt = 50  # more iterations are a failure
+    diis_space: PositiveInt = 8  # number of iterations that Pulay's extrapolation mixes
+    damping: Annotated[float, Field(ge=0, lt=1)] = 0.8  # share of the previous Fock matrix, far from convergence
+    damping_threshold: NonNegative = 0.5  # damping ends below this norm of the orbital gradient [hartree]
 
-    xc: str = "PBE"
-    basis: str = "6-31G(2df,p)"
-    initial_guess: str = "minao"
-    grid_level: int = 3
-    energy_tolerance: float = 1e-7
-    commutator_tolerance: float = 3e-4
-    min_labelled: int = 5
-    max_iterations: int = 50
-    diis_space: int = 8
-    damping: float = 0.8
-    damping_threshold: float = 0.5
+    config_key = "labels"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_labelled <= self.max_iterations:
-            raise KohnShamError(
-                f"min_labelled {self.min_labelled} and max_iterations {self.max_iterations}: "
-                "expected 1 <= min_labelled <= max_iterations"
+        if self.min_labelled > self.max_iterations:
+            raise ConfigError(
+                f"labels.min_labelled = {self.min_labelled} and labels.max_iterations = {self.max_iterations}: "
+                "expected min_labelled <= max_iterations"
             )
-        if not 0.0 <= self.damping < 1.0:
-            raise KohnShamError(f"damping: got {self.damping}, expected 0 <= damping < 1")
 
 
 @dataclass(frozen=True)
 class KohnShamIteration:
-    """One density of the self-consistent field procedure.
+    """A density of the self-consistent field procedure.
 
-    Attributes:
-        density_matrix: (n_ao, n_ao) Gamma_k.
-        energies: `e_kin`, `e_hartree`, `e_xc`, `e_ext`, `e_electron` (their sum), `e_nuc_nuc`, `e_tot`;
-            hartree.
-        fock_weights: (k,) pi: Gamma_k diagonalises sum_j fock_weights[j] F_j over the earlier iterations j <
-            k. Empty for the initial guess, which diagonalises nothing.
+    The density matrix Gamma_k (n_ao, n_ao) diagonalises sum_j fock_weights[j] F_j over the earlier iterations j < k.
+    The initial guess diagonalises nothing and has no weights. Energies are in hartree.
     """
 
     density_matrix: Array
@@ -76,14 +58,7 @@ class KohnShamIteration:
 
 @dataclass(frozen=True)
 class KohnShamTrajectory:
-    """All iterations of one molecule, the initial guess first and the converged density last.
-
-    Attributes:
-        mol: PySCF's molecule with the orbital basis.
-        grid: PySCF's quadrature grid.
-        iterations: The densities.
-        converged: Whether the last one meets the tolerances.
-    """
+    """All iterations of a molecule, from the initial guess to the converged density, with PySCF's molecule and grid."""
 
     mol: Any
     grid: Any
@@ -92,83 +67,55 @@ class KohnShamTrajectory:
 
 
 def build_molecule(geometry: Geometry, basis: str) -> Any:
-    """Builds PySCF's molecule.
-
-    Args:
-        geometry: The molecule.
-        basis: Name of the orbital basis.
-
-    Raises:
-        KohnShamError: If the number of electrons is odd (restricted calculations only), or PySCF lacks the orbital
-            basis for an element.
-    """
+    """Builds PySCF's molecule; open shells and elements without the orbital basis raise LabellingError."""
     if geometry.n_electrons % 2:
-        raise KohnShamError(
-            f"molecule {geometry.mol_id!r} has {geometry.n_electrons} electrons; expected an even number: "
-            "labels are made with restricted (closed-shell) Kohn-Sham theory"
+        raise LabellingError(
+            f"molecule {geometry.mol_id!r} has {geometry.n_electrons} electrons; expected an even number: labels are "
+            "made with restricted (closed-shell) Kohn-Sham theory"
         )
     atoms = list(zip(geometry.atomic_numbers.tolist(), geometry.positions.tolist(), strict=True))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PySCF advises to install a package of more bases
-            return pyscf_module("gto").M(atom=atoms, basis=basis, unit="Bohr", verbose=0)
+            warnings.simplefilter("ignore")  # PySCF recommends to install a package of more bases
+            return optional_module("pyscf.gto", "labels").M(atom=atoms, basis=basis, unit="Bohr", verbose=0)
     except (RuntimeError, KeyError) as error:
-        raise KohnShamError(
+        raise LabellingError(
             f"molecule {geometry.mol_id!r} has the elements {np.unique(geometry.atomic_numbers).tolist()}, and PySCF "
             f"lacks the orbital basis {basis!r} for one of them: {str(error).strip()} (option basis)"
         ) from error
 
 
 def check_functional(xc: str) -> None:
-    """Refuses functionals whose energy is more than one of the density and its gradient.
+    """Raises LabellingError for functionals whose energy depends on more than the density and its gradient.
 
-    Exact exchange and the kinetic energy density belong to orbitals: labels made with them would hold in the kinetic
-    energy what they lack elsewhere.
-
-    Args:
-        xc: The functional, in PySCF's spelling.
-
-    Raises:
-        KohnShamError: If it is a hybrid, a meta-GGA, has a non-local correlation, or PySCF does not know it.
+    Exact exchange and the kinetic energy density belong to orbitals: the kinetic label would contain their difference.
     """
-    libxc = pyscf_module("dft.libxc")
+    libxc = optional_module("pyscf.dft.libxc", "labels")
     try:
         semi_local = libxc.xc_type(xc) in ("LDA", "GGA") and not libxc.is_hybrid_xc(xc) and not libxc.is_nlc(xc)
     except (KeyError, ValueError) as error:
-        raise KohnShamError(f"xc: PySCF does not know the functional {xc!r}: {error} (option xc)") from error
+        raise LabellingError(f"xc: PySCF does not know the functional {xc!r}: {error} (option xc)") from error
     if not semi_local:
-        raise KohnShamError(
+        raise LabellingError(
             f"xc: got {xc!r}, which is a hybrid, a meta-GGA, or has a non-local correlation; expected an LDA or GGA "
-            "functional: its energy must follow from the density alone, such as PBE (option xc)"
+            "functional, such as PBE (option xc)"
         )
 
 
 def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) -> KohnShamTrajectory:
-    """Runs the self-consistent field loop and keeps every iteration.
-
-    Args:
-        geometry: The molecule.
-        settings: Functional, basis, tolerances; the defaults otherwise.
-
-    Returns:
-        The trajectory.
-
-    Raises:
-        KohnShamError: If it does not converge, the molecule is not closed-shell, or the functional not semi-local.
-    """
+    """Runs the self-consistent field loop and keeps every iteration; raises LabellingError if it does not converge."""
     settings = settings or KohnShamSettings()
     check_functional(settings.xc)
     mol = build_molecule(geometry, settings.basis)
-    mean_field = pyscf_module("dft").RKS(mol, xc=settings.xc)
+    mean_field = optional_module("pyscf.dft", "labels").RKS(mol, xc=settings.xc)
     mean_field.grids.level = settings.grid_level
     mean_field.grids.build(with_non0tab=True)
     trajectory = _iterate(mol, mean_field, settings)
     if not trajectory.converged:
-        last = [iteration.energies["e_tot"] for iteration in trajectory.iterations[-2:]]
-        raise KohnShamError(
-            f"molecule {geometry.mol_id!r}: not converged after {settings.max_iterations} iterations "
-            f"(last energy change {last[1] - last[0]:.2e} Ha, expected below "
-            f"{settings.energy_tolerance:.0e}; option max_iterations)"
+        change = trajectory.iterations[-1].energies["e_tot"] - trajectory.iterations[-2].energies["e_tot"]
+        raise LabellingError(
+            f"molecule {geometry.mol_id!r}: not converged after {settings.max_iterations} iterations (last energy "
+            f"change {change:.2e} Ha, expected below {settings.energy_tolerance:.0e}; option max_iterations)"
         )
     return trajectory
 
@@ -176,7 +123,8 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
 def _iterate(mol: Any, mean_field: Any, settings: KohnShamSettings) -> KohnShamTrajectory:
     overlap = mean_field.get_ovlp()
     kinetic, core = mol.intor_symmetric("int1e_kin"), mean_field.get_hcore()
-    root = _inverse_square_root(overlap)
+    values, vectors = np.linalg.eigh(overlap)
+    root = (vectors / np.sqrt(values)) @ vectors.T
     density = np.asarray(mean_field.get_init_guess(key=settings.initial_guess))
     weights: Array = np.zeros(0)
     diis = RecordingDIIS(settings.diis_space, settings.damping, settings.damping_threshold)
@@ -184,7 +132,7 @@ def _iterate(mol: Any, mean_field: Any, settings: KohnShamSettings) -> KohnShamT
     converged = False
     for k in range(settings.max_iterations + 1):
         effective = mean_field.get_veff(mol, density)
-        energies = _energies(mol, density, kinetic, core, effective)
+        energies = _split_energy(mol, density, kinetic, core, effective)
         iterations.append(KohnShamIteration(density, energies, weights))
         fock = core + np.asarray(effective)
         commutator = fock @ density @ overlap
@@ -196,24 +144,19 @@ def _iterate(mol: Any, mean_field: Any, settings: KohnShamSettings) -> KohnShamT
         if converged and k >= settings.min_labelled:
             break
         mixed, weights = diis.extrapolate(fock, error)
-        density = _lowest_orbitals(mixed, root, mol.nelectron // 2)
+        density = _fill_lowest_orbitals(mixed, root, mol.nelectron // 2)
     return KohnShamTrajectory(mol, mean_field.grids, iterations, converged)
 
 
-def _inverse_square_root(overlap: Array) -> Array:
-    values, vectors = np.linalg.eigh(overlap)
-    return np.asarray((vectors / np.sqrt(values)) @ vectors.T)
-
-
-def _lowest_orbitals(fock: Array, root: Array, n_pairs: int) -> Array:
-    """Returns the density matrix that fills the lowest orbitals of a Fock matrix with pairs."""
+def _fill_lowest_orbitals(fock: Array, root: Array, n_pairs: int) -> Array:
+    """Returns the density matrix of the n_pairs lowest orbitals of a Fock matrix; root is S^(-1/2)."""
     _, vectors = np.linalg.eigh(root @ fock @ root)
     occupied = root @ vectors[:, :n_pairs]
     return np.asarray(2.0 * occupied @ occupied.T)
 
 
-def _energies(mol: Any, density: Array, kinetic: Array, core: Array, effective: Any) -> dict[str, float]:
-    """Splits the energy of one density matrix into its parts, hartree."""
+def _split_energy(mol: Any, density: Array, kinetic: Array, core: Array, effective: Any) -> dict[str, float]:
+    """Splits the energy of a density matrix into its parts, in hartree."""
     parts = {
         "e_kin": float(np.vdot(kinetic, density)),
         "e_hartree": float(effective.ecoul),
@@ -222,3 +165,48 @@ def _energies(mol: Any, density: Array, kinetic: Array, core: Array, effective: 
     }
     electronic, nuclear = sum(parts.values()), float(mol.energy_nuc())
     return {**parts, "e_electron": electronic, "e_nuc_nuc": nuclear, "e_tot": electronic + nuclear}
+
+
+def pulay_weights(errors: list[Array]) -> Array:
+    """Returns pi that minimises |sum_k pi_k e_k| under sum_k pi_k = 1 (P. Pulay, J. Comput. Chem. 3, 556, 1982)."""
+    n = len(errors)
+    vectors = np.stack([error.ravel() for error in errors])
+    overlaps = vectors @ vectors.T
+    # Late errors are 1e-6 of the first: without scaling, the constraint would dominate the system.
+    scale = float(np.diag(overlaps).min())
+    if scale <= 0.0:
+        return np.asarray(np.eye(n)[int(np.diag(overlaps).argmin())])
+    system = np.ones((n + 1, n + 1))
+    system[:n, :n], system[n, n] = overlaps / scale, 0.0
+    weights = np.linalg.lstsq(system, np.eye(n + 1)[n], rcond=None)[0][:n]
+    # lstsq cuts nearly dependent directions, after which the sum may differ slightly from 1.
+    return np.asarray(weights / weights.sum())
+
+
+class RecordingDIIS:
+    """Extrapolates Fock matrices by Pulay's method and returns the weights of all earlier iterations.
+
+    The gradient label of the next density is built with exactly these weights; a matrix outside of the subspace has
+    weight 0. Far from convergence the extrapolated matrix is mixed with the previous one: without damping, the first
+    steps rotate up to one electron pair into other orbitals, and energy differences over such a step do not follow
+    from the gradients at its ends.
+    """
+
+    def __init__(self, space: int, damping: float, damping_threshold: float) -> None:
+        self.space, self.damping, self.damping_threshold = space, damping, damping_threshold
+        self._focks: list[Array] = []
+        self._errors: list[Array] = []
+        self._weights: Array = np.zeros(0)
+
+    def extrapolate(self, fock: Array, error: Array) -> tuple[Array, Array]:
+        """Adds an iteration with its commutator; returns sum_k pi_k F_k and pi, a weight for each iteration so far."""
+        self._focks.append(fock)
+        self._errors.append(error)
+        first = max(0, len(self._focks) - self.space)
+        weights = np.zeros(len(self._focks))
+        weights[first:] = pulay_weights(self._errors[first:])
+        if len(self._weights) and np.linalg.norm(error) > self.damping_threshold:
+            weights *= 1.0 - self.damping
+            weights[:-1] += self.damping * self._weights
+        self._weights = weights
+        return np.einsum("k,kab->ab", weights, np.stack(self._focks)), weights.copy()

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.errors import ConfigError, StatisticsError
-from ofdft_norm.normalization.affine import Affine
-from ofdft_norm.normalization.float64_module import Float64Module
-from ofdft_norm.normalization.guards import check_vector, require_field
-from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE, NonNegative, Scale, Settings
-from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.normalization.base import (
+    Affine,
+    Float64Module,
+    OutputDtype,
+    check_basis,
+    get_function_index,
+    require_field,
+)
+from ofdft_norm.settings import NonNegative, Scale, Settings
+from ofdft_norm.statistics.references import reference_gradient
+from ofdft_norm.statistics.store import Array, DatasetStatistics, WeigherStatistics
 
-Array = npt.NDArray[np.float64]
-OutputDtype = torch.dtype | Literal["input"]
-
-# the values of [M-OFDFT] and [STR25]
+# values of [M-OFDFT] and [STR25]
 S_COEFF = 50.0
 S_GRAD = 0.05  # hartree
 EPSILON = 1e-8
+
+_RANGE = ("coeffs_range/minimum", "coeffs_range/maximum")
 
 
 class RescalingConfig(Settings):
@@ -45,47 +50,18 @@ class RescalingConfig(Settings):
     config_key = "data.rescaling"
 
 
-class RescalingFactors(NamedTuple):
-    """The formulas of the rescaling, for all functions of the basis or for those of a sample.
+class RescalingMaps(NamedTuple):
+    """How the fields of some basis functions are rescaled.
 
     Attributes:
-        bias: pbar.
-        scale: lambda.
-        epsilon: Added to lambda where gradients are divided.
+        coeffs: p' = lambda (p - pbar).
+        gradient: g' = g / (lambda + epsilon).
+        integrals: w' = w / lambda, so that w'.p' + w.pbar = w.p.
     """
 
-    bias: Tensor
-    scale: Tensor
-    epsilon: float
-
-    def at(self, index: Tensor) -> RescalingFactors:
-        """Returns the factors of given functions, in their order.
-
-        Args:
-            index: (n,) indices into the factors.
-        """
-        # several times faster than indexing by a tensor
-        return RescalingFactors(self.bias.index_select(0, index), self.scale.index_select(0, index), self.epsilon)
-
-    @property
-    def coeffs(self) -> Affine:
-        """How coefficients transform: p' = lambda (p - pbar)."""
-        return Affine(self.bias, self.scale.reciprocal())
-
-    @property
-    def gradient_unit(self) -> Tensor:
-        """Lambda + epsilon: what gradients are divided by."""
-        return self.scale + self.epsilon
-
-    @property
-    def gradient(self) -> Affine:
-        """How gradients transform: g' = g / (lambda + epsilon)."""
-        return Affine(unit=self.gradient_unit)
-
-    @property
-    def integrals(self) -> Affine:
-        """How basis functions' integrals transform: w' = w / lambda, so that w'.p' + w.pbar = w.p."""
-        return Affine(unit=self.scale)
+    coeffs: Affine
+    gradient: Affine
+    integrals: Affine
 
 
 class DimensionWiseRescaling(Float64Module):
@@ -105,11 +81,12 @@ class DimensionWiseRescaling(Float64Module):
         s_coeff: Maximal scale of rescaled coefficients.
         s_grad: Target scale of rescaled gradients [hartree].
         epsilon: Added to lambda where gradients are divided.
-        output_dtype: Of rescaled coefficients and gradients: float64 by default; ``"input"``: that of what is rescaled,
-            for a module inside a float32 network. All is computed in float64, and the inverses return it.
+        output_dtype: Dtype of all results: ``float64`` (default); ``input``, the dtype of the argument, for a layer of
+            a float32 network, where float64 would raise "mat1 and mat2 must have the same dtype"; or a torch.dtype.
+            All results are computed in float64.
 
     Raises:
-        ConfigError: If `s_coeff` or `s_grad` is not positive, or `epsilon` is negative.
+        ConfigError: If `s_coeff` or `s_grad` is not positive, `epsilon` is negative, or `output_dtype` is unknown.
         StatisticsError: If the statistics differ in length, are not finite, or are negative scales.
     """
 
@@ -126,22 +103,12 @@ class DimensionWiseRescaling(Float64Module):
         s_coeff: float = S_COEFF,
         s_grad: float = S_GRAD,
         epsilon: float = EPSILON,
-        output_dtype: OutputDtype = torch.float64,
+        output_dtype: OutputDtype = "float64",
     ) -> None:
         super().__init__()
-        for name, value in (("s_coeff", s_coeff), ("s_grad", s_grad), ("epsilon", epsilon)):
-            if not SMALLEST_SCALE <= value <= LARGEST_SCALE and not (name == "epsilon" and value == 0):
-                raise ConfigError(
-                    f"{name} = {value}: expected a positive number, {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"
-                    + (", or 0" if name == "epsilon" else "")
-                    + f" (config: data.rescaling.{name})"
-                )
-        self.s_coeff = float(s_coeff)
-        self.s_grad = float(s_grad)
-        self.epsilon = float(epsilon)
-        if output_dtype != "input" and not isinstance(output_dtype, torch.dtype):
-            raise ConfigError(f"output_dtype = {output_dtype!r}: expected a torch.dtype or 'input'")
-        self.output_dtype = output_dtype
+        settings = RescalingConfig(s_coeff=float(s_coeff), s_grad=float(s_grad), epsilon=float(epsilon))
+        self.s_coeff, self.s_grad, self.epsilon = settings.s_coeff, settings.s_grad, settings.epsilon
+        self.set_output_dtype(output_dtype)
         self.register_float64("coeff_biases", coeff_biases)
         self.register_float64("coeff_stds", coeff_stds)
         self.register_float64("max_grads", max_grads)
@@ -150,107 +117,89 @@ class DimensionWiseRescaling(Float64Module):
         self.init_lambda_z()
 
     def _check_statistics(self) -> None:
-        shape = self.coeff_biases.shape
         for name in ("coeff_biases", "coeff_stds", "max_grads"):
-            values = getattr(self, name)
-            if values.ndim != 1 or values.shape != shape:
-                raise StatisticsError(
-                    f"{name} has shape {tuple(values.shape)}, expected ({shape[0] if shape else 0},) like coeff_biases"
-                )
-            bad = ~torch.isfinite(values) if name == "coeff_biases" else ~torch.isfinite(values) | (values < 0)
-            if bad.any():
-                entry = int(bad.nonzero()[0])
-                expected = "a finite number" if name == "coeff_biases" else "a finite scale >= 0"
-                raise StatisticsError(
-                    f"{name}[{entry}] is {float(values[entry])}, expected {expected}: fit the statistics again, or "
-                    "give others (config: data.statistics.path)"
-                )
+            values, is_scale = getattr(self, name), name != "coeff_biases"
+            if values.ndim != 1 or values.shape != self.coeff_biases.shape:
+                raise StatisticsError(f"{name} has shape {tuple(values.shape)}, expected that of coeff_biases, (n,)")
+            bad = (~torch.isfinite(values) | (is_scale & (values < 0))).nonzero()
+            if len(bad):
+                found = f"{name}[{int(bad[0])}] is {float(values[bad[0]])}"
+                raise StatisticsError(f"{found}, expected a finite scale or mean (config: data.statistics.path)")
 
     def init_lambda_z(self) -> None:
         """Computes `lambda_z` from the statistics ([M-OFDFT] eq. 4)."""
-        self.lambda_z.copy_(self.lambda_of(self.max_grads))
+        # a standard deviation of 0 sets no limit: s_coeff / 0 is infinite
+        rescaled = torch.minimum(self.max_grads / self.s_grad, self.s_coeff / self.coeff_stds)
+        self.lambda_z.copy_(torch.where(self.max_grads > self.s_grad, rescaled, 1.0))
 
-    def lambda_of(self, max_grads: Tensor) -> Tensor:
-        """Returns the (n_basis,) lambda that other largest gradients [hartree] would give.
+    def branches(self) -> dict[str, Tensor]:
+        """Returns for each limit of lambda the (n_basis,) mask of the dimensions that it sets.
 
-        Args:
-            max_grads: (n_basis,) largest absolute gradients, after the mean gradient is subtracted where it is.
+        ``gradient`` and ``coefficient`` are the two terms of the minimum; ``unscaled`` dimensions have lambda = 1.
         """
-        by_coeff = torch.where(self.coeff_stds > 0, self.s_coeff / self.coeff_stds, torch.inf)
-        return torch.where(max_grads > self.s_grad, torch.minimum(max_grads / self.s_grad, by_coeff), 1.0)
-
-    def branches(self) -> dict[str, int]:
-        """Returns how many dimensions each branch of lambda decides: `gradient`, `coefficient`, `unscaled`."""
         rescaled = self.max_grads > self.s_grad
         by_gradient = rescaled & (self.max_grads * self.coeff_stds <= self.s_coeff * self.s_grad)
-        return {
-            "gradient": int(by_gradient.sum()),
-            "coefficient": int((rescaled & ~by_gradient).sum()),
-            "unscaled": int((~rescaled).sum()),
-        }
+        return {"gradient": by_gradient, "coefficient": rescaled & ~by_gradient, "unscaled": ~rescaled}
 
-    @property
-    def factors(self) -> RescalingFactors:
-        """The formulas, for all functions of the basis; ``factors.at(index)`` are those of a sample's functions."""
-        return RescalingFactors(self.coeff_biases, self.lambda_z, self.epsilon)
+    def maps(self, index: Tensor) -> RescalingMaps:
+        """Returns how the fields of some basis functions are rescaled."""
+        # index_select is several times faster than indexing
+        bias, scale = self.coeff_biases.index_select(0, index), self.lambda_z.index_select(0, index)
+        return RescalingMaps(Affine(bias, scale.reciprocal()), Affine(None, scale + self.epsilon), Affine(None, scale))
 
     # --- samples and batches --------------------------------------------------------------------------------------
-    # Each raises a NormalizationError for a sample without `basis_function_ind`, or for values that are not one for
-    # each of its basis functions.
 
     def forward(self, data_sample: Data) -> Tensor:
-        """Returns the shifted and rescaled coefficients, (n_basis,) `output_dtype`, of a sample or batch."""
-        return self.scale_coeffs(require_field("coeffs", data_sample, "is to be rescaled"), data_sample)
+        """Returns the shifted and rescaled coefficients, as `rescale_coeffs_and_gradient`."""
+        return self.scale_coeffs(require_field("coeffs", data_sample), data_sample)
 
     def rescale_coeffs_and_gradient(self, data_sample: Data) -> tuple[Tensor, Tensor]:
-        """Returns the rescaled coefficients and gradient label of a sample or batch, both (n_basis,) `output_dtype`.
+        """Returns the rescaled coefficients and gradient label of a sample or batch.
 
         Args:
-            data_sample: Raw sample or batch.
+            data_sample: A raw sample or batch.
+
+        Returns:
+            Coefficients and gradient, both (n_basis,) in `output_dtype`; differentiable.
+
+        Raises:
+            NormalizationError: If the sample lacks a field, or has one of the wrong length.
         """
-        gradient = require_field("gradient_label", data_sample, "is to be rescaled")
+        gradient = require_field("gradient_label", data_sample)
         return self.forward(data_sample), self.scale_gradient(gradient, data_sample)
 
-    def _output_dtype(self, values: Tensor) -> torch.dtype:
-        return values.dtype if self.output_dtype == "input" else self.output_dtype
-
     def scale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
-        """Returns p' = lambda (p - pbar) for coefficients p of the given sample or batch.
-
-        Args:
-            coeffs: (n_basis,) raw coefficients.
-            sample: The sample or batch that they belong to.
-        """
-        affine = self.factors.at(check_vector("coeffs", coeffs, sample)).coeffs
-        return affine.normalize(coeffs, self._output_dtype(coeffs))
+        """Returns p' = lambda (p - pbar), the inverse of `unscale_coeffs`."""
+        maps = self.maps(get_function_index("coeffs", coeffs, sample))
+        return self.as_output(maps.coeffs.normalize(coeffs), coeffs)
 
     def unscale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
-        """Inverse of `scale_coeffs`: p = p' / lambda + pbar, (n_basis,) float64.
+        """Returns p = p' / lambda + pbar.
 
         Args:
-            coeffs: (n_basis,) rescaled coefficients.
+            coeffs: (n_basis,) rescaled coefficients p'.
             sample: The sample or batch that they belong to.
+
+        Returns:
+            (n_basis,) in `output_dtype`.
+
+        Raises:
+            NormalizationError: If the coefficients are not one for each basis function of the sample.
         """
-        return self.factors.at(check_vector("coeffs", coeffs, sample)).coeffs.denormalize(coeffs)
+        maps = self.maps(get_function_index("coeffs", coeffs, sample))
+        return self.as_output(maps.coeffs.denormalize(coeffs), coeffs)
 
     def scale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
-        """Returns g' = g / (lambda + epsilon) for a gradient of the given sample or batch.
-
-        Args:
-            gradient: (n_basis,) raw gradient [hartree].
-            sample: The sample or batch that it belongs to.
-        """
-        affine = self.factors.at(check_vector("gradient", gradient, sample)).gradient
-        return affine.normalize(gradient, self._output_dtype(gradient))
+        """Returns g' = g / (lambda + epsilon), the inverse of `unscale_gradient`."""
+        maps = self.maps(get_function_index("gradient", gradient, sample))
+        return self.as_output(maps.gradient.normalize(gradient), gradient)
 
     def unscale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
-        """Inverse of `scale_gradient`: g = (lambda + epsilon) g', (n_basis,) float64 [hartree].
+        """Returns g = (lambda + epsilon) g' [hartree]; arguments and result as in `unscale_coeffs`."""
+        maps = self.maps(get_function_index("gradient", gradient, sample))
+        return self.as_output(maps.gradient.denormalize(gradient), gradient)
 
-        Args:
-            gradient: (n_basis,) rescaled gradient.
-            sample: The sample or batch that it belongs to.
-        """
-        return self.factors.at(check_vector("gradient", gradient, sample)).gradient.denormalize(gradient)
+    # --- statistics -----------------------------------------------------------------------------------------------
 
     @classmethod
     def from_dataset_statistics(
@@ -262,20 +211,20 @@ class DimensionWiseRescaling(Float64Module):
         s_coeff: float = S_COEFF,
         s_grad: float = S_GRAD,
         epsilon: float = EPSILON,
-        output_dtype: OutputDtype = torch.float64,
+        output_dtype: OutputDtype = "float64",
     ) -> DimensionWiseRescaling:
-        """Takes biases, standard deviations and largest gradients from a data set's statistics.
+        """Takes biases, standard deviations and largest gradients from dataset statistics.
 
         Args:
             dataset_statistics: The statistics.
             basis_info: The basis; required if `equivariant`.
-            weigher_key: Whose statistics to use.
+            weigher_key: Key of the weigher of these statistics.
             equivariant: Use one scale for all components of a shell and no bias for l > 0, so that rescaling commutes
                 with rotations of the molecule.
             s_coeff: See the class.
             s_grad: See the class.
             epsilon: See the class.
-            output_dtype: See the class.
+            output_dtype: ``float64`` or ``input``, see the class.
 
         Raises:
             StatisticsError: If a statistic is missing or does not fit the basis.
@@ -285,57 +234,94 @@ class DimensionWiseRescaling(Float64Module):
         biases = dataset_statistics.load_statistic(weigher_key, "coeffs/mean")
         stds = dataset_statistics.load_statistic(weigher_key, "coeffs/std")
         max_grads = dataset_statistics.load_statistic(weigher_key, f"gradient_max_after_{suffix}")
-        if basis_info is not None and biases.shape != (basis_info.n_basis,):
-            raise StatisticsError(
-                f"{dataset_statistics.path or 'statistics'}: 'coeffs/mean' has shape {biases.shape}, but the basis has "
-                f"{basis_info.n_basis} functions: the statistics belong to another basis (config: "
-                "data.statistics.path, data.source.basis_info)"
-            )
+        check_basis(dataset_statistics, basis_info, len(biases))
         if equivariant:
             if basis_info is None:
-                raise ConfigError("equivariant=True needs basis_info, which says which functions form a shell")
-            biases, stds, max_grads = _constant_within_shells(biases, stds, max_grads, basis_info)
+                raise ConfigError("equivariant=True needs basis_info, which defines the shells")
+            shell = basis_info.basis_func_to_shell
+            first = np.unique(shell, return_index=True)[1]
+            biases = np.where(basis_info.l_per_basis_func == 0, biases, 0.0)
+            stds = np.sqrt(np.add.reduceat(np.square(stds), first))[shell]
+            max_grads = np.maximum.reduceat(max_grads, first)[shell]
         return cls(biases, stds, max_grads, s_coeff, s_grad, epsilon, output_dtype)
 
     @classmethod
     def apply_to_dataset_statistics(
         cls, dataset_statistics: DatasetStatistics, output_path: str | Path | None, weigher_key: str, **kwargs: Any
     ) -> DatasetStatistics:
-        """Computes what the statistics would be after rescaling the data set.
+        """Computes the statistics of the rescaled data set.
 
         The atomic references are those of the new coefficients: gbar' = gbar / (lambda + epsilon), and since
-        gbar.p = gbar.pbar + (gbar / lambda).p', each element's energy takes up its share of gbar.pbar. Residual
+        gbar.p = gbar.pbar + (gbar / lambda).p', the energy of each element increases by its gbar.pbar. Residual
         energies stay as they are (to epsilon). Where the compositions are rank deficient, the elements' energies are
         one of the equivalent solutions, not the one of minimum norm that a new fit would choose.
 
         Args:
             dataset_statistics: Statistics to transform, for all their weighers; also the rescaling's parameters.
-            output_path: Where the new statistics are written; None keeps them in memory.
-            weigher_key: Whose statistics define the rescaling.
-            **kwargs: For `from_dataset_statistics`.
+            output_path: Where to write the new statistics; None: keep them in memory.
+            weigher_key: Key of the weigher whose statistics define the rescaling.
+            **kwargs: Arguments of `from_dataset_statistics`.
 
         Returns:
             The transformed statistics.
-        """
-        from ofdft_norm.normalization.transformed_statistics import transform_statistics
 
+        Raises:
+            StatisticsError: If neither the statistics nor the arguments have a basis.
+        """
         rescaling = cls.from_dataset_statistics(dataset_statistics, weigher_key=weigher_key, **kwargs)
-        transformed = transform_statistics(dataset_statistics, rescaling, kwargs.get("basis_info"))
+        basis = kwargs.get("basis_info") or dataset_statistics.basis_info
+        if basis is None:
+            raise StatisticsError(f"{dataset_statistics.path or 'the statistics'}: have no basis: pass basis_info")
+        new: dict[str, Any] = {}
+        for key in dataset_statistics.keys_recursive():
+            weigher, statistic = key.split("/", 1)
+            value = _rescale_statistic(dataset_statistics[weigher], statistic, rescaling, basis)
+            if value is None:
+                warnings.warn(f"{key!r} cannot be transformed without minimum and maximum: left out", stacklevel=2)
+                continue
+            new[key] = value
+            if statistic.startswith("energy_minus_") and statistic.endswith("/std"):
+                # STRUCTURES25 stores the uncentred value under std; a stored rms marks std as centred
+                rms = statistic.removesuffix("std") + "rms"
+                new[f"{weigher}/{rms}"] = dataset_statistics.load_statistic(weigher, rms)
+        attributes = {**dataset_statistics.attributes, "rescaled_by": repr(rescaling)}
+        transformed = DatasetStatistics.from_arrays(new, attributes)
         if output_path is not None:
             transformed.save_to(output_path)
         return transformed
 
     def extra_repr(self) -> str:
-        """Shows the hyper-parameters in the module's repr."""
+        """Shows the parameters in the module's repr."""
         return f"n_basis={len(self.lambda_z)}, s_coeff={self.s_coeff}, s_grad={self.s_grad}, epsilon={self.epsilon}"
 
 
-def _constant_within_shells(
-    biases: Array, stds: Array, max_grads: Array, basis_info: BasisInfo
-) -> tuple[Array, Array, Array]:
-    shell = basis_info.basis_func_to_shell
-    n_shells = int(shell.max()) + 1
-    largest = np.zeros(n_shells)
-    np.maximum.at(largest, shell, max_grads)
-    norms = np.sqrt(np.bincount(shell, weights=np.square(stds), minlength=n_shells))
-    return np.where(basis_info.l_per_basis_func == 0, biases, 0.0), norms[shell], largest[shell]
+def _rescale_statistic(
+    weigher: WeigherStatistics, statistic: str, rescaling: DimensionWiseRescaling, basis: BasisInfo
+) -> Array | None:
+    """Returns one statistic of the rescaled data; None where it needs minimum and maximum, and they are not stored."""
+    scale, bias = (buffer.cpu().numpy() for buffer in (rescaling.lambda_z, rescaling.coeff_biases))
+    value = weigher.load(statistic)
+    folder, _, name = statistic.rpartition("/")
+    if name in ("mean", "minimum", "maximum") and folder in ("coeffs", "coeffs_range"):
+        # entries of elements without atoms stay neutral; the range is that of all samples, whatever the weigher
+        low, high, n_atoms = (weigher.get(key) for key in (*_RANGE, "n_atoms"))
+        if folder == "coeffs_range" and low is not None and high is not None:
+            bias = np.where((low != 0) | (high != 0), bias, 0.0)
+        elif n_atoms is not None:
+            bias = np.where(np.repeat(n_atoms > 0, basis.basis_dim_per_atom), bias, 0.0)
+        return scale * (value - bias)
+    if statistic == "coeffs/abs_max":
+        names = ("coeffs/minimum", "coeffs/maximum")
+        if any(weigher.get(limit) is None for limit in names):
+            return None
+        limits = [np.asarray(_rescale_statistic(weigher, limit, rescaling, basis)) for limit in names]
+        return np.asarray(np.abs(np.stack(limits)).max(0))
+    if statistic == "coeffs/std" or folder == "initial_guess_delta":  # of differences: the origin cancels
+        return scale * value
+    if folder == "gradient_label" or statistic.startswith("gradient_max_after_"):
+        return value / (scale + rescaling.epsilon)
+    if statistic in ("atom_ref_atom_type_bias", "scalar_atom_ref_atom_type_bias"):
+        reference = statistic.removesuffix("_atom_type_bias")
+        linear = reference_gradient(reference, weigher.load("gradient_label/mean"), basis) * bias
+        return value + np.array([linear[i].sum() for i in basis.atom_ind_to_basis_function_ind])
+    return value

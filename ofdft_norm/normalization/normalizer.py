@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.data.fields import DUAL_VECTORS, PER_FUNCTION, VECTORS
-from ofdft_norm.data.of_data import get_field, molecule_index, n_molecules, with_added_fields
-from ofdft_norm.errors import ConfigError, NormalizationError
-from ofdft_norm.normalization.affine import Affine
-from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
-from ofdft_norm.normalization.float64_module import Float64Module
-from ofdft_norm.normalization.guards import (
-    check_coordinates,
-    check_energy,
-    check_fields,
-    check_is_sample,
-    check_seen_elements,
-    check_values,
-    check_vector,
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.sample import (
+    DUAL_VECTORS,
+    PER_FUNCTION,
+    VECTORS,
+    get_field,
+    is_sample,
+    molecule_index,
+    n_molecules,
+    with_added_fields,
+)
+from ofdft_norm.errors import BatchError, ConfigError, NormalizationError
+from ofdft_norm.normalization.base import (
+    Affine,
+    Fields,
+    Float64Module,
+    Reference,
+    describe,
+    find_unknown,
+    get_function_index,
+    make_shape_error,
+    name_molecules,
     require_field,
 )
-from ofdft_norm.normalization.reference import Fields, Reference
+from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.training_range import RangeExcess, TrainingRange
-from ofdft_norm.transforms.basis_transforms import change_coordinates, coordinates_of, to_coordinates
+from ofdft_norm.transforms.coordinates import change_coordinates, coordinates_of, to_coordinates
+from ofdft_norm.transforms.project_gradient import project_gradient
 from ofdft_norm.units import check_unit
 
 DataT = TypeVar("DataT", bound=Data)
+IntArray = npt.NDArray[np.int64]
 
-# What `normalize` adds to a sample.
+# fields that `normalize` adds to a sample
 ADDED_FIELDS = ("normalized", "energy_reference", "energy_reference_coeffs")
 
 
@@ -42,29 +54,29 @@ class Normalizer(Float64Module):
     """E' = (E - E_ref(p)) / s;  g' = (g - dE_ref/dp) / (s (lambda + epsilon));  p' = lambda (p - pbar).
 
     A network on p' that predicts E' gives g' by autograd (to epsilon). All arithmetic is float64, and the buffers stay
-    float64 whatever the module is cast to.
+    float64 in every training precision.
 
-    Samples are PyG's `Data`, or of another class with `keys()` and items, such as fairchem's `AtomicData`.
+    Samples are PyG's `Data`, or objects of another class with `keys()` and items, such as fairchem's `AtomicData`.
 
-    `normalize` stores each molecule's reference energy on the sample as `energy_reference` (float64), so that
-    `denormalize_energy` is exact even after the coefficients have been cast to the training dtype. Where the
-    coefficients are then moved, as density optimisation does, the reference moves with them.
+    `normalize` stores the reference energy of each molecule on the sample as `energy_reference` (float64), so that
+    `denormalize_energy` is exact even after the coefficients have been cast to the training dtype. If the coefficients
+    are moved later, as in density optimisation, the reference moves with them.
 
     Args:
-        reference: `AtomRef`, `LinearReferences`, or None.
-        rescaling: `DimensionWiseRescaling`, or None.
+        reference: `AtomRef`, `LinearReferences`, `DatasetReferences` or None.
+        rescaling: `DimensionWiseRescaling` or None.
         energy_scale: s > 0 [`unit` per unit of normalised energy]; divides energies and gradients alike.
-        seen_elements: (119,) bool by atomic number, the elements that the statistics were fitted on. Atoms of others
+        seen_elements: (119,) bool by atomic number: the elements that the statistics were fitted on. Atoms of others
             are refused. None: no check.
-        energy_field: Field that holds the energy, for data sets with names of their own.
-        forces_field: Field that holds forces, if any: (n_atom, 3), divided by `energy_scale` like the energy.
-        basis_info: The density basis, against which the indices of samples are checked; None: they are not.
-        coordinates: What the statistics' vectors were given in; samples that say otherwise are refused. None: no check.
-        training_range: The training split's range of coefficients, for `range_excess`; None: not known.
-        unit: Unit of all energies that go in and come out: ``hartree``, ``eV`` or ``kcal/mol``. Nothing is converted.
+        energy_field: Field of the energies.
+        forces_field: Field of the forces, if any: (n_atom, 3), divided by `energy_scale` like the energy.
+        basis_info: The density basis, for checks of the samples' indices; None: no such checks.
+        coordinates: Coordinates in which the statistics were fitted; samples in others are refused. None: no check.
+        training_range: Range of the training coefficients, for `range_excess`; None: not known.
+        unit: Unit of all energies: ``hartree``, ``eV`` or ``kcal/mol``. Nothing is converted.
 
     Raises:
-        ConfigError: If `energy_scale` is not a positive number, or there is no such unit.
+        ConfigError: If `energy_scale` is not a positive number, or the unit is unknown.
     """
 
     energy_scale: Tensor
@@ -85,175 +97,124 @@ class Normalizer(Float64Module):
     ) -> None:
         super().__init__()
         self.unit = check_unit(unit)
-        if not 0 < float(energy_scale) < float("inf"):
-            raise ConfigError(
-                f"energy_scale = {float(energy_scale)}: expected a positive number (config: data.energy_scale)"
-            )
-        self.energy_field = energy_field
-        self.forces_field = forces_field
-        self.basis_info = basis_info
-        self.coordinates = coordinates
-        self.reference = reference
-        self.rescaling = rescaling
-        self.training_range = training_range
+        if not 0 < float(energy_scale) < math.inf:
+            raise ConfigError(f"energy_scale = {float(energy_scale)}: expected a positive number (data.energy_scale)")
+        self.energy_field, self.forces_field = energy_field, forces_field
+        self.basis_info, self.coordinates = basis_info, coordinates
+        self.reference, self.rescaling, self.training_range = reference, rescaling, training_range
         self.register_float64("energy_scale", torch.as_tensor(energy_scale, dtype=torch.float64).reshape(()))
         self.register_buffer("seen_elements", None if seen_elements is None else seen_elements.clone().bool())
 
-    # --- samples and batches ------------------------------------------------------------------------------------
+    # --- samples and batches --------------------------------------------------------------------------------------
 
     def normalize(
         self,
         sample_or_batch: DataT,
-        check_values: bool = True,
+        check: bool = True,
         share: bool = False,
         dtype: torch.dtype = torch.float64,
     ) -> DataT:
         """Returns a normalised copy; the argument stays as it is.
 
-        Vectors (`coeffs`, `ground_state_coeffs`) and dual vectors (`gradient_label`, `dual_basis_integrals`) that the
-        sample has are rescaled, `energy_label` is referenced and scaled. `energy_reference` [`unit`] and the flag
-        `normalized` are added.
+        Vectors (`coeffs`, `ground_state_coeffs`), dual vectors (`gradient_label`, `dual_basis_integrals`), the energy
+        and the forces are normalised where the sample has them. `energy_reference` [`unit`] and the flag `normalized`
+        are added.
 
         Args:
             sample_or_batch: Raw, in physical units.
-            check_values: Whether elements, indices and coefficients are checked (see `check`); False where that was
-                done before.
-            share: Whether fields that stay as they are are the argument's own, not copies.
-            dtype: What the normalised fields are cast to; `energy_reference` stays float64.
+            check: Validate elements, indices, coefficients and positions (see `check`); set False only where they were
+                validated before.
+            share: Let the copy share unchanged fields with the argument instead of copying them.
+            dtype: Dtype of the normalised fields; `energy_reference` stays float64.
 
         Returns:
-            The copy; it shares no other memory with the argument.
+            The copy.
 
         Raises:
-            NormalizationError: If the sample is normalised already, has an element that was not seen in fitting, NaN
-                coefficients, or lacks a field or has one of the wrong length.
+            NormalizationError: If the sample is normalised already, is in other coordinates than the statistics, has an
+                unseen element, complex fields, NaN coefficients or infinite positions, or lacks a field or has one of
+                the wrong length.
             BatchError: If a batch lacks `coeffs_batch`, or its indices contradict each other.
         """
         raw = sample_or_batch
         check_is_sample(raw)
         if "normalized" in raw:
-            raise NormalizationError(
-                "the sample is normalised already; normalising it again would shift its labels silently. Give "
-                "normalize() raw samples: the data module's loaders yield normalised ones"
-            )
-        if check_values:
+            raise NormalizationError("the sample is normalised already: give normalize() raw samples")
+        if check:
             self.check(raw)
-        check_coordinates(self.coordinates, raw)
-        n = n_molecules(raw)
-        out = _with_fields(raw, self.normalize_fields(self.fields_of(raw), n, dtype), share)
-        out["normalized"] = torch.ones(n, dtype=torch.bool, device=out["energy_reference"].device)
+        names, n = self._present_fields(raw), n_molecules(raw)
+        self._check_fields(raw, names, n)
+        energy = self.energy_scale.new_zeros(n) if self.reference is None else self.reference.energy_of(raw)
+        affines = self._affines(names, raw, energy)
+        fields = {name: affine.normalize(raw[name]).to(dtype) for name, affine in affines.items()}
+        out = _copy_with_fields(raw, {**fields, "energy_reference": energy}, share)
+        out["normalized"] = torch.ones(n, dtype=torch.bool, device=energy.device)
         added: dict[str, str | None] = {"energy_reference": None, "normalized": None}
         if self.reference is not None and self.reference.depends_on_coeffs:
             out["energy_reference_coeffs"] = out["coeffs"].clone()
             added["energy_reference_coeffs"] = "coeffs"
         return with_added_fields(out, added)
 
-    def fields_of(self, raw: Data) -> dict[str, Tensor]:
-        """Returns the fields of a raw sample or batch that `normalize_fields` reads, checked.
-
-        Args:
-            raw: A raw sample or batch.
-        """
-        fields = {name: raw[name] for name in self._transformed(raw)}
-        check_fields(fields, raw, self.energy_field, n_molecules(raw), self.forces_field)
-        if "coeffs" in fields:
-            molecule_index(raw)
-        if get_field(raw, "basis_function_ind") is not None:
-            fields["basis_function_ind"] = raw["basis_function_ind"]
-        return fields if self.reference is None else {**fields, **self.reference.fields_of(raw)}
-
-    def normalize_fields(
-        self, fields: Mapping[str, Tensor], n_molecules: int, dtype: torch.dtype = torch.float64
-    ) -> dict[str, Tensor]:
-        """The arithmetic of `normalize` alone: tensors in, tensors out, compiled by torch without a graph break.
-
-        Args:
-            fields: From `fields_of`.
-            n_molecules: Number of molecules.
-            dtype: What the normalised fields are cast to.
-
-        Returns:
-            The normalised fields, and `energy_reference` in float64.
-        """
-        if self.reference is None:
-            energy = self.energy_scale.new_zeros(n_molecules)
-        else:
-            gradient = self.reference.gradient_of(fields)
-            fields = fields if gradient is None else {**fields, "reference_gradient": gradient}
-            energy = self.reference.energy_of(fields, n_molecules)
-        fields = {**fields, "energy_reference": energy}
-        affines = self.affines(self._transformed(fields), fields)
-        normalized = {name: affine.normalize(fields[name], dtype) for name, affine in affines.items()}
-        return {**normalized, "energy_reference": energy}
-
     def denormalize(self, sample_or_batch: DataT, coordinates: str | None = None) -> DataT:
         """Returns a copy in physical units, in float64: the inverse of `normalize`.
 
-        The energy label stays that of the coefficients that were normalised, wherever `coeffs` were moved since.
+        The energy label belongs to the coefficients that were normalised, even if `coeffs` were moved since.
 
         Args:
             sample_or_batch: Normalised.
-            coordinates: What to return coefficients, gradients and integrals in: ``raw`` is the density basis as it is;
-                None: the coordinates that were normalised. The change of basis is made again from geometry and basis,
-                molecule by molecule; see `ofdft_norm.transforms`. Gradients that were projected in other coordinates
-                differ from the raw label's projection by a multiple of the integrals.
+            coordinates: Coordinates of the returned coefficients, gradients and integrals: ``raw`` is the density basis
+                itself; None: the coordinates that were normalised. The change of basis is made again from geometry and
+                basis of each molecule; see `ofdft_norm.transforms`. Gradients that were projected in other coordinates
+                differ from the projection of the raw label by a multiple of the integrals.
+
+        Returns:
+            The copy, without the fields that `normalize` added.
 
         Raises:
             NormalizationError: If the sample is not normalised.
         """
         batch = sample_or_batch
-        self._require_normalized(batch)
-        affines = self.affines(self._transformed(batch), batch)
-        out = _with_fields(batch, {name: affine.denormalize(batch[name]) for name, affine in affines.items()})
+        check_is_normalized(batch)
+        affines = self._affines(self._present_fields(batch), batch, batch["energy_reference"])
+        out = _copy_with_fields(batch, {name: affine.denormalize(batch[name]) for name, affine in affines.items()})
         for name in ADDED_FIELDS:
             if name in out:
                 del out[name]
         return out if coordinates is None else to_coordinates(out, coordinates)
 
-    def affines(self, names: Sequence[str], fields: Fields) -> dict[str, Affine]:
-        """Returns origin and unit of fields: the formulas of this class, for both directions.
-
-        Args:
-            names: Some of the fields that are transformed; what several of them need is looked up once.
-            fields: A sample or batch, or its tensors: `basis_function_ind`, and `energy_reference` for the energy.
-        """
-        # references do not depend on positions
-        affines = {name: Affine(unit=self.energy_scale) for name in names if name == self.forces_field}
-        if self.energy_field in names:
-            affines[self.energy_field] = Affine(fields["energy_reference"], self.energy_scale)
-        vectors, integrals, gradient = Affine(), Affine(), Affine(unit=self.energy_scale)
-        if self.rescaling is not None and not affines.keys() >= set(names):
-            factors = self.rescaling.factors.at(fields["basis_function_ind"])
-            vectors, integrals = factors.coeffs, factors.integrals
-            gradient = Affine(unit=factors.gradient_unit * self.energy_scale)
-        if self.reference is not None and "gradient_label" in names:
-            gradient = gradient._replace(origin=self.reference.gradient_of(fields))
-        of_functions = {**dict.fromkeys(VECTORS, vectors), "gradient_label": gradient}
-        return affines | {name: of_functions.get(name, integrals) for name in names if name in PER_FUNCTION}
-
-    def affine(self, name: str, fields: Fields) -> Affine:
-        """Returns origin and unit of one field; see `affines`.
-
-        Args:
-            name: Name of the field.
-            fields: What `fields_of` returned.
-        """
-        return self.affines([name], fields)[name]
-
-    def _transformed(self, fields: Fields) -> list[str]:
-        """Returns the names of the fields that are transformed, as far as they are there."""
+    def _present_fields(self, batch: Fields) -> list[str]:
+        """Returns the names of the fields to transform that a sample or batch has."""
         names = (self.energy_field, self.forces_field, *PER_FUNCTION)
-        return [name for name in names if name is not None and get_field(fields, name) is not None]
+        return [name for name in names if name is not None and get_field(batch, name) is not None]
 
-    # --- single quantities --------------------------------------------------------------------------------------
+    def _affines(self, names: Sequence[str], batch: Fields, energy_reference: Tensor) -> dict[str, Affine]:
+        """Returns the affine map of each field: the formulas of this class, for both directions."""
+        affines = {self.energy_field: Affine(energy_reference, self.energy_scale)}
+        if self.forces_field is not None:  # references do not depend on positions
+            affines[self.forces_field] = Affine(unit=self.energy_scale)
+        if not affines.keys() >= set(names):
+            affines |= self._function_affines(require_field("basis_function_ind", batch))
+        return {name: affines[name] for name in names}
+
+    def _function_affines(self, index: Tensor) -> dict[str, Affine]:
+        """Returns the affine map of each field of some basis functions."""
+        vectors, gradient, integrals = Affine(), Affine(unit=self.energy_scale), Affine()
+        if self.rescaling is not None:
+            vectors, gradient, integrals = self.rescaling.maps(index)
+            gradient = Affine(unit=cast(Tensor, gradient.unit) * self.energy_scale)
+        origin = None if self.reference is None else self.reference.gradient_of(index)
+        duals = {"gradient_label": gradient._replace(origin=origin), "dual_basis_integrals": integrals}
+        return {**dict.fromkeys(VECTORS, vectors), **duals}
+
+    # --- single quantities ----------------------------------------------------------------------------------------
 
     def denormalize_energy(self, energy: Tensor, batch: Data) -> Tensor:
-        """Returns energies in `unit`: E = s E' + E_ref(p), with p the batch's present `coeffs`.
+        """Returns energies in `unit`: E = s E' + E_ref(p), with p the present `coeffs` of the batch.
 
         Args:
-            energy: (n_molecules,) or (n_molecules, 1), any dtype.
+            energy: (n_molecules,) or (n_molecules, 1) predicted E', any dtype.
             batch: The normalised batch that the energies were predicted for. Its `coeffs` may have been moved since it
-                was normalised; as long as they were not, E_ref is the stored one, to the last bit.
+                was normalised; otherwise E_ref is the stored one, to the last bit.
 
         Returns:
             Float64 [`unit`], in the argument's shape; differentiable with respect to `energy` and `batch.coeffs`.
@@ -261,147 +222,248 @@ class Normalizer(Float64Module):
         Raises:
             NormalizationError: If the batch is not normalised, or has another number of molecules.
         """
-        self._require_normalized(batch)
-        check_energy("energy", energy, batch["energy_reference"].numel(), batch)
-        energies = self.affine(self.energy_field, batch).denormalize(energy)
-        change = self._reference_change(batch)
-        return energies if change is None else energies + change.reshape(energy.shape)
-
-    def _reference_change(self, batch: Data) -> Tensor | None:
-        """Returns E_ref(p) less the stored one: gbar.(p - p_stored), 0 where the coefficients were not moved.
-
-        E_ref is linear in the coefficients, and the stored ones were cast as the present ones were: the difference
-        has neither's rounding.
-        """
-        coeffs, stored = get_field(batch, "coeffs"), get_field(batch, "energy_reference_coeffs")
-        if self.reference is None or coeffs is None or stored is None:
-            return None
-        index = check_vector("coeffs", coeffs, batch)
-        gradient = self.reference.gradient_of({"basis_function_ind": index})
+        check_is_normalized(batch)
+        stored, coeffs = batch["energy_reference"], get_field(batch, "coeffs")
+        check_energy("energy", energy, stored.numel(), batch)
+        energies = energy.to(torch.float64) * self.energy_scale + stored.reshape(energy.shape)
+        stored_coeffs = get_field(batch, "energy_reference_coeffs")
+        if self.reference is None or coeffs is None or stored_coeffs is None:
+            return energies
+        # E_ref is linear in the coefficients; both have been cast alike, so that the cast's rounding cancels
+        index = get_function_index("coeffs", coeffs, batch)
+        moved = coeffs.to(torch.float64) - stored_coeffs.to(torch.float64)
+        if self.rescaling is not None:
+            moved = moved / self.rescaling.lambda_z.index_select(0, index)
+        gradient = self.reference.gradient_of(index)
         if gradient is None:
-            return None
-        moved = coeffs.to(torch.float64) - stored.to(torch.float64)
-        change = gradient * self.affine("coeffs", batch).denormalize_difference(moved)
-        return torch.zeros_like(batch["energy_reference"]).index_add(0, molecule_index(batch), change)
+            return energies
+        change = torch.zeros_like(stored).index_add(0, molecule_index(batch), gradient * moved)
+        return energies + change.reshape(energy.shape)
 
     def denormalize_gradient(self, gradient: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
-        """Returns gradients with respect to the original coefficients, (n_basis,) float64 [`unit`].
+        """Returns gradients with respect to the original coefficients.
 
         Args:
             gradient: (n_basis,) predicted g' = dE'/dp', any dtype.
-            batch: The batch it was predicted for.
+            batch: The batch that it was predicted for.
             coordinates: As for `denormalize`.
+
+        Returns:
+            (n_basis,) float64 [`unit`].
 
         Raises:
             NormalizationError: If the gradient does not have one entry for each basis function of the batch.
         """
-        check_vector("gradient", gradient, batch)
-        return _in_coordinates(
-            self.affine("gradient_label", batch).denormalize(gradient), "gradient_label", batch, coordinates
-        )
+        return self._denormalize_field("gradient_label", gradient, batch, coordinates)
+
+    def denormalize_coeffs(self, coeffs: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
+        """Returns p = p' / lambda + pbar; arguments and result as for `denormalize_gradient`."""
+        return self._denormalize_field("coeffs", coeffs, batch, coordinates)
+
+    def denormalize_integrals(self, integrals: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
+        """Returns w = lambda w' [electrons]; arguments and result as for `denormalize_gradient`."""
+        return self._denormalize_field("dual_basis_integrals", integrals, batch, coordinates)
 
     def denormalize_gradient_difference(
         self, difference: Tensor, batch: Data, coordinates: str | None = None
     ) -> Tensor:
-        """Returns the difference of two gradients in original coordinates: without the reference, which cancels.
-
-        Args:
-            difference: (n_basis,) difference of two normalised gradients.
-            batch: The batch that they belong to.
-            coordinates: As in `denormalize_gradient`.
-        """
-        check_vector("gradient difference", difference, batch)
-        difference = self.affine("gradient_label", batch).denormalize_difference(difference)
-        return _in_coordinates(difference, "gradient_label", batch, coordinates)
+        """Returns the difference of two gradients, which needs no reference; as for `denormalize_gradient`."""
+        return self._denormalize_field("gradient_label", difference, batch, coordinates, difference=True)
 
     def denormalize_forces(self, forces: Tensor, batch: Data) -> Tensor:
-        """Returns forces F = s F', float64; references do not depend on positions.
+        """Returns forces F = s F', (n_atom, 3) float64; references do not depend on positions."""
+        return forces.to(torch.float64) * self.energy_scale
+
+    def _denormalize_field(
+        self, field: str, values: Tensor, batch: Data, coordinates: str | None, difference: bool = False
+    ) -> Tensor:
+        affine = self._function_affines(get_function_index(field, values, batch))[field]
+        values = affine.denormalize_difference(values) if difference else affine.denormalize(values)
+        if coordinates is None:
+            return values
+        return change_coordinates(values, batch, field in DUAL_VECTORS, coordinates_of(batch), coordinates)
+
+    def gradient_difference(self, gradient: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
+        """Returns prediction minus label in original coordinates, projected onto constant electron number.
+
+        P (g_predicted - g_label) with P g = g - w (w.g) / (w.w) for each molecule and the ORIGINAL integrals w: losses
+        and errors of [M-OFDFT] and [STR25] are made of it. A loss on normalised gradients has other weights.
 
         Args:
-            forces: (n_atom, 3) normalised forces.
-            batch: The batch that they belong to.
-        """
-        return Affine(unit=self.energy_scale).denormalize(forces)
+            gradient: (n_basis,) predicted g' = dE'/dp', any dtype.
+            batch: The normalised batch that it was predicted for, with `gradient_label` and `dual_basis_integrals`.
+            coordinates: Coordinates of the difference and of its projection, as for `denormalize`.
 
-    def denormalize_coeffs(self, coeffs: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
-        """Returns p = p' / lambda + pbar, (n_basis,) float64; raises as `denormalize_gradient`.
-
-        Args:
-            coeffs: (n_basis,) normalised coefficients.
-            batch: The batch that they belong to.
-            coordinates: As in `denormalize_gradient`.
-        """
-        check_vector("coeffs", coeffs, batch)
-        return _in_coordinates(self.affine("coeffs", batch).denormalize(coeffs), "coeffs", batch, coordinates)
-
-    def denormalize_integrals(self, integrals: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
-        """Returns w = lambda w', (n_basis,) float64 [electrons]; raises as `denormalize_gradient`.
-
-        Args:
-            integrals: (n_basis,) normalised integrals of the basis functions.
-            batch: The batch that they belong to.
-            coordinates: As in `denormalize_gradient`.
-        """
-        check_vector("dual_basis_integrals", integrals, batch)
-        integrals = self.affine("dual_basis_integrals", batch).denormalize(integrals)
-        return _in_coordinates(integrals, "dual_basis_integrals", batch, coordinates)
-
-    # --- how much a prediction is an extrapolation ---------------------------------------------------------------
-
-    def range_excess(self, sample_or_batch: Data) -> RangeExcess | None:
-        """Returns how far samples leave the training split's range of coefficients; None where it is not known.
-
-        Args:
-            sample_or_batch: Normalised or raw; its present `coeffs` count.
+        Returns:
+            (n_basis,) float64 [`unit`], differentiable with respect to `gradient`. Where `has_energy_label` is false,
+            the values have no meaning.
 
         Raises:
-            NormalizationError: If the sample lacks coefficients or indices.
+            NormalizationError: If the batch is not normalised or has no gradient label, or the gradient does not have
+                one entry for each of its basis functions.
+            BatchError: If the batch has no `dual_basis_integrals`.
         """
+        check_is_normalized(batch)
+        label = require_field("gradient_label", batch)
+        get_function_index("gradient", gradient, batch)
+        difference = gradient.to(torch.float64) - label.to(torch.float64)
+        difference = self.denormalize_gradient_difference(difference, batch, coordinates)
+        raw = Data(coeffs_batch=molecule_index(batch), ptr=get_field(batch, "ptr"))
+        integrals = get_field(batch, "dual_basis_integrals")
+        if integrals is not None:
+            raw.dual_basis_integrals = self.denormalize_integrals(integrals, batch, coordinates)
+        return project_gradient(difference, raw)
+
+    def range_excess(self, sample_or_batch: Data) -> RangeExcess | None:
+        """Returns how far the present `coeffs` of raw or normalised samples lie outside of the training range."""
         batch = sample_or_batch
         if self.training_range is None:
             return None
-        coeffs = require_field("coeffs", batch, "is compared with the training range")
-        index = check_vector("coeffs", coeffs, batch)
-        raw = self.affine("coeffs", batch).denormalize(coeffs) if "normalized" in batch else coeffs
+        coeffs = require_field("coeffs", batch)
+        index = get_function_index("coeffs", coeffs, batch)
+        raw = self.denormalize_coeffs(coeffs, batch) if "normalized" in batch else coeffs
         return self.training_range.excess(raw, index, molecule_index(batch), n_molecules(batch))
 
-    # --- guards -------------------------------------------------------------------------------------------------
+    # --- validation of a user's own samples -------------------------------------------------------------------------
 
     def check(self, batch: Data) -> None:
-        """Refuses a raw sample or batch whose values cannot be right; see also `ofdft_norm.normalization.guards`.
-
-        Args:
-            batch: A raw sample or batch.
+        """Validates elements, numbers and indices of a raw sample or batch.
 
         Raises:
-            NormalizationError: If an element was not seen in fitting or has no reference energy, or a coefficient is
-                not finite.
+            NormalizationError: If an element was not seen in fitting or has no reference energy, a coefficient or a
+                position is not finite, or a field is complex.
             BatchError: If indices contradict each other, or the elements and the basis.
         """
+        numbers = get_field(batch, "atomic_numbers")
         if self.reference is not None:
             self.reference.check_elements(batch)
-        if self.seen_elements is not None and "atomic_numbers" in batch:
-            check_seen_elements(self.seen_elements, batch)
-        check_values(batch, self.basis_info)
+        if self.seen_elements is not None and numbers is not None:
+            unknown = find_unknown(self.seen_elements, numbers)
+            if unknown.any():
+                self.check_numbers(numbers[unknown], name_molecules(batch, unknown))
+        check_finite(batch)
+        check_indices(batch, self.basis_info)
 
-    def _require_normalized(self, batch: Data) -> None:
-        check_is_sample(batch)
-        if "normalized" not in batch:
+    def check_numbers(self, numbers: Tensor, where: str = "the samples") -> None:
+        """Raises NormalizationError for atomic numbers that were not seen in fitting, or without reference energy.
+
+        `where` names their origin.
+        """
+        if self.reference is not None:
+            self.reference.check_numbers(numbers, where)
+        if self.seen_elements is None:
+            return
+        unseen = numbers[find_unknown(self.seen_elements, numbers)].unique().tolist()
+        if unseen:
+            seen = self.seen_elements.nonzero().squeeze(1).tolist()
             raise NormalizationError(
-                "the batch is not normalised: there is nothing to invert. Use the batches of OFDFTDataModule's "
-                "loaders, or pass the sample through normalize() first"
+                f"{where}: field 'atomic_numbers' has the elements {unseen}, but the training split has {seen}: add "
+                "molecules to it (config: data.split), or leave such coefficients unscaled (config: "
+                "data.unseen_elements=identity)"
+            )
+
+    def _check_fields(self, batch: Data, names: Sequence[str], n: int) -> None:
+        """Validates coordinates, and that fields fit the basis functions, molecules or atoms."""
+        if self.coordinates is not None and get_field(batch, "coordinates") is not None:
+            found = coordinates_of(batch)
+            if found != self.coordinates:
+                raise NormalizationError(
+                    f"{describe(batch)}: field 'coordinates' is {found!r}, but the normaliser was fitted in "
+                    f"{self.coordinates!r}: transform the samples (config: data.pre_transforms), or use statistics of "
+                    "these coordinates (config: data.statistics.path)"
+                )
+        for name in names:
+            if name == self.energy_field:
+                check_energy(name, batch[name], n, batch)
+            elif name == self.forces_field:
+                expected = (molecule_index(batch, "pos").numel(), 3)
+                if batch[name].shape != expected or batch[name].is_complex():
+                    raise make_shape_error(name, batch[name], expected, batch)
+            else:
+                get_function_index(name, batch[name], batch)
+        if "coeffs" in names:
+            molecule_index(batch)  # raises BatchError where a batch lacks coeffs_batch
+
+
+def check_is_sample(batch: Any) -> None:
+    """Raises NormalizationError for objects that are no sample or batch."""
+    if not is_sample(batch):
+        raise NormalizationError(
+            f"expected a sample or batch (torch_geometric.data.Data, such as OFData), got a {type(batch).__name__}"
+        )
+
+
+def check_is_normalized(batch: Any) -> None:
+    """Raises NormalizationError for objects that are no normalised sample or batch."""
+    if get_field(batch, "normalized") is None:
+        check_is_sample(batch)
+        raise NormalizationError(
+            "the batch is not normalised: use the batches of OFDFTDataModule's loaders, or call normalize() first"
+        )
+
+
+def check_energy(name: str, energy: Tensor, n: int, batch: Fields) -> None:
+    """Raises NormalizationError for energies that are not one for each of n molecules, in a row or a column."""
+    if (energy.shape not in ((n,), (n, 1)) and not (n == 1 and energy.ndim == 0)) or energy.is_complex():
+        raise make_shape_error(name, energy, (n,), batch)
+
+
+def check_finite(batch: Data) -> None:
+    """Raises NormalizationError for coefficients and positions that are not finite."""
+    for name in ("coeffs", "pos"):
+        values = get_field(batch, name)
+        # the sum of finite labels is finite, and faster than a look at each entry
+        if values is not None and not torch.isfinite(values.detach().sum()) and not torch.isfinite(values).all():
+            entry = int((~torch.isfinite(values.reshape(-1))).nonzero()[0])
+            raise NormalizationError(
+                f"{describe(batch)}: {name!r} has {values.reshape(-1)[entry].item()} at entry {entry}, expected finite "
+                "numbers for every sample, with or without labels"
             )
 
 
-def _in_coordinates(values: Tensor, field: str, batch: Data, coordinates: str | None) -> Tensor:
-    """Brings values of a field into the coordinates that are asked for; None: they stay as they are."""
-    if coordinates is None:
-        return values
-    return change_coordinates(values, batch, field in DUAL_VECTORS, coordinates_of(batch), coordinates)
+def check_indices(batch: Data, basis_info: BasisInfo | None) -> None:
+    """Raises BatchError for indices of molecules, elements and functions that contradict each other or the basis.
+
+    Atoms that were permuted among those of one element cannot be detected.
+    """
+    molecule = None if get_field(batch, "batch") is None else _integers(batch, "batch")
+    n_atoms = next((len(batch[n]) for n in ("pos", "atomic_numbers", "z") if get_field(batch, n) is not None), None)
+    if molecule is not None and n_atoms is not None:
+        in_order = len(molecule) == n_atoms and (np.diff(molecule, prepend=0) >= 0).all()
+        if not in_order or (n_atoms and molecule[-1] >= n_molecules(batch)):
+            raise BatchError(
+                f"{describe(batch)}: field 'batch' is {molecule[:20].tolist()} ..., expected the molecules of "
+                f"{n_atoms} atoms in order: join samples with PyG's DataLoader or Batch.from_data_list"
+            )
+    if basis_info is None or get_field(batch, "atomic_numbers") is None or get_field(batch, "atom_ind") is None:
+        return
+    atom_ind = basis_info.atom_indices(_integers(batch, "atomic_numbers"), describe(batch))
+    expected = {"atom_ind": atom_ind, "basis_function_ind": basis_info.basis_function_ind(atom_ind)}
+    if molecule is not None:
+        expected["coeffs_batch"] = np.repeat(molecule, basis_info.basis_dim_per_atom[atom_ind])
+    for name, values in expected.items():
+        found = values if get_field(batch, name) is None else _integers(batch, name)
+        wrong = [-1] if found.shape != values.shape else np.flatnonzero(found != values)
+        if len(wrong):
+            what = f"{len(found)} entries, expected {len(values)}"
+            what = what if wrong[0] < 0 else f"{found[wrong[0]]} at entry {wrong[0]}, expected {values[wrong[0]]}"
+            raise BatchError(
+                f"{describe(batch)}: field {name!r} has {what} from 'atomic_numbers' and 'batch': build samples with "
+                "OFData.construct_new and the basis of data.source.basis_info"
+            )
 
 
-def _with_fields(batch: DataT, fields: Mapping[str, Tensor], share: bool = False) -> DataT:
-    """Returns a copy with some fields replaced; it shares memory with the argument only where that is asked for."""
+def _integers(batch: Data, name: str) -> IntArray:
+    values: IntArray = batch[name].detach().cpu().numpy()
+    if values.dtype.kind not in "iu" or values.ndim != 1:
+        raise BatchError(
+            f"{describe(batch)}: field {name!r} is {values.dtype} of shape {values.shape}, expected (n,) integers"
+        )
+    return values
+
+
+def _copy_with_fields(batch: DataT, fields: Mapping[str, Tensor], share: bool = False) -> DataT:
+    """Returns a copy with some fields replaced; without `share` it has no memory in common with the argument."""
     if isinstance(batch, Data):
         out = copy.copy(batch)
         for name, value in batch.items():

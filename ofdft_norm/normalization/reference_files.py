@@ -1,148 +1,444 @@
-"""Reads reference energies from the files that other programs keep them in, without ever unpickling code."""
+"""References that are given: energies by element, state dicts, files of other programs; nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import ast
+import inspect
+import math
 import pickle
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from torch import Tensor
 
-from ofdft_norm.data.plain_files import read_json, read_yaml
-from ofdft_norm.errors import StatisticsError
+from ofdft_norm.data.elements import atomic_number
+from ofdft_norm.data.files import read_json, read_yaml, written_whole
+from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.normalization.fit_references import fit_linear_references
+from ofdft_norm.normalization.linear_references import (
+    EXTRA_STATE,
+    LinearReferences,
+    LinearReferencesConfig,
+    UnseenPolicy,
+    check_unseen_policy,
+)
+from ofdft_norm.normalization.reference_report import FitReport
+from ofdft_norm.statistics.distributed import current_ranks
+from ofdft_norm.units import EnergyUnit, conversion, energy_in_hartree
 
-# Under this name stand the references of a file that names no target.
+# key of the references of a file without named targets
 ONLY_TARGET = ""
+CHECKPOINT_NAME = "element_references.pt"
 
+# Entry 0 belongs to no element; published lists have rounding there, such as -8e-19.
+_ROUNDING = 1e-12
 _FAIRCHEM = "fairchem.core.modules.normalization.element_references"
+_KEY = "config: data.reference.values"
 
 
-class _Pickled:
-    """Stands in for fairchem's modules of references, of versions 1 and 2, of which it keeps the tensors alone."""
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.state = dict(state["_buffers"])
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
-def read_reference_file(path: Path) -> dict[str, Any]:
-    """Reads references by target.
+def references_from_values(
+    values: Mapping[Any, Any] | Sequence[Any] | Tensor | np.ndarray | str,
+    max_num_elements: int = 118,
+    unseen_elements: UnseenPolicy = "error",
+    atomic_numbers_field: str = "atomic_numbers",
+    unit: EnergyUnit = "hartree",
+) -> LinearReferences:
+    """Makes references from given energies, such as those of isolated atoms.
 
     Args:
-        path: One of
-            ``.pt``: a state dict or tensor, or one for each target; fairchem's pickled ``element_references.pt``;
-            ``.ckpt``: a checkpoint of a training with linear references;
-            ``.npz``: ``element_references`` or ``coeff`` (fairchem), ``atom_ref`` with a column for each of ``labels``
-            (schnetpack), or a vector for each target; ``.npy``: a vector;
-            ``.json``, ``.yaml``: energies by element (MACE's ``E0s.json``), a list by atomic number, or either for each
-            target (lists of UMA).
+        values: A mapping of symbols or atomic numbers to energies: exactly these elements have a reference, 0 included.
+            Or a list, array or tensor indexed by atomic number, with 0 or null at index 0: in it 0 and null mean "no
+            reference". Or either as text, ``"{1: -13.6}"``, as in MACE's options. From energies by charge of one
+            element, as fairchem's isolated atoms have, the neutral atom's is taken.
+        max_num_elements: Largest atomic number.
+        unseen_elements: See `LinearReferences`.
+        atomic_numbers_field: See `LinearReferences`.
+        unit: Unit of the given energies; the references are in hartree.
 
     Returns:
-        For each target a state dict, a vector or a mapping of elements; `ONLY_TARGET` where the file names none.
+        The references.
 
     Raises:
-        StatisticsError: If the file is missing, of another kind, or would need unpickling of classes.
+        ConfigError: If an element is unknown, given twice or beyond `max_num_elements`, or a value is no finite number.
+        StatisticsError: If a list has a value at index 0.
+
+    Examples:
+        >>> references_from_values({"H": -0.5, 8: -75.06}).element_references[8].item()
+        -75.06
     """
-    readers = {".npz": _read_npz, ".npy": _read_npz, ".json": _read_text, ".yaml": _read_text, ".yml": _read_text}
-    readers |= dict.fromkeys((".pt", ".pth", ".ckpt"), _read_pt)
-    if not path.is_file():
-        raise StatisticsError(f"{path}: no such file of element references (config: data.reference.file)")
-    if path.suffix not in readers:
-        raise StatisticsError(
-            f"{path}: element references are read from files of the kinds {sorted(readers)}, not {path.suffix!r} "
-            "(config: data.reference.file)"
+    if isinstance(values, str):
+        try:
+            values = parse_literal(values)
+        except ValueError as error:
+            raise ConfigError(f"reference values {values!r:.80} are no mapping or list: {error} ({_KEY})") from None
+    if isinstance(values, Tensor | np.ndarray):
+        values = _as_vector(values, "reference values").tolist()
+    if isinstance(values, Mapping | DictConfig):
+        pairs = [(_parse_element(key), value) for key, value in values.items()]
+    elif isinstance(values, Sequence | ListConfig) and not isinstance(values, str):
+        if len(values) and isinstance(values[0], Real):
+            _check_entry_0(float(values[0]))
+        pairs = [(number, value) for number, value in enumerate(values) if number and value is not None and value != 0]
+    else:
+        raise ConfigError(f"reference values are a {type(values).__name__}; expected a mapping or a list ({_KEY})")
+    numbers = [number for number, _ in pairs]
+    if not pairs or len(set(numbers)) < len(pairs) or not all(1 <= number <= max_num_elements for number in numbers):
+        raise ConfigError(
+            f"reference values for the atomic numbers {sorted(numbers)}: expected one for each of some elements, 1 ... "
+            f"{max_num_elements} ({_KEY}, data.reference.max_num_elements)"
         )
-    content = readers[path.suffix](path)
-    if not isinstance(content, Mapping) or "element_references" in content or _is_of_elements(content):
-        return {ONLY_TARGET: content}
-    return {str(target): value for target, value in content.items()}
+    references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
+    references[numbers] = torch.tensor([_parse_energy(value, number) for number, value in pairs], dtype=torch.float64)
+    references *= energy_in_hartree(unit, "config: data.reference.unit")
+    seen = torch.zeros(max_num_elements + 1, dtype=torch.bool).index_fill(0, torch.tensor(numbers), True)
+    return LinearReferences(references, max_num_elements, seen, unseen_elements, atomic_numbers_field)
 
 
-def parse_values(text: str) -> Any:
-    """Returns what is written as ``"{1: -13.6}"``, as MACE's options have it.
-
-    Args:
-        text: A Python literal.
-
-    Raises:
-        ValueError: If it is no literal.
-    """
+def parse_literal(text: str) -> Any:
+    """Parses a Python literal such as ``"{1: -13.6}"``; raises ValueError for other text."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
 
-def _is_of_elements(content: Mapping[Any, Any]) -> bool:
-    numbers = (int, float, torch.Tensor, np.ndarray, np.generic)
-    return bool(content) and all(isinstance(value, numbers) and np.ndim(value) == 0 for value in content.values())
+def _parse_element(key: Any) -> int:
+    if isinstance(key, bool):
+        raise ConfigError(f"the element {key}: YAML reads the symbol No as false; write it in quotes, or 102 ({_KEY})")
+    if isinstance(key, Integral) or (isinstance(key, str) and key.isdecimal()):
+        return int(key)
+    return atomic_number(key)
+
+
+def _parse_energy(value: Any, number: int) -> float:
+    if isinstance(value, Mapping | DictConfig):  # by charge
+        value = value.get(0, value.get("0"))
+    if isinstance(value, Tensor | np.ndarray) and np.prod(value.shape) == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(f"reference value of the element {number} is {value!r}, expected a finite number ({_KEY})")
+    return float(value)
+
+
+def _check_entry_0(value: float) -> None:
+    if abs(value) >= _ROUNDING:
+        raise StatisticsError(
+            f"references by atomic number have the value {value} at index 0, which belongs to no element: put 0 there, "
+            f"or, where the list begins with hydrogen, a 0 in front of it ({_KEY}, data.reference.file)"
+        )
+
+
+def _as_vector(value: Any, where: str) -> Tensor:
+    """Returns one real number for each atomic number, of a vector, a column or a row."""
+    try:
+        tensor = torch.as_tensor(value).cpu().to_dense()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        raise StatisticsError(f"{where} has no numbers: {value!r:.80}") from None
+    if tensor.is_complex() or tensor.numel() < 2 or tensor.numel() != max(tensor.shape):
+        raise StatisticsError(
+            f"{where} has dtype {tensor.dtype} and shape {tuple(tensor.shape)}, expected a vector of real numbers, one "
+            "for each atomic number from 0"
+        )
+    return tensor.reshape(-1)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def create_element_references(
+    file: str | Path | None = None,
+    state_dict: Mapping[str, Any] | None = None,
+    target: str | None = None,
+    unit: EnergyUnit = "hartree",
+) -> LinearReferences:
+    """Creates references from a file or a state dict.
+
+    Args:
+        file: See `read_reference_file` for the formats. Nothing is unpickled.
+        state_dict: A state dict with ``element_references``.
+        target: Name of the target in a file with references of several targets.
+        unit: Unit of the values; the references are in hartree.
+
+    Returns:
+        The references.
+
+    Raises:
+        ConfigError: If both or neither are given, or the file has several targets and none is named.
+        StatisticsError: If the file cannot be read or has no references.
+    """
+    if (file is None) == (state_dict is None):
+        raise ConfigError("create_element_references needs either a file or a state_dict (config: data.reference.file)")
+    if file is None:
+        return _references_of(state_dict, "state_dict", unit)
+    content = read_reference_file(Path(file))
+    name = ONLY_TARGET if ONLY_TARGET in content else target
+    if name is None and len(content) == 1 and not isinstance(next(iter(content.values())), Tensor | np.ndarray):
+        name = next(iter(content))
+    if name not in content:
+        raise ConfigError(
+            f"{file}: target is {target!r}, but the file has {sorted(content)}: name one of them (argument target, "
+            "config: data.reference.target)"
+        )
+    return _references_of(content[name], f"{file}: {name!r}" if name else str(file), unit)
+
+
+def read_given_references(config: LinearReferencesConfig, unit: str) -> LinearReferences | None:
+    """Returns the references that a configuration gives, or its base, in a unit; None if it gives none."""
+    if config.values is not None:
+        references = references_from_values(config.values, config.max_num_elements)
+    elif config.file is not None or config.base is not None:
+        references = create_element_references(config.file or config.base, target=config.target)
+    else:
+        return None
+    references.element_references *= conversion(config.unit or unit, unit, "config: data.reference.unit")
+    references.unseen_elements = config.unseen_elements
+    return references
+
+
+def _references_of(content: Any, where: str, unit: EnergyUnit = "hartree") -> LinearReferences:
+    """Makes references from a state dict, a vector, or the values of `references_from_values`."""
+    if not isinstance(content, Mapping) or "element_references" not in content:
+        if not isinstance(content, Tensor | np.ndarray):
+            try:
+                return references_from_values(content, unit=unit)
+            except (ConfigError, StatisticsError) as error:
+                raise type(error)(f"{where}: {error}") from None
+        content = {"element_references": content}
+    values = _as_vector(content["element_references"], f"{where}: 'element_references'").to(torch.float64, copy=True)
+    _check_entry_0(float(values[0]))
+    values[0] = 0
+    # entries that the classes of other packages lack are in the metadata of a state dict
+    entries = {**getattr(content, "_metadata", {}).get("", {}), **content}
+    seen, report = entries.get("seen_elements"), entries.get(EXTRA_STATE)
+    factor = energy_in_hartree(unit, "config: data.reference.unit")
+    return LinearReferences(
+        values * factor,
+        seen_elements=None if seen is None else _as_vector(seen, f"{where}: 'seen_elements'"),
+        fit_report=FitReport.from_plain(report) if report and factor == 1 else None,
+    )
+
+
+def read_reference_file(path: Path) -> dict[str, Any]:
+    """Reads references by target: state dicts, vectors or mappings of elements; `ONLY_TARGET` where none is named.
+
+    ``.pt``: a state dict or tensor, or one for each target; fairchem's pickled ``element_references.pt``
+    ``.ckpt``: a checkpoint of a training with linear references
+    ``.npz``: ``element_references`` or ``coeff`` (fairchem), ``atom_ref`` with a column for each of ``labels``
+    (schnetpack), or a vector for each target; ``.npy``: a vector
+    ``.json``, ``.yaml``: energies by element (MACE's ``E0s.json``, ``statistics.json``), a list by atomic number, or
+    either for each target (UMA's lists)
+    """
+    readers = {".npz": _read_npz, ".npy": _read_npz, ".json": _read_text, ".yaml": _read_text, ".yml": _read_text}
+    readers |= dict.fromkeys((".pt", ".pth", ".ckpt"), _read_pt)
+    if path.suffix not in readers:
+        raise StatisticsError(
+            f"{path}: element references are read from files of the kinds {sorted(readers)}, not {path.suffix!r} "
+            "(config: data.reference.file)"
+        )
+    try:
+        content = readers[path.suffix](path)
+    except StatisticsError:
+        raise
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise StatisticsError(f"{path}: cannot be read: {error} (config: data.reference.file)") from error
+    by_element = isinstance(content, Mapping) and content and all(map(_is_number, content.values()))
+    if not isinstance(content, Mapping) or "element_references" in content or by_element:
+        return {ONLY_TARGET: content}
+    return {str(target): value for target, value in content.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Tensor | np.ndarray | np.generic) and np.ndim(value) == 0
 
 
 def _read_npz(path: Path) -> Any:
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            return file
-        with file:
-            content = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise StatisticsError(f"{path}: cannot be read as plain arrays: {error}") from error
+    file = np.load(path, allow_pickle=False)
+    if isinstance(file, np.ndarray):
+        return file
+    with file:
+        content = {name: file[name] for name in file.files}
     if "element_references" not in content and "coeff" in content:
         content["element_references"] = content.pop("coeff")
     if "atom_ref" not in content:
         return content
     columns = np.atleast_2d(content["atom_ref"].T)
     labels = [str(label) for label in content.get("labels", range(len(columns)))]
-    if len(labels) != len(columns):
-        raise StatisticsError(f"{path}: 'atom_ref' has {len(columns)} columns, but 'labels' are {labels}")
     return columns[0] if len(columns) == 1 else dict(zip(labels, columns, strict=True))
 
 
 def _read_text(path: Path) -> Any:
-    try:
-        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
-        if isinstance(content, Mapping) and "atomic_energies" in content:  # MACE's statistics.json
-            content = content["atomic_energies"]
-        return parse_values(content) if isinstance(content, str) else content
-    except (ValueError, OSError) as error:
-        raise StatisticsError(f"{path}: cannot be read: {error}") from error
+    content = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    if isinstance(content, Mapping) and "atomic_energies" in content:  # MACE's statistics.json
+        content = content["atomic_energies"]
+    return parse_literal(content) if isinstance(content, str) else content
+
+
+class _Pickled:
+    """Stands in for fairchem's modules of references, versions 1 and 2, and keeps only their tensors."""
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.state = dict(state["_buffers"])
 
 
 def _read_pt(path: Path) -> Any:
-    # torch builds nothing but tensors, plain containers and these
+    # torch builds only tensors, plain containers and these
     stand_ins: list[Any] = [(_Pickled, f"{_FAIRCHEM}.{name}") for name in ("LinearReferences", "ElementReferences")]
     try:
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, KeyError, TypeError) as error:
         raise StatisticsError(
-            f"{path}: holds pickled objects, which are never loaded; where you trust the file, convert it once, where "
-            f"the package that wrote it is installed: `import torch; modules = torch.load({str(path)!r}, "
-            "weights_only=False); modules = modules if isinstance(modules, dict) else {'energy': modules}; "
-            "torch.save({name: module.state_dict() for name, module in modules.items()}, 'references.pt')`"
+            f"{path}: has pickled objects, which are never loaded: save the module's state_dict() with torch.save, in "
+            "the environment of the package that wrote the file"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise StatisticsError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, Mapping | torch.Tensor | _Pickled):
-        raise StatisticsError(f"{path}: holds a {type(content).__name__}, expected a state dict, or a vector")
     if isinstance(content, Mapping) and "state_dict" in content:
-        return _of_checkpoint(path, content)
+        return _find_in_checkpoint(path, content)
     if isinstance(content, Mapping) and any(isinstance(value, _Pickled) for value in content.values()):
         return {name: value.state if isinstance(value, _Pickled) else value for name, value in content.items()}
     return content.state if isinstance(content, _Pickled) else content
 
 
-def _of_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> Any:
-    """Returns the state of the references that a checkpoint's data module holds."""
-    states = [value for value in checkpoint.values() if isinstance(value, Mapping) and "normalizer" in value]
-    reference = (states[0]["normalizer"] or {}).get("reference") if states else None
-    if reference is None or reference["kind"] != "LinearReferences":
-        found = "none" if reference is None else f"a {reference['kind']}"
+def _find_in_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> Any:
+    """Returns the values of the linear references of the normaliser in a checkpoint, wherever it is stored."""
+    pending, found = [checkpoint], None
+    while pending and found is None:
+        mapping = pending.pop()
+        found = mapping["parts"]["reference"] if {"format", "parts"} <= mapping.keys() else None
+        pending += [value for value in mapping.values() if isinstance(value, Mapping)]
+    if found is None or found["class"] != "LinearReferences":
         raise StatisticsError(
-            f"{path}: has no references by element, but {found}: give a checkpoint that was trained with "
-            "data/reference=linear or fixed (config: data.reference.base, data.reference.file)"
+            f"{path}: has {'no references' if found is None else found['class']}, expected LinearReferences: give a "
+            "checkpoint with data/reference=linear or fixed (config: data.reference.base, data.reference.file)"
         )
-    return reference["values"]
+    return found["values"]
+
+
+# --- configurations of several targets --------------------------------------------------------------------------------
+
+
+def load_references_from_config(
+    config: Mapping[str, Any], dataset: Any, seed: int = 0, checkpoint_dir: str | Path | None = None
+) -> dict[str, LinearReferences]:
+    """Creates the references of all targets that a configuration names.
+
+    Keys:
+        file: A file with the references of several targets: a state dict, or a vector, for each.
+        fit: Arguments of `fit_linear_references` (without the data set), and `fitted`.
+        <target>: References of one target: ``{file: ...}`` (with ``target`` for a file of several targets),
+            ``{state_dict: ...}`` or ``{values: ...}``, each with `unseen_elements`, and with the ``unit`` of its
+            values, such as eV, if they are to become hartree; or the values themselves, see `references_from_values`.
+
+    Where a target has several sources, its own entry has priority over `file`, and `file` over `fit`, with a warning.
+    After a fit ``config["fit"]["fitted"]`` is set to true, so that a run resumed with this config takes the fitted
+    references from `checkpoint_dir` instead of fitting again.
+
+    Args:
+        config: The configuration; a `DictConfig` or a mapping with a mutable `fit`.
+        dataset: Samples to fit on; not read unless there is something to fit.
+        seed: Seed of the fit's shuffling, unless `fit` has its own.
+        checkpoint_dir: Folder where all references are written as ``element_references.pt``, which loads with
+            ``torch.load(weights_only=True)``, and from which a resumed run reads them. Under torch.distributed rank 0
+            writes.
+
+    Returns:
+        References by target.
+
+    Raises:
+        ConfigError: If a key is unknown, or `fitted` is set and the fitted references are not found.
+        StatisticsError: If a file cannot be read, or lacks a target.
+    """
+    fit: Any = config.get("fit")
+    fit_targets = [] if fit is None else _check_fit(fit)
+    own = {str(t): _read_target(str(t), config[t]) for t in config if t not in ("file", "fit")}
+    in_file = {} if config.get("file") is None else _read_targets(Path(config["file"]))
+    for target in sorted({*in_file, *fit_targets, *own}):
+        places = (("its own entry", own), ("'file'", in_file), ("'fit'", fit_targets))
+        sources = [name for name, targets in places if target in targets]
+        if len(sources) > 1:
+            message = (
+                f"the references of {target!r} have several sources, {' and '.join(sources)}: {sources[0]} is used"
+            )
+            warnings.warn(message, stacklevel=2)
+    references = {**in_file, **own}
+    wanted = [target for target in fit_targets if target not in references]
+    resumed = fit is not None and bool(fit.get("fitted", False))
+    if wanted and resumed:
+        references |= _read_fitted(wanted, checkpoint_dir)
+    elif wanted and fit is not None:
+        arguments = {key: _to_plain(value) for key, value in fit.items() if key not in ("targets", "fitted")}
+        references |= fit_linear_references(wanted, dataset, **{"seed": seed, **arguments})
+        with open_dict(fit) if isinstance(fit, DictConfig) else nullcontext():
+            fit["fitted"] = True
+    if not references:
+        raise ConfigError("the references' config names no target: give 'file', 'fit', or an entry for a target")
+    if checkpoint_dir is not None and not resumed and current_ranks().rank == 0:
+        with written_whole(Path(checkpoint_dir) / CHECKPOINT_NAME, replace=True) as file:
+            torch.save({target: module.state_dict() for target, module in references.items()}, file)
+    return references
+
+
+def _to_plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
+
+
+def _check_fit(fit: Any) -> list[str]:
+    """Validates the section `fit` and returns its targets."""
+    allowed = [name for name in inspect.signature(fit_linear_references).parameters if name != "dataset"]
+    keys = [str(key) for key in fit] if isinstance(fit, MutableMapping | DictConfig) else None
+    if keys is None or not {"targets", "batch_size"} <= set(keys) or not set(keys) <= {*allowed, "fitted"}:
+        raise ConfigError(f"fit has {keys or repr(fit)}: expected targets, batch_size, and perhaps others of {allowed}")
+    targets = _to_plain(fit["targets"])
+    if not isinstance(targets, list | tuple):
+        raise ConfigError(f"fit.targets = {targets!r}: expected a list of names, such as [energy]")
+    return [str(target) for target in targets]
+
+
+def _read_target(target: str, entry: Any) -> LinearReferences:
+    """Reads the entry of one target: values, or a mapping with a file, values or a state dict and options."""
+    keys = [str(key) for key in entry] if isinstance(entry, Mapping | DictConfig) else []
+    sources = [key for key in keys if key in ("file", "values", "state_dict")]
+    if not sources:
+        return _references_of(entry, target)
+    if len(sources) > 1 or not set(keys) <= {*sources, "target", "unit", "unseen_elements"}:
+        raise ConfigError(
+            f"{target} has the keys {keys}: expected one of file, values, state_dict, with target, unit and "
+            "unseen_elements at most"
+        )
+    unit = entry.get("unit", "hartree")
+    if sources == ["file"]:
+        references = create_element_references(entry["file"], target=entry.get("target"), unit=unit)
+    else:
+        references = _references_of(entry[sources[0]], target, unit)
+    references.unseen_elements = check_unseen_policy(entry.get("unseen_elements", "error"))
+    return references
+
+
+def _read_targets(path: Path) -> dict[str, LinearReferences]:
+    """Reads the references of several targets from one file."""
+    content = read_reference_file(path)
+    if ONLY_TARGET in content:
+        raise StatisticsError(f"{path}: has the references of a single target; name it: <target>: {{file: {path}}}")
+    return {target: _references_of(state, f"{path}: {target!r}") for target, state in content.items()}
+
+
+def _read_fitted(targets: Sequence[str], checkpoint_dir: str | Path | None) -> dict[str, LinearReferences]:
+    path = None if checkpoint_dir is None else Path(checkpoint_dir) / CHECKPOINT_NAME
+    references = {} if path is None or not path.is_file() else _read_targets(path)
+    missing = [target for target in targets if target not in references]
+    if missing:
+        raise ConfigError(
+            f"fit.fitted is true, but {path or 'checkpoint_dir (not given)'} has no references of {missing}: give the "
+            "folder of the run that fitted them, or remove fit.fitted to fit again"
+        )
+    return {target: references[target] for target in targets}

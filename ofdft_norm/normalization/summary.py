@@ -1,219 +1,151 @@
-"""Fitted statistics as a table for people."""
+"""Statistics and normaliser as text for people: what was seen, residuals of the references, and the scales."""
 
 from __future__ import annotations
 
 import math
+from textwrap import fill
 
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.basis_info import BasisInfo
+from ofdft_norm.data.basis import BasisInfo, dimension_name
 from ofdft_norm.data.elements import symbol
+from ofdft_norm.normalization.build_normalizer import find_residual
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
-from ofdft_norm.normalization.lambda_sources import lambda_sources, sources_table
-from ofdft_norm.normalization.reference_summary import r_squared
-from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
-from ofdft_norm.statistics.references import OTHER_REFERENCES, REFERENCES
-from ofdft_norm.tables import text_table
-from ofdft_norm.units import ShownUnit, shown
+from ofdft_norm.normalization.linear_references import DatasetReferences, LinearReferences
+from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.normalization.reference_report import r_squared
+from ofdft_norm.statistics.references import REFERENCES
+from ofdft_norm.statistics.store import DatasetStatistics, ResidualStatistics, WeigherStatistics
+from ofdft_norm.tables import WIDTH, text_table
+from ofdft_norm.units import shown
 
-_UNKNOWN = "-"
-_SPREAD = ("std", "mae", "abs_max")
-_MOST_ELEMENTS = 5  # side by side on a screen
-
-SEEN_MEANINGS = {
-    "weigher": "what gives each sample its weight in the statistics",
-    "has_energy_label": "a weigher: samples with an energy label count, once each",
-    "constant": "a weigher: every sample counts, once",
-    "initial_guess_only": "a weigher: only the first density of each molecule counts",
-    "ground_state_only": "a weigher: only the converged density of each molecule counts",
-    "samples": "densities that count, several for a molecule",
-    "molecules": "molecules that they belong to",
-    "atoms": "atoms of that element in these samples",
+_NAMES = {
+    "atom_ref": "atomic",
+    "scalar_atom_ref": "atomic, l = 0 only",
+    "linear_ref": "linear",
+    "linear_ref_by_sample": "linear, by sample",
 }
-ENERGY_MEANINGS = {
-    "no reference": "the energies as labelled; MAE and max |.| are of their deviation from the mean",
-    "atom_ref": "minus an energy for each element and the mean gradient times the coefficients",
-    "scalar_atom_ref": "the same over coefficients of l = 0 alone, which does not change with rotations",
-    "linear_ref": "minus one fitted energy for each element; every molecule counts once in the fit",
-    "linear_ref_by_sample": "the same; every sample counts once in the fit",
-    "given_ref": "minus the given energy of each element (data.reference.values or file)",
-    "linear_ref_by_field": "minus energies fitted for each value of the field data.reference.by",
-    "linear_ref_with_ridge": "minus one energy for each element, fitted with data.reference.ridge",
-    "mean": "of what is left of the energies",
-    "std": "their standard deviation: what a network has to learn",
-    "MAE": "their mean absolute value",
-    "max |.|": "their largest absolute value",
-    "R2": "share of the energies' variance that the reference explains",
-    "rank": "so many of the fitted energies are determined by the data",
-    "condition": "by how much errors of the labels may be enlarged in the fitted energies",
-}
-GRADIENT_MEANINGS = {
-    "largest gradient": "largest absolute component over all samples that count and all dimensions",
-    "as labelled": "of the labels after data.pre_transforms",
-    "after atom_ref": "after the mean gradient of each dimension is subtracted",
-    "and rescaling": "and division by lambda, too: what a network sees with data/reference=atom_ref, but for "
-    "data.energy_scale",
-}
-BRANCH_MEANINGS = {
-    "lambda is set by": "lambda multiplies the coefficient of a dimension and divides its gradient",
-    "dimensions": "so many basis functions, over all elements",
-    "gradient": "the largest gradient is above data.rescaling.s_grad, and lambda makes it that",
-    "coefficient": "lambda is smaller: the coefficient's spread would exceed data.rescaling.s_coeff",
-    "unscaled": "the largest gradient is below data.rescaling.s_grad; lambda is 1",
-}
-
-# how a later run will see whether label files changed
-_RECOGNISED_BY = {
-    "mtime": "data files are recognised by size and modification time (data.statistics.fingerprint)",
-    "contents": "data files are recognised by their contents (data.statistics.fingerprint)",
-}
+_MOST_MOLECULES = 6
 
 
-def summary_table(
+def summarize(
     statistics: DatasetStatistics,
     basis_info: BasisInfo | None,
-    rescaling: DimensionWiseRescaling | None = None,
+    normalizer: Normalizer,
     weigher_key: str = "has_energy_label",
 ) -> str:
-    r"""Describes what was seen, what the references leave of the energies, and what the rescaling does.
-
-    Args:
-        statistics: Fitted statistics. What other programs did not store shows as ``-``.
-        basis_info: The basis, which names the elements; None for data without density coefficients.
-        rescaling: The rescaling made of them, if any.
-        weigher_key: Whose statistics it was made of.
-
-    Returns:
-        Tables, and under each what its rows and columns are.
-
-    Example:
-        >>> import numpy as np
-        >>> arrays = {"constant/n_samples": 3, "constant/energy/mean": -75.0, "constant/energy/std": 0.25}
-        >>> statistics = DatasetStatistics.from_arrays({key: np.array(value) for key, value in arrays.items()})
-        >>> print("\n".join(summary_table(statistics, None).split("\n\n")[1].splitlines()[:2]))
-        constant [Ha]       mean      std  MAE  max |.|  R2  rank  condition
-        no reference   -75.00000  0.25000    -        -   -     -          -
-    """
-    tables = [*_seen(statistics, basis_info), *_energies(statistics), _gradients(statistics, rescaling)]
-    if rescaling is not None:
-        tables.append(_branches(rescaling))
-    if rescaling is not None and basis_info is not None:
-        tables.append(_sources(statistics, rescaling, basis_info, weigher_key))
-    tables.append(_RECOGNISED_BY.get(str(statistics.attributes.get("fingerprint_by")), ""))
-    return "\n\n".join(table for table in tables if table)
+    """Returns tables of the training split, of the references and of the rescaling; ``-`` where nothing is stored."""
+    counts = [_describe_counts(statistics, key, basis_info) for key in statistics.weigher_keys()]
+    parts = ["\n".join(counts), tabulate_references(statistics, weigher_key, normalizer)]
+    if basis_info is not None:
+        parts += _describe_rescaling(statistics[weigher_key], normalizer, basis_info)
+    if isinstance(normalizer.reference, LinearReferences | DatasetReferences):
+        parts.append(normalizer.reference.summary(normalizer.unit))
+    return "\n\n".join(part for part in parts if part)
 
 
-def _number(statistics: DatasetStatistics, weigher: str, statistic: str) -> float | None:
-    key = f"{weigher}/{statistic}"
-    return float(statistics.load_statistic(weigher, statistic)) if key in statistics else None
+def describe_normalizer(normalizer: Normalizer, statistics: DatasetStatistics, weigher_key: str) -> str:
+    """Returns the reference with its rank and R2, the rescaling and the energy scale in one line."""
+    weigher = statistics[weigher_key]
+    name, residual = find_residual(statistics, weigher_key, normalizer.reference, normalizer.basis_info)
+    rank, r2 = weigher.get(f"{name}_rank"), _format_r2(residual, weigher)
+    fit = "" if rank is None else f" (rank {int(rank)}, R2 {r2})"
+    rescaling = "none" if normalizer.rescaling is None else "dimension-wise"
+    return (
+        f"normaliser: reference {_NAMES.get(name, name)}{fit}, rescaling {rescaling}, energy scale "
+        f"{float(normalizer.energy_scale):.6g} {normalizer.unit}"
+    )
 
 
-def _count(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{int(value):,}"
+def _describe_counts(statistics: DatasetStatistics, weigher_key: str, basis_info: BasisInfo | None) -> str:
+    weigher = statistics[weigher_key]
+    counts = [(weigher.n_samples, "samples"), (weigher.n_molecules, "molecules")]
+    words = [f"{n:,} {noun}" for n, noun in counts if n is not None]
+    if weigher.n_atoms is not None and (basis_info is not None or "atomic_numbers" in statistics.attributes):
+        elements = zip(statistics.elements(basis_info), weigher.n_atoms.tolist(), strict=True)
+        words.append("atoms: " + ", ".join(f"{symbol(z)} {n:,}" for z, n in elements))
+    return fill(f"{weigher_key}: {'; '.join(words)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def _unit(statistics: DatasetStatistics) -> ShownUnit:
-    return shown(str(statistics.attributes.get("unit", "hartree")))
-
-
-def seen_rows(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> list[list[str]]:
-    """Returns samples, molecules and atoms of each element, a row for each weigher, under a row of headings.
-
-    Args:
-        statistics: Statistics of the training split.
-        basis_info: The density basis; None: no columns of elements.
-    """
-    elements = [] if basis_info is None else [symbol(int(z)) for z in basis_info.atomic_numbers]
-    rows = []
-    for weigher in statistics.weigher_keys():
-        atoms: npt.NDArray[np.int64] | list[None] = [None] * len(elements)
-        if elements and f"{weigher}/n_atoms" in statistics:
-            atoms = statistics.load_statistic(weigher, "n_atoms")
-        counts = (_number(statistics, weigher, "n_samples"), _number(statistics, weigher, "n_molecules"), *atoms)
-        rows.append([weigher, *(_count(count) for count in counts)])
-    return [["weigher", "samples", "molecules", *(f"{element} atoms" for element in elements)], *rows]
-
-
-def _seen(statistics: DatasetStatistics, basis_info: BasisInfo | None) -> list[str]:
-    """`seen_rows` as text: where there are many elements, in several tables."""
-    header, *rows = seen_rows(statistics, basis_info)
-    first = 3 + _MOST_ELEMENTS
-    columns = [[*range(first)], *([0, *range(i, i + first - 1)] for i in range(first, len(header), first - 1))]
-    parts = [[[row[c] for c in of_part if c < len(row)] for row in (header, *rows)] for of_part in columns]
-    return [text_table(part[0], part[1:], meanings=SEEN_MEANINGS if part is parts[0] else None) for part in parts]
-
-
-def _energies(statistics: DatasetStatistics) -> list[str]:
-    """`energy_rows` as text, a table for each weigher."""
-    tables = [table for weigher in statistics.weigher_keys() if (table := energy_rows(statistics, weigher))[1:]]
-    return [
-        text_table(table[0], table[1:], meanings=ENERGY_MEANINGS if table is tables[-1] else None) for table in tables
+def tabulate_references(statistics: DatasetStatistics, weigher_key: str, normalizer: Normalizer) -> str:
+    """Returns a table of the training energies minus each reference; empty where they are not stored."""
+    weigher, unit = statistics[weigher_key], shown(normalizer.unit)
+    used, residual = find_residual(statistics, weigher_key, normalizer.reference, normalizer.basis_info)
+    residuals = {"none": weigher.energy, **{name: weigher.residual(name) for name in REFERENCES}, used: residual}
+    rows = [
+        [
+            _NAMES.get(name, name),
+            *(unit.energy(value) for value in (found.std, found.mae, found.abs_max)),
+            "-" if name == "none" else _format_r2(found, weigher),
+            "-" if (rank := weigher.get(f"{name}_rank")) is None else str(int(rank)),
+            "used" if name == used else "",
+        ]
+        for name, found in residuals.items()
+        if found is not None
     ]
+    title = f"training energies minus the reference [{unit.symbol}]:"
+    table = text_table(["reference", "std. dev.", "MAE", "max. error", "R2", "rank", ""], rows)
+    return f"{title}\n{table}" if rows else ""
 
 
-def energy_rows(statistics: DatasetStatistics, weigher: str) -> list[list[str]]:
-    """Returns a weigher's energies before and after each reference, under a row of headings.
-
-    Args:
-        statistics: Statistics of the training split.
-        weigher: The weigher's key.
-    """
-    unit = _unit(statistics)
-    of_energies = [_number(statistics, weigher, f"energy/{name}") for name in ("std", "mean")]
-    rows = [[f"{weigher} [{unit.symbol}]", "mean", "std", "MAE", "max |.|", "R2", "rank", "condition"]]
-    for name in (None, *REFERENCES, *OTHER_REFERENCES):
-        folder = "energy" if name is None else f"energy_minus_{name}"
-        mean = _number(statistics, weigher, f"{folder}/mean")
-        if mean is None:
-            continue
-        r2 = r_squared(_number(statistics, weigher, f"{folder}/rms"), *of_energies)
-        condition = _number(statistics, weigher, f"{name}_condition_number")
-        rows.append(
-            [
-                "no reference" if name is None else name,
-                unit.energy(mean),
-                *(unit.energy(_number(statistics, weigher, f"{folder}/{s}")) for s in _SPREAD),
-                _UNKNOWN if r2 is None or math.isnan(r2) else f"{r2:.6f}",
-                _count(_number(statistics, weigher, f"{name}_rank")),
-                _UNKNOWN if condition is None else f"{condition:.3g}",
-            ]
-        )
-    return rows
+def _format_r2(residual: ResidualStatistics | None, weigher: WeigherStatistics) -> str:
+    value = r_squared(residual, weigher.energy)
+    return "-" if value is None or math.isnan(value) else f"{value:.6f}"
 
 
-def _gradients(statistics: DatasetStatistics, rescaling: DimensionWiseRescaling | None) -> str:
-    """Largest gradients before and after reference and rescaling; empty if they are not known."""
-    dual = None if rescaling is None else rescaling.factors.gradient_unit.cpu().numpy()
-    unit, rows = _unit(statistics), []
-    for weigher in statistics.weigher_keys():
-        if f"{weigher}/gradient_max_after_atom_ref" not in statistics:
-            continue
-        before = statistics.load_statistic(weigher, "gradient_label/abs_max")
-        after = statistics.load_statistic(weigher, "gradient_max_after_atom_ref")
-        fits = dual is not None and dual.shape == after.shape
-        largest = (before.max(), after.max(), (after / dual).max() if fits else None)
-        rows.append([weigher, *(unit.energy(None if x is None else float(x)) for x in largest)])
-    if not rows:
+def _describe_rescaling(weigher: WeigherStatistics, normalizer: Normalizer, basis_info: BasisInfo) -> list[str]:
+    """Returns sentences about the largest gradients and the limits of lambda, and a table of molecules."""
+    before, after = weigher.get("gradient_label/abs_max"), weigher.get("gradient_max_after_atom_ref")
+    if before is None or after is None:
+        return []
+    unit, rescaling = shown(normalizer.unit).symbol, normalizer.rescaling
+    gradients = f"largest gradient [{unit}]: {before.max():.4g} in labels, {after.max():.4g} minus their mean"
+    if rescaling is None:
+        return [gradients]
+    rescaled = after / (rescaling.lambda_z.cpu().numpy() + rescaling.epsilon)
+    n = {name: int(mask.sum()) for name, mask in rescaling.branches().items()}
+    limits = f"lambda: {n['gradient']} set by gradients, {n['coefficient']} by coefficients, {n['unscaled']} are 1"
+    return [f"{gradients}, {rescaled.max():.4g} rescaled\n{limits}", tabulate_lambda(weigher, rescaling, basis_info)]
+
+
+def tabulate_lambda(weigher: WeigherStatistics, rescaling: DimensionWiseRescaling, basis_info: BasisInfo) -> str:
+    """Returns a table of the molecules with the gradients that set lambda; empty where they are not known."""
+    holder, extremes = find_lambda_holders(weigher, rescaling, basis_info), weigher.gradient_extremes
+    if holder is None or extremes is None or (holder < 0).all():
         return ""
-    header = [f"largest gradient [{unit.symbol}]", "as labelled", "after atom_ref", "and rescaling"]
-    return text_table(header, rows, meanings=GRADIENT_MEANINGS)
+    names = np.array([*extremes.names, ""], dtype=object)[holder]  # -1: none
+    scale = rescaling.lambda_z.cpu().numpy()
+    rows = []
+    for name in dict.fromkeys(names[holder >= 0]):
+        own = np.flatnonzero(names == name)
+        most = int(own[scale[own].argmax()])
+        rows.append([name, str(len(own)), f"{scale[most]:.4g}", dimension_name(basis_info, most)])
+    rows.sort(key=lambda row: (-int(row[1]), row[0]))
+    title = f"gradients of {len(rows)} molecules set lambda; those with the most dimensions:"
+    header = ["molecule", "dimensions", "largest lambda", "in dimension"]
+    return f"{title}\n{text_table(header, rows[:_MOST_MOLECULES])}"
 
 
-def _branches(rescaling: DimensionWiseRescaling) -> str:
-    """How many lambdas each of their limits sets."""
-    rows = [[name, f"{count:,}"] for name, count in rescaling.branches().items()]
-    return text_table(["lambda is set by", "dimensions"], rows, meanings=BRANCH_MEANINGS)
+def find_lambda_holders(
+    weigher: WeigherStatistics, rescaling: DimensionWiseRescaling, basis_info: BasisInfo
+) -> npt.NDArray[np.int64] | None:
+    """Returns (n_basis,) the index in `gradient_extremes.names` of the sample with the gradient that sets lambda.
 
-
-def _sources(
-    statistics: DatasetStatistics, rescaling: DimensionWiseRescaling, basis_info: BasisInfo, weigher_key: str
-) -> str:
-    """The molecules that lambda hangs on."""
-    sources = lambda_sources(statistics, rescaling, basis_info, weigher_key)
-    if sources is None:
-        return (
-            "which molecules set lambda is not known: these statistics do not say, as an older version or another "
-            "program fitted them, or the rescaling is of others"
-        )
-    return sources_table(sources, basis_info)
+    It is -1 where lambda has another limit; None if the statistics lack extremes or the rescaling is of other ones.
+    """
+    low, high = (weigher.get(f"gradient_label_samples/{name}") for name in ("minimum", "maximum"))
+    if low is None or high is None:
+        return None
+    gradient, shell = weigher.gradient_label, basis_info.basis_func_to_shell
+    for equivariant in (False, True):
+        origin = np.where(equivariant & (basis_info.l_per_basis_func > 0), 0.0, gradient.mean)
+        below, above = origin - gradient.minimum, gradient.maximum - origin
+        largest, holder = np.maximum(below, above), np.where(above >= below, high, low)
+        if equivariant:  # the component of the shell with the largest gradient
+            order = np.lexsort((largest, shell))
+            last = order[np.flatnonzero(np.diff(shell[order], append=-1))]
+            largest, holder = largest[last][shell], holder[last][shell]
+        if np.allclose(largest, rescaling.max_grads.cpu().numpy(), rtol=1e-9, atol=0):
+            return np.where(rescaling.branches()["gradient"].cpu().numpy(), holder, -1)
+    return None

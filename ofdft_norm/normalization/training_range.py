@@ -1,36 +1,33 @@
-"""How far coefficients leave the range that the training split's have."""
+"""How far coefficients lie outside of the range of the training split."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ofdft_norm.data.basis_info import BasisInfo
-from ofdft_norm.normalization.float64_module import Float64Module
-from ofdft_norm.statistics.dataset_statistics import DatasetStatistics
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.normalization.base import Float64Module
+from ofdft_norm.statistics.store import Array, DatasetStatistics
 
-Array = npt.NDArray[np.float64]
-
-# Symmetry may keep a component of a shell at 0 in all training molecules, to rounding: its range has no width that
-# anything could be measured in. It counts as at least this share of the shell's widest component ...
+# By symmetry a component of a shell may be 0 to rounding in all training molecules: its range has no useful width. It
+# gets at least this share of the width of the shell's widest component ...
 _SMALLEST_SHARE = 1e-2
-# ... and, in shells of which all components are 0, of the largest coefficient.
+# ... and, in shells with only such components, of the largest coefficient.
 _ROUNDING = 1e-9
-# Smaller distances, in units of the width, are the rounding of coefficients that were cast to float32.
+# Smaller distances, in units of the width, are rounding of coefficients that were cast to float32.
 _SINGLE_PRECISION = 1e-6
 
 
 class RangeExcess(NamedTuple):
-    """How far samples leave the training range.
+    """How far samples lie outside of the training range.
 
     Attributes:
         excess: (n_molecules,) float64, the largest distance of a coefficient from its range, in units of the range's
             width; 0 inside.
-        dimension: (n_molecules,) the dimension where that is, an index in the concatenation over elements.
+        dimension: (n_molecules,) its dimension, an index in the concatenation over elements.
     """
 
     excess: Tensor
@@ -38,12 +35,12 @@ class RangeExcess(NamedTuple):
 
 
 class TrainingRange(Float64Module):
-    """The smallest and the largest coefficient of every dimension in the training split.
+    """The smallest and the largest coefficient of every dimension among all training samples, labelled or not.
 
     Args:
         lowest: (n_basis,) the smallest ones; -inf where nothing is known.
         highest: (n_basis,) the largest ones; inf where nothing is known.
-        width: (n_basis,) what distances from the range are measured in.
+        width: (n_basis,) unit of distances from the range.
     """
 
     lowest: Tensor
@@ -60,33 +57,30 @@ class TrainingRange(Float64Module):
     def from_dataset_statistics(
         cls, statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str = "has_energy_label"
     ) -> TrainingRange | None:
-        """Takes the range from a data set's statistics; None where they do not have it.
+        """Takes the range from dataset statistics; None where they lack it.
 
-        Args:
-            statistics: The statistics.
-            basis_info: The basis, which says what is a shell.
-            weigher_key: Whose statistics to use.
+        A dimension that is 0 in all training samples is bounded by 0; only elements without atoms are unbounded.
         """
-        if any(f"{weigher_key}/coeffs/{name}" not in statistics for name in ("minimum", "maximum")):
+        needed = ("coeffs_range/minimum", "coeffs_range/maximum", "n_atoms")
+        if any(f"{weigher_key}/{name}" not in statistics for name in needed):
             return None
-        lowest, highest = (statistics.load_statistic(weigher_key, f"coeffs/{name}") for name in ("minimum", "maximum"))
-        unseen = (lowest == 0) & (highest == 0)  # an element without atoms
+        lowest, highest, n_atoms = (statistics.load_statistic(weigher_key, name) for name in needed)
+        unseen = np.repeat(n_atoms == 0, basis_info.basis_dim_per_atom)
+        lowest, highest = np.where(unseen, 0.0, lowest), np.where(unseen, 0.0, highest)
         _, first = np.unique(basis_info.basis_func_to_shell, return_index=True)
         widest = np.maximum.reduceat(highest - lowest, first)[basis_info.basis_func_to_shell]
         rounding = _ROUNDING * np.maximum(np.abs(lowest), np.abs(highest)).max()
         width = np.maximum.reduce([highest - lowest, _SMALLEST_SHARE * widest, np.full_like(widest, rounding)])
-        return cls(np.where(unseen, -np.inf, lowest), np.where(unseen, np.inf, highest), np.where(unseen, 1.0, width))
+        width = np.where(unseen | (width == 0), 1.0, width)
+        return cls(np.where(unseen, -np.inf, lowest), np.where(unseen, np.inf, highest), width)
 
     def excess(self, coeffs: Tensor, basis_function_ind: Tensor, molecule: Tensor, n_molecules: int) -> RangeExcess:
-        """Returns how far samples leave the range.
+        """Returns how far samples lie outside of the range.
 
-        Args:
-            coeffs: (n,) coefficients, not normalised.
-            basis_function_ind: (n,) the dimension of each.
-            molecule: (n,) the molecule of each.
-            n_molecules: Number of molecules.
+        `coeffs` are (n,) and not normalised; `basis_function_ind` and `molecule` are the dimension and the molecule of
+        each.
 
-        Example:
+        Examples:
             >>> training = TrainingRange(torch.tensor([0.0, -1.0]), torch.tensor([2.0, 1.0]), torch.tensor([2.0, 2.0]))
             >>> training.excess(torch.tensor([1.0, 4.0]), torch.tensor([0, 1]), torch.tensor([0, 0]), 1)
             RangeExcess(excess=tensor([1.5000], dtype=torch.float64), dimension=tensor([1]))

@@ -1,1 +1,1 @@
-"""What a data set measures: weighers, streaming accumulators, the one-pass fit, and the store of its results."""
+"""Statistics of a data set: weighers, the fit in two passes, the store of its results, and their cache."""

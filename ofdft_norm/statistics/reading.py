@@ -1,271 +1,296 @@
-"""Where a fit's batches come from: label files, molecule by molecule; any data set of samples; or a loader."""
+"""Passes of a fit over label files or packs (molecule by molecule), any data set of samples, or a loader."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
-from itertools import accumulate, islice
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torch_geometric.data import Batch, Data
+from torch.utils.data import DataLoader
+from torch_geometric.data import Data
+from torch_geometric.loader.dataloader import Collater
+from tqdm import tqdm
 
-from ofdft_norm.data.of_data import OFData, as_data, field_names, get_field, n_molecules, only_name, samples_at
+from ofdft_norm.data.dataset import MoleculeDataset
+from ofdft_norm.data.sample import (
+    as_data,
+    collate_joined,
+    field_names,
+    get_field,
+    join_samples,
+    n_molecules,
+    only_name,
+)
 from ofdft_norm.errors import BatchError, StatisticsError
-from ofdft_norm.statistics.distributed import Ranks
+from ofdft_norm.statistics.distributed import Ranks, single_threaded
+from ofdft_norm.statistics.weighers import SampleWeigher
+
+IntArray = npt.NDArray[np.int64]
 
 MOLECULES_PER_BATCH = 32
 SAMPLES_PER_BATCH = 512
-
-# Fields that the fit adds: the index of each sample's molecule, and that of each sample, in its data set.
-MOLECULE_INDEX = "molecule_index"
-SAMPLE_INDEX = "sample_index"
+_MOST_SAMPLES = 2**24  # of one molecule
 
 
 @dataclass(frozen=True)
-class FitFields:
-    """The fields of samples that a fit reads.
+class SampleFields:
+    """Fields of samples that a pass reads."""
 
-    Attributes:
-        names: Fields that are joined; None: all of them, by PyG's own rules.
-        numbers: Those of them with one number for each sample, which may be of any type, read as float64.
-        atomic_numbers: Field of the atomic numbers, which tells how many atoms a sample has; where a sample lacks it,
-            PyG's ``z`` is used.
-        config_keys: For messages: the configuration key (or argument) that names a field.
-    """
-
-    names: tuple[str, ...] | None
-    numbers: tuple[str, ...] = ()
-    atomic_numbers: str = "atomic_numbers"
-    config_keys: dict[str, str] | None = None
-
-    def where(self, name: str) -> str:
-        """Returns what to change where a field is missing.
-
-        Args:
-            name: Name of the field.
-        """
-        return (self.config_keys or {}).get(name, "config: data.pre_transforms, data.source")
+    names: tuple[str, ...] | None  # None: all fields
+    numbers: tuple[str, ...] = ()  # one number for each sample, of any type
+    atomic_numbers: str = "atomic_numbers"  # where a sample lacks it, ``z``
 
 
-@dataclass(frozen=True)
-class BatchSource:
-    """Passes over this rank's share of a data set.
-
-    Attributes:
-        batches: Starts a pass.
-        n_samples: Number of samples of this rank, where known.
-        whole_molecules: Whether each batch holds all samples of its molecules.
-        sharded: Whether the ranks' shares are disjoint, so that their results are to be merged.
-    """
-
-    batches: Callable[[], Iterator[Data]]
-    n_samples: int | None
-    whole_molecules: bool
-    sharded: bool
+def fit_fields(weighers: Sequence[SampleWeigher], extra: Sequence[str], numbers: Sequence[str] = ()) -> SampleFields:
+    """Returns the fields of a pass: of its weighers, some others, and the fields that identify a sample."""
+    if any(weigher.fields is None for weigher in weighers):
+        return SampleFields(None, tuple(numbers))
+    of_weighers = [name for weigher in weighers for name in weigher.fields or ()]
+    names = ("mol_id", "scf_iteration", "has_energy_label", *of_weighers, *extra)
+    return SampleFields(tuple(dict.fromkeys(names)), tuple(numbers))
 
 
-def batch_source(dataset: Any, ranks: Ranks, fields: FitFields, n_batches: int | None = None) -> BatchSource:
-    """Chooses how to read a data set or loader.
+class SampleBatch:
+    """S samples as a fit reads them: `indices` are their numbers, `molecules` those of their molecules, if known."""
 
-    Args:
-        dataset: An `OFDataset` (anything with `batch`, `n_molecules` and `sample_offsets`), a data set of samples, or
-            an iterable of batches.
-        ranks: This process among its peers.
-        fields: What is read of the samples of a data set; a loader's batches are taken as they come.
-        n_batches: Use only the first batches.
+    def __init__(self, data: Data, atomic_numbers: str, indices: IntArray, molecules: IntArray | None = None) -> None:
+        numbers = _atomic_numbers(data, atomic_numbers, int(indices[0]))
+        if numbers.device.type != "cpu":
+            data, numbers = copy(data).cpu(), numbers.cpu()  # PyG moves a batch in place
+        self.data, self.indices, self.n_samples, self._molecules = data, indices, len(indices), molecules
+        self.atomic_numbers = numbers.numpy().astype(np.int64)
+        index = get_field(data, "batch")
+        if index is None and self.n_samples > 1:
+            raise BatchError("the batch has no 'batch': give the samples 'pos', from which PyG counts atoms")
+        self.sample_of_atom = np.zeros(len(numbers), dtype=np.int64) if index is None else index.numpy()
 
-    Raises:
-        StatisticsError: If the data set is empty.
-    """
-    if hasattr(dataset, "sample_offsets"):
-        return _molecule_source(dataset, ranks, fields, n_batches)
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        n = len(dataset) if n_batches is None else min(len(dataset), n_batches * SAMPLES_PER_BATCH)
-        _refuse_empty(n)
-        return sample_source(dataset, ranks, fields, range(n), SAMPLES_PER_BATCH)
-    n_known = len(dataset.dataset) if n_batches is None and hasattr(dataset, "dataset") else None
-    return BatchSource(lambda: _numbered(islice(iter(dataset), n_batches)), n_known, False, False)
-
-
-def _numbered(batches: Iterator[Data]) -> Iterator[Data]:
-    """Numbers the samples of a loader's batches as they come."""
-    first = 0
-    for batch in batches:
-        numbered = copy(batch)
-        last = first + n_molecules(batch)
-        numbered[SAMPLE_INDEX] = torch.arange(first, last)
-        first = last
-        yield numbered
-
-
-def _refuse_empty(n: int) -> None:
-    if n == 0:
-        raise StatisticsError("the training split is empty: there is nothing to fit (config: data.split)")
-
-
-def _molecule_source(dataset: Any, ranks: Ranks, fields: FitFields, n_batches: int | None) -> BatchSource:
-    n = dataset.n_molecules if n_batches is None else min(dataset.n_molecules, n_batches * MOLECULES_PER_BATCH)
-    _refuse_empty(n)
-    shard, offsets = np.arange(n)[ranks.rank :: ranks.world_size], dataset.sample_offsets
-    first, n_samples = offsets[shard], np.diff(offsets)[shard]
-
-    def batches() -> Iterator[Data]:
-        for start in range(0, len(shard), MOLECULES_PER_BATCH):
-            own = slice(start, start + MOLECULES_PER_BATCH)
-            ends = np.cumsum(n_samples[own])
-            samples = np.arange(ends[-1]) + np.repeat(first[own] - ends + n_samples[own], n_samples[own])
-            batch = dataset.batch(samples, fields.names)
-            # two files of one geometry and name are two molecules
-            batch[MOLECULE_INDEX] = torch.from_numpy(np.repeat(shard[own], n_samples[own]))
-            yield batch
-
-    return BatchSource(batches, int(n_samples.sum()), True, ranks.world_size > 1)
-
-
-def sample_source(
-    dataset: Any,
-    ranks: Ranks,
-    fields: FitFields,
-    indices: Sequence[int],
-    batch_size: int,
-    num_workers: int = 0,
-) -> BatchSource:
-    """Returns passes over some samples of a data set, in a given order, shared out over the ranks.
-
-    Args:
-        dataset: Samples: `Data` objects, other objects with fields, or mappings.
-        ranks: This process among its peers.
-        fields: What is read of the samples.
-        indices: Which samples, in which order.
-        batch_size: Samples in a batch.
-        num_workers: Worker processes that read.
-    """
-    share = indices[ranks.rank :: ranks.world_size]
-
-    def batches() -> Iterator[Data]:
-        return iter(
-            DataLoader(
-                _Numbered(dataset),
-                batch_size,
-                sampler=share,
-                num_workers=num_workers,
-                collate_fn=JoinFields(fields),
-                generator=torch.Generator(),  # the global random state is left alone
+    def vector(self, name: str) -> npt.NDArray[np.float64]:
+        """Returns the values of a field, flat; ``initial_guess_delta`` is coeffs - ground_state_coeffs."""
+        if name == "initial_guess_delta":
+            return self.vector("coeffs") - self.vector("ground_state_coeffs")
+        value = get_field(self.data, name)
+        if value is None:
+            raise BatchError(
+                f"{self.place(0)}: the fit needs the field {name!r}, which the sample lacks (config: data.source)"
             )
+        return torch.as_tensor(value).detach().reshape(-1).to(torch.float64).numpy()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """(S,) names of molecules; empty where there are none."""
+        names = get_field(self.data, "mol_id")
+        names = [""] * self.n_samples if names is None else [names] if isinstance(names, str) else names
+        return names if isinstance(names[0], str) else list(map(str, torch.as_tensor(names).tolist()))
+
+    @cached_property
+    def iterations(self) -> IntArray:
+        """(S,) SCF iterations; -1 where there are none."""
+        iterations = get_field(self.data, "scf_iteration")
+        return np.full(self.n_samples, -1) if iterations is None else iterations.reshape(-1).numpy()
+
+    @cached_property
+    def molecules(self) -> IntArray:
+        """(S,) numbers of molecules, equal for all samples of a molecule, in any batch and any process.
+
+        Where the data set does not know them, they are hashes of name, elements and positions; a sample without name is
+        a molecule of its own.
+        """
+        if self._molecules is not None:
+            return self._molecules
+        if get_field(self.data, "mol_id") is None:
+            return -1 - self.indices  # hashes are not negative
+        columns, pos = [self.atomic_numbers[:, None].astype(np.float64)], get_field(self.data, "pos")
+        if pos is not None:
+            columns.append(pos.detach().to(torch.float64).numpy() + 0.0)  # + 0.0 turns -0.0 into 0.0
+        table = np.concatenate(columns, axis=1)
+        ends = np.cumsum(np.bincount(self.sample_of_atom, minlength=self.n_samples)).tolist()
+        keys = []
+        for name, begin, end in zip(self.names, [0, *ends[:-1]], ends, strict=True):
+            text = name.encode()
+            content = len(text).to_bytes(4, "little") + text + table[begin:end].tobytes()
+            keys.append(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1)
+        return np.array(keys, dtype=np.int64)
+
+    def place(self, sample: int) -> str:
+        """Returns which sample this is, for messages."""
+        name, iteration = self.names[sample], int(self.iterations[sample])
+        words = [] if self._molecules is not None else [f"sample {self.indices[sample]}"]
+        words += [f"SCF iteration {iteration}"] if iteration >= 0 else []
+        return f"molecule {name!r} ({', '.join(words)})" if name else ", ".join(words)
+
+
+def _atomic_numbers(data: Any, name: str, index: int) -> Tensor:
+    numbers = get_field(data, name)
+    numbers = get_field(data, "z") if numbers is None else numbers
+    if numbers is None:
+        raise BatchError(
+            f"sample {index} lacks the field {name!r} (or 'z'), the atomic numbers; it has {field_names(data)} "
+            "(config: data.source.atomic_numbers_field)"
         )
-
-    return BatchSource(batches, len(share), False, ranks.world_size > 1)
-
-
-class _Numbered(Dataset[tuple[int, Any]]):
-    """Gives each sample with its index."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[int, Any]]:
-        return list(zip(indices, samples_at(self.dataset, indices), strict=True))
+    return torch.as_tensor(numbers).reshape(-1)
 
 
-class JoinFields:
-    """Joins the fields that a fit reads, and no others: PyG's collation carries every field of every sample.
+@dataclass(frozen=True)
+class Reader:
+    """Passes over this rank's share of a data set."""
 
-    Args:
-        fields: Which.
+    batches: Callable[[SampleFields], Iterator[SampleBatch]]
+    ranks: Ranks  # with disjoint shares; a single one where each rank reads everything
+    whole_molecules: bool = False  # in each batch
+    n_items: int | None = None  # molecules or samples of the share, where known
+    atomic_numbers: str = "atomic_numbers"
+    progress: bool = False  # whether rank 0 shows a bar
+
+    def for_each(self, fields: SampleFields, action: Callable[[SampleBatch], None], what: str) -> None:
+        """Makes one pass; an error on one rank is an error on all ranks, at the end of their passes."""
+        begin, n_samples = time.perf_counter(), 0
+        unit = " molecules" if self.whole_molecules else " samples"
+        hidden = not self.progress or self.ranks.rank > 0
+        bar = tqdm(total=self.n_items, desc=what, unit=unit, disable=hidden)
+        with self.ranks.together(), torch.no_grad(), single_threaded(), bar:
+            for batch in self.batches(replace(fields, atomic_numbers=self.atomic_numbers)):
+                action(batch)
+                n_samples += batch.n_samples
+                if not hidden:
+                    bar.set_postfix_str(f"{n_samples / (time.perf_counter() - begin):.0f} samples/s", refresh=False)
+                    bar.update(len(np.unique(batch.molecules)) if self.whole_molecules else batch.n_samples)
+        if sum(self.ranks.gathered(n_samples)) == 0:
+            raise StatisticsError(
+                "the training split has no sample, or its loader can be read only once (config: data.split)"
+            )
+
+
+def reader_of(dataset: Any, ranks: Ranks, n_batches: int | None = None) -> Reader:
+    """Returns how to read a `MoleculeDataset`, a data set of samples, or an iterable of batches.
+
+    Data sets are shared out over the ranks; loaders are read on every rank alike. `n_batches` limits the batches (of 32
+    molecules, 512 samples, or the loader's own).
     """
+    if isinstance(dataset, MoleculeDataset):
+        n = dataset.n_molecules
+        return _molecule_reader(dataset, ranks, n if n_batches is None else min(n, n_batches * MOLECULES_PER_BATCH))
+    if isinstance(dataset, DataLoader) and dataset.batch_sampler is not None:
+        collate = dataset.collate_fn
+        if collate is collate_joined or type(collate) is Collater:  # the loader only joins samples
+            # drawn once, as both passes need the same samples; sorted, as samples of a molecule lie together
+            indices = sorted(i for batch in islice(dataset.batch_sampler, n_batches) for i in batch)
+            return sample_reader(dataset.dataset, Ranks(), indices, num_workers=dataset.num_workers)
+    elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        n = len(dataset)
+        return sample_reader(dataset, ranks, range(n if n_batches is None else min(n, n_batches * SAMPLES_PER_BATCH)))
 
-    def __init__(self, fields: FitFields) -> None:
-        self.fields = fields
+    def batches(fields: SampleFields) -> Iterator[SampleBatch]:
+        first = 0
+        for data in islice(iter(dataset), n_batches):
+            last = first + n_molecules(data)
+            yield SampleBatch(data, fields.atomic_numbers, np.arange(first, last))
+            first = last
 
-    def __call__(self, items: Sequence[tuple[int, Any]]) -> Data:
-        """Returns the batch, with `sample_index`, `ptr` and `batch`, and for `coeffs` their own."""
-        indices, samples = zip(*items, strict=True)
-        if self.fields.names is None:
-            batch = Batch.from_data_list(list(map(as_data, samples)), follow_batch=["coeffs"])
-            if get_field(batch, "ptr") is None:  # PyG counts nodes by few fields
-                self._add_atoms(batch, indices, samples)
-        else:
-            # a dictionary answers several times sooner than PyG's sample does
-            samples = tuple(sample.to_dict() if isinstance(sample, Data) else sample for sample in samples)
-            batch = OFData()
-            self._add_atoms(batch, indices, samples)
-            for name in self.fields.names:
-                self._add(batch, name, indices, samples)
-        for name in self.fields.numbers:
-            values = [self._number(name, *item) for item in zip(indices, samples, strict=True)]
-            batch[name] = torch.tensor(values, dtype=torch.float64)
-        batch[SAMPLE_INDEX] = torch.tensor(indices)
+    return Reader(batches, Ranks())
+
+
+def _molecule_reader(dataset: MoleculeDataset, ranks: Ranks, n_used: int) -> Reader:
+    share = np.array(ranks.shard(n_used), dtype=np.int64)
+
+    def batches(fields: SampleFields) -> Iterator[SampleBatch]:
+        names = None if fields.names is None else (*fields.names, *fields.numbers, fields.atomic_numbers)
+        for first in range(0, len(share), MOLECULES_PER_BATCH):
+            own = share[first : first + MOLECULES_PER_BATCH]
+            data = dataset.molecules(own, names)
+            # the samples of a molecule are in the order of their iterations
+            iterations, ids = data.scf_iteration.numpy(), data.mol_id
+            ends = np.array([a != b for a, b in pairwise(ids)], dtype=bool) | (np.diff(iterations) <= 0)
+            molecules = own[np.concatenate([[0], np.cumsum(ends)])]
+            yield SampleBatch(data, fields.atomic_numbers, molecules * _MOST_SAMPLES + iterations, molecules)
+
+    return Reader(batches, ranks, True, len(share))
+
+
+def sample_reader(
+    dataset: Any, ranks: Ranks, indices: Sequence[int], batch_size: int = SAMPLES_PER_BATCH, num_workers: int = 0
+) -> Reader:
+    """Returns passes over some samples of a data set, in the given order, shared out over the ranks."""
+    share = list(indices[ranks.rank :: ranks.world_size])
+    chunks = [share[first : first + batch_size] for first in range(0, len(share), batch_size)]
+
+    def batches(fields: SampleFields) -> Iterator[SampleBatch]:
+        read: Any = _ReadSamples(dataset, fields)
+        found: Iterable[Data] = map(read.__getitem__, chunks)
+        if num_workers:  # a generator of its own leaves the global random state alone
+            options: dict[str, Any] = {"collate_fn": collate_joined, "generator": torch.Generator()}
+            found = DataLoader(read, None, sampler=chunks, num_workers=num_workers, **options)
+        for data, chunk in zip(found, chunks, strict=True):
+            yield SampleBatch(data, fields.atomic_numbers, np.array(chunk, dtype=np.int64))
+
+    return Reader(batches, ranks, n_items=len(share))
+
+
+@dataclass(frozen=True)
+class _ReadSamples:
+    """Reads samples of a data set as a batch of the fields that a fit reads; PyG would join all fields."""
+
+    dataset: Any
+    fields: SampleFields
+
+    def __getitem__(self, indices: list[int]) -> Data:
+        several = getattr(self.dataset, "__getitems__", None)
+        found = [self.dataset[i] for i in indices] if several is None else several(indices)
+        return found if isinstance(found, Data) else self._join(found, indices)
+
+    def _join(self, found: Sequence[Any], indices: Sequence[int]) -> Data:
+        batch = join_samples(found) if self.fields.names is None else Data()
+        # a dictionary is several times faster than PyG's sample
+        samples = [sample if isinstance(sample, dict) else as_data(sample).to_dict() for sample in found]
+        for name in (*(self.fields.names or ()), *self.fields.numbers):
+            values = self._values(name, samples, indices)
+            if values:
+                batch[name] = torch.cat(values) if isinstance(values[0], Tensor) else values
+            if name == "coeffs":
+                batch.coeffs_ptr, batch.coeffs_batch = _boundaries(values)
+        if get_field(batch, "ptr") is None:  # PyG counts atoms by few fields
+            field = self.fields.atomic_numbers
+            numbers = [_atomic_numbers(sample, field, i) for sample, i in zip(samples, indices, strict=True)]
+            batch.ptr, batch.batch = _boundaries(numbers)
+            batch[field] = torch.cat(numbers)
         return batch
 
-    def _add_atoms(self, batch: Data, indices: Sequence[int], samples: Sequence[Any]) -> None:
-        numbers = _values(samples, self.fields.atomic_numbers)
-        for i, value in enumerate(numbers):
-            if value is None:
-                numbers[i] = value = get_field(samples[i], "z")
-            if value is None:
-                name = self.fields.atomic_numbers
+    def _values(self, name: str, samples: Sequence[dict[str, Any]], indices: Sequence[int]) -> list[Any]:
+        """Returns a field of all samples as tensors or texts; nothing where all samples lack it."""
+        values, is_number = [sample.get(name) for sample in samples], name in self.fields.numbers
+        missing = [i for i, value in enumerate(values) if value is None]
+        if len(missing) == len(values) and not is_number:
+            return []
+        for i in missing:
+            flag = samples[i].get("has_energy_label")
+            if not is_number or flag is None or torch.as_tensor(flag).any():
                 raise BatchError(
-                    f"sample {indices[i]} lacks the field {name!r} (or 'z'), the atomic numbers; it has "
-                    f"{field_names(samples[i])} ({self.fields.where(name)})"
+                    f"sample {indices[i]} (molecule {samples[i].get('mol_id')!r}) lacks the field {name!r}; it has "
+                    f"{field_names(samples[i])} (config: data.source)"
                 )
-        vectors = _vectors(numbers)
-        batch.atomic_numbers = torch.cat(vectors).reshape(-1).long()
-        batch.ptr, batch.batch = _boundaries([n.numel() for n in vectors])
-
-    def _add(self, batch: Data, name: str, indices: Sequence[int], samples: Sequence[Any]) -> None:
-        values = _values(samples, name)
-        lacking = [i for i, value in enumerate(values) if value is None]
-        if len(lacking) == len(values):
-            return
-        if lacking:
-            raise BatchError(
-                f"sample {indices[lacking[0]]} (molecule {get_field(samples[lacking[0]], 'mol_id')!r}) lacks the field "
-                f"{name!r}, which others have: give all samples the same fields ({self.fields.where(name)})"
-            )
-        if isinstance(values[0], str):
-            batch[name] = values
-            return
-        vectors = _vectors(values)
-        batch[name] = torch.cat(vectors)
-        if name == "coeffs":
-            batch.coeffs_ptr, batch.coeffs_batch = _boundaries([v.shape[0] for v in vectors])
-
-    def _number(self, name: str, index: int, sample: Any) -> float:
-        value = get_field(sample, name)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            return float(value.item())
-        if isinstance(value, int | float) or (isinstance(value, np.ndarray | np.generic) and value.size == 1):
-            return float(value if isinstance(value, int | float) else value.item())
-        if value is None:
-            labelled = get_field(sample, "has_energy_label")
-            if labelled is not None and not torch.as_tensor(labelled).any():
-                return float("nan")  # nobody asks for it
-            what = f"lacks the field {name!r}; it has {field_names(sample)}"
-        else:
-            shape = tuple(getattr(value, "shape", ()))
-            what = f"has in the field {name!r} a {type(value).__name__} of shape {shape}, expected one number"
-        raise BatchError(f"sample {index} {what} ({self.fields.where(name)})")
+            values[i] = float("nan")  # an energy without label is not used
+        if isinstance(values[0], str | list):
+            return [only_name(value) for value in values]
+        tensors = [v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for v in values]
+        for i, tensor in enumerate(tensors if is_number else ()):
+            if tensor.numel() != 1:
+                raise BatchError(
+                    f"sample {indices[i]}: field {name!r} has shape {tuple(tensor.shape)}, expected one number "
+                    "(config: data.source)"
+                )
+        return [tensor if tensor.ndim and not is_number else tensor.reshape(-1) for tensor in tensors]
 
 
-def _values(samples: Sequence[Any], name: str) -> list[Any]:
-    """Returns a field of all samples, None where one lacks it."""
-    values = [get_field(sample, name) for sample in samples]
-    return [only_name(value) for value in values] if list in set(map(type, values)) else values
-
-
-def _vectors(values: list[Any]) -> list[Tensor]:
-    return [v if isinstance(v, Tensor) and v.ndim else torch.atleast_1d(torch.as_tensor(v)) for v in values]
-
-
-def _boundaries(lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Returns where each of several consecutive ranges begins and ends, and the range of every entry."""
-    ptr = torch.tensor([0, *accumulate(lengths)])
-    return ptr, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+def _boundaries(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns where each of several consecutive tensors begins and ends, and the tensor of every entry."""
+    lengths = [value.shape[0] for value in values]
+    ptr = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+    return ptr, torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))

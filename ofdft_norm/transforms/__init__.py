@@ -1,7 +1,16 @@
 """Pre-transforms: what happens to a sample in float64, before statistics are taken and before it is normalised."""
 
-# importing the two makes them known by name: samples say in their field `coordinates` which they have seen
+from torch_geometric.transforms import BaseTransform
+
+# importing the two makes their names known, which samples state in their field `coordinates`
+from ofdft_norm.transforms.coordinates import BasisTransforms
 from ofdft_norm.transforms.local_frames import LocalFrames
 from ofdft_norm.transforms.natural_reparametrization import NaturalReparametrization
+from ofdft_norm.transforms.project_gradient import ProjectGradient
 
-__all__ = ["LocalFrames", "NaturalReparametrization"]
+__all__ = ["BasisTransforms", "LocalFrames", "NaturalReparametrization", "ProjectGradient", "transforms_by_default"]
+
+
+def transforms_by_default() -> list[BaseTransform]:
+    """Returns the pre-transforms of M-OFDFT and STRUCTURES25: frames, natural reparametrisation, projection."""
+    return [BasisTransforms([LocalFrames(), NaturalReparametrization()]), ProjectGradient()]

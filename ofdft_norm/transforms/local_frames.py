@@ -1,46 +1,60 @@
-"""Local frames: each atom's coefficients in axes of its own, which turn with the molecule."""
+"""Local frames: each atom's coefficients in axes of its own, which rotate with the molecule."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ofdft_norm.errors import BasisError
-from ofdft_norm.transforms.basis_change import BasisChange, ShellRotation
-from ofdft_norm.transforms.basis_transforms import BasisTransform, register
-from ofdft_norm.transforms.molecule import Molecule
+from ofdft_norm.transforms.coordinates import BasisTransform, Molecule, Step, Steps, register
 from ofdft_norm.transforms.real_harmonics import rotations_of_harmonics
 
 Array = npt.NDArray[np.float64]
 
-# [bohr]; neighbours whose distances differ by less are equally near: symmetry that rounded positions hide
-TIE = 1e-4
+# relative; two distances that differ by less are equal but for rounding
+TIE = 1e-10
 # sine of an angle; vectors that enclose a smaller one are collinear
 COLLINEAR = 1e-3
 # the axes of a single atom are those of space: with these in place of neighbours its functions stay as they are
 _FIXED = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
+class ShellRotation(Step):
+    """An orthogonal T with one block for each shell of l > 0: vectors and dual vectors change alike.
+
+    Its tensors are, for each l > 0, the functions of the shells, (n_shell, 2l+1), and blocks, (n_shell, 2l+1, 2l+1).
+    """
+
+    def apply(self, rows: Tensor, dual: Tensor, inverse: bool) -> Tensor:
+        """See `Step`."""
+        tensors, out = [tensor.to(rows.device) for tensor in self.tensors], rows.clone()
+        for shells, blocks in zip(tensors[::2], tensors[1::2], strict=True):
+            out[:, shells] = torch.einsum("sji,nsj->nsi" if inverse else "sij,nsj->nsi", blocks, rows[:, shells])
+        return out
+
+
 class LocalFrames(BasisTransform):
-    """Turns the shells of every atom into the atom's own axes.
+    """Rotates the shells of every atom into the atom's own axes.
 
     With d1 and d2 the vectors to an atom's nearest and second nearest heavy atoms (Z > 1, itself excluded):
     x = d1/|d1|, z = (x × d2)/|x × d2|, y = z × x. Within a shell the functions then stand in the order m = -l ... l of
-    harmonics whose polar axis is x, and whose first and second axes are y and z; a p shell's are those along z, x, y.
-    For a basis in either order of p functions the result is the same.
+    harmonics with x as polar axis and y and z as first and second axes; a p shell has the functions along z, x, y.
 
     Where there is no second heavy atom, or it lies in line with the first, the next heavy atom out of line takes its
     place, then the nearest hydrogen atom, then a fixed axis of space (z, x, y, the first out of line with x). An atom
     without a heavy neighbour takes hydrogen atoms for both. Nothing is drawn at random: all densities of a geometry
-    get the same axes. They turn with the molecule and do not depend on the order of its atoms, but
+    get the same axes. The axes rotate with the molecule, but
 
     - with all atoms in line, the angle around that line is the fixed axis's: coefficients of m = 0 are invariant still;
-    - neighbours at equal distances (to 1e-4 bohr) are sorted by atomic number, heaviest first, then by their order in
-      the molecule: frames of symmetric molecules are one of several that a symmetry operation exchanges.
+    - neighbours at distances that are equal to rounding keep their order in the molecule, as in STRUCTURES25's code:
+      frames of symmetric molecules are one of several that a symmetry operation exchanges.
 
-    Axes change continuously with the geometry until two neighbours exchange their ranks or come in line.
-    Source: Zhang et al., arXiv 2309.16578, section 4.3; Remme et al., JACS 2025, whose axes these are.
+    Axes change continuously with the geometry until two neighbours exchange their ranks or come in line. Labels that
+    are stored in local frames and natural coordinates with other axes, such as random ones of linear molecules, are
+    recognised by their integrals and refused; in local frames alone the integrals do not depend on the axes.
+    Source: Zhang et al., arXiv 2309.16578, section 4.3; Remme et al., JACS 2025.
     """
 
     @property
@@ -48,42 +62,26 @@ class LocalFrames(BasisTransform):
         """``local_frames``."""
         return "local_frames"
 
-    def step(self, molecule: Molecule, before: BasisChange) -> ShellRotation:
-        """Returns one block for each shell; the same after symmetric natural reparametrisation, which commutes with it.
-
-        Raises:
-            BasisError: If two atoms coincide.
-        """
-        try:
-            axes = local_axes(molecule.pos, molecule.atomic_numbers)
-        except BasisError as error:
-            raise BasisError(f"molecule {molecule.name!r}: {error}") from None
+    def step(self, molecule: Molecule, before: Steps) -> ShellRotation:
+        """Returns one block for each shell; symmetric natural reparametrisation, which commutes, does not change it."""
+        basis_info, functions = molecule.basis_info, molecule.functions
+        axes = local_axes(molecule.pos, molecule.atomic_numbers, f"molecule {molecule.name!r}: ")
         polar = axes[:, [1, 2, 0]]  # polar axis x, first and second axes y and z
-        basis_info, atom = molecule.basis_info, np.repeat(np.arange(len(axes)), molecule.functions_per_atom)
-        l_of, m_of = (of[molecule.functions] for of in (basis_info.l_per_basis_func, basis_info.m_per_basis_func))
-        blocks = []
+        element = basis_info.atomic_number_to_atom_index[molecule.atomic_numbers]
+        atom = np.repeat(np.arange(len(axes)), basis_info.basis_dim_per_atom[element])
+        l_of, m_of = basis_info.l_per_basis_func[functions], basis_info.m_per_basis_func[functions]
+        tensors = []
         for l, rotations in enumerate(rotations_of_harmonics(int(l_of.max(initial=0)), polar)):
-            own = np.flatnonzero(l_of == l)
-            if l and len(own):
-                turned = rotations[:, :, m_of[own[: 2 * l + 1]] + l]
-                blocks.append(torch.from_numpy(turned[atom[own[:: 2 * l + 1]]]))
-        return ShellRotation(torch.from_numpy(np.argsort(l_of, kind="stable")), tuple(blocks))
+            shells = np.flatnonzero(l_of == l).reshape(-1, 2 * l + 1)
+            if l and len(shells):
+                blocks = rotations[:, :, m_of[shells[0]] + l]  # p functions stand in the order x, y, z
+                tensors += [torch.from_numpy(shells), torch.from_numpy(blocks[atom[shells[:, 0]]])]
+        return ShellRotation(tuple(tensors))
 
 
-def local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64]) -> Array:
-    """Returns the axes of each atom; see `LocalFrames`.
-
-    Args:
-        pos: (n_atom, 3).
-        atomic_numbers: (n_atom,).
-
-    Returns:
-        (n_atom, 3, 3), orthonormal: the rows are x, y, z.
-
-    Raises:
-        BasisError: If two atoms coincide.
-    """
-    neighbours = _neighbours(pos, atomic_numbers)
+def local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str = "") -> Array:
+    """Returns the axes x, y, z of each atom as rows, (n_atom, 3, 3); see `LocalFrames`."""
+    neighbours = _neighbours(pos, atomic_numbers, where)
     fixed = np.broadcast_to(_FIXED, (len(pos), 3, 3))
     directions = np.concatenate([neighbours, fixed], axis=1)
     x = directions[:, 0]
@@ -94,21 +92,24 @@ def local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64]) -> Array:
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-def _neighbours(pos: Array, atomic_numbers: npt.NDArray[np.int64]) -> Array:
+def _neighbours(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str) -> Array:
     """Returns each atom's unit vectors to the others, (n_atom, n_atom - 1, 3): heavy ones first, by distance."""
-    n = len(pos)
-    vectors = pos - pos[:, None]
+    with np.errstate(invalid="ignore"):
+        vectors = pos - pos[:, None]
     distances = np.linalg.norm(vectors, axis=2)
-    distances[np.diag_indices(n)] = np.inf  # an atom is the last of its own neighbours, and left out
-    if not (distances > 0).all():
-        atom = int(np.argwhere(~(distances > 0))[0, 0])
-        raise BasisError(f"two atoms stand at the same place, {pos[atom].tolist()} bohr: expected a geometry")
+    itself = np.eye(len(pos), dtype=bool)
+    wrong = ~((distances > 0) & (distances < np.inf) | itself)
+    if wrong.any():
+        atom = pos[np.argwhere(wrong)[0, 0]].tolist()
+        raise BasisError(f"{where}field 'pos' has an atom at {atom} bohr, expected finite and different positions")
+    distances[itself] = np.inf
     by_distance = np.argsort(distances, axis=1, kind="stable")
-    gaps = np.diff(np.take_along_axis(distances, by_distance, 1), axis=1, prepend=0.0) > TIE
-    rank = np.empty((n, n), dtype=np.int64)
-    np.put_along_axis(rank, by_distance, np.cumsum(gaps, axis=1), axis=1)
-    keys = np.broadcast_arrays(np.arange(n), -atomic_numbers, rank, atomic_numbers == 1, np.eye(n))
-    order = np.lexsort(keys, axis=1)[:, :-1, None]
+    ascending = np.take_along_axis(distances, by_distance, axis=1)
+    ascending[:, 1:][np.diff(ascending, axis=1) <= TIE * ascending[:, :-1]] = 0.0
+    ranks = np.empty_like(distances)
+    np.put_along_axis(ranks, by_distance, np.maximum.accumulate(ascending, axis=1), axis=1)
+    kinds = np.broadcast_to(atomic_numbers == 1, itself.shape) + 2 * itself
+    order = np.lexsort((ranks, kinds), axis=1)[:, :-1, None]  # stable: ties keep their order
     return np.asarray(np.take_along_axis(vectors / distances[:, :, None], order, axis=1))
 
 

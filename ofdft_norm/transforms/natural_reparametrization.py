@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from ofdft_norm.errors import BasisError, ConfigError
-from ofdft_norm.transforms.basis_change import BasisChange, Step, Stretch
-from ofdft_norm.transforms.basis_transforms import BasisTransform, register
-from ofdft_norm.transforms.molecule import Molecule
+from ofdft_norm.errors import BasisError
+from ofdft_norm.settings import NonNegative, check_arguments
+from ofdft_norm.transforms.coordinates import BasisTransform, Molecule, Step, Steps, apply_steps, register
 from ofdft_norm.transforms.overlap import overlap_of
 
 Orthogonalization = Literal["symmetric", "canonical"]
+
+
+@dataclass(frozen=True)
+class Stretch(Step):
+    """T = U diag(s) V^T with orthogonal U and V: U = V, or the unit matrix; its tensors are s^2, ascending, and V."""
+
+    symmetric: bool
+
+    def apply(self, rows: Tensor, dual: Tensor, inverse: bool) -> Tensor:
+        """See `Step`."""
+        squares, right = (tensor.to(rows.device) for tensor in self.tensors)
+        scale = squares.sqrt()
+        rows = rows @ right if self.symmetric or not inverse else rows
+        rows = torch.where((dual == inverse)[:, None], rows * scale, rows / scale)
+        return rows @ right.T if self.symmetric or inverse else rows
 
 
 class NaturalReparametrization(BasisTransform):
@@ -43,14 +58,8 @@ class NaturalReparametrization(BasisTransform):
         ConfigError: If `orthogonalization` is neither of the two, or `min_eigenvalue` is negative.
     """
 
-    def __init__(self, orthogonalization: Orthogonalization = "symmetric", min_eigenvalue: float = 1e-9) -> None:
-        if orthogonalization not in get_args(Orthogonalization):
-            raise ConfigError(
-                f"orthogonalization = {orthogonalization!r}, expected one of {list(get_args(Orthogonalization))} "
-                "(config: data.pre_transforms)"
-            )
-        if not min_eigenvalue >= 0:
-            raise ConfigError(f"min_eigenvalue = {min_eigenvalue}, expected at least 0 (config: data.pre_transforms)")
+    def __init__(self, orthogonalization: Orthogonalization = "symmetric", min_eigenvalue: NonNegative = 1e-9) -> None:
+        check_arguments(NaturalReparametrization.__init__, locals(), "data.pre_transforms")
         self.orthogonalization = orthogonalization
         self.min_eigenvalue = float(min_eigenvalue)
 
@@ -59,62 +68,32 @@ class NaturalReparametrization(BasisTransform):
         """``natural_symmetric`` or ``natural_canonical``."""
         return f"natural_{self.orthogonalization}"
 
-    def step(self, molecule: Molecule, before: BasisChange) -> Stretch:
-        """Returns M^T of the overlap in the coordinates before.
-
-        Raises:
-            BasisError: If the overlap is unknown, or has an eigenvalue below `min_eigenvalue`.
-        """
-        overlap = before.apply_to_form(torch.from_numpy(overlap_of(molecule)))
-        try:
-            return natural_coordinates(overlap.numpy(), self.orthogonalization, self.min_eigenvalue)
-        except BasisError as error:
-            raise BasisError(f"molecule {molecule.name!r}: {error}") from None
+    def step(self, molecule: Molecule, before: Steps) -> Stretch:
+        """Returns M^T of the overlap in the coordinates before, T^-T S T^-1."""
+        overlap = torch.from_numpy(overlap_of(molecule))
+        if before:
+            dual = torch.ones(len(overlap), dtype=torch.bool)
+            overlap = apply_steps(before, apply_steps(before, overlap, dual).T, dual)
+        values, vectors = np.linalg.eigh(overlap.numpy())
+        symmetric = self.orthogonalization == "symmetric"
+        if not symmetric:
+            vectors *= np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0))
+        return Stretch((torch.from_numpy(values), torch.from_numpy(vectors)), symmetric)
 
     def check(self, step: Step, molecule: Molecule) -> None:
-        """Refuses an overlap whose smallest eigenvalue another instance accepted.
-
-        Raises:
-            BasisError: If it is below `min_eigenvalue`.
-        """
-        if isinstance(step, Stretch):
-            _check_eigenvalue(float(step.scale[0]) ** 2, self.min_eigenvalue, f"molecule {molecule.name!r}: ")
+        """Refuses an overlap that is not positive definite, or too close to it."""
+        smallest = float(step.tensors[0][0])
+        if not (smallest >= self.min_eigenvalue and smallest > 0):
+            what = "density basis's overlap" if molecule.overlap is None else "field 'overlap_matrix'"
+            raise BasisError(
+                f"molecule {molecule.name!r}: the smallest eigenvalue of the {what} is {smallest:.2e}, expected at "
+                f"least {self.min_eigenvalue:.0e}: its inverse root would be noise. Are two atoms too close, or the "
+                "exponents too dense? Accept it with a smaller min_eigenvalue (config: data.pre_transforms), or leave "
+                "the molecule out (config: data.source.exclude)"
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.orthogonalization!r}, min_eigenvalue={self.min_eigenvalue})"
-
-
-def natural_coordinates(
-    overlap: npt.NDArray[np.float64], orthogonalization: Orthogonalization = "symmetric", min_eigenvalue: float = 1e-9
-) -> Stretch:
-    """Returns M^T for an overlap matrix S = M M^T; see `NaturalReparametrization`.
-
-    Args:
-        overlap: (n_basis, n_basis) S.
-        orthogonalization: ``symmetric`` or ``canonical``.
-        min_eigenvalue: Smallest eigenvalue that is accepted.
-
-    Raises:
-        BasisError: If S has a smaller eigenvalue.
-    """
-    values, vectors = np.linalg.eigh(overlap)
-    _check_eigenvalue(float(values[0]), min_eigenvalue)
-    scale = torch.from_numpy(np.sqrt(values))
-    if orthogonalization == "symmetric":
-        eigenvectors = torch.from_numpy(vectors)
-        return Stretch(scale, eigenvectors, eigenvectors)
-    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
-    return Stretch(scale, torch.from_numpy(vectors * np.sign(largest)), None)
-
-
-def _check_eigenvalue(smallest: float, accepted: float, where: str = "") -> None:
-    if not smallest >= accepted:
-        raise BasisError(
-            f"{where}the smallest eigenvalue of the density basis's overlap is {smallest:.2e}, expected at least "
-            f"{accepted:.0e}: its inverse root would be noise. Are two atoms too close, or the exponents too "
-            "dense? Accept it with a smaller min_eigenvalue (config: data.pre_transforms), or leave the molecule out "
-            "(config: data.source.exclude)"
-        )
 
 
 register(NaturalReparametrization("symmetric", 0.0), NaturalReparametrization("canonical", 0.0))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ofdft_norm.data.of_data import get_field, molecule_index, n_molecules
+from ofdft_norm.data.sample import get_field, molecule_index, n_molecules
 from ofdft_norm.errors import BatchError
 
 DataT = TypeVar("DataT", bound=Data)
@@ -37,15 +37,14 @@ def project_gradient(gradient: Tensor, sample_or_batch: Data) -> Tensor:
     """
     if "normalized" in sample_or_batch:
         raise BatchError(
-            "the batch is normalised, and its 'dual_basis_integrals' are rescaled: a gradient is projected with the "
-            "original ones. Give the batch that Normalizer.denormalize returns"
+            "the batch is normalised, and its 'dual_basis_integrals' are rescaled: expected the original ones, as in "
+            "the batch that Normalizer.denormalize returns"
         )
     integrals = get_field(sample_or_batch, "dual_basis_integrals")
     if integrals is None:
         raise BatchError(
-            "projecting a gradient needs the field 'dual_basis_integrals', which the sample lacks; write it into "
-            "the labels ('of_labels/spatial/dual_basis_integrals') or leave ProjectGradient out (config: "
-            "data.pre_transforms)"
+            "the sample lacks the field 'dual_basis_integrals', which projecting a gradient needs: write it into the "
+            "labels (of_labels/spatial/dual_basis_integrals) or leave ProjectGradient out (config: data.pre_transforms)"
         )
     if gradient.shape != integrals.shape:
         # (n_basis, 1) against (n_basis,) would broadcast to a matrix

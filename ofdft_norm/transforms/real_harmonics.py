@@ -1,7 +1,7 @@
-"""Real solid harmonics, and how they change when space is rotated.
+"""Real spherical harmonics, and how they change when space is rotated.
 
-The functions are ordered m = -l ... l; those of l = 1 are y, z, x. Signs are PySCF's for l > 1: no Condon-Shortley
-phase, so that Y(l, m) is a positive multiple of Re (x + iy)^m for m >= 0 and of Im (x + iy)^|m| for m < 0.
+Functions of one l are ordered m = -l ... l. Signs are PySCF's: Y(l, m) is a positive multiple of Re (x + iy)^m for
+m >= 0 and of Im (x + iy)^|m| for m < 0.
 """
 
 from __future__ import annotations
@@ -15,28 +15,10 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 
-def real_harmonics(l: int, directions: Array) -> Array:
-    """Evaluates the 2l+1 real spherical harmonics, orthonormal up to one common factor.
-
-    Args:
-        l: Angular momentum.
-        directions: (..., 3) unit vectors.
-
-    Returns:
-        (..., 2l+1), m = -l ... l.
-    """
-    return harmonics_up_to(l, directions)[..., l * l :]
-
-
 def harmonics_up_to(l_max: int, directions: Array) -> Array:
-    """Evaluates the real spherical harmonics of l = 0 ... l_max, those of one l after those of the smaller ones.
+    """Returns the harmonics of l = 0 ... l_max at (..., 3) unit vectors, (..., (l_max+1)^2).
 
-    Args:
-        l_max: Largest angular momentum.
-        directions: (..., 3) unit vectors.
-
-    Returns:
-        (..., (l_max+1)^2), within an l m = -l ... l.
+    They are orthonormal up to one common factor for each l. Harmonics of one l stand after those of smaller ones.
     """
     x, y, z = np.moveaxis(directions, -1, 0)
     values = np.empty(((l_max + 1) ** 2, *x.shape))
@@ -55,30 +37,22 @@ def harmonics_up_to(l_max: int, directions: Array) -> Array:
 
 
 @lru_cache(maxsize=32)
-def _sampled(l_max: int) -> tuple[Array, list[Array]]:
-    """Returns directions, and what takes the harmonics' values there to the harmonics' coefficients, for each l."""
+def _directions_and_inverses(l_max: int) -> tuple[Array, list[Array]]:
+    """Returns directions and, for each l, the matrix from values at these directions to coefficients of harmonics."""
     n = 4 * (l_max + 1) ** 2
     heights, turns = 1 - (2 * np.arange(n) + 1) / n, np.arange(n) * math.pi * (3 - math.sqrt(5))  # Fibonacci's sphere
     radii = np.sqrt(1 - heights**2)
     directions = np.stack([radii * np.cos(turns), radii * np.sin(turns), heights], axis=-1)
     values = harmonics_up_to(l_max, directions)
-    inverses = [np.linalg.pinv(values[:, l * l : (l + 1) ** 2]) for l in range(l_max + 1)]
-    return directions, [np.asarray(inverse, dtype=np.float64) for inverse in inverses]
+    return directions, [np.asarray(np.linalg.pinv(values[:, l * l : (l + 1) ** 2])) for l in range(l_max + 1)]
 
 
 def rotations_of_harmonics(l_max: int, rotations: Array) -> list[Array]:
-    """Returns the Wigner matrices D of real harmonics, Y(R r) = D Y(r), for l = 0 ... l_max.
+    """Returns the Wigner matrices D of (..., 3, 3) rotations R for l = 0 ... l_max: Y(R r) = D Y(r).
 
-    The coefficients of a function that is a sum c.Y(r) become D c where positions are given in rotated axes, R r.
-    All harmonics of one l at enough directions determine the matrix: it is exact to rounding.
-
-    Args:
-        l_max: Largest angular momentum.
-        rotations: (..., 3, 3) rotations R.
-
-    Returns:
-        For each l (..., 2l+1, 2l+1) orthogonal matrices, m = -l ... l in rows and columns.
+    The coefficients c of a function c.Y(r) become D c where positions are given in rotated axes, R r. The values of
+    all harmonics of one l at enough directions determine the (..., 2l+1, 2l+1) matrix: it is exact to rounding.
     """
-    directions, from_values = _sampled(l_max)
+    directions, inverses = _directions_and_inverses(l_max)
     values = harmonics_up_to(l_max, directions @ np.swapaxes(rotations, -1, -2))
-    return [np.swapaxes(inverse @ values[..., l * l : (l + 1) ** 2], -1, -2) for l, inverse in enumerate(from_values)]
+    return [np.swapaxes(inverse @ values[..., l * l : (l + 1) ** 2], -1, -2) for l, inverse in enumerate(inverses)]

@@ -1,115 +1,351 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from ofdft_norm.data.packed import PackedSet, meta_checksum
-from ofdft_norm.data.packed_writer import PackingPlan, pack_labels
-from ofdft_norm.errors import LabelFileError
+from ofdft_norm import (
+    BasisInfo,
+    BasisTransforms,
+    LocalFrames,
+    NaturalReparametrization,
+    OFData,
+    OFDataset,
+    ProjectGradient,
+)
+from ofdft_norm.data import packed as packed_module
+from ofdft_norm.data.dataset import file_digest
+from ofdft_norm.data.identity import identity
+from ofdft_norm.data.pack import pack_labels
+from ofdft_norm.data.packed import PackedDataset, PackedSet, meta_checksum, remaining_transforms
+from ofdft_norm.data.sample import collate_joined
+from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
+from tests import processes
+
+
+class Doubled:
+    """A transform for single samples, which knows nothing of batches."""
+
+    def __init__(self, factor: float = 2.0) -> None:
+        self.factor = factor
+
+    def __call__(self, sample: OFData) -> OFData:
+        sample.twice = self.factor * sample.energy_label
+        return sample
 
 
 @pytest.fixture
-def packed(labels: Any, basis_info: Any, tmp_path: Path) -> Path:
-    """Water, methane and formaldehyde, packed."""
-    return pack_labels(PackingPlan(labels.write_several(), basis_info), tmp_path / "packed", progress=False)
+def paths(labels: Any) -> list[Path]:
+    """Water, methane and formaldehyde, with 4, 3 and 5 SCF iterations."""
+    return labels.write_several()
 
 
-def test_a_set_says_what_it_is(packed: Path, basis_info: Any) -> None:
+@pytest.fixture
+def packed(paths: list[Path], basis_info: Any, tmp_path: Path) -> Path:
+    return pack_labels(OFDataset(paths, basis_info), tmp_path / "packed", ["kin", "tot"], progress=False)
+
+
+# --- sets -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_set_describes_itself(packed: Path, basis_info: Any, labels: Any) -> None:
     found = PackedSet(packed, verify=True)
     assert found.basis_info == basis_info
     assert found.names() == ["water.zarr.zip", "methane.zarr", "formaldehyde.zarr.zip"]
-    assert found.meta["n_samples"] == 12
+    assert found.names(np.array([2, 0]), "mol_id") == ["formaldehyde", "water"]
+    assert (found.meta["n_samples"], found.meta["coordinates"], found.meta["applied"]) == (12, "raw", [])
     assert found.meta["sources"] == [str(packed.parent)]
-    assert found.arrays["sample_offsets"].tolist() == [0, 4, 7, 12]
+    for molecule, arrays in enumerate(labels.written.values()):
+        pos, atomic_numbers = found.geometry(molecule)
+        np.testing.assert_array_equal(pos, arrays["geometry/atom_pos"])
+        np.testing.assert_array_equal(atomic_numbers, arrays["geometry/atomic_numbers"])
     assert not found.arrays["coeffs"].flags.writeable
     assert sorted(p.name for p in packed.iterdir()) == sorted([*(f"{n}.npy" for n in found.arrays), "meta.json"])
 
 
-def test_a_pickle_holds_the_path_alone(packed: Path) -> None:
-    content = pickle.dumps(PackedSet(packed))
-    assert len(content) < 500
-    assert pickle.loads(content).names() == PackedSet(packed).names()
+def save(name: str, make: Any) -> Any:
+    """Damage to a set: an array is replaced; what ``meta.json`` states of it is corrected where it can be."""
+
+    def damage(folder: Path) -> None:
+        array = make(np.load(folder / f"{name}.npy"))
+        np.save(folder / f"{name}.npy", array, allow_pickle=True)
+        meta = json.loads((folder / "meta.json").read_text())
+        meta["arrays"][name]["shape"] = list(array.shape)
+        meta["checksum"] = meta_checksum(meta)
+        (folder / "meta.json").write_text(json.dumps(meta))
+
+    return damage
 
 
-def change_meta(packed: Path, **changes: Any) -> None:
-    meta = json.loads((packed / "meta.json").read_text()) | changes
-    (packed / "meta.json").write_text(json.dumps(meta))
+def write(name: str, content: Any) -> Any:
+    def damage(folder: Path) -> None:
+        data = content((folder / name).read_bytes())
+        (folder / name).unlink()
+        if data is not None:
+            (folder / name).write_bytes(data)
+
+    return damage
 
 
-def missing(packed: Path) -> None:
-    (packed / "coeffs.npy").unlink()
+def change_meta(**changes: Any) -> Any:
+    return write("meta.json", lambda data: json.dumps(json.loads(data) | changes).encode())
 
 
-def short(packed: Path) -> None:
-    (packed / "coeffs.npy").write_bytes((packed / "coeffs.npy").read_bytes()[:-8])
+DAMAGE = {
+    "missing": write("coeffs.npy", lambda data: None),
+    "short": write("coeffs.npy", lambda data: data[:-8]),
+    "no array": write("coeffs.npy", lambda data: b"not an array"),
+    "pickle": save("coeffs", lambda v: np.array([{}], dtype=object)),
+    "other dtype": save("coeffs", lambda v: v.astype("f4")),
+    "other length": save("coeffs", lambda v: v[:-1]),
+    "Fortran order": save("pos", np.asfortranarray),
+    "offsets that do not ascend": save("atom_offsets", lambda v: v[[0, 2, 1, 3]]),
+    "offsets that end early": save("sample_offsets", lambda v: np.minimum(v, 11)),
+    "offsets of other functions": save("function_offsets", lambda v: v + np.array([0, 1, 0, 0])),
+    "offsets of other values": save("value_offsets", lambda v: v + np.array([0, 1, 0, 0])),
+    "positions": save("pos", lambda v: v * np.nan),
+    "elements": save("atomic_numbers", lambda v: v * 0 + 7),
+    "no meta": write("meta.json", lambda data: None),
+    "empty meta": write("meta.json", lambda data: b""),
+    "list": write("meta.json", lambda data: b"[1]"),
+    "no text": write("meta.json", lambda data: b"\xff"),
+    "NaN": write("meta.json", lambda data: b'{"format": NaN}'),
+    "format": change_meta(format="something"),
+    "version": change_meta(version=1),
+    "applied": change_meta(applied=["x"]),
+    "coordinates": change_meta(coordinates="natural_symmetric"),
+    "targets": change_meta(targets=None),
+    "arrays": change_meta(arrays={}),
+}
 
 
-def foreign(packed: Path) -> None:
-    np.save(packed / "coeffs.npy", np.zeros(7))
-
-
-def no_array(packed: Path) -> None:
-    (packed / "coeffs.npy").write_text("not an array")
-
-
-def pickled(packed: Path) -> None:
-    np.save(packed / "coeffs.npy", np.array([{}], dtype=object), allow_pickle=True)
-
-
-@pytest.mark.parametrize("damage", [missing, short, foreign, no_array, pickled])
-def test_an_array_that_is_not_the_sets_is_named(damage: Any, packed: Path) -> None:
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=list(DAMAGE))
+def test_a_damaged_set_is_refused_when_it_is_opened(damage: Any, packed: Path) -> None:
     damage(packed)
-    with pytest.raises(LabelFileError, match=r"coeffs\.npy: .*pack it anew.*data\.source\.paths"):
+    with pytest.raises((LabelFileError, BasisError), match=r"packed.*data\.source\.") as error:
         PackedSet(packed)
+    assert "\n" not in str(error.value)
 
 
-def test_offsets_that_do_not_fit_are_refused(packed: Path) -> None:
-    np.save(packed / "atom_offsets.npy", np.array([0, 1, 2, 3]))
-    with pytest.raises(LabelFileError, match=r"atom_offsets\.npy ends at \[3\]"):
-        PackedSet(packed)
-
-
-def test_a_changed_number_is_found_by_its_digest(packed: Path) -> None:
-    array = np.load(packed / "grad_kin.npy", mmap_mode="r+")
+def change_number(folder: Path) -> None:
+    """Changes a number; size and time stay."""
+    path = folder / "grad_kin.npy"
+    before = path.stat()
+    array = np.load(path, mmap_mode="r+")
     array[3] += 1e-12
     array.flush()
-    PackedSet(packed)
-    with pytest.raises(LabelFileError, match=r"grad_kin\.npy: its SHA-256 is .*has changed"):
-        PackedSet(packed, verify=True)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": "something"}, "expected .'ofdft_norm packed labels', 1"),
-        ({"version": 2}, "expected .'ofdft_norm packed labels', 1"),
-        ({"pre_transforms": ["ProjectGradient()"]}, "changed by hand"),
-        ({"targets": None}, "malformed"),
-        ({"arrays": {}}, "changed by hand"),
-    ],
-)
-def test_meta_that_was_changed_is_refused(change: dict[str, Any], message: str, packed: Path) -> None:
-    change_meta(packed, **change)
-    with pytest.raises(LabelFileError, match=rf"meta\.json: .*{message}"):
-        PackedSet(packed)
+def test_a_changed_number_is_found_by_its_digest(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "copy")
+    PackedSet(packed, verify=True)
+    change_number(tmp_path / "copy")
+    for refused in (lambda: PackedSet(tmp_path / "copy", verify=True), PackedDataset([tmp_path / "copy"]).verify):
+        with pytest.raises(LabelFileError, match=r"copy: grad_kin\.npy has changed"):
+            refused()
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", "\udcff"])
-def test_a_folder_without_meta_is_no_set(content: str, tmp_path: Path) -> None:
-    (tmp_path / "meta.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(LabelFileError, match=r"meta\.json: .*data\.source\.paths"):
-        PackedSet(tmp_path)
-    with pytest.raises(LabelFileError, match=r"no packed set"):
-        PackedSet(tmp_path / "absent")
+def test_digests_are_computed_once_as_long_as_no_file_changes(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(packed_module, "file_digest", lambda path: (read.append(path.name), file_digest(path))[1])
+    for _ in range(3):
+        PackedDataset([PackedSet(packed, verify=True)]).verify()
+    n_arrays = len(PackedSet(packed).arrays)
+    assert len(read) == n_arrays
+    os.utime(packed / "coeffs.npy", (1, 1))
+    PackedSet(packed, verify=True)
+    assert len(read) == 2 * n_arrays
+
+
+def test_a_set_that_was_replaced_is_noticed_by_a_copy(packed: Path, paths: list[Path], basis_info: Any) -> None:
+    content = pickle.dumps(PackedSet(packed))
+    assert len(content) < 2000
+    assert pickle.loads(content).names() == PackedSet(packed).names()
+    shutil.rmtree(packed)
+    pack_labels(OFDataset(paths[::-1], basis_info), packed, ["kin", "tot"], progress=False)
+    with pytest.raises(LabelFileError, match="was replaced"):
+        pickle.loads(content)
 
 
 def test_the_checksum_stands_for_arrays_and_their_meaning(packed: Path) -> None:
     meta = PackedSet(packed).meta
-    for name in ("basis_info", "targets", "pre_transforms", "arrays"):
+    for name in ("basis_info", "targets", "applied", "coordinates", "arrays"):
         assert meta_checksum(meta | {name: "other"}) != meta["checksum"]
     assert meta_checksum(meta | {"created_at": "later", "sources": []}) == meta["checksum"]
+
+
+# --- data sets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", [None, ProjectGradient(), Doubled()])
+@pytest.mark.parametrize("limit", [None, [-1], [2, 1], -2])
+@pytest.mark.parametrize("target", ["kin", "tot"])
+def test_samples_and_batches_are_those_of_the_label_files(
+    transform: Any, limit: Any, target: str, packed: Path, paths: list[Path], basis_info: Any, assert_same_fields: Any
+) -> None:
+    settings: Any = {"transform": transform, "limit_scf_iterations": limit, "keep_initial_guess": False}
+    keys = (f"e_{target}", f"grad_{target}")
+    expected, found = OFDataset(paths, basis_info, *keys, **settings), PackedDataset([packed], None, *keys, **settings)
+    assert found.sample_offsets.tolist() == expected.sample_offsets.tolist()
+    assert found.elements() == expected.elements()
+    for a, b in zip(found, expected, strict=True):
+        assert_same_fields(a, b)
+    for molecules in ([0], [1, 2], [2, 0, 1]):
+        assert_same_fields(found.molecules(molecules), expected.molecules(molecules))
+    for samples in ([0], [3, 0, 2, 2], range(len(found))):
+        samples = [i % len(found) for i in samples]
+        a, b = found.__getitems__(samples), expected.__getitems__(samples)
+        assert_same_fields(a, b)
+        assert type(a) is type(b)
+        for one, other in zip(a.to_data_list(), b.to_data_list(), strict=True):
+            assert_same_fields(one, other)
+
+
+def test_only_wanted_fields_are_read(packed: Path) -> None:
+    found = PackedDataset([packed]).molecules([0, 1], fields=["gradient_label"])
+    assert {"coeffs", "gradient_label", "basis_function_ind", "energy_label"} <= set(found.keys())
+    assert not {"ground_state_coeffs", "dual_basis_integrals"} & set(found.keys())
+    everything = PackedDataset([packed], transform=ProjectGradient()).molecules([0, 1], fields=["gradient_label"])
+    assert "dual_basis_integrals" in everything
+
+
+def test_samples_may_be_changed_without_changing_the_set(packed: Path) -> None:
+    dataset = PackedDataset([packed])
+    before = dataset[1].coeffs.clone()
+    dataset.__getitems__([1]).coeffs.zero_()
+    assert torch.equal(dataset[1].coeffs, before)
+
+
+def test_several_sets_and_chosen_molecules(
+    paths: list[Path], basis_info: Any, tmp_path: Path, make_batch: Any, assert_same_fields: Any
+) -> None:
+    a, b = (
+        pack_labels(OFDataset(chosen, basis_info), tmp_path / name, progress=False)
+        for name, chosen in (("a", paths[:1]), ("b", paths[1:]))
+    )
+    raw, both = OFDataset(paths, basis_info), PackedDataset([a, b])
+    for i, sample in enumerate(raw):
+        assert_same_fields(both[i], sample)
+    order = [5, 0, 11, 7, 1]
+    assert_same_fields(both.__getitems__(order), make_batch([raw[i] for i in order]))
+    assert both.paths == [a / paths[0].name, b / paths[1].name, b / paths[2].name]
+    some = PackedDataset([a, b], [np.array([], dtype=np.int64), np.array([1, 0])])
+    assert some.elements() == {1, 6, 8}
+    assert_same_fields(some.__getitems__(range(8)), make_batch([raw[i] for i in (7, 8, 9, 10, 11, 4, 5, 6)]))
+    methane = PackedDataset([b], [np.array([0])])
+    assert (methane.elements(), methane.paths) == ({1, 6}, [b / paths[1].name])
+
+
+def test_sets_that_were_packed_differently_are_not_mixed(
+    packed: Path, paths: list[Path], basis_info: Any, tmp_path: Path
+) -> None:
+    def other(name: str, basis: BasisInfo = basis_info, **settings: Any) -> Path:
+        return pack_labels(OFDataset(paths, basis), tmp_path / name, progress=False, **settings)
+
+    exponents = [[1.0] * len(set(own)) for own in basis_info.split_field_by_atom_type(basis_info.basis_func_to_shell)]
+    another = BasisInfo(basis_info.atomic_numbers, basis_info.irreps_per_atom, exponents)
+    for folder, error, what in (
+        (other("projected", pre_transforms=[ProjectGradient()]), ConfigError, "applied"),
+        (other("single", dtype="float32"), ConfigError, "dtype"),
+        (other("another", another), BasisError, "basis_info"),
+    ):
+        with pytest.raises(error, match=rf"packed with different {what}.*data\.source\.paths"):
+            PackedDataset([packed, folder])
+    with pytest.raises(ConfigError, match="no packed set"):
+        PackedDataset([])
+
+
+def test_a_target_that_was_not_packed_is_refused_by_name(packed: Path) -> None:
+    with pytest.raises(LabelFileError, match=r"lacks 'e_xc', has \['e_kin', 'e_tot'\].*data\.source\.energy_key"):
+        PackedDataset([packed], energy_key="e_xc")
+    with pytest.raises(LabelFileError, match=r"lacks 'grad_xc'.*data\.source\.gradient_key"):
+        PackedDataset([packed], gradient_key="grad_xc")
+    with pytest.raises(LabelFileError, match="lacks 'e_xc'"):
+        PackedDataset([packed]).with_target("xc")
+    assert PackedDataset([packed]).with_target("tot").energy_key == "e_tot"
+
+
+def test_a_selection_of_nothing_names_the_molecule(packed: Path) -> None:
+    with pytest.raises(LabelFileError, match=r"methane\.zarr: none of its 3 SCF iterations"):
+        PackedDataset([packed], limit_scf_iterations=[3], keep_initial_guess=False)
+
+
+def test_the_state_tells_sets_and_selections_apart(packed: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {},
+        {"molecules": [np.array([1, 0])]},
+        {"limit_scf_iterations": -1},
+        {"keep_initial_guess": False},
+        {"energy_key": "e_tot"},
+    ]
+    states = [PackedDataset([packed], **chosen).state() for chosen in settings]
+    assert PackedDataset([packed], transform=ProjectGradient()).state() == states[0]
+    os.utime(packed / "coeffs.npy", (1, 1))
+    states.append(PackedDataset([packed]).state())
+    assert len({json.dumps(state) for state in states}) == len(states)
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver"])  # a server's processes get what spawned ones get, pickled
+def test_workers_open_the_set_themselves(context: str, packed: Path, assert_same_fields: Any) -> None:
+    processes.context()
+    dataset = PackedDataset([packed])
+    _ = dataset[0], dataset.paths
+    assert len(pickle.dumps(dataset)) < 5000  # the basis, mostly
+    loader = DataLoader(dataset, 5, num_workers=1, multiprocessing_context=context, collate_fn=collate_joined)
+    for start, found in zip(range(0, 12, 5), loader, strict=True):
+        assert_same_fields(found, dataset.__getitems__(range(start, min(start + 5, 12))))
+
+
+def test_float32_sets_keep_energies_in_float64(paths: list[Path], basis_info: Any, tmp_path: Path) -> None:
+    raw = OFDataset(paths, basis_info)
+    found = PackedDataset([pack_labels(raw, tmp_path / "single", dtype="float32", progress=False)])
+    a, b = found.molecules([0, 1, 2]), raw.molecules([0, 1, 2])
+    for field in ("coeffs", "ground_state_coeffs", "gradient_label"):
+        assert a[field].dtype == torch.float32
+        assert torch.equal(a[field], b[field].float())
+    for field in ("pos", "energy_label", "dual_basis_integrals"):
+        assert torch.equal(a[field], b[field])
+
+
+# --- transforms that were applied -------------------------------------------------------------------------------------
+
+LOCAL = BasisTransforms([LocalFrames(), NaturalReparametrization()])
+NATURAL = BasisTransforms([NaturalReparametrization()])
+PROJECT = ProjectGradient()
+TWO, THREE = Doubled(2.0), Doubled(3.0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "applied", "left"),
+    [
+        ([], [], []),
+        ([LOCAL, PROJECT], [], [PROJECT]),
+        ([NATURAL, PROJECT], [], [NATURAL, PROJECT]),
+        ([LOCAL, PROJECT, TWO], [PROJECT], [TWO]),
+        ([PROJECT, TWO], [PROJECT], [TWO]),
+        ([TWO, LOCAL, PROJECT, TWO], [TWO], [PROJECT, TWO]),
+        ([LOCAL, NATURAL], [], [LOCAL, NATURAL]),
+    ],
+)
+def test_transforms_that_were_applied_are_left_out(wanted: Any, applied: Any, left: Any) -> None:
+    identities = [identity(transform) for transform in applied]
+    assert remaining_transforms(wanted, identities, "packed", LOCAL.coordinates) == left
+
+
+@pytest.mark.parametrize(
+    ("wanted", "applied"),
+    [([LOCAL], [PROJECT]), ([THREE], [TWO]), ([TWO, PROJECT], [PROJECT]), ([NATURAL, TWO], [TWO])],
+)
+def test_other_transforms_than_the_applied_ones_are_refused(wanted: Any, applied: Any) -> None:
+    identities = [identity(transform) for transform in applied]
+    with pytest.raises(ConfigError, match=r"packed: was packed .*data\.pre_transforms"):
+        remaining_transforms(wanted, identities, "packed", LOCAL.coordinates)

@@ -69,24 +69,13 @@ def naive_loss(module, samples):
 
 def test_loss_is_the_mean_over_labelled_samples(module, samples, make_batch):
     samples[1].has_energy_label = torch.tensor([False])
+    samples[1].energy_label = torch.full((1,), torch.nan, dtype=torch.float64)
+    samples[1].gradient_label = torch.full_like(samples[1].gradient_label, torch.nan)
     batch = module.normalizer.normalize(make_batch(samples))
-    assert module.loss(batch, *module(batch))["loss"].item() == pytest.approx(naive_loss(module, samples), rel=1e-8)
-
-
-def test_samples_without_label_leave_no_trace_in_loss_and_parameters(module, samples, make_batch):
-    batch = module.normalizer.normalize(make_batch([samples[0], samples[2], samples[3]]))
-    module.loss(batch, *module(batch))["loss"].backward()
-    expected = [parameter.grad.clone() for parameter in module.parameters()]
-    module.zero_grad()
-
-    unlabelled = copy.copy(samples[1])
-    unlabelled.has_energy_label = torch.tensor([False])
-    unlabelled.energy_label = torch.full((1,), float("nan"), dtype=torch.float64)
-    unlabelled.gradient_label = torch.full_like(unlabelled.gradient_label, float("nan"))
-    batch = module.normalizer.normalize(make_batch([samples[0], unlabelled, samples[2], samples[3]]))
-    module.loss(batch, *module(batch))["loss"].backward()
-    for parameter, gradient in zip(module.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-10)
+    loss = module.loss(batch, *module(batch))["loss"]
+    assert loss.item() == pytest.approx(naive_loss(module, samples), rel=1e-8)
+    loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
 
 
 def test_a_batch_without_any_label_has_zero_loss_and_zero_gradients(module, samples, make_batch):
@@ -110,18 +99,20 @@ def test_predictions_are_the_same_without_gradients_and_in_inference_mode(module
             torch.testing.assert_close(pair, reference, rtol=1e-12, atol=1e-12)
 
 
-def test_a_network_that_is_not_built_says_so(samples):
-    with pytest.raises(ConfigError, match=r"model\.build"):
-        DensityModule(**SMALL)(samples[0])
-
-
-def test_a_model_is_not_built_for_another_basis(module):
+def test_a_network_is_built_once_for_one_basis(module, samples):
     module.build(BASIS)
     with pytest.raises(ConfigError, match=r"data\.source\.basis_info"):
         module.build(BasisInfo([1], ["2x0e"]))
+    with pytest.raises(ConfigError, match=r"model\.build"):
+        DensityModule(**SMALL)(samples[0])
+    with pytest.raises(ConfigError, match=r"model\.gradient_weight = -1"):
+        DensityModule(gradient_weight=-1)
 
 
-@pytest.mark.parametrize("name", ["energy_weight", "gradient_weight", "weight_decay"])
-def test_negative_weights_are_refused(name):
-    with pytest.raises(ConfigError, match=rf"model\.{name} = -1"):
-        DensityModule(**{name: -1})
+def test_a_state_dict_builds_the_network_of_its_normaliser(module):
+    n = BASIS.n_basis
+    module.normalizer = Normalizer(AtomRef(np.zeros(2), 0.3, np.zeros(n)), basis_info=BASIS)
+    loaded = DensityModule(**SMALL)
+    loaded.load_state_dict(module.state_dict())
+    assert loaded.network.dims.tolist() == module.network.dims.tolist()
+    assert float(loaded.normalizer.reference.t_global) == 0.3

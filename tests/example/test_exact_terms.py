@@ -4,46 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("pyscf")
 
-from ofdft_norm import BasisInfo, BasisTransforms, OFData, OFDataset
-from ofdft_norm.data.embedded_data import EMBEDDED_DATA
+from ofdft_norm import BasisInfo, BasisTransforms, OFData
+from ofdft_norm.data.files import EMBEDDED
+from ofdft_norm.data.packed import PackedDataset, PackedSet
 from ofdft_norm.errors import BasisError, BatchError
 from ofdft_norm.example import ExactTerms
+from ofdft_norm.labelling import make_labels, read_geometries
 
 
-def labelled(name: str, energy_key: str = "e_kin") -> OFData:
-    basis_info = BasisInfo.from_json(EMBEDDED_DATA / "basis_info.json")
-    stored = OFDataset([EMBEDDED_DATA / "labels" / f"{name}.zarr.zip"], basis_info, energy_key)[3]
-    return BasisTransforms([])(stored)
+def labelled(name: str) -> OFData:
+    """A labelled sample of an embedded molecule, in the density basis."""
+    packed = PackedSet(EMBEDDED)
+    index = np.array([packed.names().index(f"{name}.zarr.zip")])
+    return PackedDataset([packed], [index], transform=BasisTransforms([]))[3]
 
 
-def in_order_xyz(sample: OFData) -> OFData:
-    """The same density in a basis whose p functions stand in the order x, y, z."""
-    given = sample.basis_info
-    basis_info = BasisInfo(**{**given.to_dict(), "p_order": "xyz"})
-    functions = sample.basis_function_ind.numpy()
-    l, m = given.l_per_basis_func[functions], given.m_per_basis_func[functions]
-    order = torch.arange(len(functions))
-    for start in (i for i in range(len(l)) if l[i] == 1 and m[i] == -1):  # y, z, x
-        order[start : start + 3] = start + torch.tensor([2, 0, 1])
-    return OFData.construct_new(basis_info, sample.pos, sample.atomic_numbers, sample.coeffs[order])
-
-
-def test_they_are_what_the_kinetic_label_leaves_of_the_total_energy() -> None:
-    kinetic, total = (labelled("hydrogen_fluoride", key) for key in ("e_kin", "e_tot"))
-    expected = float(total.energy_label - kinetic.energy_label)
-    assert float(ExactTerms(kinetic)(kinetic.coeffs)) == pytest.approx(expected, abs=1e-7)
-
-
-def test_they_are_the_same_in_either_order_of_p_functions() -> None:
-    sample = labelled("hydrogen_fluoride")
-    turned = in_order_xyz(sample)
-    one, other = ExactTerms(sample, grid_level=0), ExactTerms(turned, grid_level=0)
-    assert float(other(turned.coeffs)) == pytest.approx(float(one(sample.coeffs)), abs=1e-9)
+def test_they_are_the_total_energy_minus_the_kinetic_label(tmp_path: Any) -> None:
+    (tmp_path / "hf.xyz").write_text("2\n\nH 0 0 0\nF 0 0 0.92\n")
+    labels = make_labels(read_geometries(tmp_path / "hf.xyz")[0])
+    basis = PackedSet(EMBEDDED).basis_info
+    sample = OFData.construct_new(basis, labels.positions, labels.atomic_numbers, labels.coeffs[3])
+    expected = labels.energies["e_tot"][3] - labels.energies["e_kin"][3]
+    assert float(ExactTerms(sample)(sample.coeffs)) == pytest.approx(expected, abs=1e-7)
 
 
 def test_their_derivative_is_that_of_finite_differences() -> None:
@@ -58,10 +46,10 @@ def test_their_derivative_is_that_of_finite_differences() -> None:
     assert float(gradient @ direction) == pytest.approx(3.0 * float(change), rel=1e-6)
 
 
-def test_what_they_cannot_be_made_of_is_refused(make_batch: Any) -> None:
+def test_several_molecules_and_a_basis_without_exponents_are_refused(make_batch: Any) -> None:
     sample = labelled("water")
     with pytest.raises(BatchError, match="the batch has 2"):
-        ExactTerms(make_batch([sample, sample]))
+        ExactTerms(make_batch([sample, labelled("ammonia")]))
     sample.basis_info = BasisInfo(sample.basis_info.atomic_numbers, sample.basis_info.irreps_per_atom)
     with pytest.raises(BasisError, match=r"'water'.*exponents.*data\.source\.basis_info"):
         ExactTerms(sample)

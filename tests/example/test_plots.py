@@ -18,6 +18,8 @@ from ofdft_norm.example.plots import (
 )
 from ofdft_norm.example.results import SplitEnergies
 
+KEY = "has_energy_label"
+
 
 @pytest.fixture
 def dataset(labels):
@@ -51,15 +53,15 @@ def test_ranges_are_the_largest_gradients_of_the_normalised_samples(dataset, lab
             index = sample.basis_function_ind.numpy()
             np.maximum.at(before, index, sample.gradient_label.abs().numpy())
             np.maximum.at(after, index, normalized.gradient_label.abs().numpy())
-    got_before, got_after = gradient_ranges(statistics, normalizer)
+    got_before, got_after = gradient_ranges(statistics, normalizer, KEY)
     np.testing.assert_allclose(got_before, before, rtol=1e-10)
     np.testing.assert_allclose(got_after, after, rtol=1e-8, atol=1e-12)
 
 
 def test_gradient_plot_has_a_panel_for_each_element_with_its_data(labels, statistics, tmp_path):
     normalizer = make_normalizer(statistics, labels.basis_info)
-    figure = plot_gradient_ranges(statistics, normalizer, labels.basis_info)
-    before, after = gradient_ranges(statistics, normalizer)
+    figure = plot_gradient_ranges(statistics, normalizer, labels.basis_info, KEY)
+    before, after = gradient_ranges(statistics, normalizer, KEY)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["H", "C", "O"]
     for axes, index in zip(figure.axes, labels.basis_info.atom_ind_to_basis_function_ind, strict=True):
         drawn = [collection.get_offsets()[:, 1] for collection in axes.collections[1:]]
@@ -72,26 +74,18 @@ def test_gradient_plot_has_a_panel_for_each_element_with_its_data(labels, statis
     assert (tmp_path / "a" / "gradients.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_elements_that_were_not_seen_have_no_panel(labels):
-    dataset = OFDataset([labels.write("methane.zarr", (6, 1, 1, 1, 1))], labels.basis_info)
-    with pytest.warns(UserWarning, match="saw no atom"):
-        statistics = DatasetStatistics.from_dataset(None, dataset, labels.basis_info, progress=False)
-    figure = plot_gradient_ranges(statistics, make_normalizer(statistics, labels.basis_info), labels.basis_info)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["H", "C"]
-
-
 def test_energy_plot_shows_the_error_of_each_sample_and_names_the_three_worst_molecules(tmp_path):
-    molecules = ["a", "b", "a", "c", "d"]
+    molecules = ["a", "$b$", "a", "c", r"$\frac{$"]
     true = torch.tensor([-100.0, -50.0, -100.0, -76.0, -2.0], dtype=torch.float64)
     errors = torch.tensor([0.01, -0.03, 0.03, 0.001, 0.04], dtype=torch.float64)
-    figure = plot_energies({"val": SplitEnergies(molecules, true + errors, true, true)}, "e_kin")
+    figure = plot_energies({"val": SplitEnergies(molecules, true + errors, true)}, "e_kin")
     axes: Any = figure.axes[0]
     drawn = axes.collections[0].get_offsets()
-    order = ["b", "c", "a", "d"]  # of their mean errors, -30, 1, 20 and 40 mHa
+    order = ["$b$", "c", "a", r"$\frac{$"]  # of their mean errors, -30, 1, 20 and 40 mHa
     np.testing.assert_allclose(drawn, [[order.index(m), 1000 * e] for m, e in zip(molecules, errors, strict=True)])
     assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
     assert [text.xy for text in axes.texts] == [(3, pytest.approx(40)), (0, pytest.approx(-30)), (2, pytest.approx(30))]
-    assert axes.get_xlabel() == "4 molecules in the order of their mean error; the worst:\n1 d, 2 b, 3 a"
+    assert axes.get_xlabel() == "4 molecules in the order of their mean error; the worst:\n1 $\\frac{$, 2 $b$, 3 a"
     assert axes.get_title(loc="left") == "val: error of e_kin, MAE 22.2 mHa"
     save_figure(figure, tmp_path / "energies.png")
     assert (tmp_path / "energies.png").stat().st_size > 1000
@@ -100,7 +94,7 @@ def test_energy_plot_shows_the_error_of_each_sample_and_names_the_three_worst_mo
 @pytest.mark.parametrize("rescaling", [True, False])
 def test_normalisation_plot_shows_spreads_of_coefficients_and_energies(dataset, labels, statistics, rescaling):
     normalizer = make_normalizer(statistics, labels.basis_info, rescaling=rescaling)
-    axes: Any = plot_normalization(statistics, normalizer, labels.basis_info).axes
+    axes: Any = plot_normalization(statistics, normalizer, labels.basis_info, KEY).axes
     coefficients, energies = axes
     n = labels.basis_info.n_basis
     before = np.concatenate([c.get_offsets()[:, 1] for c in coefficients.collections[0::2]])

@@ -1,4 +1,4 @@
-"""SchNet on energies and forces of ASE: exact forces, a whole run, and its checkpoint on other data."""
+"""SchNet on energies and forces of ASE: exact forces, errors, and the data that each model refuses."""
 
 from __future__ import annotations
 
@@ -9,36 +9,19 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from ase.calculators.emt import EMT
 from hydra import compose, initialize_config_dir
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch_geometric.data import Batch
 
 from ofdft_norm import Normalizer
-from ofdft_norm.config.readable_errors import config_dir
-from ofdft_norm.data.ase_files import ASEDataset
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.example import PotentialModule
-from ofdft_norm.example.potential import EnergyForceErrors, PairsWithin
-from ofdft_norm.example.prediction import predict
-from ofdft_norm.example.structures import labelled_clusters
-from ofdft_norm.example.training import train
-from tests.printed_tables import check_printed, tables
+from ofdft_norm.example import EMTClusters, PotentialModule
+from ofdft_norm.example.metrics import EnergyForceErrors
+from ofdft_norm.example.potential import PairsWithin, labelled_clusters
+from ofdft_norm.example.predict import predict
+from ofdft_norm.example.train import train
+from ofdft_norm.hydra_app.readable_errors import config_dir
 
-SMALL = [
-    "model.hidden_channels=16",
-    "model.num_filters=16",
-    "model.num_interactions=1",
-    "model.num_gaussians=8",
-    "data.source.datamodule.n_train=24",
-    "data.source.datamodule.n_val=4",
-    "data.source.datamodule.n_test=5",
-    "data.source.datamodule.batch_size=8",
-    "data.statistics.progress=false",
-    "trainer.log_every_n_steps=1",
-    "trainer.max_epochs=3",
-    "trainer.enable_progress_bar=false",
-]
+QUICK = ("logger=none", "callbacks=none", "trainer=debug", "trainer.enable_progress_bar=false")
 
 
 def composed(name: str, *overrides: str) -> Any:
@@ -46,9 +29,12 @@ def composed(name: str, *overrides: str) -> Any:
         return compose(name, [*overrides])
 
 
-def clusters(n: int) -> list[Any]:
-    dataset = ASEDataset(labelled_clusters(n, 0))
-    return [dataset[i] for i in range(n)]
+@pytest.fixture(scope="module")
+def clusters() -> list[Any]:
+    """Three clusters as samples."""
+    module = EMTClusters(1, 1, 1)
+    module.setup()
+    return [module.parts[part][0] for part in ("train", "val", "test")]
 
 
 def test_pairs_are_those_within_the_cutoff_of_one_molecule() -> None:
@@ -64,21 +50,11 @@ def test_pairs_are_those_within_the_cutoff_of_one_molecule() -> None:
     assert {tuple(e): pytest.approx(float(d)) for e, d in zip(edges.T.tolist(), distances, strict=True)} == expected
 
 
-def test_clusters_are_those_of_their_seed_and_labelled_by_emt() -> None:
-    first, again = labelled_clusters(3, 1), labelled_clusters(3, 1)
-    for a, b in zip(first, again, strict=True):
-        np.testing.assert_array_equal(a.positions, b.positions)
-        bare = a.copy()
-        bare.calc = EMT()
-        assert bare.get_potential_energy() == a.get_potential_energy()
-
-
-def test_forces_are_the_negative_derivative_of_the_energy() -> None:
+def test_forces_are_the_negative_derivative_of_the_energy(clusters: list[Any]) -> None:
     torch.manual_seed(0)
     model = PotentialModule(8, 8, 1, 6).double().eval()
     model.normalizer = Normalizer(energy_scale=0.3, energy_field="energy", forces_field="forces", unit="eV")
-    samples = [model.normalizer.normalize(sample) for sample in clusters(2)]
-    batch = Batch.from_data_list(samples)
+    batch = Batch.from_data_list([model.normalizer.normalize(sample) for sample in clusters])
     energy, forces = model.predict(batch)
     step, moved = 1e-5, batch.clone()
     moved.pos[3, 1] += step
@@ -88,9 +64,9 @@ def test_forces_are_the_negative_derivative_of_the_energy() -> None:
         torch.testing.assert_close(model.predict(batch)[1], forces)
 
 
-def test_errors_are_means_over_structures_and_components() -> None:
+def test_errors_are_means_over_structures_and_components(clusters: list[Any]) -> None:
     normalizer = Normalizer(energy_field="energy", forces_field="forces", unit="eV")
-    samples = [normalizer.normalize(sample) for sample in clusters(3)]
+    samples = [normalizer.normalize(sample) for sample in clusters]
     metric = EnergyForceErrors()
     for part in (samples[:1], samples[1:]):
         batch = Batch.from_data_list(part)
@@ -103,63 +79,42 @@ def test_errors_are_means_over_structures_and_components() -> None:
     }
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning advises on workers and logging intervals
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["model=potential"], r"PotentialModule learns energies and forces, and no forces are read: .*model=density"),
-        (
-            ["data/source=ase", "data/reference=linear", "data/rescaling=none", "data.unit=eV"],
-            r"DensityModule learns from density coefficients, and the samples have none: .*\(config: model\)",
-        ),
-    ],
-)
-def test_each_model_says_what_data_it_cannot_learn_from(overrides: list[str], message: str, tmp_path: Path) -> None:
-    if "data/source=ase" in overrides:
-        ase.io.write(tmp_path / "data.xyz", labelled_clusters(12, seed=0))
-        overrides = [*overrides, f"data.source.paths={tmp_path / 'data.xyz'}"]
-    cfg = composed("train", *overrides, f"output_dir={tmp_path}", "logger=none", "callbacks=none", "trainer=debug")
-    with pytest.raises(ConfigError, match=message):
-        train(cfg)
-
-
-def test_a_run_ends_in_errors_in_ev_and_its_checkpoint_predicts_elsewhere(tmp_path: Path) -> None:
-    metrics = train(composed("train", "experiment=potential", f"output_dir={tmp_path}", *SMALL))
-    table = (tmp_path / "results.txt").read_text()
-    check_printed(table)
-    assert table.splitlines()[0].split("  ")[-1].strip() == "F [meV/angstrom]"
-    rows = [row[0] for row in tables(table)[0]]
-    assert rows == ["mean absolute errors", *["reference only", "model"] * 2]
-    check_printed((tmp_path / "summary.txt").read_text(), data=r"constant|[A-Z][a-z]?|structure.*")
-    for name in ("energies", "normalization"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert events.Tags()["images"] == ["results/normalization", "results/energies"]
-    assert events.Scalars("hp_metric")[-1].value == pytest.approx(metrics["results/val/energy_mae_meV"])
-    assert max(event.value for event in events.Scalars("train/learning_rate")) > 0
-    assert events.Scalars("normalization/n_samples")[0].value > 0
+def test_a_checkpoint_predicts_files_of_ase(tmp_path: Path) -> None:
+    sizes = ("model.hidden_channels=16", "model.num_interactions=1", "data.source.datamodule.n_train=24")
+    data = ("data.source.datamodule.n_test=5", "data.statistics.progress=false", "logger=csv")
+    epochs = ("trainer.max_epochs=2", "trainer.enable_progress_bar=false")
+    folder = f"output_dir={tmp_path}"
+    metrics = train(composed("train", "experiment=potential", folder, *sizes, *data, *epochs))
     assert metrics["results/test/energy_mae_meV"] == pytest.approx(metrics["test/energy_mae_meV"], rel=1e-4)
+    assert "forces MAE" in (tmp_path / "results.txt").read_text()
 
-    model = PotentialModule.load_from_checkpoint(tmp_path / "checkpoints" / "best.ckpt").eval()
-    assert model.normalizer.unit == "eV"
-    clusters = labelled_clusters(33, 0)
-    ase.io.write(tmp_path / "test.xyz", clusters[-5:])
-    output = tmp_path / "predictions.xyz"
-    predict(
-        composed(
-            "predict",
-            f"ckpt_path={tmp_path / 'checkpoints' / 'best.ckpt'}",
-            "model._target_=ofdft_norm.example.PotentialModule",
-            "data/source=ase",
-            f"data.source.paths={tmp_path / 'test.xyz'}",
-            f"output={output}",
-        )
-    )
+    clusters = labelled_clusters(24 + 30 + 5)[-5:]
+    ase.io.write(tmp_path / "test.xyz", clusters)
+    output, checkpoint = tmp_path / "predictions.xyz", tmp_path / "checkpoints" / "best.ckpt"
+    source = ("data/source=ase", f"data.source.paths={tmp_path / 'test.xyz'}")
+    predict(composed("predict", f"ckpt_path={checkpoint}", *source, f"output={output}", "accelerator=cpu"))
     errors = []
-    for frame, cluster in zip(ase.io.read(output, index=":"), clusters[-5:], strict=True):
+    for frame, cluster in zip(ase.io.read(output, index=":"), clusters, strict=True):
         np.testing.assert_allclose(frame.positions, cluster.positions, atol=1e-6)
         assert frame.info["energy_label_eV"] == pytest.approx(cluster.get_potential_energy(), abs=1e-5)
         errors.append(abs(frame.get_potential_energy() - cluster.get_potential_energy()))
         assert frame.get_forces().shape == cluster.get_forces().shape
     assert 1e3 * np.mean(errors) == pytest.approx(metrics["test/energy_mae_meV"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=potential"], r"the data have no forces: .*model=density"),
+        (
+            ["data/source=ase", "data/reference=linear", "data/rescaling=none"],
+            r"the samples have none: .*model",
+        ),
+    ],
+)
+def test_each_model_refuses_data_without_its_labels(overrides: list[str], message: str, tmp_path: Path) -> None:
+    if "data/source=ase" in overrides:
+        ase.io.write(tmp_path / "data.xyz", labelled_clusters(12))
+        overrides = [*overrides, f"data.source.paths={tmp_path / 'data.xyz'}", "data.unit=eV"]
+    with pytest.raises(ConfigError, match=message):
+        train(composed("train", *overrides, f"output_dir={tmp_path}", *QUICK))

@@ -1,4 +1,4 @@
-"""The results table: baselines against numpy, text and CSV."""
+"""Baselines and the results table: against NumPy, as text and as CSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, LinearReferen
 from ofdft_norm.example import LabelErrors
 from ofdft_norm.example.results import (
     HEADINGS,
-    WITHOUT_NETWORK,
+    CompositionAndXC,
     ResultRow,
     constant_per_element,
     evaluate,
@@ -23,17 +23,15 @@ from ofdft_norm.example.results import (
     reference_only,
     write_csv,
 )
-from tests.printed_tables import check_printed
 
 BASIS = BasisInfo([1, 8], ["2x0e+1x1o", "3x0e+1x1o"])
-SCALE = 1.7
 
 
 @pytest.fixture
 def normalizer():
     rng, n = np.random.default_rng(0), BASIS.n_basis
     rescaling = DimensionWiseRescaling(rng.normal(size=n), rng.uniform(0.5, 2, n), rng.uniform(0.01, 3, n))
-    return Normalizer(AtomRef(rng.normal(size=2), 0.3, rng.normal(size=n)), rescaling, SCALE)
+    return Normalizer(AtomRef(rng.normal(size=2), 0.3, rng.normal(size=n)), rescaling, 1.7, basis_info=BASIS)
 
 
 @pytest.fixture
@@ -52,10 +50,13 @@ def norm_of_projected(difference, w):
     return np.linalg.norm(difference - w * (w @ difference) / (w @ w))
 
 
-def test_baselines_are_what_they_say(samples, batches, normalizer):
+def test_baselines_against_numpy(samples, batches, normalizer):
     references = torch.zeros(119, dtype=torch.float64)
     references[[1, 8]] = torch.tensor([-0.5, -75.0], dtype=torch.float64)
-    predictors = {"constant": constant_per_element(LinearReferences(references)), "ref": reference_only(normalizer)}
+    predictors = {
+        "constant": constant_per_element(LinearReferences(references), normalizer),
+        "ref": reference_only(normalizer),
+    }
     rows = {row.predictor: row for row in evaluate(predictors, batches, normalizer, "val")}
 
     errors: dict[str, list[float]] = {"constant": [], "ref": []}
@@ -82,67 +83,52 @@ def test_baselines_are_what_they_say(samples, batches, normalizer):
 
 def test_a_perfect_predictor_has_no_error(samples, batches, normalizer):
     def perfect(batch):
-        original = normalizer.denormalize(batch)
-        return original.energy_label, original.gradient_label
+        return normalizer.denormalize(batch).energy_label, normalizer.gradient_difference(batch.gradient_label, batch)
 
     (row,) = evaluate({"perfect": perfect}, batches, normalizer, "test")
     assert row.errors == pytest.approx(dict.fromkeys(LabelErrors.names("hartree"), 0), abs=1e-9)
-
-
-def test_energies_are_collected_in_hartree_from_labelled_samples(samples, batches, normalizer):
     energies = predicted_energies(lambda batch: (batch.energy_reference + 1, batch.coeffs), batches, normalizer)
     labels = [sample.energy_label.item() for sample in samples if sample.has_energy_label.item()]
     assert energies.true.tolist() == pytest.approx(labels, rel=1e-12)
-    assert (energies.predicted - energies.reference).tolist() == pytest.approx([1] * 4, rel=1e-9)
     assert energies.molecules == [sample.mol_id for sample in samples if sample.has_energy_label.item()]
 
 
-def rows():
-    errors = {name: 1 / 3 + i for i, name in enumerate(LabelErrors.names("hartree"))}
-    return [
-        ResultRow(
-            "val", "reference only", 3, 10, {name: 100.25 + i for i, name in enumerate(LabelErrors.names("hartree"))}
-        ),
-        ResultRow("test", "model", 2, 9, {**errors, "gradient_norm_mHa": float("nan")}),
+def test_planted_weights_of_composition_and_xc_come_back(make_sample, make_batch):
+    rng = np.random.default_rng(0)
+    weights = np.array([0.5, 60.0, -1.2, 0.25])  # of H, O, E_xc, and the constant
+    samples, xc_energies = [], dict[tuple[str, int], float]()
+    for i in range(20):
+        numbers = rng.choice([1, 8], 1 + i % 4).tolist()
+        sample = make_sample(BASIS, rng, numbers, mol_id=f"molecule_{i // 2}", scf_iteration=i, has_energy_label=i != 3)
+        xc = float(rng.normal() * 10)
+        energy = weights @ [numbers.count(1), numbers.count(8), xc, 1.0]
+        sample.energy_label = torch.tensor([energy if i != 3 else 1e6], dtype=torch.float64)
+        xc_energies |= {(sample.mol_id, i): xc} if i != 3 else {}
+        samples.append(sample)
+    batch = make_batch([Normalizer().normalize(sample) for sample in samples])
+    baseline = CompositionAndXC(xc_energies, [batch], Normalizer(), BASIS.n_types)
+    np.testing.assert_allclose(baseline.weights, weights, rtol=1e-8)
+    energies, differences = baseline(batch)
+    assert torch.isnan(energies).tolist() == [i == 3 for i in range(20)]
+    assert torch.isnan(differences).all()
+
+
+def test_table_and_csv_hold_the_rows(tmp_path):
+    names = LabelErrors.names("eV")
+    errors = {name: 1 / 3 + i for i, name in enumerate(names)}
+    rows = [
+        ResultRow("val", "constant per element", 3, 10, dict.fromkeys(names, 4567890.123), "eV"),
+        ResultRow("test", "model", 2, 9, {**errors, "gradient_norm_meV": float("nan")}, "eV"),
     ]
+    lines = format_table(rows).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].startswith("errors in meV")
+    assert lines[2].strip() == "val (3 molecules)"
+    shown = [f"{1 / 3 + LabelErrors.QUANTITIES.index(name):.1f}" for name in HEADINGS[LabelErrors]]
+    assert lines[5].split() == ["model", *shown[:-1], "-"]
 
-
-def test_table_lines_up_and_names_its_units():
-    table = format_table(rows())
-    check_printed(table)
-    lines = table.splitlines()
-    assert lines[0].split("  ")[0] == "errors in mHa"
-    assert lines[1] == "val: 3 molecules, 10 samples"
-    assert lines[2].split()[:2] == ["reference", "only"]
-    assert lines[3] == "test: 2 molecules, 9 samples"
-    assert len({len(lines[i]) for i in (0, 2, 4)}) == 1
-    shown = [f"{1 / 3 + LabelErrors.QUANTITIES.index(name):.1f}" for name in HEADINGS]
-    assert lines[4].split() == ["model", *shown[:-1], "-"]
-
-
-def test_large_errors_and_all_predictors_fit_on_a_screen():
-    errors = dict.fromkeys(LabelErrors.names("eV"), 4567890.123)
-    predictors = [*WITHOUT_NETWORK, "reference only", "model"]
-    check_printed(format_table([ResultRow("test", p, 1, 1, errors, "eV") for p in predictors], WITHOUT_NETWORK))
-
-
-def test_errors_are_shown_in_the_unit_of_the_energies():
-    errors = {name: 1.0 for name in LabelErrors.names("eV")}
-    assert "energy_mae_meV" in errors
-    assert format_table([ResultRow("test", "model", 2, 9, errors, "eV")]).startswith("errors in meV")
-
-
-def test_csv_holds_every_digit(tmp_path):
     path = tmp_path / "new folder" / "results.csv"
-    write_csv(rows(), path)
+    write_csv(rows, path)
+    assert repr(read_csv(path, "eV")) == repr(rows)  # NaN is not equal to itself
     with path.open(newline="") as file:
-        read = list(csv.DictReader(file))
-    assert [(r["split"], r["predictor"], int(r["n_molecules"]), int(r["n_samples"])) for r in read] == [
-        ("val", "reference only", 3, 10),
-        ("test", "model", 2, 9),
-    ]
-    for line, row in zip(read, rows(), strict=True):
-        read_errors = [float(line[name]) for name in LabelErrors.names("hartree")]
-        np.testing.assert_array_equal(read_errors, list(row.errors.values()))  # NaN equals NaN here
-    assert [p.name for p in path.parent.iterdir()] == ["results.csv"]
-    assert repr(read_csv(path, "hartree")) == repr(rows())  # NaN again
+        assert [float(row["energy_mae_meV"]) for row in csv.DictReader(file)] == [4567890.123, 1 / 3]

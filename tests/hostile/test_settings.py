@@ -7,7 +7,6 @@ names the file, where there is one.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,72 +22,37 @@ from ofdft_norm import (
     create_element_references,
 )
 from ofdft_norm.config import LinearReferencesConfig, RescalingConfig
-from ofdft_norm.data.dataset_info import read_dataset_info
-from ofdft_norm.data.plain_files import LARGEST_DEPTH, read_json, read_yaml
-from ofdft_norm.data.split_files import read_split_entries
+from ofdft_norm.data.split import read_split
 from ofdft_norm.errors import BasisError, ConfigError, SplitError, StatisticsError
 
-# --- YAML and JSON: the same strict readers for all files -------------------------------------------------------------
+# --- files that are no YAML or JSON -----------------------------------------------------------------------------------
 
-DEEP = 100_000
 PLAIN = [
-    (".yaml", "train: [a]\ntrain: [b]\n", "key 'train' twice"),
-    (".yaml", "train: [a]\nval: {x: 1, x: 2}\n", "key 'x' twice"),
-    (".yaml", "train: [a]\n<<: {train: [b]}\n", "key 'train' twice"),
-    (".yaml", "a: &x [1, 1]\ntrain: [*x, *x]\n", "alias *x"),
-    (".yaml", f"train: {'[' * 5000}{']' * 5000}", f"nested more than {LARGEST_DEPTH} deep"),
-    (".yaml", f"train: {'[' * 25}{']' * 25}", f"nested more than {LARGEST_DEPTH} deep"),
+    (".yaml", f"train: {'[' * 5000}{']' * 5000}", "cannot be read"),
     (".yaml", "train: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-    (".yaml", "? [a]\n: 1", "expected a name or number"),
-    (".yaml", "? {a: 1}\n: 1", "expected a name or number"),
-    (".yaml", "train: [", "expected the node content"),
+    (".yaml", "? [a]\n: 1", "cannot be read"),
+    (".yaml", "train: [", "cannot be read"),
     (".yaml", "train: \x01", "special characters"),
-    (".yaml", "train: 2020-13-45", "month must be in"),
-    (".json", '{"train": ["a"], "train": ["b"]}', "key 'train' twice"),
-    (".json", '{"train": [{"x": 1, "x": 2}]}', "key 'x' twice"),
-    (".json", "[" * DEEP + "]" * DEEP, f"nested more than {LARGEST_DEPTH} deep"),
-    (".json", "[" * 25 + "]" * 25, f"nested more than {LARGEST_DEPTH} deep"),
-    (".json", '{"train": NaN}', "holds NaN"),
-    (".json", '{"train": [-Infinity]}', "holds -Infinity"),
-    (".json", f'{{"train": {"9" * 5000}}}', "4300 digits"),
+    (".json", "[" * 100_000 + "]" * 100_000, "cannot be read"),
+    (".json", '{"train": NaN}', "nan"),
     (".json", '{"train": ', "Expecting value"),
     (".json", "", "Expecting value"),
+    (".json", "\udcff", "cannot be read"),
 ]
 
 
 @pytest.mark.parametrize(("suffix", "text", "words"), PLAIN)
-def test_files_that_can_be_read_in_two_ways_or_in_none(tmp_path: Path, suffix: str, text: str, words: str) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path, suffix: str, text: str, words: str) -> None:
     path = tmp_path / f"split{suffix}"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(words)):
-        (read_yaml if suffix == ".yaml" else read_json)(path)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(SplitError) as refused:
-        read_split_entries(path)
+        read_split(path)
     assert words in str(refused.value)
     assert str(path) in str(refused.value)
-    if suffix == ".json":
-        with pytest.raises(BasisError) as basis:
-            BasisInfo.from_json(path)
-        assert words in str(basis.value)
-        assert str(path) in str(basis.value)
-    else:
-        with pytest.raises(BasisError) as info:
-            read_dataset_info(path)
-        assert words in str(info.value)
-
-
-def test_files_of_other_encodings(tmp_path: Path) -> None:
-    for name in ("split.json", "split.yaml"):
-        (tmp_path / name).write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(SplitError, match=rf"{name}: cannot be read as a split"):
-            read_split_entries(tmp_path / name)
-
-
-def test_what_is_nested_as_deeply_as_allowed_is_read(tmp_path: Path) -> None:
-    text = "[" * (LARGEST_DEPTH + 1) + "]" * (LARGEST_DEPTH + 1)
-    for name, read in (("a.json", read_json), ("a.yaml", read_yaml)):
-        (tmp_path / name).write_text(text)
-        assert read(tmp_path / name) == json.loads(text)
+    read_basis = BasisInfo.from_json if suffix == ".json" else lambda path: BasisInfo.from_dataset_info_yaml(path, [1])
+    with pytest.raises(BasisError) as basis:
+        read_basis(path)
+    assert str(path) in str(basis.value)
 
 
 # --- splits: entries --------------------------------------------------------------------------------------------------
@@ -109,9 +73,9 @@ SPLITS: list[tuple[Any, str]] = [
     ({"train": "a"}, "train is a str, expected a list"),
     ({"train": {"a": 1}}, "train is a dict, expected a list"),
     ({"train": None}, "train is a NoneType, expected a list"),
-    ({"training": ["a"]}, "expected the keys ['train', 'val', 'test'], found ['training']"),
-    ({"val": ["a"]}, "expected the keys"),
-    ({}, "expected the keys"),
+    ({"training": ["a"]}, "with the keys ['train', 'val', 'test'], found ['training']"),
+    ({"val": ["a"]}, "with the keys"),
+    ({}, "with the keys"),
     ([["a"]], "expected a mapping"),
     (3, "expected a mapping"),
     (None, "expected a mapping"),
@@ -123,7 +87,7 @@ def test_splits(tmp_path: Path, content: Any, words: str) -> None:
     path = tmp_path / "split.json"
     path.write_text(json.dumps(content))
     with pytest.raises(SplitError) as caught:
-        read_split_entries(path)
+        read_split(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -131,26 +95,26 @@ def test_splits(tmp_path: Path, content: Any, words: str) -> None:
 # --- the basis --------------------------------------------------------------------------------------------------------
 
 BASES: list[tuple[Any, Any, str]] = [
-    ([1], ["6x0o"], "expected '6x0e'"),
-    ([1], ["6x0e+2x1e"], "expected '2x1o'"),
-    ([1], ["6x0e+2x2o"], "expected '2x2e'"),
-    ([1], ["99999999x0e"], "beyond 1000 shells"),
-    ([1], ["1001x0e"], "beyond 1000 shells"),
-    ([1], ["1x13o"], "l = 12"),
-    ([1], ["1x999999999o"], "l = 12"),
-    ([1], ["1x9999999999999o"], "cannot read"),
-    ([1], [""], "cannot read ''"),
+    ([1], ["6x0o"], "expected the parity (-1)^l"),
+    ([1], ["6x0e+2x1e"], "expected the parity (-1)^l"),
+    ([1], ["6x0e+2x2o"], "expected the parity (-1)^l"),
+    ([1], ["99999999x0e"], "expected terms such as"),
+    ([1], ["1001x0e"], "expected terms such as"),
+    ([1], ["1x13o"], "with l up to 12"),
+    ([1], ["1x999999999o"], "with l up to 12"),
+    ([1], ["1x9999999999999o"], "expected terms such as"),
+    ([1], [""], "expected terms such as"),
     ([1], ["0x0e"], "has no function"),
-    ([1], ["-1x0e"], "cannot read"),
-    ([1], ["1x0e+"], "cannot read ''"),
+    ([1], ["-1x0e"], "expected terms such as"),
+    ([1], ["1x0e+"], "expected terms such as"),
     ([1], ["2x1o+1x0e"], "not sorted by angular momentum"),
-    ([1], [None], "cannot read 'None'"),
-    ([1], [6], "cannot read '6'"),
-    ([], [], "at least one element"),
-    ([1, 1], ["1x0e", "1x0e"], "names an element twice"),
-    ([0], ["1x0e"], "outside 1 ... 118"),
-    ([119], ["1x0e"], "outside 1 ... 118"),
-    ([-1], ["1x0e"], "outside 1 ... 118"),
+    ([1], [None], "expected terms such as"),
+    ([1], [6], "expected terms such as"),
+    ([], [], "0 atomic_numbers and 0 irreps_per_atom"),
+    ([1, 1], ["1x0e", "1x0e"], "expected different numbers"),
+    ([0], ["1x0e"], "expected different numbers, 1 ... 118"),
+    ([119], ["1x0e"], "expected different numbers, 1 ... 118"),
+    ([-1], ["1x0e"], "expected different numbers, 1 ... 118"),
     ([1.5], ["1x0e"], "whole numbers"),
     ([1e30], ["1x0e"], "whole numbers"),
     ([True], ["1x0e"], "whole numbers"),
@@ -158,7 +122,7 @@ BASES: list[tuple[Any, Any, str]] = [
     ([[1]], ["1x0e"], "whole numbers"),
     (1, ["1x0e"], "vector of whole numbers"),
     (None, ["1x0e"], "whole numbers"),
-    ([1, 6], ["1x0e"], "2 atomic_numbers but 1 irreps_per_atom"),
+    ([1, 6], ["1x0e"], "2 atomic_numbers and 1 irreps_per_atom"),
     ([1], None, "NoneType"),
 ]
 
@@ -182,15 +146,15 @@ REFERENCES: list[tuple[Any, str]] = [
     (ONE + 1j, "complex"),
     (np.stack([ONE, ONE]), "shape (2, 119)"),
     (ONE[None, None].repeat(2, 0), "shape (2, 1, 119)"),
-    (np.array(["a"] * 119), "holds no numbers"),
-    (ONE.astype("M8[s]"), "holds no numbers"),
-    (np.zeros(119, dtype=[("a", "f8")]), "holds no numbers"),
-    (np.where(ONE != 0, np.nan, 0), "not finite"),
-    (np.where(ONE != 0, -np.inf, 0), "not finite"),
+    (np.array(["a"] * 119), "has no numbers"),
+    (ONE.astype("M8[s]"), "has no numbers"),
+    (np.zeros(119, dtype=[("a", "f8")]), "has no numbers"),
+    (np.where(ONE != 0, np.nan, 0), "expected a vector of finite numbers"),
+    (np.where(ONE != 0, -np.inf, 0), "expected a vector of finite numbers"),
     (ONE[:1], "shape (1,)"),
     (ONE[:0], "shape (0,)"),
     (np.array(1.0), "shape ()"),
-    (np.array([None] * 119, dtype=object), "cannot be read as plain arrays"),
+    (np.array([None] * 119, dtype=object), "cannot be read"),
 ]
 
 
@@ -206,13 +170,11 @@ def test_reference_files(tmp_path: Path, array: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"element_references": "abc"}, "holds no numbers"),
-        ({"element_references": None}, "holds no numbers"),
+        ({"element_references": "abc"}, "has no numbers"),
+        ({"element_references": None}, "has no numbers"),
         ({"element_references": torch.zeros(119, dtype=torch.complex64)}, "complex"),
-        ({"element_references": torch.zeros(119, device="meta")}, "holds no numbers"),
-        ({"element_references": torch.from_numpy(ONE), "seen_elements": "xx"}, "'seen_elements' holds no numbers"),
-        ({"other": torch.from_numpy(ONE)}, "lacks 'element_references'"),
-        ([torch.from_numpy(ONE)], "expected a state dict"),
+        ({"element_references": torch.zeros(119, device="meta")}, "has no numbers"),
+        ({"element_references": torch.from_numpy(ONE), "seen_elements": "xx"}, "'seen_elements' has no numbers"),
     ],
 )
 def test_reference_states(tmp_path: Path, state: Any, words: str) -> None:
@@ -251,14 +213,14 @@ def test_settings(make: Callable[[], Any], words: str) -> None:
     assert "data." in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["s_coeff", "s_grad", "epsilon"])
-@pytest.mark.parametrize("value", [-1.0, 1e-320, 1e-200, 1e200, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["s_coeff", "s_grad"])
+@pytest.mark.parametrize("value", [-1.0, 1e-320, 1e200, float("nan")])
 def test_scales_that_make_lambda_infinite_or_zero(name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"{name} = .*1e-100 \.\.\. 1e\+100.*config: data\.rescaling\.{name}"):
+    with pytest.raises(ConfigError, match=rf"data\.rescaling\.{name} = .*: should be a (positive|finite) number"):
         DimensionWiseRescaling(np.zeros(2), np.ones(2), np.ones(2), **{name: value})
 
 
 @pytest.mark.parametrize("weight", [-1, 1e200, 1e-200, float("nan"), float("inf"), 10**400, "1", None, True])
 def test_weights(weight: Any) -> None:
-    with pytest.raises(StatisticsError, match=r"weight = .*expected 0 or a number.*config: data\.statistics\.weighers"):
+    with pytest.raises(StatisticsError, match=r"weight = .*expected 0, or 1e-100.*config: data\.statistics\.weighers"):
         ConstantSampleWeigher(weight)

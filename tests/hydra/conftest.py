@@ -1,10 +1,8 @@
-"""A few label files, for runs that are to be short."""
+"""A few embedded molecules, for short runs."""
 
 import json
 
 import pytest
-
-from ofdft_norm.data.embedded_data import EMBEDDED_DATA
 
 SPLIT = {
     "train": ["methane", "ammonia", "water", "hydrogen_fluoride", "dinitrogen", "ethyne", "carbon_monoxide"],
@@ -20,15 +18,10 @@ def _loggers_stay_enabled(loggers_stay_enabled: None) -> None:
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Overrides that restrict the data to nine small molecules; all elements are in the training split."""
-    split = {part: [f"{name}.zarr.zip" for name in names] for part, names in SPLIT.items()}
+    """Overrides that restrict the embedded labels to nine molecules; all elements are in the training split."""
     file = tmp_path_factory.mktemp("split") / "split.json"
-    file.write_text(json.dumps(split))
-    paths = [str(EMBEDDED_DATA / "labels" / name) for names in split.values() for name in names]
+    file.write_text(json.dumps({part: [f"{name}.zarr.zip" for name in names] for part, names in SPLIT.items()}))
     return (
-        "data/source=label_files",
-        f"data.source.paths=[{','.join(paths)}]",
-        f"data.source.basis_info={EMBEDDED_DATA / 'basis_info.json'}",
         "data/split=file",
         f"data.split.file={file}",
         "data.loader.batch_size=4",
@@ -38,7 +31,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def small_run(small_data: tuple[str, ...]) -> tuple[str, ...]:
-    """Overrides for short, quiet runs of `scripts/train.py`."""
+    """Overrides for short, quiet runs of `ofdft-norm train`."""
     return (
         *small_data,
         "logger=csv",

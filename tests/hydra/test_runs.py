@@ -1,95 +1,237 @@
-"""A run leaves a record of what it was made of, and needs no other configuration when it is distributed."""
+"""Whole runs: several processes, their record, labels and predictions in other coordinates, another application."""
 
+from __future__ import annotations
+
+import runpy
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
-from ofdft_norm import BasisInfo
-from ofdft_norm.commands.pack_labels import pre_transforms as named_pre_transforms
-from ofdft_norm.data.embedded_data import EMBEDDED_DATA
-from ofdft_norm.data.packed_writer import PackingPlan, pack_labels
-from ofdft_norm.example.run_record import CHECKPOINT_KEY, RunRecord
-from ofdft_norm.version import package_version
-from tests.hydra.conftest import SPLIT
+from ofdft_norm import OFData, project_gradient
+from ofdft_norm.cli import main
+from ofdft_norm.data.dataset import compose as compose_transforms
+from ofdft_norm.data.files import package_version
+from ofdft_norm.example.callbacks import CHECKPOINT_KEY
+from ofdft_norm.example.predict import predict
+from ofdft_norm.hydra_app.readable_errors import config_dir
+from tests.labelled_molecules import LabelledMolecules
 from tests.processes import as_torchrun, in_new_process, run_script
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "train.py"
-
-
-def run(folder: Path, *overrides: str) -> str:
-    """Trains; returns what is printed."""
-    warnings.simplefilter("ignore")
-    return run_script(SCRIPT, *overrides, folder=folder)
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+TINY_POTENTIAL = (
+    *("experiment=potential", "model.hidden_channels=8", "model.num_filters=8", "model.num_interactions=1"),
+    *("data.source.datamodule.n_train=16", "data.source.datamodule.n_val=5", "data.source.datamodule.n_test=5"),
+    *("data.source.datamodule.batch_size=4", "data.statistics.progress=false", "logger=csv"),
+    *("trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1"),
+)
 
 
 def train(folder: Path, *overrides: str) -> int:
-    """Trains; returns the number of processes that did."""
-    run(folder, *overrides)
-    return dist.get_world_size()
+    """Trains one epoch; returns the number of processes."""
+    warnings.simplefilter("ignore")
+    run_script(SCRIPT, *overrides, "trainer.max_epochs=1", folder=folder)
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def test_two_torchrun_processes_make_one_run_with_a_full_record(tmp_path: Path, small_run: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("example", ["density", "potential"])
+def test_two_torchrun_processes_end_with_results_and_one_record(
+    example: str, tmp_path: Path, small_run: tuple[str, ...]
+) -> None:
     folder, cache = tmp_path / "run", tmp_path / "cache"
-    overrides = (
-        *(*small_run, "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1"),
-        *("data.rescaling.s_grad=0.07", f"hydra.run.dir={folder}"),
-    )
+    own = (*small_run, "data.rescaling.s_grad=0.07") if example == "density" else TINY_POTENTIAL
+    overrides = (*own, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={folder}")
     assert as_torchrun(train, tmp_path, *overrides, OFDFT_NORM_CACHE=str(cache)) == [2, 2]
 
+    for name in ("results.txt", "results.csv", "energies.png", "normalization.png", "summary.txt"):
+        assert (folder / name).exists()
     written = yaml.safe_load((folder / "run.yaml").read_text())
-    assert written["package_version"] == package_version() != "(not installed)"
-    (statistics,) = cache.glob("*.zarr.zip")
-    assert statistics.name.startswith(written["statistics_fingerprint"][:32])
-    assert written["config"]["data"]["rescaling"]["s_grad"] == 0.07
+    assert written["package_version"] == package_version()
     assert yaml.safe_load((folder / "config.yaml").read_text()) == written["config"]
-    assert "${" not in (folder / "config.yaml").read_text()
     for name in ("best.ckpt", "last.ckpt"):
         checkpoint = torch.load(folder / "checkpoints" / name, weights_only=True)
         assert checkpoint[CHECKPOINT_KEY] == written
         assert checkpoint["OFDFTDataModule"]["fingerprint"] == written["statistics_fingerprint"]
+    if example == "density":
+        assert written["config"]["data"]["rescaling"]["s_grad"] == 0.07
+        (statistics,) = cache.glob("*.npz")
+        assert statistics.name.startswith(written["statistics_fingerprint"][:16])
 
 
-def test_a_resumed_run_records_the_fingerprint_of_its_checkpoint(tmp_path: Path) -> None:
-    def trainer(fingerprint: str | None) -> Any:
-        return SimpleNamespace(datamodule=SimpleNamespace(fingerprint=fingerprint), is_global_zero=True)
-
-    checkpoint: dict[str, Any] = {}
-    RunRecord({"seed": 1}, tmp_path).on_save_checkpoint(trainer("abc"), Any, checkpoint)
-    resumed = RunRecord({"seed": 2}, tmp_path)
-    resumed.on_load_checkpoint(trainer(None), Any, checkpoint)
-    resumed.on_train_start(trainer(None), Any)
-    written = yaml.safe_load((tmp_path / "run.yaml").read_text())
-    assert (written["statistics_fingerprint"], written["config"]) == ("abc", {"seed": 2})
-    # a checkpoint of somebody else's has no record
-    other = RunRecord({}, tmp_path)
-    other.on_load_checkpoint(trainer(None), Any, {})
-    assert other.record(trainer(None))["statistics_fingerprint"] is None
+@pytest.mark.slow  # each of four processes imports everything
+def test_spawned_processes_without_callbacks_end_with_results(tmp_path: Path, small_run: tuple[str, ...]) -> None:
+    own = [override for override in small_run if not override.startswith("callbacks.")]
+    overrides = (*own, "trainer=ddp_spawn", "callbacks=none", f"hydra.run.dir={tmp_path / 'run'}")
+    in_new_process(train, tmp_path, *overrides, OFDFT_NORM_CACHE=str(tmp_path / "cache"))
+    assert "model" in (tmp_path / "run" / "results.txt").read_text()
 
 
-def test_only_rank_0_writes(tmp_path: Path) -> None:
-    RunRecord({}, tmp_path / "run").on_train_start(SimpleNamespace(is_global_zero=False), Any)
-    assert not (tmp_path / "run").exists()
+def fit(folder: Path, *overrides: str) -> str:
+    """Fits; returns the printed text."""
+    warnings.simplefilter("ignore")
+    return run_script(SCRIPT.with_name("fit_statistics.py"), *overrides, folder=folder)
 
 
-@pytest.mark.parametrize("pre_transforms", ["project", "local_frames_natrep"])
-def test_packed_labels_are_trained_and_tested_on_below_the_folder_of_the_start(
-    pre_transforms: str, tmp_path: Path, small_run: tuple[str, ...]
-) -> None:
-    overrides = [override for override in small_run if not override.startswith(("data.source.", "data/source"))]
-    paths = [EMBEDDED_DATA / "labels" / name for names in SPLIT.values() for name in (f"{n}.zarr.zip" for n in names)]
-    basis_info = BasisInfo.from_json(EMBEDDED_DATA / "basis_info.json")
-    applied = [] if pre_transforms == "project" else named_pre_transforms([pre_transforms])
-    pack_labels(PackingPlan(paths, basis_info, pre_transforms=applied), tmp_path / "packed", progress=False)
-    packed = ("data/source=packed", "data.source.paths=packed", f"data/pre_transforms={pre_transforms}")
-    printed = in_new_process(
-        run, tmp_path, *overrides, *packed, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}"
+def test_two_processes_fit_ahead_of_training_and_one_prints(tmp_path: Path, small_data: tuple[str, ...]) -> None:
+    cache = tmp_path / "cache"
+    first, second = as_torchrun(fit, tmp_path, *small_data, OFDFT_NORM_CACHE=str(cache))
+    (statistics,) = cache.glob("*.npz")
+    assert first.endswith(f"statistics: {statistics}\n")
+    assert second == ""
+    assert list(tmp_path.iterdir()) == [cache]  # no run folder
+
+
+# --- coordinates ------------------------------------------------------------------------------------------------------
+
+COORDINATES = {
+    "project": "raw",
+    "natrep": "natural_symmetric",
+    "local_frames": "local_frames",
+    "local_frames_natrep": "local_frames+natural_symmetric",
+}
+
+
+def raw_gradient(model: Any, sample: OFData, pre_transforms: list[Any]) -> torch.Tensor:
+    """Differentiates the predicted energy with respect to coefficients of the density basis, through every step."""
+    raw = sample.clone()
+    raw.coeffs.requires_grad_()
+    transform: Any = compose_transforms(pre_transforms)
+    batch = model.normalizer.normalize(transform(raw.clone()))
+    energy = model.normalizer.denormalize_energy(model.double().network(batch, batch.coeffs), batch)
+    (gradient,) = torch.autograd.grad(energy.sum(), raw.coeffs)
+    return gradient
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+@pytest.mark.parametrize("option", COORDINATES)
+def test_option_trains_on_raw_labels_and_predicts_gradients_in_their_basis(option: str, tmp_path: Path) -> None:
+    molecules = LabelledMolecules(tmp_path, ("methyl_nitrite", "nitromethane", "cyanic_acid"))
+    labels = (
+        "data/source=label_files",
+        f"data.source.paths={molecules.labels}",
+        f"data.source.basis_info={molecules.basis_info}",
     )
-    assert f"run folder: {tmp_path / 'run'}" in printed
-    assert (tmp_path / "run" / "results.csv").exists()
+    overrides = (
+        *(*labels, f"data/pre_transforms={option}", "data.split.train=1", "data.split.val=0", "data.split.test=0"),
+        *(f"data.statistics.dir={tmp_path}", "data.statistics.progress=false"),
+        *("trainer=debug", "trainer.detect_anomaly=false", "trainer.enable_progress_bar=false"),
+        *("model.width=8", "model.rank=2", "model.n_layers=0"),
+    )
+    checkpoint = tmp_path / "run.ckpt"
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("train", list(overrides))
+        options = (f"ckpt_path={checkpoint}", f"output={tmp_path / 'out.npz'}", "head=0", "accelerator=cpu")
+        to_predict = compose("predict", [*labels, "coordinates=raw", *options])
+    datamodule, model = instantiate(config.data), instantiate(config.model)
+    trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False, default_root_dir=str(tmp_path))
+    trainer.fit(model, datamodule)
+    trainer.save_checkpoint(checkpoint)
+    assert datamodule.normalizer.coordinates == COORDINATES[option]
+    assert next(iter(datamodule.train_dataloader())).coordinates[0] == COORDINATES[option]
+
+    found, source = predict(to_predict), instantiate(config.data.source)
+    samples = source.open("all", source.everything(), ())
+    assert len(found["energy"]) == len(samples)
+    assert set(found["coordinates"]) == {"raw"}
+    gradients = np.split(found["gradient"], np.cumsum(found["n_basis"])[:-1])
+    for i in (1, len(samples) - 1):
+        expected = raw_gradient(model, samples[i], datamodule.pre_transforms)
+        # single precision; in other coordinates than these a gradient would differ by its own size
+        scale = float(project_gradient(expected, samples[i]).abs().max())
+        np.testing.assert_allclose(gradients[i], expected.numpy(), atol=1e-3 * scale)
+
+
+# --- another application ----------------------------------------------------------------------------------------------
+
+TRAIN = """\
+import hydra, lightning
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(cfg: DictConfig):
+    lightning.seed_everything(cfg.seed, workers=True)
+    datamodule, model = hydra.utils.instantiate(cfg.data), hydra.utils.instantiate(cfg.model)
+    callbacks = [hydra.utils.instantiate(entry) for entry in cfg.callbacks.values()]
+    trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks)
+    trainer.fit(model=model, datamodule=datamodule)
+    trainer.test(model=model, datamodule=datamodule, ckpt_path=trainer.checkpoint_callback.best_model_path)
+
+
+main()
+"""
+CONFIG = """\
+defaults: [_self_, {data: ofdft_norm}]
+seed: 1
+model:
+  _target_: tests.lightning.conftest.TinyModel
+  n_basis: ${ofdft_norm.n_basis:data}
+callbacks:
+  checkpoint:
+    _target_: lightning.pytorch.callbacks.ModelCheckpoint
+    dirpath: ${hydra:runtime.output_dir}/checkpoints
+    filename: best
+    monitor: val_mae
+  normalization: {_target_: ofdft_norm.example.callbacks.LogNormalization, plots: false}
+trainer:
+  _target_: lightning.Trainer
+  accelerator: cpu
+  devices: 1
+  max_epochs: 1
+  limit_train_batches: 2
+  default_root_dir: ${hydra:runtime.output_dir}
+  enable_progress_bar: false
+  enable_model_summary: false
+"""
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_another_application_sizes_its_model_by_the_data_and_predicts_with_the_command(
+    small_data: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in {"configs/train.yaml": CONFIG, "train.py": TRAIN}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    run = tmp_path / "run"
+    options = (f"hydra.run.dir={run}", f"data.statistics.dir={tmp_path}", "hydra/job_logging=disabled")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "train.py"), *options, *small_data])
+    runpy.run_path(str(tmp_path / "train.py"), run_name="__main__")
+    path = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["hyper_parameters"]["n_basis"] == len(checkpoint["state_dict"]["weights"]) == 477
+
+    words = ["predict", f"ckpt_path={path}", f"output={tmp_path / 'out.csv'}", "data.predict_on=test"]
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit):  # a class is not imported because a file names it
+        main(words)
+    assert "model._target_=" in capsys.readouterr().err
+    main([*words, "model._target_=tests.lightning.conftest.TinyModel", "range_tolerance=1e9"])
+    assert "hydrazine" in (tmp_path / "out.csv").read_text()
+
+
+def test_resolvers_explain_a_missing_basis() -> None:
+    config = OmegaConf.create(
+        {
+            "data": {"source": {"_target_": "ofdft_norm.config.ASEFiles", "paths": "data.xyz"}},
+            "other": {"source": {"_target_": "ofdft_norm.config.EmbeddedLabels"}},
+            "size": "${ofdft_norm.n_basis:data}",
+            "lost": "${ofdft_norm.n_basis:nothing}",
+            "shells": "${ofdft_norm.irreps_per_atom:other}",
+            "elements": "${ofdft_norm.atomic_numbers:other}",
+        }
+    )
+    assert len(config.shells) == len(config.elements) == 5
+    with pytest.raises(InterpolationResolutionError, match=r"data\.source has no density basis"):
+        _ = config.size
+    with pytest.raises(InterpolationResolutionError, match=r"nothing\.source"):
+        _ = config.lost

@@ -1,49 +1,80 @@
-"""Kohn-Sham iterations against PySCF's own loop."""
+"""Kohn-Sham iterations against PySCF's own loop, and the mixing of Fock matrices."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("pyscf")
 
-from ofdft_norm.data.pyscf_import import pyscf_module
-from ofdft_norm.labelling.errors import KohnShamError
-from ofdft_norm.labelling.geometries import Geometry
-from ofdft_norm.labelling.kohn_sham import KohnShamSettings, KohnShamTrajectory, run_kohn_sham
+from pyscf import dft
+
+from ofdft_norm.labelling import Geometry, KohnShamSettings, LabellingError, run_kohn_sham
+from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory, RecordingDIIS, check_functional, pulay_weights
 
 
-def test_every_density_diagonalises_its_recorded_mixture_of_fock_matrices(trajectory: KohnShamTrajectory) -> None:
-    mean_field = pyscf_module("dft").RKS(trajectory.mol, xc="PBE")
-    mean_field.grids = trajectory.grid
+@pytest.fixture
+def mean_field(trajectory: KohnShamTrajectory) -> Any:
+    mean_field = dft.RKS(trajectory.mol, xc="PBE")
+    mean_field.grids, mean_field.conv_tol = trajectory.grid, 1e-10
+    return mean_field
+
+
+def test_every_density_diagonalises_its_mixture_of_fock_matrices(
+    trajectory: KohnShamTrajectory, mean_field: Any
+) -> None:
     overlap, core = mean_field.get_ovlp(), mean_field.get_hcore()
     matrices = [iteration.density_matrix for iteration in trajectory.iterations]
     focks = [core + np.asarray(mean_field.get_veff(trajectory.mol, gamma)) for gamma in matrices]
-
     assert len(trajectory.iterations[0].fock_weights) == 0
     for k, iteration in enumerate(trajectory.iterations[1:], start=1):
-        assert len(iteration.fock_weights) == k
         assert iteration.fock_weights.sum() == pytest.approx(1.0, abs=1e-12)
         fock = sum(w * f for w, f in zip(iteration.fock_weights, focks[:k], strict=True))
         commutator = fock @ matrices[k] @ overlap
         np.testing.assert_allclose(commutator, commutator.T, atol=1e-9)
 
 
-def test_converges_to_the_energy_of_pyscfs_own_loop(trajectory: KohnShamTrajectory) -> None:
-    mean_field = pyscf_module("dft").RKS(trajectory.mol, xc="PBE")
-    mean_field.grids = trajectory.grid
-    mean_field.conv_tol = 1e-10
-    assert trajectory.converged
-    assert trajectory.iterations[-1].energies["e_tot"] == pytest.approx(mean_field.kernel(), abs=2e-7)
+def test_converges_to_the_energies_of_pyscfs_own_loop(trajectory: KohnShamTrajectory, mean_field: Any) -> None:
+    energies = trajectory.iterations[-1].energies
+    assert energies["e_tot"] == pytest.approx(mean_field.kernel(), abs=2e-7)
+    kinetic = np.vdot(trajectory.mol.intor("int1e_kin"), mean_field.make_rdm1())
+    assert energies["e_kin"] == pytest.approx(kinetic, abs=1e-3)
+    parts = ("e_kin", "e_hartree", "e_xc", "e_ext", "e_nuc_nuc")
+    assert energies["e_tot"] == pytest.approx(sum(energies[name] for name in parts), abs=1e-12)
 
 
-def test_refuses_open_shells_and_elements_without_a_basis_and_reports_failed_convergence() -> None:
-    radical = Geometry("hydroxyl", np.array([8, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.8]]))
-    with pytest.raises(KohnShamError, match="'hydroxyl' has 9 electrons; expected an even number"):
-        run_kohn_sham(radical)
-    potassium = Geometry("KH", np.array([19, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 4.2]]))
-    with pytest.raises(KohnShamError, match=r"'KH' has the elements \[1, 19\].*lacks.*'6-31G\(2df,p\)'.*option basis"):
-        run_kohn_sham(potassium)
-    hydrogen = Geometry("H2", np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.4]]))
-    with pytest.raises(KohnShamError, match=r"'H2': not converged after 2 iterations.*max_iterations"):
-        run_kohn_sham(hydrogen, KohnShamSettings(max_iterations=2, min_labelled=2))
+def test_diis_mixes_with_the_weights_that_it_returns_and_they_minimise_the_error() -> None:
+    generator = np.random.default_rng(1)
+    diis = RecordingDIIS(space=3, damping=0.7, damping_threshold=0.0)
+    focks, errors = generator.normal(size=(6, 3, 3)), generator.normal(size=(4, 9)) * 0.1 ** np.arange(4)[:, None]
+    for k, fock in enumerate(focks):
+        mixed, weights = diis.extrapolate(fock, generator.normal(size=(3, 3)))
+        assert weights.sum() == pytest.approx(1.0)
+        np.testing.assert_allclose(mixed, np.tensordot(weights, focks[: k + 1], axes=1), atol=1e-12)
+    weights = pulay_weights(list(errors))
+    steps = generator.normal(size=(50, 4)) * 1e-3
+    others = weights + steps - steps.mean(axis=1, keepdims=True)
+    assert weights.sum() == pytest.approx(1.0)
+    assert (np.linalg.norm(others @ errors, axis=1) >= np.linalg.norm(weights @ errors)).all()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "settings", "message"),
+    [
+        ([8, 1], {}, "'pair' has 9 electrons; expected an even number"),
+        ([19, 1], {}, r"'pair' has the elements \[1, 19\].*lacks.*'6-31G\(2df,p\)'.*option basis"),
+        ([1, 1], {"max_iterations": 2, "min_labelled": 2}, "'pair': not converged after 2 iterations.*max_iterations"),
+    ],
+)
+def test_molecules_without_labels_are_named(numbers: list[int], settings: dict[str, int], message: str) -> None:
+    pair = Geometry("pair", np.array(numbers), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.4]]))
+    with pytest.raises(LabellingError, match=message):
+        run_kohn_sham(pair, KohnShamSettings(**settings))
+
+
+@pytest.mark.parametrize("xc", ["B3LYP", "TPSS", "wB97X-V", "HF", "VV10", "PBEE", ""])
+def test_functionals_of_more_than_the_density_are_refused(xc: str) -> None:
+    with pytest.raises(LabellingError, match=rf"^xc: .*'{xc}'.* \(option xc\)"):
+        check_functional(xc)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
 from ofdft_norm import NormalizerMixin, OFDFTDataModule
-from tests.labelled_molecules import LabelledMolecules, ignore_advice
+from ofdft_norm.config import LoaderConfig, StatisticsConfig
+from ofdft_norm.data.files import write_zip
+from tests.labelled_molecules import SPLIT, LabelledMolecules, ignore_advice, write_embedded_labels
 
 
 class TinyModel(NormalizerMixin, LightningModule):
@@ -65,7 +69,23 @@ class TinyModel(NormalizerMixin, LightningModule):
 class Setting(LabelledMolecules):
     """Label files, data modules and trainers for them, and models."""
 
-    tiny_model = TinyModel
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `datamodule()`."""
+        return {"source": self.source(), "split": SPLIT, "loader": LoaderConfig(batch_size=8)} | {
+            "statistics": StatisticsConfig(dir=str(self.folder / "cache"), progress=False)
+        }
+
+    def add_molecules(self, molecules: Sequence[str]) -> None:
+        """Adds label files of embedded molecules."""
+        write_embedded_labels(self.labels, molecules)
+
+    def change_label(self, path: Path) -> None:
+        """Shifts the kinetic energies of a label file."""
+        with zipfile.ZipFile(path) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        chunk = "of_labels/energies/e_kin/0"
+        files[chunk] = (np.frombuffer(files[chunk]) + 0.01).tobytes()
+        write_zip(path, files)
 
     def fit(self, path: Path, datamodule: OFDFTDataModule | None = None, **options: Any) -> tuple[TinyModel, Any]:
         """Trains and writes a checkpoint; returns model and data module."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import pickle
-import re
-import time
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,10 +12,10 @@ from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor
 
 from ofdft_norm import OFDFTDataModule
-from ofdft_norm.config import LoaderConfig, SplitConfig
+from ofdft_norm.config import SplitConfig
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError
-from ofdft_norm.normalization.normalizer_state import describe_difference, normalizer_to_state
-from ofdft_norm.normalization.transforms import NormalizeTransform
+from ofdft_norm.normalization.normalized_dataset import NormalizeBatch
+from ofdft_norm.normalization.state import describe_difference, normalizer_to_state
 
 LOADERS = {
     "fit": ("train_dataloader", "val_dataloader"),
@@ -57,7 +54,6 @@ def test_stages_come_in_any_order(setting: Any, stages: list[str]) -> None:
     for stage in stages:
         if stage == "teardown":
             datamodule.teardown("fit")
-            assert datamodule.raw_datasets._splits is None
             continue
         datamodule.setup(stage)
         for loader in LOADERS[stage]:
@@ -138,7 +134,7 @@ def test_labels_follow_the_precision_and_references_stay_float64(
 
     datamodule.setup("test")
     batch = next(iter(datamodule.test_dataloader()))
-    raw = [datamodule.raw_datasets["test"][i] for i in range(batch.num_graphs)]
+    raw = [datamodule.parts["test"][i] for i in range(batch.num_graphs)]
     exact = torch.cat([sample.energy_label for sample in raw])[batch.has_energy_label]
     energy = model.normalizer.denormalize_energy(batch.energy_label, batch)[batch.has_energy_label]
     assert energy.dtype == torch.float64
@@ -158,38 +154,14 @@ def test_dtypes_can_be_set_against_the_precision(setting: Any) -> None:
             setting.datamodule(**{name: "nothing"})
 
 
-def test_a_worker_that_dies_during_a_step_tells_what_it_was_at_work_on(setting: Any, tiny_model: Any) -> None:
-    class Killing(tiny_model):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            (worker,) = set(multiprocessing.active_children()) - others
-            worker.kill()
-            time.sleep(60)  # the news comes sooner
-            raise AssertionError
-
-    others = set(multiprocessing.active_children())
-    datamodule = setting.datamodule(loader={"num_workers": 1})
-    with pytest.raises(RuntimeError, match="killed by signal") as raised:
-        setting.trainer(num_sanity_val_steps=0).fit(Killing(), datamodule=datamodule)
-    files = "|".join(path.name for path in datamodule.raw_datasets["train"].paths)
-    assert re.search(rf"worker \d+ was at work on .*({files})", raised.value.__notes__[0])
-
-
-def test_transforms_pickle_in_kilobytes_and_loaders_get_their_arguments(setting: Any) -> None:
-    datamodule = setting.datamodule(source=setting.source(keep_in_memory=True), loader={"pin_memory": True})
+def test_data_sets_pickle_in_kilobytes(setting: Any) -> None:
+    datamodule = setting.datamodule(source=setting.source(keep_in_memory=True))
     datamodule.setup("fit")
     dataset = datamodule.datasets["train"]
-    assert len(pickle.dumps(dataset.transform)) < 40_000
     _ = [dataset[i] for i in range(len(dataset))]
     assert dataset[1] is not dataset[1]
     assert torch.equal(dataset[1].coeffs, dataset[1].coeffs)
-    assert len(pickle.dumps(dataset)) < 50_000  # the kept samples stay behind
-    assert datamodule.train_dataloader().pin_memory
-    ahead = setting.datamodule(loader={"num_workers": 1, "prefetch_factor": 5, "in_order": False}).val_dataloader()
-    assert (ahead.prefetch_factor, ahead.in_order) == (5, False)
-    assert LoaderConfig(prefetch_factor=5, in_order=False).keywords() == LoaderConfig().keywords()
-    keywords = LoaderConfig(num_workers=0, persistent_workers=True, multiprocessing_context="spawn").keywords()
-    assert keywords["persistent_workers"] is False
-    assert keywords["multiprocessing_context"] is None
+    assert len(pickle.dumps(dataset)) < 50_000  # the kept samples are left out
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -210,29 +182,21 @@ def test_normalising_batches_gives_what_normalising_samples_gives(setting: Any, 
     torch.testing.assert_close(models[0].losses, models[1].losses, rtol=1e-5, atol=1e-7)
 
 
-def test_unknown_elements_are_refused_in_both_places(setting: Any, make_setting: Any, tmp_path: Any) -> None:
-    for apply in ("dataset", "batch"):
-        other = make_setting(tmp_path / apply, ["methane", "ethane", "ethyne", "water"])
-        split = tmp_path / apply / "split.json"
-        split.write_text('{"train": ["methane.zarr.zip", "ethane.zarr.zip"], "test": ["water.zarr.zip"]}')
-        datamodule = other.datamodule(split=SplitConfig(file=str(split)), apply=apply)
-        with pytest.warns(UserWarning, match="saw no atom"):
-            datamodule.setup("fit")
-        with pytest.raises(NormalizationError, match=r"molecules \['water'\] has the elements \[8\]"):
-            next(iter(datamodule.test_dataloader()))
-
-
-def test_the_arithmetic_compiles_without_a_graph_break(setting: Any) -> None:
-    datamodule = setting.datamodule(apply="batch", energy_scale=0.5)
-    normalizer = datamodule.normalizer
-    compiled = torch.compile(normalizer.normalize_fields, fullgraph=True, backend="aot_eager")
-    for raw in list(datamodule.train_dataloader())[:2]:
-        fields = normalizer.fields_of(raw)
-        expected = normalizer.normalize_fields(fields, raw.num_graphs)
-        result = compiled(fields, raw.num_graphs)
-        assert result.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(result[name], value, rtol=1e-12, atol=1e-12)
+def test_elements_that_only_held_out_molecules_have_are_refused_before_training(
+    setting: Any, make_setting: Any, tmp_path: Any
+) -> None:
+    other = make_setting(tmp_path / "other", ["methane", "ethane", "ethyne", "water"])
+    split = tmp_path / "split.json"
+    split.write_text('{"train": ["methane.zarr.zip", "ethane.zarr.zip"], "test": ["water.zarr.zip"]}')
+    datamodule = other.datamodule(split=SplitConfig(file=str(split)))
+    with (
+        pytest.raises(NormalizationError, match=r"test split.*\[8\].*unseen_elements"),
+        pytest.warns(UserWarning, match=r"."),
+    ):
+        datamodule.setup("fit")
+    datamodule = other.datamodule(split=SplitConfig(file=str(split)), unseen_elements="identity", reference=None)
+    datamodule.setup("fit")
+    assert next(iter(datamodule.test_dataloader())).normalized.all()
 
 
 def test_normalising_twice_is_refused(setting: Any) -> None:
@@ -242,11 +206,11 @@ def test_normalising_twice_is_refused(setting: Any) -> None:
         with pytest.raises(NormalizationError, match="normalised already"):
             datamodule.normalizer.normalize(twice)
         with pytest.raises(NormalizationError, match="normalised already"):
-            NormalizeTransform(datamodule.normalizer)(twice)
-    with pytest.raises(ConfigError, match="OFDFTDataModule, whose samples are normalised already"):
+            NormalizeBatch(datamodule.normalizer)(twice)
+    with pytest.raises(ConfigError, match="normalised already"):
         OFDFTDataModule.wrap(datamodule)
     wrapped = OFDFTDataModule.wrap(train=datamodule.datasets["train"])
-    with pytest.raises(NormalizationError, match="wrapped train data are normalised already"):
+    with pytest.raises(NormalizationError, match="normalised already"):
         wrapped.setup("fit")
 
 
@@ -269,8 +233,46 @@ def test_a_missing_part_and_missing_files_are_named(setting: Any) -> None:
     with pytest.raises(SplitError, match=r"no 'train' split"):
         for_tests.setup("fit")
     gone = setting.datamodule()
-    paths = gone.datasets["val"].dataset.paths
-    paths[0].unlink()
+    path = gone.parts["val"].paths[0]
+    path.unlink()
     gone.teardown()
-    with pytest.raises(SplitError, match=r"label files of the val split that do not exist: 1.*\n .*" + paths[0].name):
+    with pytest.raises(SplitError, match=path.name):
         gone.val_dataloader()
+
+
+def add_pairs(sample: Any) -> Any:
+    """A post-transform: all pairs of atoms as edges."""
+    n = len(sample.pos)
+    sample.edge_index = torch.combinations(torch.arange(n)).T
+    sample.norm_when_added = sample.coeffs.norm().reshape(1)
+    return sample
+
+
+def test_post_transforms_and_follow_batch(setting: Any) -> None:
+    options = {"post_transforms": [add_pairs], "loader": {"shuffle": False, "follow_batch": ["atomic_numbers"]}}
+    plain, datamodule = setting.datamodule(loader={"shuffle": False}), setting.datamodule(**options)
+    for a, b in zip(plain.train_dataloader(), datamodule.train_dataloader(), strict=True):
+        torch.testing.assert_close(a.coeffs, b.coeffs)
+        sizes = torch.bincount(b.batch)
+        assert b.edge_index.shape[1] == int((sizes * (sizes - 1) // 2).sum())
+        assert (b.batch[b.edge_index[0]] == b.batch[b.edge_index[1]]).all()  # edges stay within molecules
+        assert torch.equal(b.atomic_numbers_batch, b.batch)
+        norms = torch.stack([s.coeffs.norm() for s in a.to_data_list()])
+        torch.testing.assert_close(b.norm_when_added, norms)  # applied to normalised samples
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden")  # Lightning does not know that ours calls the model's
+def test_a_models_own_hook_is_called_after_normalisation(setting: Any, tiny_model: Any) -> None:
+    class Hooked(tiny_model):
+        seen: ClassVar[list[bool]] = []
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            self.seen.append("normalized" in batch)
+            return batch
+
+    for apply in ("dataset", "batch"):
+        Hooked.seen.clear()
+        model = Hooked()
+        setting.trainer(limit_train_batches=2).fit(model, setting.datamodule(apply=apply))
+        assert Hooked.seen
+        assert all(Hooked.seen)

@@ -8,10 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofdft_norm import AtomRef, DatasetStatistics, DimensionWiseRescaling, InitialGuessDelta, Normalizer
+from ofdft_norm import (
+    AtomRef,
+    ConstantSampleWeigher,
+    DatasetStatistics,
+    DimensionWiseRescaling,
+    InitialGuessDelta,
+    Normalizer,
+)
 from ofdft_norm.errors import NormalizationError, StatisticsError
-from ofdft_norm.normalization.transforms import NormalizeTransform
-from ofdft_norm.statistics.sample_weighers import ConstantSampleWeigher
+from ofdft_norm.normalization.normalized_dataset import NormalizeBatch
 
 
 @given(data=st.data())
@@ -33,33 +39,29 @@ def test_prediction_and_target_are_inverse_alone_and_in_normalised_batches(
     rescaling = DimensionWiseRescaling(rng.normal(size=n), rng.uniform(0.1, 9, n), rng.uniform(0, 5, n))
     normalizer = Normalizer(AtomRef(np.zeros(basis.n_types), 0.0, rng.normal(size=n)), rescaling)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
-        normalized = NormalizeTransform(normalizer, dtype)(batch)
+        normalized = NormalizeBatch(normalizer, dtype)(batch)
         found = delta.of_normalized(normalized, normalizer)
         torch.testing.assert_close(found, target, rtol=tolerance, atol=tolerance)
         back = delta.ground_state_coeffs(target, normalized, normalizer)
         torch.testing.assert_close(back, batch.ground_state_coeffs, rtol=tolerance, atol=tolerance)
 
 
-def test_scales_are_those_of_the_statistics(labels: Any) -> None:
-    dataset = labels_dataset(labels)
+def test_scales_are_those_of_the_statistics(basis_info: Any, make_sample: Any) -> None:
+    rng = np.random.default_rng(0)
+    dataset = [make_sample(basis_info, rng, numbers) for numbers in ([8, 1, 1], [6, 8], [6, 1, 1], [8, 8], [6, 6, 8])]
+    weighers = (ConstantSampleWeigher(),)
     statistics = DatasetStatistics.from_dataset(
-        None, dataset, labels.basis_info, initial_guess_sample_weighers=(ConstantSampleWeigher(),), progress=False
+        None, dataset, basis_info, initial_guess_sample_weighers=weighers, progress=False
     )
     delta = InitialGuessDelta.from_dataset_statistics(statistics, "constant")
     targets = torch.cat([delta(sample) for sample in dataset])
     index = torch.cat([sample.basis_function_ind for sample in dataset])
-    for b in range(labels.basis_info.n_basis):
+    for b in range(basis_info.n_basis):
         own = targets[index == b]
         assert float(own.mean()) == pytest.approx(0, abs=1e-10)
         assert float(own.std(correction=0)) == pytest.approx(1, abs=1e-10)
     with pytest.raises(StatisticsError, match="initial_guess_only"):
         InitialGuessDelta.from_dataset_statistics(statistics)
-
-
-def labels_dataset(labels: Any) -> Any:
-    from ofdft_norm import OFDataset
-
-    return OFDataset(labels.write_several(), labels.basis_info)
 
 
 def test_what_does_not_fit_is_refused(basis_info: Any, make_sample: Any) -> None:

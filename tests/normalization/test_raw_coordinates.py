@@ -1,4 +1,4 @@
-"""The whole way: labels as they are stored, the density basis, changes of basis, normalised numbers, and back."""
+"""The whole way: stored labels, the density basis, changes of basis, normalised numbers, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Batch
 
 pytest.importorskip("pyscf")
 
@@ -19,12 +18,13 @@ from ofdft_norm import (
     LocalFrames,
     NaturalReparametrization,
     Normalizer,
-    OFDataset,
+    project_gradient,
 )
-from ofdft_norm.data.embedded_data import EMBEDDED_DATA
-from ofdft_norm.data.fields import PER_FUNCTION
+from ofdft_norm.data.files import EMBEDDED
+from ofdft_norm.data.packed import PackedDataset, PackedSet
+from ofdft_norm.data.sample import PER_FUNCTION, join_samples
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.normalization.transforms import NormalizeTransform
+from ofdft_norm.normalization.normalized_dataset import NormalizeBatch
 
 MOLECULES = ("water", "carbon_tetrafluoride", "methane", "acetamide", "hydrogen_cyanide")
 CHAINS: dict[str, Any] = {
@@ -38,11 +38,16 @@ CHAINS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def stored() -> list[Any]:
-    """Two densities of each of some embedded molecules, as they are stored."""
-    basis_info = BasisInfo.from_json(EMBEDDED_DATA / "basis_info.json")
-    paths = [EMBEDDED_DATA / "labels" / f"{name}.zarr.zip" for name in MOLECULES]
-    return list(OFDataset(paths, basis_info, limit_scf_iterations=[2, -1], keep_initial_guess=False))
+def embedded() -> PackedDataset:
+    return PackedDataset([PackedSet(EMBEDDED)], keep_initial_guess=False)
+
+
+@pytest.fixture(scope="module")
+def stored(embedded: PackedDataset) -> list[Any]:
+    """Two densities of each of some embedded molecules, in the coordinates of the set."""
+    names = [path.name.split(".")[0] for path in embedded.paths]
+    first = embedded.sample_offsets
+    return [embedded[int(i)] for name in MOLECULES for m in [names.index(name)] for i in (first[m], first[m + 1] - 1)]
 
 
 def some_normalizer(basis_info: BasisInfo) -> Normalizer:
@@ -53,15 +58,11 @@ def some_normalizer(basis_info: BasisInfo) -> Normalizer:
     return Normalizer(reference, rescaling, 0.7)
 
 
-def collate(samples: list[Any]) -> Any:
-    return Batch.from_data_list(samples, follow_batch=["coeffs"])
-
-
 @pytest.mark.parametrize("chain", CHAINS)
 def test_raw_labels_come_back_from_normalised_ones(chain: str, stored: list[Any]) -> None:
     normalizer = some_normalizer(stored[0].basis_info)
-    raw = collate([BasisTransforms([])(sample) for sample in stored])
-    normalized = collate([normalizer.normalize(CHAINS[chain](sample)) for sample in stored])
+    raw = join_samples([BasisTransforms([])(sample) for sample in stored])
+    normalized = join_samples([normalizer.normalize(CHAINS[chain](sample)) for sample in stored])
     back = normalizer.denormalize(normalized, coordinates="raw")
     assert back.coordinates == ["raw"] * len(stored)
     single = {
@@ -78,23 +79,40 @@ def test_raw_labels_come_back_from_normalised_ones(chain: str, stored: list[Any]
 
 
 @pytest.mark.slow
-def test_every_embedded_molecule_comes_back(stored: list[Any]) -> None:
-    normalizer, transform = some_normalizer(stored[0].basis_info), CHAINS["local_frames_natrep"]
-    paths = sorted((EMBEDDED_DATA / "labels").glob("*.zarr.zip"))
-    last = OFDataset(paths, stored[0].basis_info, limit_scf_iterations=-1, keep_initial_guess=False)
-    assert len(last) == 88
-    for sample in last:
-        raw = BasisTransforms([])(sample)
+def test_every_embedded_molecule_comes_back(embedded: PackedDataset) -> None:
+    normalizer, transform = some_normalizer(embedded.basis_info), CHAINS["natrep"]
+    for i in embedded.sample_offsets[:-1].tolist():
+        raw = BasisTransforms([])(embedded[i])
         back = normalizer.denormalize(normalizer.normalize(transform(raw.clone())), "raw")
         for field in PER_FUNCTION:
             torch.testing.assert_close(back[field], raw[field], rtol=0, atol=1e-12 * float(raw[field].abs().max()))
+
+
+@pytest.mark.parametrize("chain", ["canonical", "stored"])
+@pytest.mark.parametrize("target", [None, "raw"])
+def test_gradient_difference_is_projected_in_the_coordinates_that_are_asked_for(
+    chain: str, target: str | None, stored: list[Any]
+) -> None:
+    normalizer = some_normalizer(stored[0].basis_info)
+    transformed = [CHAINS[chain](sample.clone()) for sample in stored]
+    normalized = join_samples([normalizer.normalize(sample) for sample in transformed])
+    rng = np.random.default_rng(2)
+    predicted = torch.tensor(rng.normal(size=len(normalized.coeffs)), requires_grad=True)
+    found = normalizer.gradient_difference(predicted, normalized, target)
+    there = [BasisTransforms([])(sample.clone()) for sample in transformed] if target else transformed
+    difference = normalizer.denormalize_gradient(predicted.detach(), normalized, target)
+    difference = difference - torch.cat([sample.gradient_label for sample in there])
+    expected = project_gradient(difference, join_samples(there))
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+    (derivative,) = torch.autograd.grad(found.square().sum(), predicted)
+    assert derivative.isfinite().all()
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_energy_and_gradient_agree_in_raw_coordinates(chain: str, stored: list[Any]) -> None:
     """Autograd through the whole chain, of a network's energy with respect to coefficients of the density basis."""
     normalizer = some_normalizer(stored[0].basis_info)
-    raw = collate([BasisTransforms([])(sample) for sample in stored])
+    raw = join_samples([BasisTransforms([])(sample) for sample in stored])
     start = BasisTransforms([NaturalReparametrization()]) if chain == "stored" else CHAINS[chain]
     raw.coeffs.requires_grad_()
     normalized = normalizer.normalize(start(raw))
@@ -116,14 +134,14 @@ def test_energy_and_gradient_agree_in_raw_coordinates(chain: str, stored: list[A
 def test_single_precision_leaves_equally_near_neighbours_in_their_order(stored: list[Any]) -> None:
     normalizer = some_normalizer(stored[0].basis_info)
     transform = BasisTransforms([LocalFrames(), NaturalReparametrization()])
-    raw = collate([BasisTransforms([])(sample) for sample in stored])
-    batch = collate([NormalizeTransform(normalizer, torch.float32)(transform(sample)) for sample in stored])
+    raw = join_samples([BasisTransforms([])(sample) for sample in stored])
+    batch = join_samples([NormalizeBatch(normalizer, torch.float32)(transform(sample)) for sample in stored])
     assert (batch.pos.dtype, batch.pos_float64.dtype) == (torch.float32, torch.float64)
     back = normalizer.denormalize(batch, "raw")
     for field in PER_FUNCTION:
         error = (back[field] - raw[field]).abs().max() / raw[field].abs().max()
         assert float(error) < 1e-4
-    at_once = NormalizeTransform(normalizer, torch.float32)(transform(raw.clone()))  # as data.apply=batch
+    at_once = NormalizeBatch(normalizer, torch.float32)(transform(raw.clone()))  # as data.apply=batch
     for i, sample in enumerate(at_once.to_data_list()):
         assert torch.equal(sample.pos_float64, raw[i].pos)
         assert torch.equal(at_once[i].pos_float64, raw[i].pos)
@@ -132,7 +150,7 @@ def test_single_precision_leaves_equally_near_neighbours_in_their_order(stored: 
 def test_other_coordinates_than_raw_can_be_asked_for(stored: list[Any]) -> None:
     normalizer = some_normalizer(stored[0].basis_info)
     sample = stored[3]
-    found = normalizer.denormalize(normalizer.normalize(CHAINS["raw"](sample)), "natural_symmetric")
+    found = normalizer.denormalize(normalizer.normalize(CHAINS["raw"](sample.clone())), sample.coordinates)
     torch.testing.assert_close(found.coeffs, sample.coeffs, rtol=0, atol=1e-11 * float(sample.coeffs.abs().max()))
     with pytest.raises(ConfigError, match=r"coordinates 'cartesian'.*'raw'.*local_frames"):
         normalizer.denormalize(normalizer.normalize(sample), "cartesian")

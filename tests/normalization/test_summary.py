@@ -1,4 +1,4 @@
-"""The table of fitted statistics."""
+"""The tables of statistics and normaliser, against plain loops over the samples."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from ofdft_norm import (
     DimensionWiseRescaling,
     HasEnergyLabelSampleWeigher,
     InitialGuessOnlySampleWeigher,
+    Normalizer,
+    OFData,
 )
-from ofdft_norm.normalization.summary import summary_table
-from tests.printed_tables import check_printed
+from ofdft_norm.config import AtomRefConfig, LinearReferencesConfig, RescalingConfig
+from ofdft_norm.data.basis import dimension_name
+from ofdft_norm.normalization.build_normalizer import NormalizerSettings, build_normalizer
+from ofdft_norm.normalization.reference_files import references_from_values
+from ofdft_norm.normalization.summary import describe_normalizer, find_lambda_holders, summarize, tabulate_lambda
+
+KEY = "has_energy_label"
+S_GRAD = 0.4
 
 
 def cells(table: str, name: str) -> list[str]:
@@ -25,92 +33,155 @@ def cells(table: str, name: str) -> list[str]:
     return re.split(r"\s{2,}", line.strip())[1:]
 
 
-def test_every_number_of_the_table(basis_info: BasisInfo, scf_samples: Any, naive: Any) -> None:
+@pytest.fixture(scope="module")
+def samples(basis_info: BasisInfo, make_sample: Any) -> list[OFData]:
+    """Four samples of each of six molecules, some with much larger gradients than others; the first has no label."""
+    rng = np.random.default_rng(5)
     molecules = [[8, 1, 1], [6, 1, 1, 1, 1], [6, 8], [1, 1], [6, 6, 1, 1], [8, 8]]
-    samples = scf_samples(basis_info, np.random.default_rng(0), molecules, n_scf=4)
-    statistics = DatasetStatistics.from_dataset(
-        None,
-        samples,
-        basis_info,
-        [ConstantSampleWeigher(), HasEnergyLabelSampleWeigher()],
-        initial_guess_sample_weighers=[InitialGuessOnlySampleWeigher()],
-        progress=False,
-    )
-    rescaling = DimensionWiseRescaling.from_dataset_statistics(statistics, basis_info)
-    table = summary_table(statistics, basis_info, rescaling)
+    out = []
+    for m, numbers in enumerate(molecules):
+        first = make_sample(basis_info, rng, numbers)
+        for i in range(4):
+            sample = make_sample(basis_info, rng, numbers, f"molecule {m}", i, has_energy_label=i > 0)
+            sample.pos = first.pos
+            sample.gradient_label = sample.gradient_label * float(rng.choice([0.3, 1, 4]))
+            out.append(sample)
+    return out
+
+
+@pytest.fixture(scope="module")
+def statistics(samples: list[OFData], basis_info: BasisInfo) -> DatasetStatistics:
+    weighers = [ConstantSampleWeigher(), HasEnergyLabelSampleWeigher()]
+    guesses = [InitialGuessOnlySampleWeigher()]
+    return DatasetStatistics.from_dataset(None, samples, basis_info, weighers, guesses, progress=False)
+
+
+def test_every_number_of_the_tables(
+    samples: list[OFData], statistics: DatasetStatistics, basis_info: BasisInfo, naive: Any
+) -> None:
+    normalizer = build_normalizer(statistics, basis_info, NormalizerSettings(AtomRefConfig(), RescalingConfig()))
+    text = summarize(statistics, basis_info, normalizer)
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= 40
     expected = naive(samples, basis_info, [float(s.has_energy_label) for s in samples])
-    counts = [expected["n_samples"], expected["n_molecules"], *expected["n_atoms"]]
-    assert cells(table, "weigher") == ["samples", "molecules", "H atoms", "C atoms", "O atoms"]
-    assert cells(table, "has_energy_label ") == [str(n) for n in counts]
-    assert cells(table, "initial_guess_only ")[:2] == ["6", "-"]
-    check_printed(table, data=r".*_label|constant|initial_guess_only|molecule.*")
-    of_labels = table[table.index("has_energy_label [Ha]") :]
-    assert cells(of_labels, "has_energy_label [Ha]")[:4] == ["mean", "std", "MAE", "max |.|"]
-    found = cells(of_labels, "atom_ref")
-    for cell, name in zip(found[1:4], ("std", "mae", "abs_max"), strict=True):
-        assert cell == f"{expected[f'energy_minus_atom_ref/{name}']:.5f}"
-    r2 = 1 - (expected["energy_minus_atom_ref/rms"] / expected["energy/std"]) ** 2
-    assert float(found[4]) == np.round(r2, 6)
-    assert found[5] == "4"
-    assert cells(of_labels, "no reference")[0] == f"{expected['energy/mean']:.5f}"
+    atoms = ", ".join(f"{z} {n}" for z, n in zip("HCO", expected["n_atoms"], strict=True))
+    assert f"{KEY}: {expected['n_samples']} samples; {expected['n_molecules']} molecules; atoms: {atoms}" in text
+    assert "initial_guess_only: 6 samples; " in text
+    for name, key in (("atomic ", "atom_ref"), ("linear ", "linear_ref"), ("none", None)):
+        folder = "energy" if key is None else f"energy_minus_{key}"
+        found = cells(text, name)
+        assert found[:3] == [f"{expected[f'{folder}/{s}']:.5f}" for s in ("std", "mae", "abs_max")]
+        if key is not None:
+            r2 = 1 - (expected[f"{folder}/rms"] / expected["energy/std"]) ** 2
+            assert float(found[3]) == np.round(r2, 6)
+        assert ("used" in found) == (key == "atom_ref")
     before, after = expected["gradient_label/abs_max"].max(), expected["gradient_max_after_atom_ref"].max()
-    rescaled = (expected["gradient_max_after_atom_ref"] / (rescaling.lambda_z.numpy() + rescaling.epsilon)).max()
-    gradients = table[table.index("largest gradient") :]
-    assert cells(gradients, "largest gradient")[0] == "as labelled"
-    assert gradients.startswith("largest gradient [Ha]  ")
-    assert cells(gradients, "has_energy_label") == [f"{value:.5f}" for value in (before, after, rescaled)]
-    for branch, count in rescaling.branches().items():
-        assert cells(gradients, branch) == [str(count)]
-    assert f"the {rescaling.branches()['gradient']} lambdas that a gradient sets hang on" in gradients
-    older = {key: array for key, array in statistics.to_arrays().items() if "second_" not in key}
-    table = summary_table(DatasetStatistics.from_arrays(older), basis_info, rescaling)
-    assert "which molecules set lambda is not known" in table
+    scale = normalizer.rescaling.lambda_z.numpy() + normalizer.rescaling.epsilon
+    rescaled = (expected["gradient_max_after_atom_ref"] / scale).max()
+    assert f"{before:.4g} in labels, {after:.4g} minus their mean, {rescaled:.4g} rescaled" in text
+    n = {name: int(mask.sum()) for name, mask in normalizer.rescaling.branches().items()}
+    limits = f"{n['gradient']} set by gradients, {n['coefficient']} by coefficients, {n['unscaled']} are 1"
+    assert limits in text
+    line = describe_normalizer(normalizer, statistics, KEY)
+    rank = int(statistics.load_statistic(KEY, "atom_ref_rank"))
+    assert f"reference atomic (rank {rank}, R2 {cells(text, 'atomic ')[3]})" in line
+    assert "\n" not in line
 
 
-def test_each_column_has_one_unit_and_unknown_energies_are_dashes() -> None:
-    arrays = {
-        "w/energy_minus_atom_ref/mean": np.array(-1e-9),
-        "w/energy_minus_atom_ref/std": np.array(0.0123456),
-        "w/gradient_label/abs_max": np.array([0.5, 2.0]),
-        "w/gradient_max_after_atom_ref": np.array([0.4, 0.1]),
-    }
-    table = summary_table(DatasetStatistics.from_arrays(arrays), BasisInfo([1], ["2x0e"]))
-    assert cells(table, "atom_ref") == ["0.00000", "0.01235", "-", "-", "-", "-", "-"]
-    assert cells(table, "w  ") == ["-", "-", "-"]
-    gradients = table[table.index("largest gradient") :]
-    assert cells(gradients, "w ") == ["2.00000", "0.40000", "-"]
-
-
-def test_without_anything_but_energies() -> None:
-    arrays = {"constant/energy/mean": np.array(1.0), "constant/energy/std": np.array(0.5)}
-    table = summary_table(DatasetStatistics.from_arrays(arrays), None, None)
-    assert "gradient" not in table
-    assert cells(table, "no reference")[:2] == ["1.00000", "0.50000"]
+def test_references_of_other_origins_have_a_row_of_their_own(
+    samples: list[OFData], statistics: DatasetStatistics, basis_info: BasisInfo
+) -> None:
+    config = LinearReferencesConfig(values={"H": -1.0, "C": -30.0, "O": -50.0})
+    normalizer = build_normalizer(statistics, basis_info, NormalizerSettings(config))
+    left = [float(s.energy_label - normalizer.reference.energy(s)) for s in samples if s.has_energy_label]
+    text = summarize(statistics, basis_info, normalizer)
+    assert cells(text, "given ")[:3] == [f"{np.std(left):.5f}", "-", "-"]
+    assert "used" in cells(text, "given ")
+    assert "given values, not fitted" in text
+    assert "reference given, rescaling none" in describe_normalizer(normalizer, statistics, KEY)
+    fitted = build_normalizer(statistics, basis_info, NormalizerSettings(LinearReferencesConfig()))
+    text = summarize(statistics, basis_info, fitted)
+    assert "used" in cells(text, "linear ")
+    assert "fit on 6 molecules: rank 3 of 3" in text
 
 
 @pytest.mark.parametrize(("std", "r2"), [(0.5, "0.960000"), (1e-13, "-"), (0.0, "-")])
-def test_nothing_is_explained_where_all_energies_are_equal(std: float, r2: str) -> None:
-    arrays = {
-        "constant/energy/mean": np.array(-40.0),
-        "constant/energy/std": np.array(std),
-        "constant/energy_minus_linear_ref/mean": np.array(0.0),
-        "constant/energy_minus_linear_ref/rms": np.array(0.1),
-    }
-    assert r2 in cells(summary_table(DatasetStatistics.from_arrays(arrays), None, None), "linear_ref")
+def test_without_anything_but_energies(std: float, r2: str) -> None:
+    arrays = {"energy/mean": -40.0, "energy/std": std, "energy_minus_linear_ref/mean": 0.0}
+    arrays |= {"energy_minus_linear_ref/rms": 0.1, "energy_minus_linear_ref/std": 0.1}
+    statistics = DatasetStatistics.from_arrays({f"{KEY}/{key}": np.array(value) for key, value in arrays.items()})
+    text = summarize(statistics, None, Normalizer(unit="eV"))
+    assert "gradient" not in text
+    assert cells(text, "none")[0] == f"{std:.4f}"
+    assert cells(text, "linear ")[3] == r2
 
 
-@pytest.mark.parametrize(("unit", "mean"), [("eV", "-123456.7891"), ("kcal/mol", "-123456.79")])
-def test_many_elements_and_other_units_fit_on_a_screen(unit: str, mean: str) -> None:
-    n = 20
-    arrays = {
-        "a_weigher_with_a_long_name_times_another_one/n_samples": np.array(123_456_789),
-        "a_weigher_with_a_long_name_times_another_one/n_atoms": np.arange(n) + 12_345_678,
-        "a_weigher_with_a_long_name_times_another_one/energy/mean": np.array(-123456.78912),
-        "a_weigher_with_a_long_name_times_another_one/energy/std": np.array(123456.78912),
-    }
+@pytest.mark.parametrize("unit", ["eV", "kcal/mol"])
+def test_many_elements_and_other_units_fit_on_a_screen(unit: str) -> None:
+    n, key = 40, "a_weigher_with_a_long_name_times_another_one"
+    arrays = {"n_samples": 123_456_789, "n_atoms": np.arange(n) + 12_345_678}
+    arrays |= {f"energy/{name}": np.array(123456.78912) for name in ("mean", "std", "mae", "abs_max")}
+    statistics = DatasetStatistics.from_arrays({f"{key}/{k}": np.array(v) for k, v in arrays.items()})
     basis_info = BasisInfo(list(range(1, n + 1)), ["1x0e"] * n)
-    table = summary_table(DatasetStatistics.from_arrays(arrays, {"unit": unit}), basis_info)
-    check_printed(table, data="a_w.*e")
-    atoms = [cell for line in table.splitlines() if line.startswith("a_w") for cell in line.split()]
-    assert [cell for cell in atoms if cell.startswith("12,345,")] == [f"{12_345_678 + i:,}" for i in range(n)]
-    assert cells(table, "no reference")[0] == mean
+    text = summarize(statistics, basis_info, Normalizer(unit=unit), key)
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"{12_345_678 + i:,}" in text for i in range(n))
+
+
+# --- which molecules set lambda -----
+
+
+def largest(samples: list[OFData], origin: Any, basis_info: BasisInfo) -> tuple[Any, Any]:
+    """max |g - origin| of all labelled samples, and the molecule that has it."""
+    values, names = np.zeros(basis_info.n_basis), np.full(basis_info.n_basis, "", dtype=object)
+    for sample in samples:
+        if sample.has_energy_label:
+            index = sample.basis_function_ind.numpy()
+            for b, distance in zip(index, np.abs(sample.gradient_label.numpy() - origin[index]), strict=True):
+                if distance > values[b]:
+                    values[b], names[b] = distance, sample.mol_id
+    return values, names
+
+
+@pytest.mark.parametrize("equivariant", [False, True])
+@pytest.mark.parametrize("s_coeff", [50.0, 12.0])
+def test_the_molecules_that_set_lambda(
+    samples: list[OFData], statistics: DatasetStatistics, basis_info: BasisInfo, equivariant: bool, s_coeff: float
+) -> None:
+    rescaling = DimensionWiseRescaling.from_dataset_statistics(
+        statistics, basis_info, equivariant=equivariant, s_grad=S_GRAD, s_coeff=s_coeff
+    )
+    weigher = statistics[KEY]
+    holder, names = find_lambda_holders(weigher, rescaling, basis_info), weigher.gradient_extremes.names
+    shell, origin = basis_info.basis_func_to_shell, statistics.load_statistic(KEY, "gradient_label/mean")
+    if equivariant:
+        origin = np.where(basis_info.l_per_basis_func == 0, origin, 0.0)
+    values, expected = largest(samples, origin, basis_info)
+    set_by: dict[str, list[int]] = {}
+    for b in range(basis_info.n_basis):
+        same = np.flatnonzero(shell == shell[b]) if equivariant else np.array([b])
+        by_gradient = S_GRAD < values[same].max() <= S_GRAD * s_coeff / float(rescaling.coeff_stds[b])
+        assert (holder[b] >= 0) == by_gradient
+        if by_gradient:
+            name = expected[same[values[same].argmax()]]
+            assert names[holder[b]] == name
+            set_by.setdefault(name, []).append(b)
+    lines = tabulate_lambda(weigher, rescaling, basis_info).splitlines()
+    assert f"gradients of {len(set_by)} molecules" in lines[0]
+    first = max(sorted(set_by), key=lambda name: len(set_by[name]))
+    most = max(set_by[first], key=lambda b: float(rescaling.lambda_z[b]))
+    row = [first, str(len(set_by[first])), f"{float(rescaling.lambda_z[most]):.4g}", dimension_name(basis_info, most)]
+    assert re.split(r"\s{2,}", lines[2]) == row
+
+
+def test_other_statistics_do_not_name_them(statistics: DatasetStatistics, basis_info: BasisInfo) -> None:
+    rescaling = DimensionWiseRescaling.from_dataset_statistics(statistics, basis_info, s_grad=S_GRAD)
+    arrays = {key: array for key, array in statistics.to_arrays().items() if "_samples/" not in key}
+    foreign = DatasetStatistics.from_arrays(arrays, statistics.attributes)
+    assert tabulate_lambda(foreign[KEY], rescaling, basis_info) == ""
+    doubled = DimensionWiseRescaling(rescaling.coeff_biases, rescaling.coeff_stds, 2 * rescaling.max_grads)
+    assert find_lambda_holders(statistics[KEY], doubled, basis_info) is None
+    nothing = DimensionWiseRescaling.from_dataset_statistics(statistics, basis_info, s_grad=1e3)
+    assert tabulate_lambda(statistics[KEY], nothing, basis_info) == ""
+    given = Normalizer(references_from_values({"H": -1.0, "C": -30.0, "O": -50.0}), doubled)
+    assert "lambda" in summarize(foreign, basis_info, given)

@@ -22,7 +22,7 @@ def one_thread() -> None:
 
 
 class FieldWeigher(SampleWeigher):
-    """Takes each sample's weight from its field `weight`."""
+    """Takes each sample's weight from its field `weight`; its fields are unknown to the fit."""
 
     def get_weights(self, batch: Data) -> Tensor:
         return batch["weight"]
@@ -34,11 +34,11 @@ class FieldWeigher(SampleWeigher):
 class OtherFieldWeigher(SampleWeigher):
     """Takes each sample's weight from its field `other_weight`."""
 
+    fields = ("other_weight",)
+    key = "other"
+
     def get_weights(self, batch: Data) -> Tensor:
         return batch["other_weight"]
-
-    def summary_string(self) -> str:
-        return "other"
 
 
 def assert_statistics_close(statistics: DatasetStatistics, weigher: str, expected: Values, rtol: float = 1e-9) -> None:
@@ -80,3 +80,9 @@ def assert_close() -> Callable[..., None]:
 def field_weighers() -> list[SampleWeigher]:
     """Weighers that take the samples' fields `weight` and `other_weight`."""
     return [FieldWeigher(), OtherFieldWeigher()]
+
+
+@pytest.fixture(scope="session")
+def molecules() -> list[list[int]]:
+    """Compositions of H, C and O that determine all references."""
+    return [[1, 6, 8], [1, 6, 8, 1], [1], [1, 6, 8, 1, 6, 8, 8], [8] * 3]

@@ -6,13 +6,11 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from ofdft_norm import (
     BasisInfo,
@@ -24,8 +22,9 @@ from ofdft_norm import (
     ProjectGradient,
 )
 from ofdft_norm.errors import LabelFileError, StatisticsError
-from ofdft_norm.statistics.cache import dataset_fingerprint
-from ofdft_norm.statistics.distributed import Ranks, _own_group, current_ranks, waiting_at_most
+from ofdft_norm.statistics.cache import load_or_fit
+from ofdft_norm.statistics.distributed import Ranks, current_ranks, waiting_at_most
+from ofdft_norm.statistics.fit_statistics import StatisticsConfig
 from tests.processes import on_ranks
 
 WEIGHERS = [HasEnergyLabelSampleWeigher(), ConstantSampleWeigher()]
@@ -44,32 +43,6 @@ def fit(path: Path | None, files: list[Path], basis_info: BasisInfo, in_memory: 
     )
 
 
-COLLECTIVES = (
-    "all_gather",
-    "all_gather_object",
-    "all_reduce",
-    "barrier",
-    "broadcast",
-    "broadcast_object_list",
-    "gather_object",
-    "monitored_barrier",
-)
-
-
-def n_collectives(function: Callable[[], Any]) -> int:
-    """Returns how many collectives of torch.distributed a call takes part in; one that calls another counts as two."""
-    calls: list[str] = []
-
-    def counted(name: str, collective: Any) -> Any:
-        return lambda *args, **kwargs: calls.append(name) or collective(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in COLLECTIVES:
-            patch.setattr(dist, name, counted(name, getattr(dist, name)))
-        function()
-    return len(calls)
-
-
 def fit_all(folder: Path, files: list[Path], basis_info: BasisInfo) -> dict[str, Any]:
     """Fits all files, fewer than ranks, samples in memory, files of which one is bad or that one rank lacks."""
     good, bad = files[:-1], files[-1]
@@ -80,16 +53,22 @@ def fit_all(folder: Path, files: list[Path], basis_info: BasisInfo) -> dict[str,
     }
     with pytest.raises(LabelFileError) as unreadable:
         fit(folder / "bad.zarr", [*good, bad], basis_info)
-    with pytest.raises(ValueError) as conflict:  # noqa: PT011 -- other statistics stand there: only rank 0 sees
+    with pytest.raises(StatisticsError) as conflict:  # other statistics stand there: only rank 0 sees them
         fit(folder / "written.zarr", good[:3], basis_info)
-    seen = OFDataset(good[: len(good) - current_ranks().rank], basis_info)
+
+    def cached(n: int) -> Any:
+        config = StatisticsConfig(dir=str(folder / f"cache_{n}"), progress=False)
+        return load_or_fit(
+            lambda: OFDataset(good[: len(good) - n * current_ranks().rank], basis_info), basis_info, config, {}
+        )
+
+    first, second = cached(0), cached(0)
     with pytest.raises(StatisticsError) as different:
-        dataset_fingerprint(seen, basis_info, {})
+        cached(1)
     return {
-        "collectives": [n_collectives(lambda n=n: fit(None, good[:n], basis_info)) for n in (1, len(good))],
         "arrays": {f"{name}:{key}": array for name, found in fits.items() for key, array in found.to_arrays().items()},
-        "worst": {name: found.attributes["worst_molecules"] for name, found in fits.items()},
-        "extreme": {name: found.attributes["extreme_samples"] for name, found in fits.items()},
+        "attributes": {name: found.attributes for name, found in fits.items()},
+        "reused": (first.reused, second.reused, second.statistics.equals(first.statistics)),
         "unreadable": str(unreadable.value),
         "conflict": str(conflict.value),
         "different": str(different.value),
@@ -110,23 +89,22 @@ def files(tmp_path_factory: pytest.TempPathFactory, make_label_arrays: Any, writ
 
 
 def scale(key: str, expected: Any, arrays: Any) -> float:
-    """What a difference is to be compared with: energies with energies, though referenced ones come close to zero."""
+    """What a difference is compared with: energies with energies, though referenced ones come close to zero."""
     weigher, name, *_ = key.split("/")
     if "energy" in name or "bias" in name:
         return float(abs(arrays[f"{weigher}/energy/mean"]) + arrays[f"{weigher}/energy/std"])
     return float(np.max(np.abs(expected)))
 
 
-def assert_same_molecules(found: dict[str, Any], expected: dict[str, DatasetStatistics]) -> None:
-    """Compares the worst molecules of each weigher of each fit: all but the residuals exactly."""
-    for name, statistics in expected.items():
-        for weigher, molecules in statistics.attributes["worst_molecules"].items():
-            assert len(found[name][weigher]) == len(molecules)
-            ours, theirs = ({m["name"]: m for m in ms} for ms in (found[name][weigher], molecules))
-            scale = float(statistics.load_statistic(weigher, "energy/abs_max"))
-            for molecule, of_one in theirs.items():
-                assert ours[molecule]["residual"] == pytest.approx(of_one["residual"], rel=1e-12, abs=1e-12 * scale)
-                assert {**ours[molecule], "residual": 0} == {**of_one, "residual": 0}
+def assert_same_molecules(found: dict[str, Any], expected: DatasetStatistics) -> None:
+    """Compares the worst molecules of each weigher: all but the residuals exactly."""
+    for weigher, molecules in expected.attributes["worst_molecules"].items():
+        ours, theirs = ({m["name"]: m for m in ms} for ms in (found["worst_molecules"][weigher], molecules))
+        assert ours.keys() == theirs.keys()
+        largest = float(expected.load_statistic(weigher, "energy/abs_max"))
+        for name, molecule in theirs.items():
+            assert ours[name]["residual"] == pytest.approx(molecule["residual"], rel=1e-12, abs=1e-12 * largest)
+            assert {**ours[name], "residual": 0} == {**molecule, "residual": 0}
 
 
 @pytest.mark.filterwarnings("ignore:the basis has the elements")
@@ -139,32 +117,28 @@ def test_ranks_agree_with_a_single_process(
         "one": fit(None, files[2:3], basis_info),
         "memory": fit(None, files[:-1], basis_info, in_memory=True),
     }
-    alone = {name: statistics.to_arrays() for name, statistics in fits.items()}
     ranks = on_ranks(fit_all, tmp_path, files, basis_info, world_size=world_size)
-    for name, arrays in alone.items():
+    for name, alone in fits.items():
+        arrays = alone.to_arrays()
         for key, expected in arrays.items():
             found = [rank["arrays"][f"{name}:{key}"] for rank in ranks]
             assert all(f.tobytes() == found[0].tobytes() for f in found), (name, key)
             if key.endswith("_factor"):  # rows may be rotated where the rank is deficient
                 found, expected = [found[0].T @ found[0]], expected.T @ expected
-            np.testing.assert_allclose(
-                found[0], expected, rtol=1e-12, atol=1e-12 * scale(key, expected, arrays), err_msg=key
-            )
-    for rank in ranks:
-        few, many = rank["collectives"]
-        assert few == many > 0
-        assert rank["worst"] == ranks[0]["worst"]
-        assert_same_molecules(rank["worst"], fits)
-        assert rank["extreme"] == {name: found.attributes["extreme_samples"] for name, found in fits.items()}
+            atol = 1e-12 * scale(key, expected, arrays)
+            np.testing.assert_allclose(found[0], expected, rtol=1e-12, atol=atol, err_msg=key)
+        for rank in ranks:
+            assert rank["attributes"] == ranks[0]["attributes"]
+            assert_same_molecules(rank["attributes"][name], alone)
+            assert rank["attributes"][name]["extreme_samples"] == alone.attributes["extreme_samples"]
     written = DatasetStatistics(tmp_path / "written.zarr").to_arrays()
-    assert all(written[key].tobytes() == ranks[0]["arrays"][f"all:{key}"].tobytes() for key in alone["all"])
+    assert all(written[key].tobytes() == ranks[0]["arrays"][f"all:{key}"].tobytes() for key in written)
     for rank in ranks:
-        assert f"{files[-1]}" in rank["unreadable"]
-        assert "molecule 7" in rank["unreadable"]
-        assert "grad_kin" in rank["unreadable"]
+        assert rank["reused"] == (False, True, True)
+        assert re.search(rf"{files[-1]}.*molecule 7.*grad_kin", rank["unreadable"])
         assert "already holds other statistics" in rank["conflict"]
-        assert re.search(r"see 1 label files .*\n  6\.zarr\.zip: rank 0 has .*, rank 1 has no such", rank["different"])
-    assert [p.name for p in tmp_path.iterdir()] == ["written.zarr"]
+        assert re.search(r"ranks 0 and 1 have different \['samples'\], such as .*6\.zarr\.zip", rank["different"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache_0", "written.zarr"]
 
 
 def test_shards_are_disjoint_and_complete() -> None:
@@ -177,9 +151,9 @@ def test_shards_are_disjoint_and_complete() -> None:
 def test_a_single_process_has_no_group() -> None:
     ranks = current_ranks()
     assert (ranks.rank, ranks.world_size, ranks.group) == (0, 1, None)
-    with pytest.raises(KeyError):
-        ranks.raise_together(KeyError("mine"))
-    ranks.raise_together(None)
+    with pytest.raises(KeyError), ranks.together():
+        raise KeyError("mine")
+    assert ranks.gathered(3) == [3]
 
 
 class Stopping(list[Any]):
@@ -207,7 +181,7 @@ def wake(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def fit_with_one_who_stops(folder: Path, files: list[Path], basis_info: BasisInfo) -> str:
+def fit_with_one_that_stops(folder: Path, files: list[Path], basis_info: BasisInfo) -> str:
     """Returns this rank's error; rank 0 wakes the other when it has given up."""
     samples = list(OFDataset(files[:3], basis_info))
     try:
@@ -223,27 +197,8 @@ def fit_with_one_who_stops(folder: Path, files: list[Path], basis_info: BasisInf
 
 
 def test_a_rank_that_hangs_is_missed_by_the_others(tmp_path: Path, files: list[Path], basis_info: BasisInfo) -> None:
-    errors = on_ranks(fit_with_one_who_stops, tmp_path, files, basis_info, world_size=3)
+    errors = on_ranks(fit_with_one_that_stops, tmp_path, files, basis_info, world_size=3)
     for error in errors:
-        assert "not answer within 0.025 minutes" in error
+        assert "not all ranks answered within 0.025 minutes" in error
         assert "(config: data.statistics.rank_timeout)" in error
-    assert re.match(r"rank (1|1, 2|2, 1) did not answer", errors[0])
-    assert errors[2].startswith("rank 0 did not answer, or says itself which rank did not")
-
-
-def meet_one_who_leaves() -> str:
-    """Returns this rank's error; rank 1 closes its connections, as a process does that ends."""
-    ranks = current_ranks()
-    if ranks.rank == 1:
-        _own_group.cache_clear()
-        del ranks
-        dist.destroy_process_group()
-        return ""
-    with pytest.raises(StatisticsError) as raised:
-        ranks.meet()
-    return str(raised.value)
-
-
-def test_a_rank_whose_process_ends_is_told_from_one_that_hangs() -> None:
-    error = on_ranks(meet_one_who_leaves)[0]
-    assert re.match("the process of (rank 1|another rank) ended while all ranks fit together", error)
+    assert re.search(r"Ranks? (1|1, 2|2, 1) failed", errors[0])

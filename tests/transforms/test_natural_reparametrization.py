@@ -8,33 +8,39 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofdft_norm import BasisTransforms, LocalFrames, NaturalReparametrization
-from ofdft_norm.data.embedded_data import EMBEDDED_DATA
-from ofdft_norm.errors import BasisError, ConfigError
-from ofdft_norm.transforms.natural_reparametrization import natural_coordinates
+from ofdft_norm import BasisInfo, NaturalReparametrization
+from ofdft_norm.data.sample import join_samples
+from ofdft_norm.errors import BasisError, BatchError, ConfigError
+from ofdft_norm.transforms.coordinates import molecules_of
+from ofdft_norm.transforms.overlap import overlap_of, pyscf_molecule
+from ofdft_norm.transforms.real_harmonics import harmonics_up_to
+from tests.transforms.conftest import BASIS, EXPONENTS, Array, make_molecule
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def random_overlap(seed: int, n: int, smallest: float = 1e-3) -> np.ndarray:
+def random_overlap(seed: int, n: int, smallest: float = 1e-3) -> Array:
     rng = np.random.default_rng(seed)
     q, _ = np.linalg.qr(rng.normal(size=(n, n)))
     overlap = (q * np.geomspace(smallest, 5.0, n)) @ q.T
     return (overlap + overlap.T) / 2
 
 
+# --- coordinates ------------------------------------------------------------------------------------------------------
+
+
 @settings(max_examples=10)
 @given(seed=SEEDS)
-def test_the_samples_own_overlap_is_used_and_becomes_the_unit_matrix(seed: int, make_molecule: Any) -> None:
+def test_the_samples_own_overlap_is_used_and_becomes_the_unit_matrix(seed: int) -> None:
     sample = make_molecule(np.random.default_rng(seed))
-    n = len(sample.coeffs)
-    overlap = random_overlap(seed, n)
+    del sample.dual_basis_integrals  # those of the basis belong to another overlap
+    overlap = random_overlap(seed, len(sample.coeffs))
     sample.overlap_matrix = torch.tensor(overlap)
     for kind in ("symmetric", "canonical"):
         transform = NaturalReparametrization(kind)
         matrix, inverse = (t.numpy() for t in transform.matrix(sample))
         np.testing.assert_allclose(matrix.T @ matrix, overlap, atol=1e-12)  # M M^T = S
-        np.testing.assert_allclose(inverse.T @ overlap @ inverse, np.eye(n), atol=1e-10)
+        np.testing.assert_allclose(inverse.T @ overlap @ inverse, np.eye(len(overlap)), atol=1e-10)
         changed = transform(sample)
         norm = sample.coeffs.numpy() @ overlap @ sample.coeffs.numpy()
         assert float(changed.coeffs @ changed.coeffs) == pytest.approx(norm, rel=1e-11)
@@ -42,78 +48,101 @@ def test_the_samples_own_overlap_is_used_and_becomes_the_unit_matrix(seed: int, 
     root = NaturalReparametrization().matrix(sample)[0].numpy()
     np.testing.assert_allclose(root, root.T, atol=1e-12)
     canonical = NaturalReparametrization("canonical").matrix(sample)[0].numpy()
-    largest = np.abs(canonical).argmax(axis=1)
-    assert (canonical[np.arange(n), largest] > 0).all()
+    assert (np.diff(np.linalg.norm(canonical, axis=1)) > 0).all()
+    assert (np.take_along_axis(canonical, np.abs(canonical).argmax(axis=1)[:, None], axis=1) > 0).all()
 
 
-def test_overlaps_of_a_batch_may_have_any_shape(make_molecule: Any, make_batch: Any) -> None:
+def test_overlaps_of_a_batch_may_have_any_shape() -> None:
     rng = np.random.default_rng(1)
     samples = [make_molecule(rng, numbers) for numbers in ([6, 8], [8, 1], [6, 8])]
     for i, sample in enumerate(samples):
+        del sample.dual_basis_integrals
         sample.overlap_matrix = torch.tensor(random_overlap(i, len(sample.coeffs)))
     expected = torch.cat([NaturalReparametrization()(sample).coeffs for sample in samples])
     for sample in samples:
         sample.overlap_matrix = sample.overlap_matrix.reshape(-1)  # PyG joins vectors of any length
-    torch.testing.assert_close(NaturalReparametrization()(make_batch(samples)).coeffs, expected)
+    torch.testing.assert_close(NaturalReparametrization()(join_samples(samples)).coeffs, expected)
+    samples[1].overlap_matrix = samples[1].overlap_matrix[:-1]
+    with pytest.raises(BatchError, match=r"'overlap_matrix'.*expected \d+: \(n_basis, n_basis\)"):
+        NaturalReparametrization()(join_samples(samples))
 
 
-def test_local_frames_come_first_and_give_canonical_coordinates_that_know_no_rotation(
-    make_molecule: Any, random_rotation: Any
-) -> None:
-    pytest.importorskip("pyscf")
-    rng = np.random.default_rng(2)
-    # atoms close to each other: no two eigenvalues nearly coincide
-    pos = np.array([[0.0, 0.1, 0.2], [2.1, 0.3, -0.2], [-0.4, 2.3, 0.3], [0.7, -1.1, 1.6]])
-    sample = make_molecule(rng, [6, 8, 6, 1], pos)
-    transform = BasisTransforms([LocalFrames(), NaturalReparametrization("canonical")])
-    turned = sample.clone()
-    turned.pos = sample.pos @ torch.tensor(random_rotation(rng)).T
-    frame, matrix = LocalFrames().matrix(sample)[0], transform.matrix(sample)[0]
-    turned_frame, turned_matrix = LocalFrames().matrix(turned)[0], transform.matrix(turned)[0]
-    torch.testing.assert_close(turned_matrix @ turned_frame.T, matrix @ frame.T, rtol=0, atol=1e-6)
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_small_eigenvalues_are_refused_with_the_molecule_and_the_value(make_molecule: Any) -> None:
+def test_small_eigenvalues_are_refused_with_the_molecule_and_the_value() -> None:
     sample = make_molecule(np.random.default_rng(3), [8, 1], mol_id="too_close")
+    del sample.dual_basis_integrals
     sample.overlap_matrix = torch.tensor(random_overlap(0, len(sample.coeffs), smallest=1e-10))
-    with pytest.raises(BasisError, match=r"'too_close'.*is 1\.0\de-10|'too_close'.*is 9\.\d\de-11"):
+    with pytest.raises(BasisError, match=r"'too_close'.*'overlap_matrix'.*(1\.0\de-10|9\.\d\de-11)"):
         NaturalReparametrization()(sample)
     assert NaturalReparametrization(min_eigenvalue=1e-12)(sample).coordinates == "natural_symmetric"
     with pytest.raises(BasisError, match=r"'too_close'.*expected at least 1e-09"):  # accepted a moment ago by another
         NaturalReparametrization()(sample)
-    indefinite = np.diag([-1.0, 1.0])
-    with pytest.raises(BasisError, match=r"is -1\.00e\+00"):
-        natural_coordinates(indefinite)
     with pytest.raises(ConfigError, match="orthogonalization = 'lowdin'"):
         NaturalReparametrization("lowdin")
     with pytest.raises(ConfigError, match="min_eigenvalue = -1"):
         NaturalReparametrization(min_eigenvalue=-1)
 
 
-def hartree_error(name: str, embedded: Any) -> float:
-    """Largest difference of 1/2 p.W p of the coefficients brought back from the Hartree energies that are stored."""
-    from ofdft_norm.labelling.density_basis import build_density_basis
-    from ofdft_norm.labelling.geometries import read_geometries
-    from ofdft_norm.labelling.kohn_sham import build_molecule
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s + 0j, "expected a real, finite, symmetric matrix"),
+        (lambda s: s + np.where(np.arange(len(s)) == 3, np.nan, 0.0), "nan in row .*expected a real, finite"),
+        (lambda s: s + np.where(np.arange(len(s)) == 3, np.inf, 0.0)[:, None], "inf in row .*expected a real"),
+        (lambda s: s + np.eye(len(s), k=2) * 1e-3, r"in row 0, column 2, and .* in row 2, column 0, expected"),
+        (lambda s: s - np.eye(len(s)), "smallest eigenvalue of the field 'overlap_matrix' is -9"),
+        (lambda s: s * 0, r"smallest eigenvalue of the field 'overlap_matrix' is 0\.00e\+00"),
+    ],
+)
+def test_a_matrix_that_is_no_overlap_is_refused(change: Any, message: str) -> None:
+    sample = make_molecule(np.random.default_rng(4), [8, 1], mol_id="strange")
+    sample.overlap_matrix = torch.tensor(change(random_overlap(0, len(sample.coeffs))))
+    for least in (1e-9, 0.0):
+        with pytest.raises(BasisError, match=f"'strange'.*{message}"):
+            NaturalReparametrization(min_eigenvalue=least)(sample)
 
-    geometry = next(g for g in read_geometries([EMBEDDED_DATA / "geometries.xyz"]) if g.mol_id == name)
-    coulomb = build_density_basis(build_molecule(geometry, "6-31G(2df,p)")).coulomb_metric()
-    batch = embedded(name, energy_key="e_hartree").molecule_batch(0)
-    assert set(batch.coordinates) == {"natural_symmetric"}
-    raw = BasisTransforms([])(batch)
-    p = raw.coeffs.reshape(len(batch.energy_label), -1).numpy()
-    energies = np.einsum("ni,ij,nj->n", p, coulomb, p) / 2
-    return float(np.abs(energies - batch.energy_label.numpy())[batch.has_energy_label.numpy()].max())
+
+def test_a_basis_without_exponents_names_the_remedy() -> None:
+    basis_info = BasisInfo(BASIS.atomic_numbers, BASIS.irreps_per_atom)
+    sample = make_molecule(np.random.default_rng(2), [8, 1], mol_id="water", basis_info=basis_info)
+    with pytest.raises(BasisError, match=r"'water'.*exponents.*'overlap_matrix'.*data\.source\.basis_info"):
+        NaturalReparametrization()(sample)
 
 
-@pytest.mark.parametrize("name", ["water", "carbon_monoxide", "dihydrogen", "ethane", "formyl_fluoride", "furan"])
-def test_embedded_coefficients_brought_back_have_the_hartree_energy_that_is_stored(name: str, embedded: Any) -> None:
+# --- integrals --------------------------------------------------------------------------------------------------------
+
+
+def test_overlap_is_the_integral_over_products_of_normalised_gaussians() -> None:
+    """By quadrature on a dense grid: only as exact as the grid, but independent of PySCF."""
     pytest.importorskip("pyscf")
-    assert hartree_error(name, embedded) < 1e-8
+    sample = make_molecule(np.random.default_rng(0), [8, 1], np.array([[0.1, -0.2, 0.3], [0.5, 1.3, -0.6]]))
+    functions, atoms = sample.basis_function_ind.numpy(), np.repeat([0, 1], sample.n_basis_per_atom.numpy())
+    overlap = overlap_of(molecules_of(sample)[0][0])
+    axis = np.linspace(-5, 5, 51)
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    exponents = BASIS.exponent_per_shell[BASIS.basis_func_to_shell[functions]]
+    smooth = np.flatnonzero(exponents < 2)  # the grid resolves these
+    values = []
+    for i in smooth:
+        l, m = BASIS.l_per_basis_func[functions[i]], BASIS.m_per_basis_func[functions[i]]
+        r = grid - sample.pos[atoms[i]].numpy()
+        distance = np.linalg.norm(r, axis=1)
+        angular = harmonics_up_to(l, r / np.maximum(distance, 1e-12)[:, None])[:, l * l + l + m]
+        values.append(distance**l * angular * np.exp(-exponents[i] * distance**2))
+    values = np.array(values) / np.linalg.norm(values, axis=1, keepdims=True)
+    np.testing.assert_allclose(overlap[np.ix_(smooth, smooth)], values @ values.T, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_all_embedded_coefficients_brought_back_have_the_hartree_energy_that_is_stored(embedded: Any) -> None:
-    pytest.importorskip("pyscf")
-    names = [path.name.removesuffix(".zarr.zip") for path in (EMBEDDED_DATA / "labels").glob("*.zarr.zip")]
-    assert max(hartree_error(name, embedded) for name in names) < 1e-10
+def test_overlap_is_that_of_pyscf_with_a_shell_for_each_exponent() -> None:
+    gto = pytest.importorskip("pyscf.gto")
+    sample = make_molecule(np.random.default_rng(4), [6, 8, 1, 6])
+    molecule = molecules_of(sample)[0][0]
+    momenta = {"H": [0, 0, 1], "O": [0, 0, 1, 2], "C": [0, 0, 0, 1, 1, 2, 3, 4]}
+    exponents = {"H": EXPONENTS[1], "O": EXPONENTS[8], "C": EXPONENTS[6]}
+    shells = {e: [[l, [a, 1]] for l, a in zip(momenta[e], exponents[e], strict=True)] for e in momenta}
+    mol = gto.M(atom=list(zip("COHC", sample.pos.tolist(), strict=True)), basis=shells, unit="Bohr", spin=None)
+    expected = mol.intor("int1e_ovlp")
+    np.testing.assert_allclose(overlap_of(molecule), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(pyscf_molecule(molecule).intor("int1e_ovlp"), expected, rtol=0, atol=1e-12)

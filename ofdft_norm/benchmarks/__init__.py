@@ -1,1 +1,0 @@
-"""What ``ofdft-norm benchmark`` measures."""

@@ -1,0 +1,351 @@
+"""Frames of extended XYZ files, ASE databases and other files of ASE as samples of energies and forces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torch_geometric.data import Data
+
+from ofdft_norm.data.dataset import Transform, compose, file_states
+from ofdft_norm.data.files import optional_module
+from ofdft_norm.data.sources import SampleCheck, SampleDataset, Source, find_paths, listed
+from ofdft_norm.data.split import PARTS, Parts, SplitConfig, random_split, refuse_repeated
+from ofdft_norm.errors import ConfigError, LabelFileError, SplitError, did_you_mean
+from ofdft_norm.units import EnergyUnit
+
+_PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+class FrameFile:
+    """The frames of a file, read once and kept in memory; of a database the identifiers of its rows.
+
+    Pickled without frames. A process that reads the file again refuses one that has changed since.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.is_database = Path(path).suffix.lower() == ".db"
+        self._frames: list[Any] | None = None
+        self._state: list[tuple[int, int]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_frames": None}
+
+    def on_disk(self) -> list[Path]:
+        """Returns the file and, of an SQLite database in WAL mode, the file of its latest changes."""
+        log = Path(f"{self.path}-wal")
+        return [Path(self.path), log] if self.is_database and log.exists() and log.stat().st_size else [Path(self.path)]
+
+    def has_changed(self) -> bool:
+        """Returns whether the file has another size or time of modification than when it was read."""
+        return self._state is not None and self._state != self._stat()
+
+    def _stat(self) -> list[tuple[int, int]]:
+        return [(found.st_size, found.st_mtime_ns) for found in map(os.stat, self.on_disk())]
+
+    def _load(self) -> list[Any]:
+        if self._frames is not None and not (self.is_database and self.has_changed()):
+            return self._frames
+        if self.has_changed():
+            raise LabelFileError(
+                f"{self.path}: has changed since its frames were counted: set the data module up again (config: "
+                "data.source.paths)"
+            )
+        self._frames = self._read()
+        self._state = self._stat()  # last: closing a database in WAL mode writes to it
+        return self._frames
+
+    def _read(self) -> list[Any]:
+        if self.is_database:
+            with _named(lambda: self.path):
+                return [row.id for row in self._connect().select(include_data=False, columns=["id"])]
+        frames: list[Any] = []
+        with _named(lambda: f"{self.path}@{len(frames)}"):
+            if Path(self.path).suffix.lower() in (".xyz", ".extxyz"):
+                frames.extend(_read_xyz(self.path))
+            else:  # ASE would take what follows an @ in the name as an index
+                iread = optional_module("ase.io", "ase").iread
+                frames.extend(iread(self.path, index=":", do_not_split_by_at_sign=True))
+        return frames
+
+    def _connect(self) -> Any:
+        return optional_module("ase.db", "ase").connect(self.path)
+
+    def __len__(self) -> int:
+        return len(self._load())
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns a frame as `ase.Atoms`."""
+        frames = self._load()
+        if not 0 <= index < len(frames):
+            raise LabelFileError(f"{self.path}@{index}: the file has {len(frames)} frames (config: data.source.paths)")
+        if not self.is_database:
+            return frames[index]
+        with _named(lambda: f"{self.path}@{index}"):
+            return self._connect().get_atoms(frames[index], add_additional_information=True)
+
+
+def _read_xyz(path: str) -> Iterator[Any]:
+    """Reads frames one by one: ASE's reader does not find where a file is damaged. Blank lines may separate frames."""
+    read = optional_module("ase.io", "ase").read
+    with open(path, "rb") as file:
+        for number, line in (lines := enumerate(file, 1)):
+            count = line.strip()
+            if not count:
+                continue
+            if not count.isdigit() or int(count) == 0:
+                raise LabelFileError(
+                    f"{path}:{number}: begins with {count.decode(errors='replace')!r:.60}, expected the number of atoms"
+                    " of a frame, at least one (config: data.source.paths)"
+                )
+            rest = [text for _, text in islice(lines, int(count) + 1)]
+            if sum(1 for text in rest[1:] if text.strip()) < int(count):
+                raise EOFError("the file ends within this frame")
+            yield read(StringIO(b"".join([line, *rest]).decode()), format="extxyz", index=0)
+
+
+@contextmanager
+def _named(where: Callable[[], str]) -> Iterator[None]:
+    """Names the frame in all errors of ASE's readers."""
+    try:
+        yield
+    except (LabelFileError, ImportError):
+        raise
+    except Exception as error:
+        raise LabelFileError(
+            f"{where()}: ASE cannot read this: {type(error).__name__}: {error} (config: data.source.paths)"
+        ) from error
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+class Frames(Sequence[Any]):
+    """Some frames (``path@index``) of files, as `ase.Atoms`."""
+
+    def __init__(self, members: Sequence[str], files: Mapping[str, FrameFile]) -> None:
+        self.members = list(members)
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: Any) -> Any:
+        path, _, frame = self.members[index].rpartition("@")
+        return self.files[path][int(frame)]
+
+
+class ASEDataset(SampleDataset):
+    """Frames of files as samples; see `ASEFiles`."""
+
+    def _name(self, index: int) -> str:
+        return self.samples.members[index]
+
+    def state(self, contents: bool = False) -> dict[str, Any]:
+        """Describes the raw samples in plain data; see `MoleculeDataset.state`."""
+        files = self.samples.files
+        paths = sorted(files)
+        places = (member.rpartition("@") for member in self.samples.members)
+        return {
+            "files": file_states([file for path in paths for file in files[path].on_disk()], contents),
+            "samples": [f"{paths.index(path)}@{index}" for path, _, index in places],
+            "check": repr(self.check),
+        }
+
+
+def is_atoms(value: Any) -> bool:
+    """Returns whether a value is an `ase.Atoms`, without importing ASE."""
+    return any(f"{kind.__module__}.{kind.__qualname__}" == "ase.atoms.Atoms" for kind in type(value).__mro__)
+
+
+@dataclass(frozen=True)
+class AtomsCheck(SampleCheck):
+    """Also converts `ase.Atoms`; `keys` are the names of their energy and forces."""
+
+    keys: tuple[str, str | None] = ("energy", "forces")
+
+    def __call__(self, sample: Any, where: str) -> Data:
+        """Returns the validated sample; see `SampleCheck`."""
+        return super().__call__(self._convert(sample, where) if is_atoms(sample) else sample, where)
+
+    def _convert(self, atoms: Any, where: str) -> Data:
+        """Returns the sample of a frame; results of its calculator count if they belong to its geometry."""
+        if len(atoms) == 0:
+            raise LabelFileError(f"{where}: has no atoms: leave the frame out (config: data.source.paths)")
+        sample = Data(
+            pos=np.array(atoms.positions, dtype=np.float64),
+            cell=np.array(atoms.cell, dtype=np.float64)[None],
+            pbc=torch.from_numpy(np.array(atoms.pbc))[None],
+            mol_id=where,
+            has_energy_label=torch.tensor([True]),
+        )
+        sample[self.atomic_numbers] = np.array(atoms.numbers, dtype=np.int64)
+        labels = (("energy", self.energy, (1,)), ("forces", self.forces, (len(atoms), 3)))
+        for (setting, name, shape), key in zip(labels, self.keys, strict=True):
+            if name is None or key is None:
+                continue
+            known = _find_values(atoms, setting)
+            if key in known:
+                sample[name] = np.array(known[key], dtype=np.float64)
+            elif self.labelled:
+                fitting = sorted(k for k, value in known.items() if np.size(value) == np.prod(shape))
+                has = f"it has {fitting}{did_you_mean(key, fitting)}" if fitting else "it has no value of this shape"
+                raise LabelFileError(
+                    f"{where}: lacks {key!r}; {has}; give it, or leave the frame out (argument {setting}, config: "
+                    f"data.source.{setting}; of wrapped data {setting}_field)"
+                )
+            else:
+                sample[name] = torch.full(shape, torch.nan, dtype=torch.float64)
+                sample.has_energy_label = torch.tensor([False])
+        return sample
+
+
+def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
+    """Returns numbers by name: a frame's own, those of a database's row, and its calculator's results."""
+    values = dict(atoms.info if setting == "energy" else atoms.arrays)
+    for name in ("key_value_pairs", "data"):  # of a row of a database
+        values.update(atoms.info.get(name, {}))
+    if atoms.calc is not None:
+        results = {name: atoms.calc.get_property(name, atoms, allow_calculation=False) for name in atoms.calc.results}
+        values.update({name: value for name, value in results.items() if value is not None})
+    numeric = (int, float, np.ndarray, np.generic)
+    return {k: v for k, v in values.items() if isinstance(v, numeric) and np.asarray(v).dtype.kind in "iuf"}
+
+
+# --- the source -------------------------------------------------------------------------------------------------------
+
+
+class ASEFiles(Source):
+    """Energies and forces in extended XYZ files, ASE databases, or any other files that ASE reads.
+
+    A sample has `atomic_numbers`, `pos` [angstrom], `energy`, `forces` [energy per angstrom], `cell`, `pbc`, and as
+    `mol_id` its frame, ``data.xyz@17``: frame 17, counted from 0. Frames are kept in memory; rows of a database are
+    read when they are asked for.
+
+    Attributes:
+        paths: Files or glob patterns: all frames, or the frames to train on.
+        val: Files to validate on; None: a part of `paths`.
+        test: Files to test on; None: a part of `paths`, or nothing where `val` is given.
+        split_key: Entry of `info` with ``train``, ``val`` or ``test`` for each frame; None: `data.split` divides.
+        energy: Name of the energy among a frame's results or in its `info`.
+        forces: Name of the forces among a frame's results or `arrays`; None: there are none.
+        unit: Unit of the energies; ASE's own unit is eV.
+        keep_in_memory: Whether each normalised sample is kept after it was first read.
+    """
+
+    paths: str | Sequence[str]
+    val: str | Sequence[str] | None = None
+    test: str | Sequence[str] | None = None
+    split_key: str | None = None
+    energy: str = "energy"
+    forces: str | None = "forces"
+    unit: EnergyUnit = "eV"
+    keep_in_memory: bool = False
+    length_unit = "angstrom"
+    energy_field = "energy"
+    energy_is_total = True
+    _files: dict[str, FrameFile] = field(init=False, default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.split_key is not None and (self.val is not None or self.test is not None):
+            raise ConfigError("data.source has a split_key, and files for val or test: give one of both")
+
+    @property
+    def forces_field(self) -> str | None:  # type: ignore[override]
+        """Field of the samples with forces; None: there are none."""
+        return None if self.forces is None else "forces"
+
+    def parts(self, split: SplitConfig) -> Parts:
+        """Returns the frames of train, val and test: by files, by `split_key`, or at random.
+
+        Raises:
+            SplitError: If a file is given twice, a frame is of no part, or no frame trains.
+            ConfigError: If a split file is given, which lists label files.
+        """
+        frames = self._list_frames()
+        if self.split_key is not None:
+            parts = self._divide_by_key(self.split_key, frames["train"])
+        elif self.val is not None or self.test is not None:
+            parts = frames
+        elif split.file is not None:
+            raise ConfigError(
+                "data.split.file lists label files, not frames: give files for each part (config: data.source.val, "
+                "data.source.test), or an entry of info with the part (config: data.source.split_key)"
+            )
+        else:
+            parts = random_split(frames["train"], split, str(self.paths))
+        return {part: members for part, members in parts.items() if members}
+
+    def everything(self) -> list[str]:
+        """Returns all frames."""
+        return [member for members in self._list_frames().values() for member in members]
+
+    def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
+        """Returns the data set of some frames; in the part "all", frames may lack energy and forces."""
+        files = {
+            path: self._files.setdefault(path, FrameFile(path)) for path in {m.rpartition("@")[0] for m in members}
+        }
+        keys = self.energy, self.forces
+        check = AtomsCheck(self.energy_field, self.forces_field, labelled=part != "all", keys=keys)
+        return ASEDataset(Frames(members, files), check, part, compose(transforms))
+
+    def release(self) -> None:
+        """Frees the frames."""
+        self._files.clear()
+
+    def split_identity(self, split: SplitConfig) -> str:
+        """Identifies the files and settings that the split follows from."""
+        files = [[os.path.abspath(path) for path in listed(paths)] for paths in (self.paths, self.val, self.test)]
+        return f"({files}, {self.split_key!r}, {split!r})"
+
+    def _list_frames(self) -> Parts:
+        """Returns the frames of the files that are given for each part, in the files' order."""
+        files: Parts = {part: [] for part in PARTS}
+        for part, patterns in zip(PARTS, (self.paths, self.val, self.test), strict=True):
+            for pattern in listed(patterns):
+                found = find_paths(pattern)
+                irregular = [path for path in found if not os.path.isfile(path)]  # a pipe would wait for a writer
+                if irregular or not found:
+                    what = f"{irregular[0]}: is no regular file" if irregular else f"{pattern}: no such file"
+                    raise ConfigError(f"{what} (config: data.source.paths, data.source.val, data.source.test)")
+                files[part] += found
+        refuse_repeated(files, "data.source")
+        return {part: [f"{path}@{i}" for path in found for i in self._frames_of(path)] for part, found in files.items()}
+
+    def _frames_of(self, path: str) -> range:
+        if path not in self._files or self._files[path].has_changed():
+            self._files[path] = FrameFile(path)
+        n = len(self._files[path])
+        if n == 0:
+            raise LabelFileError(f"{path}: has no frame (config: data.source.paths)")
+        return range(n)
+
+    def _divide_by_key(self, key: str, members: Sequence[str]) -> Parts:
+        parts: Parts = {part: [] for part in PARTS}
+        for member in members:
+            path, _, index = member.rpartition("@")
+            info = self._files[path][int(index)].info
+            info = {**info, **info.get("key_value_pairs", {})}  # of a row of a database
+            part = _PART_NAMES.get(str(info.get(key)).lower())
+            if part is None:
+                raise SplitError(
+                    f"{member}: info[{key!r}] is {info.get(key)!r}, expected 'train', 'val' or 'test'; it has "
+                    f"{sorted(info)}{did_you_mean(key, info)} (config: data.source.split_key)"
+                )
+            parts[part].append(member)
+        if not parts["train"]:
+            raise SplitError(f"{self.paths}: no frame has info[{key!r}] = 'train' (config: data.source.split_key)")
+        return parts

@@ -1,0 +1,405 @@
+"""Data sets over molecules with several samples each (the SCF iterations), and the one over label files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch
+from torch_geometric.transforms import Compose
+
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.label_file import MoleculeLabels, read_header, read_molecule
+from ofdft_norm.data.sample import RAW, JoinedDataset, join_samples, make_batch, n_molecules, sample_name
+from ofdft_norm.errors import ConfigError, LabelFileError, OFDFTNormError
+
+IntArray = npt.NDArray[np.int64]
+Transform = Callable[[Any], Any]
+
+
+# --- transforms -------------------------------------------------------------------------------------------------------
+
+
+class Composed:
+    """Several transforms as one; each is applied to the whole batch if it can be."""
+
+    works_on_batches = True
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = list(transforms)
+
+    def __call__(self, data: Any) -> Any:
+        """Applies the transforms to a sample or batch."""
+        for transform in self.transforms:
+            data = apply_transform(transform, data)
+        return data
+
+
+def single_transforms(transforms: Iterable[Transform]) -> list[Transform]:
+    """Returns transforms in the order of application, with PyG's and our compositions taken apart."""
+    found: list[Transform] = []
+    for transform in transforms:
+        found += single_transforms(transform.transforms) if isinstance(transform, Compose | Composed) else [transform]
+    return found
+
+
+def compose(transforms: Iterable[Transform]) -> Transform | None:
+    """Returns transforms as one; None for none."""
+    singles = single_transforms(transforms)
+    return None if not singles else singles[0] if len(singles) == 1 else Composed(singles)
+
+
+def apply_transform(transform: Transform | None, data: Any) -> Any:
+    """Applies a transform to a sample, or to a batch: at once if its attribute `works_on_batches` is true."""
+    if transform is None:
+        return data
+    if isinstance(data, Batch) and not getattr(transform, "works_on_batches", False):
+        return join_samples([apply_transform(transform, sample) for sample in data.to_data_list()])
+    try:
+        return transform(data)
+    except OFDFTNormError:
+        raise
+    except Exception as error:
+        if not hasattr(error, "__notes__"):
+            names = list(dict.fromkeys(sample_name(data, i) for i in range(n_molecules(data))))
+            error.add_note(f"while transforming the molecules {names[:10]} (config: data.pre_transforms)")
+        raise
+
+
+# --- data sets over molecules -----------------------------------------------------------------------------------------
+
+
+class ScfSelection:
+    """Selects the SCF iterations of a molecule that are samples; see `OFDataset`.
+
+    Examples:
+        >>> ScfSelection(-2, keep_initial_guess=False)(4).tolist()
+        [2, 3]
+    """
+
+    def __init__(self, limit: int | Sequence[int] | None = None, keep_initial_guess: bool = True) -> None:
+        several: list[Any] = [limit] if isinstance(limit, str) or not isinstance(limit, Sequence) else list(limit)
+        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in several if limit is not None):
+            raise ConfigError(f"data.source.limit_scf_iterations is {limit!r}, expected null or whole numbers")
+        self.limit = None if limit is None else [int(i) for i in several] if isinstance(limit, Sequence) else int(limit)
+        self.keep_initial_guess = keep_initial_guess
+
+    def __call__(self, n: int, where: str = "") -> IntArray:
+        """Returns the selected iterations of an SCF path of length n, at least one."""
+        if self.limit is None:
+            selected = set(range(n))
+        elif isinstance(self.limit, list):
+            selected = {i % n for i in self.limit if -n <= i < n}
+        else:
+            selected = set(range(self.limit if self.limit >= 0 else max(0, n + self.limit), n))
+        selected = selected | {0} if self.keep_initial_guess else selected - {0}
+        if not selected:
+            keys = "data.source.limit_scf_iterations, data.source.keep_initial_guess, data.source.exclude"
+            raise LabelFileError(f"{where}: none of its {n} SCF iterations is selected (config: {keys})")
+        return np.array(sorted(selected), dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        """Returns the settings as plain data."""
+        return {"limit_scf_iterations": self.limit, "keep_initial_guess": self.keep_initial_guess}
+
+
+class MoleculeDataset(JoinedDataset):
+    """Base of data sets over molecules: samples, molecule after molecule, joined and transformed.
+
+    Subclasses define `paths`, `n_scf_iterations`, `elements`, `state` and `_read_samples`.
+    """
+
+    basis_info: BasisInfo
+    energy_key: str
+    gradient_key: str
+    transform: Transform | None
+    scf_selection: ScfSelection
+
+    @property
+    def paths(self) -> list[Path]:
+        """(n_molecules,) the label files; of packed labels their names, in the folder of the set."""
+        raise NotImplementedError
+
+    @property
+    def n_scf_iterations(self) -> IntArray:
+        """(n_molecules,) length of each SCF path."""
+        raise NotImplementedError
+
+    def elements(self) -> set[int]:
+        """Returns the atomic numbers that occur."""
+        raise NotImplementedError
+
+    def state(self, contents: bool = False) -> dict[str, Any] | None:
+        """Describes the raw samples in plain data; `contents`: label files by their digests, not by size and time."""
+        raise NotImplementedError
+
+    def _read_samples(self, molecules: IntArray, iterations: IntArray, fields: Collection[str] | None) -> Any:
+        """Returns the untransformed batch of some samples, at least with some fields (None: all)."""
+        raise NotImplementedError
+
+    def verify(self) -> None:
+        """Raises LabelFileError if packed labels have changed since they were packed."""
+
+    def with_target(self, target: str) -> Self:
+        """Returns a copy that reads ``e_<target>`` and ``grad_<target>``."""
+        other = copy(self)
+        other.energy_key, other.gradient_key = f"e_{target}", f"grad_{target}"
+        return other
+
+    @property
+    def n_molecules(self) -> int:
+        """Number of molecules."""
+        return len(self.paths)
+
+    @cached_property
+    def _index(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Offsets of the molecules' samples; for each molecule the row of a table of iterations; the table."""
+        # SCF paths of one length have the same iterations, and there are few lengths
+        lengths, first, row = np.unique(self.n_scf_iterations, return_index=True, return_inverse=True)
+        pairs = zip(lengths.tolist(), first.tolist(), strict=True)
+        selected = [self.scf_selection(n, str(self.paths[molecule])) for n, molecule in pairs]
+        counts = np.array([len(iterations) for iterations in selected], dtype=np.int64)
+        table = np.zeros((len(selected), max(counts, default=0)), dtype=np.int64)
+        for entries, iterations in zip(table, selected, strict=True):
+            entries[: len(iterations)] = iterations
+        return np.concatenate([[0], np.cumsum(counts[row])]).astype(np.int64), row, table
+
+    @property
+    def sample_offsets(self) -> IntArray:
+        """(n_molecules + 1,) index of each molecule's first sample."""
+        return self._index[0]
+
+    def __len__(self) -> int:
+        return int(self.sample_offsets[-1])
+
+    def locate(self, samples: Sequence[int] | IntArray) -> tuple[IntArray, IntArray]:
+        """Returns molecule and SCF iteration of each sample."""
+        indices, (offsets, row, table) = np.asarray(samples, dtype=np.int64), self._index
+        molecules = np.searchsorted(offsets, indices, side="right") - 1
+        return molecules, table[row[molecules], indices - offsets[molecules]]
+
+    def names(self, samples: Sequence[int]) -> list[str]:
+        """Returns the path of the molecule of each sample."""
+        return [str(self.paths[molecule]) for molecule in self.locate(samples)[0].tolist()]
+
+    def __getitems__(self, samples: Sequence[int]) -> Any:
+        """Reads samples as one batch, transformed."""
+        return apply_transform(self.transform, self._read_samples(*self.locate(samples), None))
+
+    def molecules(self, molecules: Sequence[int] | IntArray, fields: Collection[str] | None = None) -> Any:
+        """Reads all samples of some molecules as one batch, transformed; other fields than `fields` may be left out."""
+        indices = np.asarray(molecules, dtype=np.int64)
+        return apply_transform(self.transform, self._read_molecules(indices, None if self.transform else fields))
+
+    def _read_molecules(self, molecules: IntArray, fields: Collection[str] | None) -> Any:
+        ranges = zip(self.sample_offsets[molecules], self.sample_offsets[molecules + 1], strict=True)
+        return self._read_samples(*self.locate(np.concatenate([np.arange(a, b) for a, b in ranges])), fields)
+
+
+# --- label files ------------------------------------------------------------------------------------------------------
+
+
+class OFDataset(MoleculeDataset):
+    """Samples over label files, one for each SCF iteration.
+
+    Args:
+        paths: Label files (``.zarr`` directories or ``.zarr.zip`` files), one molecule each.
+        basis_info: The density basis of the labels.
+        energy_key: Name of the energy below ``of_labels/energies`` that becomes `energy_label`.
+        gradient_key: Name of the gradient below ``of_labels/spatial`` that becomes `gradient_label`.
+        transform: A transform of samples, e.g. `ProjectGradient()`; applied to a whole batch if its attribute
+            `works_on_batches` is true.
+        limit_scf_iterations: The SCF iterations to use, as in STRUCTURES25: a number s >= 0 selects iterations from s
+            on, s < 0 the last -s (-1: the converged density), a list the iterations in it (negative ones count from the
+            last; iterations that a molecule lacks are ignored). None: all.
+        keep_initial_guess: Whether iteration 0, which has no energy label, is added to the iterations that
+            `limit_scf_iterations` selects, or left out.
+        n_scf_iterations: Number of SCF iterations of each file, where known (a split file states it). Other files have
+            to be read once before the data set knows its length: the whole molecule, or else the header.
+
+    Raises:
+        ConfigError: If `limit_scf_iterations` is none of these, or `n_scf_iterations` has another length than `paths`.
+        LabelFileError: When a file is read: if it is missing, unreadable or malformed, has no selected iteration, or
+            another geometry than a file with the same molecule's name.
+        BasisError: When a file is read that has an element which the basis lacks.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        basis_info: BasisInfo,
+        energy_key: str = "e_kin",
+        gradient_key: str = "grad_kin",
+        transform: Transform | None = None,
+        limit_scf_iterations: int | Sequence[int] | None = None,
+        keep_initial_guess: bool = True,
+        n_scf_iterations: Sequence[int] | None = None,
+    ) -> None:
+        self._paths = [Path(path) for path in paths]
+        self.basis_info = basis_info
+        self.energy_key = energy_key
+        self.gradient_key = gradient_key
+        self.transform = transform
+        self.scf_selection = ScfSelection(limit_scf_iterations, keep_initial_guess)
+        n, unknown = len(self._paths), [-1] * len(self._paths)
+        self._n_scf_iterations = np.array(unknown if n_scf_iterations is None else n_scf_iterations, dtype=np.int64)
+        if len(self._n_scf_iterations) != n:
+            raise ConfigError(f"n_scf_iterations has {len(self._n_scf_iterations)} entries for {n} label files")
+        self._elements: list[set[int] | None] = [None] * n
+        self._geometries: dict[str, tuple[bytes, Path]] = {}
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, basis_info: BasisInfo, **options: Any) -> OFDataset:
+        """Opens all label files of a folder, sorted by name.
+
+        Args:
+            directory: The folder.
+            basis_info: The density basis of the labels.
+            options: The other arguments of the class.
+
+        Raises:
+            LabelFileError: If the folder has no label file.
+        """
+        paths = sorted(p for p in Path(directory).glob("*.zarr*") if p.name.endswith((".zarr", ".zarr.zip")))
+        if not paths:
+            raise LabelFileError(f"{directory}: has no label file (*.zarr, *.zarr.zip) (config: data.source.paths)")
+        return cls(paths, basis_info, **options)
+
+    @property
+    def paths(self) -> list[Path]:
+        """(n_molecules,) the label files."""
+        return self._paths
+
+    @property
+    def n_scf_iterations(self) -> IntArray:
+        """(n_molecules,) length of each SCF path."""
+        self._learn(np.flatnonzero(self._n_scf_iterations < 0).tolist())
+        return self._n_scf_iterations
+
+    def elements(self) -> set[int]:
+        """Returns the atomic numbers that occur; reads the headers of files that were not read before."""
+        self._learn([molecule for molecule, known in enumerate(self._elements) if known is None])
+        return set().union(*(known for known in self._elements if known))
+
+    def _learn(self, molecules: Sequence[int]) -> None:
+        for molecule in molecules:
+            header = read_header(self._paths[molecule])
+            self._remember(molecule, header.n_scf_iterations, header.atomic_numbers)
+
+    def _remember(self, molecule: int, n_scf_iterations: int, atomic_numbers: IntArray) -> None:
+        known = int(self._n_scf_iterations[molecule])
+        if known not in (-1, n_scf_iterations):
+            what = f"{self._paths[molecule]}: has {n_scf_iterations} SCF iterations, expected {known}"
+            raise LabelFileError(f"{what}: the file has changed, or the split file is wrong (config: data.split.file)")
+        self._n_scf_iterations[molecule] = n_scf_iterations
+        self._elements[molecule] = set(atomic_numbers.tolist())
+
+    def state(self, contents: bool = False) -> dict[str, Any]:
+        """Describes the raw samples: files (name, and size and time or digest), selected iterations, labels."""
+        keys = {"energy_key": self.energy_key, "gradient_key": self.gradient_key}
+        return {"files": file_states(self._paths, contents), **self.scf_selection.state(), **keys}
+
+    def _read(self, molecule: int, iterations: IntArray | Callable[[int], IntArray]) -> MoleculeLabels:
+        labels = read_molecule(self._paths[molecule], self.energy_key, self.gradient_key, iterations)
+        self._remember(molecule, labels.n_scf_iterations, labels.atomic_numbers)
+        # results and samples belong together by name
+        geometry = hashlib.sha256(labels.pos.tobytes() + labels.atomic_numbers.tobytes()).digest()
+        known, file = self._geometries.setdefault(labels.mol_id, (geometry, labels.path))
+        if known != geometry:
+            what = f"{labels.path}: molecule {labels.mol_id!r} has another geometry than in {file}"
+            raise LabelFileError(f"{what}: rename one, or leave it out (config: data.source.exclude)")
+        return labels
+
+    def _read_samples(self, molecules: IntArray, iterations: IntArray, fields: Collection[str] | None) -> Any:
+        # neighbouring samples of one molecule are read at once
+        bounds = np.flatnonzero(np.diff(molecules)) + 1
+        runs = zip(np.split(molecules, bounds), np.split(iterations, bounds), strict=True)
+        return join_labels([self._read(int(run[0]), of_run) for run, of_run in runs], self.basis_info)
+
+    def _read_molecules(self, molecules: IntArray, fields: Collection[str] | None) -> Any:
+        # the number of iterations may not be known yet
+        selections = [partial(self.scf_selection, where=str(self._paths[m])) for m in molecules.tolist()]
+        read = [self._read(m, select) for m, select in zip(molecules.tolist(), selections, strict=True)]
+        return join_labels(read, self.basis_info)
+
+
+def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> Any:
+    """Returns the batch of all rows of some molecules' labels."""
+    n_rows = [len(labels.scf_iterations) for labels in molecules]
+    atom_ind = [basis_info.atom_indices(m.atomic_numbers, f"{m.path}: molecule {m.mol_id!r}") for m in molecules]
+    functions = [basis_info.basis_function_ind(indices) for indices in atom_ind]
+    for labels, own in zip(molecules, functions, strict=True):
+        if labels.coeffs.shape[1] != len(own):
+            what = f"{labels.path}: molecule {labels.mol_id!r} has {labels.coeffs.shape[1]} coefficients"
+            raise LabelFileError(f"{what}, the basis has {len(own)} functions for it (config: data.source.basis_info)")
+
+    def joined(arrays: Iterable[npt.NDArray[Any]]) -> Tensor:
+        return torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
+
+    def repeated(arrays: Iterable[npt.NDArray[Any]]) -> Tensor:
+        pairs = zip(arrays, n_rows, strict=True)
+        return torch.from_numpy(np.concatenate([array for array, n in pairs for _ in range(n)]))
+
+    per_atom = {
+        "pos": repeated(m.pos for m in molecules),
+        "atomic_numbers": repeated(m.atomic_numbers for m in molecules),
+        "atom_ind": repeated(atom_ind),
+    }
+    per_function = {
+        "basis_function_ind": repeated(functions),
+        "coeffs": joined(m.coeffs for m in molecules),
+        "ground_state_coeffs": repeated(m.ground_state_coeffs for m in molecules),
+        "gradient_label": joined(m.gradient for m in molecules),
+        "dual_basis_integrals": joined(m.dual_basis_integrals for m in molecules),
+    }
+    per_sample = {
+        "energy_label": joined(m.energy for m in molecules),
+        "has_energy_label": joined(m.has_energy_label for m in molecules),
+        "scf_iteration": joined(m.scf_iterations for m in molecules),
+        "mol_id": [m.mol_id for m, n in zip(molecules, n_rows, strict=True) for _ in range(n)],
+        "basis_info": [basis_info] * sum(n_rows),
+        "coordinates": [RAW] * sum(n_rows),
+    }
+    n_atoms = np.repeat([len(indices) for indices in atom_ind], n_rows)
+    return make_batch(per_atom, per_function, per_sample, n_atoms, np.repeat([len(f) for f in functions], n_rows))
+
+
+def file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]]:
+    """Returns relative name, and size and time of modification or a digest of the content, of label files.
+
+    Names are relative to the folder that holds all files: a copy that keeps times (``rsync -a``) is the same set. A
+    ``.zarr`` folder counts with all files below it.
+    """
+    root = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
+    files = [file for path in paths for file in ([str(path)] if not path.is_dir() else _files_below(path))]
+    try:
+        with ThreadPoolExecutor() as pool:  # hashing releases Python's lock
+            states = list(pool.map(file_digest, files)) if contents else [_size_and_time(file) for file in files]
+    except OSError as error:
+        raise LabelFileError(f"{error.filename}: cannot be read: {error.strerror} (config: data.source)") from error
+    return [[os.path.relpath(file, root), state] for file, state in zip(files, states, strict=True)]
+
+
+def file_digest(file: str | Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _files_below(folder: Path) -> list[str]:
+    return sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+
+
+def _size_and_time(file: str) -> list[int]:
+    status = os.stat(file)
+    return [status.st_size, status.st_mtime_ns]

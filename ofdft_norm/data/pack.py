@@ -1,0 +1,226 @@
+"""Packs the labels of a data set into a packed set, and compares the two."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, compose, file_digest, single_transforms
+from ofdft_norm.data.files import package_version, written_whole
+from ofdft_norm.data.identity import identity
+from ofdft_norm.data.packed import FORMAT, META, OFFSETS, VERSION, PackedDataset, PackedSet, array_specs, meta_checksum
+from ofdft_norm.data.sample import collate_joined
+from ofdft_norm.errors import ConfigError, LabelFileError, OFDFTNormError
+
+Array = npt.NDArray[Any]
+
+_HEADER = 128  # bytes of a .npy file's header, written when the length of the array is known
+# fields that are the same for all SCF iterations of a molecule
+_CONSTANT = ("pos", "atomic_numbers", "dual_basis_integrals", "ground_state_coeffs")
+_STORED = (*_CONSTANT, "coeffs", "gradient_label", "energy_label", "has_energy_label", "mol_id", "scf_iteration")
+# fields that follow from the stored ones
+_IMPLIED = ("basis_info", "coordinates", "atom_ind", "basis_function_ind", "coeffs_batch", "coeffs_ptr", "batch", "ptr")
+
+
+def pack_labels(
+    dataset: MoleculeDataset,
+    output: str | Path,
+    targets: Sequence[str] = ("kin",),
+    pre_transforms: Sequence[Transform] = (),
+    dtype: str = "float64",
+    workers: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Packs label files, or packed sets, into a new folder, which appears whole or not at all; returns it.
+
+    Args:
+        dataset: Data set of all SCF iterations of the molecules, without transforms.
+        output: Folder of the set; must not exist.
+        targets: The packed targets: ``kin`` is the energy ``e_kin`` with its gradient ``grad_kin``.
+        pre_transforms: Applied to the samples, in float64, before they are packed.
+        dtype: ``float64`` or ``float32``, of coefficients and gradients; energies are float64.
+        workers: Number of processes that read and transform.
+        progress: Whether to show a progress bar.
+    """
+    output = Path(output).absolute()
+    if output.exists() or output.is_symlink():
+        raise ConfigError(f"{output}: exists already; give another output, or delete it")
+    molecules = _Molecules(dataset, targets, pre_transforms, dtype)
+    try:
+        with written_whole(output) as work:
+            work.mkdir()
+            loader = DataLoader(molecules, batch_size=None, num_workers=workers, collate_fn=collate_joined)
+            _write(molecules, tqdm(loader, "packing", unit=" molecules", disable=not progress), work)
+    except OSError as error:
+        raise LabelFileError(f"{output}: cannot be written: {error}") from error
+    return output
+
+
+class _Molecules(Dataset[Any]):
+    """The entries of all arrays of each molecule; for a bad molecule the error."""
+
+    def __init__(
+        self, dataset: MoleculeDataset, targets: Sequence[str], pre_transforms: Sequence[Transform], dtype: str
+    ) -> None:
+        self.names = [path.name for path in dataset.paths]
+        self.targets, self.dtype = list(targets), dtype
+        self.datasets = [dataset.with_target(target) for target in targets]
+        for of_target in self.datasets:
+            of_target.transform = compose(pre_transforms)
+        others = [t for t in single_transforms(pre_transforms) if not getattr(t, "changes_basis", False)]
+        self.applied = [identity(transform) for transform in others]
+        if len(set(self.names)) < len(self.names) or not self.names:
+            raise ConfigError(f"{len(self.names)} label files, {len(set(self.names))} names: expected a name for each")
+        if dtype not in ("float64", "float32") or not targets or len(set(targets)) < len(targets):
+            raise ConfigError(f"dtype {dtype!r}, targets {targets}: expected float64 or float32, and different targets")
+        if dataset.transform is not None or dataset.scf_selection.state() != ScfSelection().state():
+            raise ConfigError("labels are packed with all SCF iterations: select them where the set is read")
+        if None in self.applied:
+            raise ConfigError(
+                f"some of the pre-transforms {others} cannot be recognised when packed labels are read: use classes of "
+                "a module, with arguments that can be pickled (config: data.pre_transforms)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batches(self, molecule: int) -> dict[str, Any]:
+        """Returns all samples of a molecule as they are packed, for each target."""
+        return {t: d.molecules([molecule]) for t, d in zip(self.targets, self.datasets, strict=True)}
+
+    def __getitem__(self, molecule: int) -> tuple[str, dict[str, Array]] | OFDFTNormError:
+        try:
+            return _entries(self.names[molecule], self.batches(molecule))
+        except OFDFTNormError as error:
+            return error
+
+    def description(self) -> dict[str, Any]:
+        """Returns how the set is packed, in plain data."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "basis_info": self.datasets[0].basis_info.to_dict(),
+            "targets": self.targets,
+            "applied": self.applied,
+            "dtype": self.dtype,
+            "n_molecules": len(self.names),
+            "sources": sorted({str(path.absolute().parent) for path in self.datasets[0].paths}),
+        }
+
+
+def _entries(name: str, batches: Mapping[str, Any]) -> tuple[str, dict[str, Array]]:
+    """Returns coordinates and entries of all arrays but the offsets of a molecule."""
+    first = next(iter(batches.values()))
+    mol_id, n_samples = first.mol_id[0], len(first.energy_label)
+    unknown = sorted(set(first.keys()).difference(_STORED, _IMPLIED))
+    if unknown:
+        raise ConfigError(f"{name}: packed labels cannot hold the fields {unknown} (config: data.pre_transforms)")
+    arrays = {"names": np.frombuffer(name.encode(), np.uint8), "mol_ids": np.frombuffer(mol_id.encode(), np.uint8)}
+    for field in _CONSTANT:
+        rows = first[field].reshape(n_samples, -1)
+        if not (rows == rows[0]).all():
+            raise LabelFileError(f"{name}: molecule {mol_id!r}: field {field!r} differs between SCF iterations")
+        arrays[field] = first[field][: len(first[field]) // n_samples].numpy()
+    arrays |= {"has_energy_label": first.has_energy_label.numpy(), "coeffs": first.coeffs.numpy()}
+    for target, batch in batches.items():
+        arrays |= {f"e_{target}": batch.energy_label.numpy(), f"grad_{target}": batch.gradient_label.numpy()}
+    return str(first.coordinates[0]), arrays
+
+
+def _write(molecules: _Molecules, found: Iterator[Any], work: Path) -> None:
+    """Appends the entries of molecule after molecule to the arrays' files, then writes headers and ``meta.json``."""
+    specs = array_specs(molecules.targets, molecules.dtype)
+    lengths, coordinates = dict.fromkeys(specs, 0), set()
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(work / f"{name}.npy", "wb")) for name in specs}
+
+        def append(name: str, values: Array) -> None:
+            files[name].write(np.ascontiguousarray(values, dtype=specs[name][1]).tobytes())
+            lengths[name] += len(values)
+
+        for name, file in files.items():
+            file.write(bytes(_HEADER))
+            if name.endswith("_offsets"):
+                append(name, np.zeros(1))
+        for name, molecule in zip(molecules.names, found, strict=True):
+            if isinstance(molecule, Exception):
+                raise molecule
+            coordinates.add(molecule[0])
+            if len(coordinates) > 1:
+                raise LabelFileError(f"{name}: a set has labels in one system of coordinates, found {coordinates}")
+            for array, values in molecule[1].items():
+                append(array, values)
+            ends = {specs[array][0]: lengths[array] for array in molecule[1]}
+            for axis in OFFSETS:
+                append(f"{axis}_offsets", np.array([ends[axis]]))
+        for name, file in files.items():
+            _write_header(file, specs[name][1], (lengths[name], *specs[name][2]))
+    meta = molecules.description() | {
+        "coordinates": coordinates.pop(),
+        "n_samples": lengths["has_energy_label"],
+        "created_by": f"ofdft_norm {package_version()}",
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": str(torch.__version__)},
+        "arrays": {
+            name: {"shape": [lengths[name], *shape], "dtype": dtype, "sha256": file_digest(work / f"{name}.npy")}
+            for name, (_, dtype, shape) in specs.items()
+        },
+    }
+    meta["checksum"] = meta_checksum(meta)
+    (work / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _write_header(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
+    start = np.lib.format.magic(1, 0) + (_HEADER - 10).to_bytes(2, "little")
+    text = repr({"descr": dtype, "fortran_order": False, "shape": shape})
+    file.seek(0)
+    file.write(start + text.encode().ljust(_HEADER - len(start) - 1) + b"\n")
+
+
+def verify_packed(
+    dataset: MoleculeDataset,
+    output: str | Path,
+    targets: Sequence[str] = ("kin",),
+    pre_transforms: Sequence[Transform] = (),
+    dtype: str = "float64",
+    every: int = 100,
+) -> int:
+    """Compares a packed set with the labels it was made of; returns the number of compared molecules.
+
+    Compared are all digests and, bit for bit, the samples of every k-th molecule.
+
+    Args:
+        dataset: As given to `pack_labels`; so are `targets`, `pre_transforms` and `dtype`.
+        output: The set.
+        targets: The packed targets.
+        pre_transforms: Transforms that were applied.
+        dtype: Of coefficients and gradients.
+        every: k, at least 1.
+    """
+    if every < 1:
+        raise ConfigError(f"verify is {every}, expected 1 or more: the molecules between those that are compared")
+    molecules, packed = _Molecules(dataset, targets, pre_transforms, dtype), PackedSet(output, verify=True)
+    differing = [key for key, value in molecules.description().items() if packed.meta[key] != value]
+    if differing or packed.names() != molecules.names:
+        raise ConfigError(f"{output}: was packed with other {differing or 'label files'}: they cannot be compared")
+    found = PackedDataset([packed], energy_key=f"e_{targets[0]}", gradient_key=f"grad_{targets[0]}")
+    for molecule in range(0, len(molecules), every):
+        for target, expected in molecules.batches(molecule).items():
+            stored = found.with_target(target).molecules([molecule])
+            for field in _STORED:
+                a, b = stored[field], expected[field]
+                if not (a == b if isinstance(b, list) else np.array_equal(a, b.to(a.dtype), equal_nan=True)):
+                    what = f"{molecules.names[molecule]}: target {target!r}: field {field!r} is not the packed one"
+                    raise LabelFileError(f"{what}: the labels or the set have changed, pack them again")
+    return len(range(0, len(molecules), every))

@@ -1,4 +1,0 @@
-"""From raw coordinates to the network's, and back.
-
-.. include:: coordinates.md
-"""

@@ -1,4 +1,0 @@
-"""Density labels of your own.
-
-.. include:: density_labels.md
-"""

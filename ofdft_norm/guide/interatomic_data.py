@@ -1,4 +1,0 @@
-"""Interatomic data of your own.
-
-.. include:: interatomic_data.md
-"""

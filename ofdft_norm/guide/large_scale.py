@@ -1,4 +1,0 @@
-"""Many labels, many runs, many nodes.
-
-.. include:: large_scale.md
-"""

@@ -1,4 +1,0 @@
-"""Coming from other packages.
-
-.. include:: other_packages.md
-"""

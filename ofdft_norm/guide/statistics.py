@@ -1,4 +1,0 @@
-"""References and statistics: what is fitted, kept, and printed.
-
-.. include:: statistics.md
-"""

@@ -1,4 +1,0 @@
-"""The ten errors most met, and what to do.
-
-.. include:: troubleshooting.md
-"""

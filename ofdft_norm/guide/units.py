@@ -1,4 +1,0 @@
-"""What is in which unit.
-
-.. include:: units.md
-"""

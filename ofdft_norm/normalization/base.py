@@ -1,0 +1,189 @@
+"""What references and rescalings share: float64 buffers, affine maps of fields, checks of fields, and `Reference`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.sample import get_field
+from ofdft_norm.errors import ConfigError, NormalizationError, StatisticsError
+from ofdft_norm.statistics.store import DatasetStatistics
+
+OutputDtype: TypeAlias = torch.dtype | Literal["float64", "input"]
+Fields: TypeAlias = Data | Mapping[str, Any]
+
+
+class Float64Module(nn.Module):
+    """Base class of modules that hold references or scales.
+
+    Energies of 1e5 hartree with wanted differences of 1e-5 need float64 in every training precision. `.to(dtype)`,
+    `.half()`, `.float()` and Lightning's ``bf16-true`` therefore change only the device of these buffers.
+    """
+
+    output_dtype: OutputDtype
+
+    def register_float64(self, name: str, value: Any) -> None:
+        """Registers a buffer: a float64 copy of a number, list, array or tensor."""
+        if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
+            raise StatisticsError(f"{type(self).__name__}: {name} is complex, expected real numbers")
+        # numbers and lists would lose digits in torch's default dtype
+        tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
+        self.register_buffer(name, tensor.to(torch.float64, copy=True))
+
+    def set_output_dtype(self, output_dtype: OutputDtype) -> None:
+        """Validates and stores the dtype of the module's results."""
+        if output_dtype not in ("float64", "input") and not isinstance(output_dtype, torch.dtype):
+            raise ConfigError(f"output_dtype = {output_dtype!r}: expected 'float64', 'input' or a torch.dtype")
+        self.output_dtype = output_dtype
+
+    def as_output(self, result: Tensor, argument: Tensor) -> Tensor:
+        """Casts a float64 result to the output dtype; ``input`` is the dtype of the argument."""
+        if isinstance(self.output_dtype, torch.dtype):
+            return result.to(self.output_dtype)
+        return result.to(argument.dtype) if self.output_dtype == "input" else result
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype == tensor.dtype:
+                return moved
+            return tensor.to(device=moved.device, non_blocking=True)
+
+        return super()._apply(move_only, recurse)
+
+
+class Affine(NamedTuple):
+    """x' = (x - origin) / unit, and x = unit x' + origin, in float64; None: origin 0, unit 1."""
+
+    origin: Tensor | None = None
+    unit: Tensor | None = None
+
+    def normalize(self, values: Tensor) -> Tensor:
+        """Returns x' of x."""
+        values = values.to(torch.float64)
+        if self.origin is not None:
+            values = values - self.origin.reshape(values.shape)
+        return values if self.unit is None else values / self.unit
+
+    def denormalize(self, values: Tensor) -> Tensor:
+        """Returns x of x'."""
+        values = self.denormalize_difference(values)
+        return values if self.origin is None else values + self.origin.reshape(values.shape)
+
+    def denormalize_difference(self, values: Tensor) -> Tensor:
+        """Returns the difference of two x from the difference of their x': the origin cancels."""
+        values = values.to(torch.float64)
+        return values if self.unit is None else values * self.unit
+
+
+class Reference(Float64Module):
+    """A reference energy E_ref of each molecule, and its gradient with respect to the coefficients.
+
+    The state dict of a reference alone loads into fairchem's or STRUCTURES25's class with ``strict=True``: entries that
+    those classes lack (`own_entries`) are stored in its metadata, or in the state dict of a larger module as entries.
+    """
+
+    depends_on_coeffs = False
+    own_entries: tuple[str, ...] = ()
+
+    def energy_of(self, sample_or_batch: Data) -> Tensor:
+        """Returns E_ref, (n_molecules,) float64 [hartree], of raw samples; elements are not checked."""
+        raise NotImplementedError
+
+    def gradient_of(self, basis_function_ind: Tensor) -> Tensor | None:
+        """Returns dE_ref/dp of each basis function, (n_basis,) float64 [hartree]; None where it is 0."""
+        return None
+
+    def check_elements(self, sample_or_batch: Data) -> None:
+        """Raises NormalizationError for atoms of elements without a reference."""
+
+    def check_numbers(self, numbers: Tensor, where: str) -> None:
+        """Raises NormalizationError for atomic numbers without a reference; `where` names their origin."""
+
+    def energy(self, sample_or_batch: Data) -> Tensor:
+        """Returns E_ref of each molecule, (n_molecules,) float64 [hartree], of raw samples."""
+        self.check_elements(sample_or_batch)
+        return self.energy_of(sample_or_batch)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if not prefix and metadata is not None:
+            metadata[""] |= {name: destination.pop(name) for name in self.own_entries if name in destination}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        for name in self.own_entries:
+            if name in local_metadata:
+                state_dict.setdefault(prefix + name, local_metadata[name])
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo | None, n_basis: int) -> None:
+    """Raises StatisticsError for statistics, of n_basis functions, of another basis."""
+    if basis_info is None or (n_basis == basis_info.n_basis and statistics.basis_info in (None, basis_info)):
+        return
+    raise StatisticsError(
+        f"{statistics.path or 'the statistics'}: made for {statistics.basis_info or f'{n_basis} functions'}, but the "
+        f"labels have {basis_info} of {basis_info.n_basis} functions (config: data.statistics.path, "
+        "data.source.basis_info)"
+    )
+
+
+# --- fields of samples ------------------------------------------------------------------------------------------------
+
+
+def require_field(name: str, batch: Fields) -> Tensor:
+    """Returns a field of a sample or batch; raises NormalizationError where it is missing."""
+    value = get_field(batch, name)
+    if value is None:
+        raise NormalizationError(f"{describe(batch)}: lacks the field {name!r}: give it to OFData.construct_new")
+    return value
+
+
+def get_function_index(name: str, values: Tensor, batch: Fields) -> Tensor:
+    """Returns `basis_function_ind`, and raises NormalizationError unless the values have one entry for each function.
+
+    A prediction of shape (n_basis, 1) would broadcast against (n_basis,) factors to a matrix.
+    """
+    index = require_field("basis_function_ind", batch)
+    if values.shape != index.shape or values.is_complex():
+        raise make_shape_error(name, values, tuple(index.shape), batch)
+    return index
+
+
+def make_shape_error(name: str, values: Tensor, expected: tuple[int, ...], batch: Fields) -> NormalizationError:
+    """Returns the error for values of a wrong shape, or complex ones, which would lose their imaginary part."""
+    return NormalizationError(
+        f"{describe(batch)}: {name!r} has shape {tuple(values.shape)} and dtype {values.dtype}, expected {expected} "
+        "real numbers"
+    )
+
+
+def describe(batch: Fields) -> str:
+    """Returns the name of a sample, or the first names of a batch, for messages."""
+    name = get_field(batch, "mol_id")
+    if isinstance(name, list):
+        return f"the batch of the molecules {name[:3]}{' ...' if len(name) > 3 else ''}"
+    return "the sample" if name is None else f"molecule {name!r}"
+
+
+def find_unknown(known: Tensor, numbers: Tensor) -> Tensor:
+    """Returns (n,) bool: atomic numbers that are False in, or beyond, the table `known` by atomic number."""
+    inside = numbers.clamp(0, len(known) - 1).long()
+    return ~known[inside] | (inside != numbers)
+
+
+def name_molecules(batch: Fields, atoms: Tensor) -> str:
+    """Names the molecules of the atoms in a mask, for example ``"molecules ['ammonia', 'water']"``."""
+    names, index = get_field(batch, "mol_id"), get_field(batch, "batch")
+    if isinstance(names, list) and index is not None:
+        return f"molecules {sorted({str(names[i]) for i in index[atoms].tolist()})}"
+    return describe(batch)

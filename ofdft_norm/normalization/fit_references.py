@@ -1,0 +1,269 @@
+"""Fits linear element references to any data set of samples ([OC22]), on any number of processes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER
+from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.normalization.linear_references import DatasetReferences, LinearReferences, UnseenPolicy
+from ofdft_norm.normalization.reference_report import FitReport, element_name, load_linear_problem
+from ofdft_norm.settings import NonNegative, NonNegativeInt, PositiveInt, Settings
+from ofdft_norm.statistics.distributed import Ranks, current_ranks
+from ofdft_norm.statistics.energy_table import EnergyTable, read_energy_table, table_statistics
+from ofdft_norm.statistics.reading import SAMPLES_PER_BATCH, sample_reader
+from ofdft_norm.statistics.references import (
+    Array,
+    CountBy,
+    check_driver,
+    linear_reference_name,
+    solve_least_squares,
+)
+from ofdft_norm.statistics.store import DatasetStatistics
+from ofdft_norm.statistics.weighers import ConstantSampleWeigher, FieldSampleWeigher, SampleWeigher
+
+logger = logging.getLogger(__name__)
+
+
+class ReferenceFitOptions(Settings):
+    """Arguments of `fit_linear_references`, which documents them, in one validated object."""
+
+    batch_size: PositiveInt = SAMPLES_PER_BATCH
+    num_batches: PositiveInt | None = None
+    num_workers: NonNegativeInt = 0
+    max_num_elements: PositiveInt = MAX_ATOMIC_NUMBER
+    driver: str | None = None
+    shuffle: bool = False
+    seed: int = 0
+    ridge: NonNegative = 0.0
+    weights: str | SampleWeigher | None = None
+    atomic_numbers_field: str = "atomic_numbers"
+    unseen_elements: UnseenPolicy = "error"
+    n_worst: NonNegativeInt | None = 10
+    count_by: CountBy = "sample"
+    distributed: bool = False
+    config_key = ""
+
+    def make_weigher(self) -> SampleWeigher:
+        """Returns the weigher of the argument `weights`."""
+        if self.weights is None:
+            return ConstantSampleWeigher()
+        return FieldSampleWeigher(self.weights) if isinstance(self.weights, str) else self.weights
+
+    def select_samples(self, n: int) -> Sequence[int]:
+        """Returns the samples of the fit among n, in the order of reading."""
+        available = -(-n // self.batch_size)
+        if self.num_batches is not None and self.num_batches > available:
+            message = f"num_batches = {self.num_batches}, but {n} samples make {available} batches of {self.batch_size}"
+            warnings.warn(f"{message}: all are used", stacklevel=4)
+        n_used = n if self.num_batches is None else min(n, self.num_batches * self.batch_size)
+        if not self.shuffle:
+            return range(n_used)
+        order: list[int] = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:n_used].tolist()
+        return order
+
+
+def fit_linear_references(
+    targets: list[str],
+    dataset: Any,
+    batch_size: int,
+    num_batches: int | None = None,
+    num_workers: int = 0,
+    max_num_elements: int = MAX_ATOMIC_NUMBER,
+    log_metrics: bool = True,
+    use_numpy: bool = True,
+    driver: str | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    *,
+    ridge: float = 0.0,
+    weights: str | SampleWeigher | None = None,
+    atomic_numbers_field: str = "atomic_numbers",
+    unseen_elements: UnseenPolicy = "error",
+    n_worst: int = 10,
+    count_by: CountBy = "sample",
+    distributed: bool = False,
+) -> dict[str, LinearReferences]:
+    """Fits target = sum over atoms of ref_Z for several targets in one pass; undetermined parts have minimum norm.
+
+    Samples with `has_energy_label` false are left out.
+
+    Args:
+        targets: Names of the targets: one number for each sample, of shape (), (1,) or (1, 1).
+        dataset: Samples with the targets and `atomic_numbers` (or `z`): a PyG data set, a list of `Data`, ....
+        batch_size: Samples in a batch, the unit of `num_batches`.
+        num_batches: Number of batches to use, over all processes; None: all samples.
+        num_workers: Worker processes of the loader.
+        max_num_elements: Largest atomic number; the references have shape (max_num_elements + 1,).
+        log_metrics: Measure MAE and the samples with the largest residuals, and log MAE, RMSE and R2.
+        use_numpy: Solve with NumPy, else with `torch.linalg.lstsq`.
+        driver: LAPACK driver of `torch.linalg.lstsq`: gels, gelsy (default), gelsd or gelss; ignored if `use_numpy`.
+        shuffle: Take the samples in random order, so that `num_batches` selects a random part.
+        seed: Seed of that order: the same seed gives the same references.
+        ridge: Relative ridge, for example 1e-6; adds (ridge s_max)^2 |ref|^2, s_max the largest singular value of the
+            compositions.
+        weights: Field with the weight of each sample, or a sample weigher; None: 1 each.
+        atomic_numbers_field: Field of the atomic numbers; samples that lack it are asked for ``z``.
+        unseen_elements: What the references do with other elements than those of the fit: ``"error"`` or ``"zero"``.
+        n_worst: Number of samples with the largest residuals in the report.
+        count_by: ``"sample"``: every sample counts once, as in fairchem; ``"molecule"``: every molecule (`mol_id`)
+            counts once, with the weighted mean of its samples, as in the data module. They differ where molecules have
+            several samples: on the embedded labels carbon has 37.7675 and 37.7722 hartree.
+        distributed: Under torch.distributed: every process calls this, reads its share, and gets the same references.
+            By default each process fits by itself.
+
+    Returns:
+        The references of each target, with a `fit_report`; see `LinearReferences.summary`.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+        BatchError: If a sample lacks a field, or a target is not one number.
+        StatisticsError: If there is no sample, a target is not finite, or an atomic number is beyond
+            `max_num_elements`.
+
+    Examples:
+        >>> from torch_geometric.data import Data
+        >>> data = [Data(z=torch.tensor(z), energy=e) for z, e in (([8, 1, 1], -76.0), ([1, 1], -1.0))]
+        >>> references = fit_linear_references(["energy"], data, batch_size=2)["energy"]
+        >>> [round(float(references.element_references[z]), 6) for z in (1, 8)]
+        [-0.5, -75.0]
+    """
+    arguments = {name: value for name, value in locals().items() if name in ReferenceFitOptions.__annotations__}
+    arguments |= {"driver": None if use_numpy else driver or "gelsy", "n_worst": n_worst if log_metrics else None}
+    options = ReferenceFitOptions(**arguments)
+    key = options.make_weigher().summary_string()
+    table = _read_table(targets, dataset, options)
+    references = {}
+    for t, target in enumerate(targets):
+        _, (references[target],) = _fit_target(table, [key], t, target, options)
+    return references
+
+
+def fit_references_by_dataset(
+    targets: list[str], dataset: Any, by: str = "dataset", **options: Any
+) -> dict[str, DatasetReferences]:
+    """Fits references of their own for each data set that a field of the samples names, see `DatasetReferences`.
+
+    Args:
+        targets: Names of the targets, see `fit_linear_references`.
+        dataset: Samples that also have the field `by`.
+        by: Field with the name of a sample's data set: a text or an integer.
+        **options: `num_workers`, `max_num_elements`, `ridge`, `weights`, `atomic_numbers_field`, `unseen_elements`,
+            `n_worst`, `count_by` and `distributed`, see `fit_linear_references`.
+
+    Returns:
+        The references of each target.
+
+    Raises:
+        ConfigError: If an option is unknown or out of range.
+        BatchError: If a sample lacks a field.
+        StatisticsError: If a data set has no labelled sample, and see `fit_linear_references`.
+    """
+    settings = ReferenceFitOptions(**options)
+    names, table = _read_table(targets, dataset, settings, by).by_group()
+    n_labelled = table.counts()["n_labelled_samples"]
+    if not n_labelled.all():
+        empty = [name for name, n in zip(names, n_labelled, strict=True) if n == 0]
+        raise StatisticsError(
+            f"the data sets {empty} (field {by!r}) have no sample with a label and a positive weight: leave them out "
+            "(argument weights, config: data.split)"
+        )
+    keys = [f"{by}_is_{name}".replace("/", "_") for name in names]
+    references = {}
+    for t, target in enumerate(targets):
+        statistics, parts = _fit_target(table, keys, t, target, settings)
+        common = _choose_smallest_shifts(parts, statistics, keys, settings.count_by)
+        values, seen = torch.stack([p.element_references for p in parts]), torch.stack([p.seen_elements for p in parts])
+        fields = (settings.unseen_elements, settings.atomic_numbers_field)
+        references[target] = DatasetReferences(values, names, common, by, seen, *fields)
+        references[target].fit_reports = [part.fit_report for part in parts]
+        references[target].residuals = _combine_residuals(statistics, keys, settings.count_by)
+    return references
+
+
+def _read_table(targets: Any, dataset: Any, options: ReferenceFitOptions, by: str | None = None) -> EnergyTable:
+    if isinstance(targets, str) or not targets or len(set(targets)) != len(targets):
+        raise ConfigError(f"targets = {targets!r}: expected a list of different names, such as ['energy']")
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ConfigError(f"dataset is a {type(dataset).__name__}: expected a data set with a length and an index")
+    if options.driver is not None:
+        check_driver(options.driver)
+    ranks = current_ranks() if options.distributed else Ranks()
+    # a few large batches cost less than many small ones, and give the same
+    size = max(options.batch_size, SAMPLES_PER_BATCH)
+    reader = sample_reader(dataset, ranks, options.select_samples(len(dataset)), size, options.num_workers)
+    reader = replace(reader, atomic_numbers=options.atomic_numbers_field)
+    weighers = [options.make_weigher()]
+    table = read_energy_table(reader, weighers, targets, max_atomic_number=options.max_num_elements, by=by)
+    return replace(table, weights=table.weights * table.labelled)  # unlabelled samples count nowhere
+
+
+def _fit_target(
+    table: EnergyTable, keys: Sequence[str], t: int, target: str, options: ReferenceFitOptions
+) -> tuple[DatasetStatistics, list[LinearReferences]]:
+    """Fits the references of one target for each weigher of a table, and logs their fits."""
+    names = [linear_reference_name(options.count_by)]
+    arrays, attributes = table_statistics(
+        table, keys, names, t, ridge=options.ridge, driver=options.driver, n_worst=options.n_worst
+    )
+    attributes["atomic_numbers"] = table.elements.tolist()
+    statistics = DatasetStatistics.from_arrays(arrays, attributes)
+    chosen = {name: getattr(options, name) for name in ("count_by", "ridge", "max_num_elements")}
+    chosen |= {name: getattr(options, name) for name in ("unseen_elements", "atomic_numbers_field")}
+    references = [LinearReferences.from_dataset_statistics(statistics, None, key, **chosen) for key in keys]
+    for found in references:
+        report = found.fit_report = replace(found.fit_report or FitReport(), target=target)
+        if report.rank is not None and report.rank < len(report.atomic_numbers):
+            elements = [element_name(z) for z in report.atomic_numbers]
+            message = "references of %r: the compositions have rank %d for the %d elements %s: minimum norm is chosen"
+            logger.warning(message, target, report.rank, len(elements), elements)
+        if options.n_worst is not None:
+            logger.info("references of %r: %s", target, report.line())
+    return statistics, references
+
+
+def _choose_smallest_shifts(
+    parts: Sequence[LinearReferences], statistics: DatasetStatistics, keys: Sequence[str], count_by: CountBy
+) -> torch.Tensor:
+    """Changes the references of each data set to those with the smallest shifts; returns the common references.
+
+    With r_d the solution of minimum norm for data set d and P_d the projector on the row space of its compositions,
+    every r_d + (1 - P_d) c fits equally well, with the shift P_d (r_d - c). The sum of squared shifts is smallest for
+    (sum P_d) c = sum r_d.
+    """
+    elements = torch.tensor(statistics.elements())
+    projectors, solutions = [], []
+    for key, part in zip(keys, parts, strict=True):
+        problem = load_linear_problem(statistics, key, count_by)
+        null_space = solve_least_squares(problem[:-1, :-1], problem[:-1, -1]).null_space
+        projectors.append(np.eye(len(elements)) - null_space.T @ null_space)
+        solutions.append(part.element_references[elements].numpy())
+    chosen: Array = solve_least_squares(np.sum(projectors, axis=0), np.sum(solutions, axis=0)).x
+    for part, projector, solution in zip(parts, projectors, solutions, strict=True):
+        values = torch.as_tensor(solution + chosen - projector @ chosen)
+        part.element_references[elements] = torch.where(part.seen_elements[elements], values, 0.0)
+    common = torch.zeros_like(parts[0].element_references)
+    common[elements] = torch.as_tensor(chosen)
+    return common
+
+
+def _combine_residuals(statistics: DatasetStatistics, keys: Sequence[str], count_by: CountBy) -> dict[str, float]:
+    """Returns mean, std, rms and mae of the residual energies of all data sets together."""
+    folder = f"energy_minus_{linear_reference_name(count_by)}"
+    weights = [float(statistics.load_statistic(key, "energy_factor")[0, 0]) ** 2 for key in keys]
+
+    def average(statistic: str, power: int) -> float:
+        values = [float(statistics.load_statistic(key, f"{folder}/{statistic}")) ** power for key in keys]
+        return float(np.average(values, weights=weights))
+
+    mean, mean_square = average("mean", 1), average("rms", 2)
+    std = math.sqrt(max(mean_square - mean**2, 0.0))
+    return {"mean": mean, "rms": math.sqrt(mean_square), "std": std, "mae": average("mae", 1)}

@@ -1,0 +1,426 @@
+"""Linear element references: an energy linear in the composition ([OC22], as fairchem ships it)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER, BasisInfo
+from ofdft_norm.data.sample import get_field, molecule_index, n_molecules, only_name
+from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
+from ofdft_norm.normalization.base import OutputDtype, Reference, find_unknown, name_molecules
+from ofdft_norm.normalization.reference_report import (
+    FitReport,
+    element_name,
+    load_linear_problem,
+    report_fit,
+    tabulate_elements,
+    unit_heading,
+)
+from ofdft_norm.settings import AtomicNumber, NonNegative, Settings
+from ofdft_norm.statistics.references import CountBy, linear_reference_name, solve_least_squares
+from ofdft_norm.statistics.store import DatasetStatistics
+from ofdft_norm.tables import text_table
+from ofdft_norm.units import EnergyUnit
+
+UnseenPolicy = Literal["error", "zero"]
+
+EXTRA_STATE = "_extra_state"  # torch's key for the result of get_extra_state
+
+
+class LinearReferencesConfig(Settings):
+    """A reference energy for each element (`LinearReferences`), fitted on the training split or given.
+
+    Attributes:
+        values: Given energies by element symbol or atomic number, or a list by atomic number; None: fitted.
+        file: A file with given energies, see `read_reference_file`; None: fitted.
+        target: Name of the target in a file with references of several targets.
+        unit: Unit of given energies and of a base: ``hartree``, ``eV`` or ``kcal/mol``; None: `data.unit`.
+        base: A file with references, or a checkpoint, to which the fit adds the smallest correction: values that the
+            data do not determine, and elements that they lack, stay. None: the fit starts from 0.
+        by: Field that names the data set of each sample: every data set gets references of its own
+            (`DatasetReferences`), fitted in passes that are not cached. None: one set of references.
+        ridge: Relative ridge of the fit, or of the correction of a base; 0: the solution of minimum norm.
+        count_by: What counts once in the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
+        unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them none.
+        max_num_elements: Largest atomic number.
+    """
+
+    values: Mapping[str | int, float] | Sequence[float | None] | str | None = None
+    file: str | None = None
+    target: str | None = None
+    unit: EnergyUnit | None = None
+    base: str | None = None
+    by: str | None = None
+    ridge: NonNegative = 0.0
+    count_by: CountBy = "molecule"
+    unseen_elements: UnseenPolicy = "error"
+    max_num_elements: AtomicNumber = 118
+    config_key = "data.reference"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("by", "base", "values", "file") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"data.reference has {' and '.join(given)}, which exclude each other: set one to null")
+
+    @property
+    def statistics_name(self) -> str:
+        """Name of these references in the statistics, or where they are not stored there, their kind."""
+        if self.values is not None or self.file is not None:
+            return "given"
+        if self.by is not None:
+            return "by field"
+        return "with ridge" if self.ridge > 0 else linear_reference_name(self.count_by)
+
+
+class LinearReferences(Reference):
+    """E_ref = sum over atoms of ref_Z: removes or adds a composition model of a target.
+
+    Args:
+        element_references: Reference of each atomic number [hartree, or the target's unit]; index 0 is unused, elements
+            that were not seen are 0. None: all zero.
+        max_num_elements: Largest atomic number where `element_references` is None; else its length defines it.
+        seen_elements: As long, bool: which elements have a reference; by default those with a reference that is not 0
+            (all, if `element_references` is None).
+        unseen_elements: ``"error"`` refuses atoms of elements without a reference, ``"zero"`` gives them 0.
+        atomic_numbers_field: Field of the atomic numbers; samples that lack it are asked for PyG's ``z``.
+        fit_report: How the references were fitted; part of the state dict, as plain types.
+        output_dtype: Dtype of the results: ``float64`` (default); ``input``, the dtype of the target, for a layer of a
+            float32 network, where float64 would raise "mat1 and mat2 must have the same dtype"; or a torch.dtype.
+            Results are computed in float64; float32 results of large targets lose digits.
+
+    Raises:
+        StatisticsError: If the references are no vector, or not finite.
+        ConfigError: If `unseen_elements` or `output_dtype` is unknown.
+
+    Examples:
+        >>> references = LinearReferences(torch.tensor([0.0, -0.5]))
+        >>> references(torch.tensor([-0.25]), Data(z=torch.tensor([1, 1]))).item()
+        -1.25
+    """
+
+    own_entries = ("seen_elements", EXTRA_STATE)
+    element_references: Tensor
+    seen_elements: Tensor
+    fit_report: FitReport | None
+
+    def __init__(
+        self,
+        element_references: Tensor | None = None,
+        max_num_elements: int = MAX_ATOMIC_NUMBER,
+        seen_elements: Tensor | None = None,
+        unseen_elements: UnseenPolicy = "error",
+        atomic_numbers_field: str = "atomic_numbers",
+        fit_report: FitReport | None = None,
+        output_dtype: OutputDtype = "float64",
+    ) -> None:
+        super().__init__()
+        self.unseen_elements = check_unseen_policy(unseen_elements)
+        self.atomic_numbers_field = atomic_numbers_field
+        self.fit_report = fit_report
+        self.set_output_dtype(output_dtype)
+        all_zero = element_references is None
+        self.register_float64(
+            "element_references", torch.zeros(max_num_elements + 1) if all_zero else element_references
+        )
+        values = self.element_references
+        if values.ndim != 1 or len(values) < 2 or not torch.isfinite(values).all():
+            raise StatisticsError(
+                f"element_references has shape {tuple(values.shape)}, expected a vector of finite numbers: index 0 is "
+                "unused, one entry for each element from hydrogen on"
+            )
+        seen = (values != 0) | all_zero if seen_elements is None else seen_elements.clone().bool()
+        self.register_buffer("seen_elements", seen)
+        if seen.shape != values.shape:
+            raise StatisticsError(f"seen_elements has shape {tuple(seen.shape)}, expected {tuple(values.shape)}")
+
+    @classmethod
+    def from_dataset_statistics(
+        cls,
+        dataset_statistics: DatasetStatistics,
+        basis_info: BasisInfo | None = None,
+        weigher_key: str = "has_energy_label",
+        count_by: CountBy = "molecule",
+        ridge: float = 0.0,
+        base: LinearReferences | None = None,
+        max_num_elements: int = MAX_ATOMIC_NUMBER,
+        **options: Any,
+    ) -> LinearReferences:
+        """Takes the references from dataset statistics.
+
+        Args:
+            dataset_statistics: The statistics.
+            basis_info: The basis, which defines the elements; None: those in the statistics' attributes.
+            weigher_key: Key of the weigher of these statistics.
+            count_by: Whether every ``molecule`` counts once, with the mean of its samples, or every ``sample``.
+            ridge: Relative ridge of the fit, see `fit_linear_references`; 0: the solution of minimum norm.
+            base: References to which the fit adds the smallest correction, see `LinearReferencesConfig`.
+            max_num_elements: See the class.
+            **options: `unseen_elements`, `atomic_numbers_field` and `output_dtype` of the class.
+
+        Raises:
+            StatisticsError: If a statistic is missing, does not fit the elements, or there is an element beyond
+                `max_num_elements`.
+        """
+        name, numbers = linear_reference_name(count_by), dataset_statistics.elements(basis_info)
+        values, n_atoms = (
+            dataset_statistics.load_statistic(weigher_key, key) for key in (f"{name}_atom_type_bias", "n_atoms")
+        )
+        of_base = [] if base is None else base.seen_elements.nonzero().squeeze(1).tolist()
+        if not len(values) == len(n_atoms) == len(numbers) or max([*numbers, *of_base]) > max_num_elements:
+            raise StatisticsError(
+                f"{dataset_statistics.path or 'the statistics'}: references of {len(values)} elements, the base of "
+                f"{of_base}; expected {numbers}, up to max_num_elements = {max_num_elements} (config: "
+                "data.statistics.path, data.source.basis_info, data.reference.max_num_elements)"
+            )
+        references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
+        seen = torch.zeros(max_num_elements + 1, dtype=torch.bool)
+        if base is not None:
+            n = min(len(references), len(base.element_references))
+            references[:n], seen[:n] = base.element_references[:n].cpu(), base.seen_elements[:n].cpu()
+        report = report_fit(dataset_statistics, weigher_key, numbers, count_by, ridge)
+        present = n_atoms > 0
+        if ridge > 0 or base is not None:
+            problem = load_linear_problem(dataset_statistics, weigher_key, count_by)
+            start, left, right = references[numbers].numpy(), problem[:-1, :-1], problem[:-1, -1]
+            correction = solve_least_squares(left, right - left @ start, ridge).x
+            values = start + correction
+            report = report if base is None else replace(report, moved=correction[present].tolist())
+        elements = torch.as_tensor(numbers)[torch.as_tensor(present)]
+        references[elements], seen[elements] = torch.as_tensor(values[present], dtype=torch.float64), True
+        return cls(references, seen_elements=seen, fit_report=report, **options)
+
+    @property
+    def max_num_elements(self) -> int:
+        """Largest atomic number that has an entry."""
+        return len(self.element_references) - 1
+
+    def energy_of(self, sample_or_batch: Data) -> Tensor:
+        """Returns the sum over atoms of ref_Z, (n_molecules,) float64."""
+        energies = self.element_references[read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)]
+        zero = self.element_references.new_zeros(n_molecules(sample_or_batch))
+        return zero.index_add(0, molecule_index(sample_or_batch, "pos"), energies)
+
+    def check_elements(self, sample_or_batch: Data) -> None:
+        """Raises NormalizationError for atoms of elements without a reference, or beyond `max_num_elements`."""
+        numbers = read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
+        unknown = find_unknown(self.seen_elements, numbers)
+        if unknown.any():
+            self.check_numbers(numbers[unknown], name_molecules(sample_or_batch, unknown))
+
+    def check_numbers(self, numbers: Tensor, where: str) -> None:
+        """Raises NormalizationError for atomic numbers without a reference, or beyond `max_num_elements`."""
+        outside = (numbers < 1) | (numbers > self.max_num_elements)
+        unseen = numbers[outside | find_unknown(self.seen_elements, numbers)].unique().tolist()
+        if outside.any() or (unseen and self.unseen_elements == "error"):
+            raise NormalizationError(
+                f"{where}: no reference energy for the elements {unseen}; references exist for "
+                f"{self.seen_elements.nonzero().squeeze(1).tolist()}, at most {self.max_num_elements}: fit on such "
+                "molecules (config: data.split), give values (config: data.reference.values), or let them have 0 "
+                "(argument or config: data.reference.unseen_elements=zero)"
+            )
+
+    def dereference(self, target: Tensor, batch: Data, reshaped: bool = True) -> Tensor:
+        """Removes the references.
+
+        Args:
+            target: (n_molecules,) or (n_molecules, 1).
+            batch: The molecules.
+            reshaped: Kept for fairchem's callers; the result always has the target's shape.
+
+        Returns:
+            The target minus the references, in the target's shape and in `output_dtype`.
+
+        Raises:
+            BatchError: If the target has another shape, or the batch lacks atomic numbers.
+            NormalizationError: If there are atoms of elements without a reference.
+        """
+        return self._apply_refs(target, batch, -1)
+
+    def forward(self, target: Tensor, batch: Data, reshaped: bool = True) -> Tensor:
+        """Adds the references; arguments and result as in `dereference`."""
+        return self._apply_refs(target, batch, 1)
+
+    def _apply_refs(self, target: Tensor, batch: Data, sign: int) -> Tensor:
+        energy = self.energy(batch)
+        if target.shape not in ((len(energy),), (len(energy), 1)):
+            raise BatchError(f"the target has shape {tuple(target.shape)}, expected {tuple(energy.shape)} or a column")
+        return self.as_output(target.to(torch.float64) + sign * energy.reshape(target.shape), target)
+
+    def summary(self, unit: str = "") -> str:
+        """Returns a table of the references with their standard errors, and lines about their fit.
+
+        Args:
+            unit: Unit of the target, for the headings.
+
+        Examples:
+            >>> print(LinearReferences(torch.tensor([0.0, -0.5])).summary("hartree"))
+            element  energy [Ha]
+            H          -0.500000
+            given values, not fitted
+        """
+        return tabulate_elements(self.element_references.cpu(), self.seen_elements.cpu(), self.fit_report, unit)
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any] | None:
+        """Returns the fit report in plain types; state dicts of references without a report have no such entry."""
+        return None if self.fit_report is None else self.fit_report.to_plain()
+
+    def set_extra_state(self, state: dict[str, Any] | None) -> None:
+        """Takes a fit report in plain types."""
+        self.fit_report = FitReport.from_plain(state) if state else None
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.fit_report is None:
+            destination.pop(prefix + EXTRA_STATE, None)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        references = state_dict.get(prefix + "element_references")
+        if references is not None:
+            # fairchem's state dicts have only the references, of any length
+            seen = local_metadata.get("seen_elements", references.reshape(-1) != 0)
+            state_dict.setdefault(prefix + "seen_elements", seen)
+            if references.shape != self.element_references.shape:
+                self.element_references = self.element_references.new_zeros(references.shape)
+                self.seen_elements = self.seen_elements.new_zeros(references.shape)
+        state_dict.setdefault(prefix + EXTRA_STATE, local_metadata.get(EXTRA_STATE))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class DatasetReferences(Reference):
+    """E_ref = sum over atoms of ref_dZ, with d the data set that a field of the sample names.
+
+    Energies determine ref_dZ as far as the compositions of data set d do. `fit_references_by_dataset` writes
+    ref_dZ = ref_Z + shift_dZ and chooses the smallest shifts among all that fit equally well.
+
+    Args:
+        references: (n_datasets, max_num_elements + 1) ref_dZ.
+        names: Names of the data sets.
+        common: (max_num_elements + 1,) ref_Z.
+        field: Field of the samples that names the data set: a text or an integer.
+        seen_elements: (n_datasets, max_num_elements + 1) bool: which elements have a reference.
+        unseen_elements: See `LinearReferences`.
+        atomic_numbers_field: See `LinearReferences`.
+
+    Attributes:
+        fit_reports: How the references of each data set were fitted; None: not known.
+        residuals: mean, std, rms and mae of the residual energies of all data sets; empty: not known.
+    """
+
+    references: Tensor
+    common: Tensor
+    seen_elements: Tensor
+
+    def __init__(
+        self,
+        references: Tensor,
+        names: Sequence[str],
+        common: Tensor,
+        field: str = "dataset",
+        seen_elements: Tensor | None = None,
+        unseen_elements: UnseenPolicy = "error",
+        atomic_numbers_field: str = "atomic_numbers",
+    ) -> None:
+        super().__init__()
+        self.names, self.field = list(names), field
+        self.unseen_elements, self.atomic_numbers_field = check_unseen_policy(unseen_elements), atomic_numbers_field
+        self.fit_reports: list[FitReport | None] = [None] * len(self.names)
+        self.residuals: dict[str, float] = {}
+        self.register_float64("references", references)
+        self.register_float64("common", common)
+        self.register_buffer("seen_elements", (references != 0 if seen_elements is None else seen_elements).bool())
+
+    def part(self, name: str) -> LinearReferences:
+        """Returns the references of one data set."""
+        i = self.names.index(name)
+        return LinearReferences(
+            self.references[i],
+            seen_elements=self.seen_elements[i],
+            unseen_elements=self.unseen_elements,
+            atomic_numbers_field=self.atomic_numbers_field,
+            fit_report=self.fit_reports[i],
+        )
+
+    def dataset_of_atoms(self, batch: Data) -> Tensor:
+        """Returns the index of the data set of each atom; raises NormalizationError for unknown data sets."""
+        names = read_dataset_names(batch, self.field)
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise NormalizationError(
+                f"field {self.field!r} names the data sets {unknown}, but references exist for {self.names}: fit on "
+                "samples of them (config: data.reference.by)"
+            )
+        molecule = molecule_index(batch, "pos")
+        return torch.tensor([self.names.index(name) for name in names], device=molecule.device)[molecule]
+
+    def energy_of(self, sample_or_batch: Data) -> Tensor:
+        """Returns the sum over atoms of ref_dZ, (n_molecules,) float64."""
+        numbers = read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
+        energies = self.references[self.dataset_of_atoms(sample_or_batch), numbers]
+        zero = self.common.new_zeros(n_molecules(sample_or_batch))
+        return zero.index_add(0, molecule_index(sample_or_batch, "pos"), energies)
+
+    def check_elements(self, sample_or_batch: Data) -> None:
+        """Raises NormalizationError for atoms of elements without a reference in their data set."""
+        numbers = read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
+        of_atom = self.dataset_of_atoms(sample_or_batch)
+        for i, name in enumerate(self.names):
+            unknown = (of_atom == i) & find_unknown(self.seen_elements[i], numbers)
+            if unknown.any():
+                where = f"data set {name!r}: {name_molecules(sample_or_batch, unknown)}"
+                self.part(name).check_numbers(numbers[unknown], where)
+
+    def summary(self, unit: str = "") -> str:
+        """Returns a table of the common references and the shifts of each data set, and the fit of each."""
+        shifts, common = (self.references - self.common).cpu(), self.common.cpu()
+        rows = [
+            [element_name(z), self.names[i], f"{float(common[z]):.6f}", f"{float(shifts[i, z]):+.6f}"]
+            for z, i in self.seen_elements.T.nonzero().tolist()
+        ]
+        header = ["element", "data set", f"common energy{unit_heading(unit)}", f"shift{unit_heading(unit)}"]
+        table = text_table(header, rows, n_left=2)
+        return "\n".join([table, *(f"\n{name}:\n{self.part(name).summary(unit)}" for name in self.names)])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns residuals and fit reports in plain types."""
+        reports = [None if report is None else report.to_plain() for report in self.fit_reports]
+        return {"residuals": self.residuals, "fit_reports": reports}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes the result of `get_extra_state`."""
+        self.residuals = dict(state["residuals"])
+        self.fit_reports = [None if report is None else FitReport.from_plain(report) for report in state["fit_reports"]]
+
+
+def read_atomic_numbers(batch: Data, field: str) -> Tensor:
+    """Returns the atomic numbers of a sample or batch, (n_atom,) int64."""
+    numbers = get_field(batch, field)
+    numbers = get_field(batch, "z") if numbers is None else numbers
+    if numbers is None:
+        raise BatchError(f"the sample lacks the field {field!r} (or 'z') (config: data.source.atomic_numbers_field)")
+    return numbers.long()
+
+
+def read_dataset_names(batch: Any, field: str) -> list[str]:
+    """Returns the name of the data set of each sample."""
+    value = get_field(batch, field)
+    if value is None:
+        raise BatchError(f"the sample lacks the field {field!r}, the name of its data set (config: data.reference.by)")
+    values = value.reshape(-1).tolist() if isinstance(value, Tensor) else value
+    return [values] if isinstance(values, str) else [str(only_name(name)) for name in values]
+
+
+def check_unseen_policy(value: str) -> UnseenPolicy:
+    """Returns what happens to elements without a reference, and raises ConfigError for unknown policies."""
+    if value not in ("error", "zero"):
+        raise ConfigError(f"data.reference.unseen_elements = {value!r}: expected 'error' or 'zero'")
+    return cast(UnseenPolicy, value)

@@ -1,0 +1,159 @@
+"""Normalised data: a data set of normalised batches, and the same steps for a batch that a loader has joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from ofdft_norm.data.dataset import apply_transform
+from ofdft_norm.data.sample import (
+    JoinedDataset,
+    field_names,
+    get_field,
+    join_samples,
+    n_molecules,
+    read_batch,
+    with_added_fields,
+)
+from ofdft_norm.errors import BatchError, NormalizationError
+from ofdft_norm.normalization.normalizer import Normalizer
+
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# mixed precision keeps weights and batches in float32
+_DTYPE_OF_PRECISION = {"64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
+# fields that stay float64
+_EXACT = ("energy_reference", "pos_float64")
+
+
+def batch_dtype(name: str, trainer_precision: str | None) -> torch.dtype:
+    """Returns the dtype of batches: float64, float32, bfloat16, float16, or for ``auto`` that of the weights."""
+    return _DTYPES[_DTYPE_OF_PRECISION.get(str(trainer_precision), "float32") if name == "auto" else name]
+
+
+class NormalizeBatch:
+    """Normalises a raw sample or batch, casts it to the training dtype, and applies the post-transforms.
+
+    The argument stays as it is; the result shares unchanged fields with it. On an accelerator samples are not
+    validated, which would wait for the device: the workers have done it.
+
+    Args:
+        normalizer: The normaliser.
+        dtype: Dtype of all floating-point fields except `energy_reference` and `pos_float64`.
+        post_transforms: PyG transforms of normalised samples.
+        follow_batch: Fields that get ``<name>_batch`` and ``<name>_ptr``, beside `coeffs`.
+        only_check: Validate samples and leave them raw, for normalisation on an accelerator.
+    """
+
+    def __init__(
+        self,
+        normalizer: Normalizer,
+        dtype: torch.dtype = torch.float32,
+        post_transforms: Sequence[Callable[[Any], Any]] = (),
+        follow_batch: Sequence[str] = (),
+        only_check: bool = False,
+    ) -> None:
+        self.normalizer = normalizer
+        self.dtype = dtype
+        self.post_transforms = list(post_transforms)
+        self.follow_batch = list(follow_batch)
+        self.only_check = only_check
+
+    def __call__(self, batch: Any) -> Any:
+        """Returns the normalised sample or batch."""
+        if self.only_check:
+            self.normalizer.check(batch)
+            return batch
+        on_cpu = self.normalizer.energy_scale.device.type == "cpu"
+        # float16 may overflow, which `cast_floats` detects from float64
+        dtype = torch.float64 if self.dtype == torch.float16 else self.dtype
+        with torch.no_grad():
+            normalized = self.normalizer.normalize(batch, check=on_cpu, share=True, dtype=dtype)
+            cast_floats(normalized, self.dtype)
+        for transform in self.post_transforms:
+            normalized = apply_transform(transform, normalized)
+        return add_followed(normalized, self.follow_batch)
+
+
+class NormalizedDataset(JoinedDataset):
+    """Normalised batches of a data set of raw samples.
+
+    Args:
+        dataset: The data set.
+        transform: Normalises a batch.
+        keep_in_memory: Keep each sample after it was first read.
+    """
+
+    def __init__(self, dataset: Any, transform: NormalizeBatch, keep_in_memory: bool = False) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.keep_in_memory = keep_in_memory
+        self._kept: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, samples: Sequence[int]) -> Any:
+        """Returns the normalised batch of some samples."""
+        if not self.keep_in_memory:
+            return self.transform(read_batch(self.dataset, samples))
+        missing = [i for i in dict.fromkeys(samples) if i not in self._kept]
+        if missing:
+            batch = self.transform(read_batch(self.dataset, missing))
+            self._kept.update(zip(missing, batch.to_data_list(), strict=True))
+        return add_followed(join_samples([self._kept[i] for i in samples]), self.transform.follow_batch)
+
+    def names(self, samples: Sequence[int]) -> list[str]:
+        """Returns the names of some samples, for messages."""
+        known = getattr(self.dataset, "names", None)
+        return [f"sample {i}" for i in samples] if known is None else known(samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles without the kept samples: spawned workers stay small."""
+        return {**self.__dict__, "_kept": {}}
+
+
+def cast_floats(sample: Data, dtype: torch.dtype) -> None:
+    """Casts the floating-point fields of a sample in place, except `energy_reference` and `pos_float64`.
+
+    Samples with `coordinates` keep their float64 positions as `pos_float64`: a change of basis depends on the order of
+    nearly equal distances.
+    """
+    if get_field(sample, "coordinates") is not None and get_field(sample, "pos") is not None:
+        sample.pos_float64 = sample.pos.to(torch.float64)
+        with_added_fields(sample, {"pos_float64": "pos"})
+    for field in field_names(sample):
+        value = get_field(sample, field)
+        if field not in _EXACT and isinstance(value, Tensor) and value.is_floating_point():
+            sample[field] = value.to(dtype)
+            if dtype == torch.float16 and (value.isfinite() & sample[field].isinf()).any():
+                largest = float(value[value.isfinite()].abs().max())
+                raise NormalizationError(
+                    f"field {field!r} has values up to {largest:.6g}, but float16 (also chosen by the trainer's "
+                    "precision 16-true) ends at 65504: choose float32 or bfloat16 (config: data.dtype), a reference "
+                    "energy (config: data/reference), or a larger energy scale (config: data.energy_scale)"
+                )
+
+
+def add_followed(batch: Any, names: Sequence[str]) -> Any:
+    """Adds ``<name>_batch`` and ``<name>_ptr`` of fields to a joined batch, as PyG's `follow_batch`; returns it."""
+    if not isinstance(batch, Batch):
+        return batch
+    for name in names:
+        ends = batch._slice_dict.get(name)
+        if ends is None:
+            known = field_names(batch)
+            raise BatchError(f"the batch has no field {name!r}; it has {known} (config: data.loader.follow_batch)")
+        value = batch[name]
+        ends = ends.to(value.device if isinstance(value, Tensor) else "cpu")
+        batch[f"{name}_ptr"] = ends
+        batch[f"{name}_batch"] = torch.arange(n_molecules(batch), device=ends.device).repeat_interleave(ends.diff())
+    return batch

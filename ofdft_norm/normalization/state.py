@@ -1,0 +1,117 @@
+"""A normaliser as plain data for a checkpoint: loads with ``weights_only=True``, without a data set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.files import package_version
+from ofdft_norm.errors import NormalizationError
+from ofdft_norm.normalization.atom_ref import AtomRef
+from ofdft_norm.normalization.base import Float64Module
+from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
+from ofdft_norm.normalization.linear_references import DatasetReferences, LinearReferences
+from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.normalization.training_range import TrainingRange
+
+FORMAT = "ofdft_norm normalizer"
+VERSION = 2
+
+# classes of a normaliser's parts, with their arguments that are no tensors
+_SETTINGS: dict[type[Float64Module], tuple[str, ...]] = {
+    AtomRef: ("output_dtype",),
+    LinearReferences: ("unseen_elements", "atomic_numbers_field", "output_dtype"),
+    DatasetReferences: ("names", "field", "unseen_elements", "atomic_numbers_field"),
+    DimensionWiseRescaling: ("s_coeff", "s_grad", "epsilon", "output_dtype"),
+    TrainingRange: (),
+}
+_CLASSES: dict[str, type[Float64Module]] = {cls.__name__: cls for cls in _SETTINGS}
+_PARTS = ("reference", "rescaling", "training_range")
+_OWN = ("energy_field", "forces_field", "coordinates", "unit")
+
+
+def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
+    """Returns classes, settings and values of a normaliser as plain containers and CPU tensors."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "package_version": package_version(),
+        "parts": {name: _part_to_state(getattr(normalizer, name)) for name in _PARTS},
+        "settings": {name: getattr(normalizer, name) for name in _OWN},
+        "energy_scale": normalizer.energy_scale.detach().cpu(),
+        "seen_elements": None if normalizer.seen_elements is None else normalizer.seen_elements.cpu(),
+        "basis_info": None if normalizer.basis_info is None else normalizer.basis_info.to_dict(),
+    }
+
+
+def normalizer_from_state(state: Mapping[str, Any]) -> Normalizer:
+    """Builds the normaliser of `normalizer_to_state`, equal to the last bit.
+
+    Raises NormalizationError for states of other versions of the package, or of unknown classes.
+    """
+    if state.get("format") != FORMAT or state.get("version") != VERSION:
+        raise NormalizationError(
+            f"the normaliser of this checkpoint was written by ofdft-norm {state.get('package_version', '(unknown)')}, "
+            f"which ofdft-norm {package_version()} cannot read: use that version, or train again"
+        )
+    return Normalizer(
+        **{name: _part_from_state(part) for name, part in state["parts"].items()},
+        **state["settings"],
+        energy_scale=state["energy_scale"],
+        seen_elements=state["seen_elements"],
+        basis_info=None if state["basis_info"] is None else BasisInfo(**state["basis_info"]),
+    )
+
+
+def _part_to_state(module: Float64Module | None) -> dict[str, Any] | None:
+    if module is None:
+        return None
+    # with a prefix the state dict of a reference has all its entries, see `Reference`
+    entries = {key.removeprefix("part."): value for key, value in module.state_dict(prefix="part.").items()}
+    values = {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in entries.items()}
+    settings = {name: getattr(module, name) for name in _SETTINGS[type(module)]}
+    return {"class": type(module).__name__, "settings": settings, "values": values}
+
+
+def _part_from_state(state: Mapping[str, Any] | None) -> Any:
+    if state is None:
+        return None
+    if state["class"] not in _CLASSES:
+        raise NormalizationError(
+            f"the normaliser of this checkpoint has a part of class {state['class']!r}, expected one of "
+            f"{sorted(_CLASSES)}"
+        )
+    cls, values = _CLASSES[state["class"]], dict(state["values"])
+    tensors = {name: values[name] for name in inspect.signature(cls).parameters if name in values}
+    module = cls(**tensors, **state["settings"])
+    module.load_state_dict(values)
+    return module
+
+
+def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Returns the differences of two normaliser states in words; empty if they are equal to the last bit."""
+    a, b = _flatten(old), _flatten(new)
+    return "; ".join(text for name in sorted(a.keys() | b.keys()) if (text := _compare(name, a.get(name), b.get(name))))
+
+
+def _flatten(state: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {name: state["settings"][name] for name in ("energy_field", "forces_field", "unit")}
+    flat |= {name: state[name] for name in ("energy_scale", "seen_elements")}
+    for name, part in state["parts"].items():
+        flat[name] = part and part["class"]
+        entries = {**part["values"], **part["settings"]} if part else {}
+        flat |= {f"{name}.{key}": value for key, value in entries.items() if key != "_extra_state"}
+    return flat
+
+
+def _compare(name: str, x: Any, y: Any) -> str:
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape:
+        largest = (x.double() - y.double()).abs().nan_to_num(0).max()
+        return "" if torch.equal(x, y) else f"{name}: differs by up to {float(largest):.3g}"
+    shown = [f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value) for value in (x, y)]
+    return "" if shown[0] == shown[1] else f"{name}: {shown[0]} against {shown[1]}"

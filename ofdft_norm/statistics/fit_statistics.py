@@ -1,0 +1,236 @@
+"""The fit of all statistics in two passes: moments by dimension, then one row a sample."""
+
+from __future__ import annotations
+
+import datetime
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.dataset import MoleculeDataset
+from ofdft_norm.data.files import package_version
+from ofdft_norm.data.sample import get_field, molecule_index
+from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.settings import Positive, PositiveInt, Settings
+from ofdft_norm.statistics.distributed import DEFAULT_MINUTES, current_ranks
+from ofdft_norm.statistics.energy_table import N_WORST, Arrays, read_energy_table, table_statistics
+from ofdft_norm.statistics.moments import NOBODY, Moments, WeighedBatch
+from ofdft_norm.statistics.reading import Reader, SampleBatch, fit_fields, reader_of
+from ofdft_norm.statistics.references import ATOM_REFERENCES, LINEAR_REFERENCES, REFERENCES, reference_gradient
+from ofdft_norm.statistics.weighers import (
+    HasEnergyLabelSampleWeigher,
+    SampleWeigher,
+    check_keys,
+    has_label,
+    sample_weights,
+)
+from ofdft_norm.transforms.coordinates import coordinates_of
+
+# Raised whenever a change of code changes the results of a fit: part of the fingerprint of cached statistics.
+STATISTICS_VERSION = 6
+# Attribute of statistics with the samples that hold extremes of the gradient, by weigher.
+EXTREME_SAMPLES = "extreme_samples"
+
+
+class StatisticsConfig(Settings):
+    """How statistics of the training split are fitted, and where results are kept.
+
+    Attributes:
+        dir: Folder of fitted statistics, one file for each fingerprint; None: ``$OFDFT_NORM_CACHE``, else
+            ``~/.cache/ofdft_norm/statistics``.
+        path: Statistics to use instead of a fit.
+        weigher_key: Key of the weigher whose statistics the normaliser uses.
+        weighers: Sample weighers of coefficients, gradients and references.
+        initial_guess_weighers: Sample weighers of the initial guess's deviation from the ground state.
+        with_bias: Whether the atomic reference has a constant.
+        min_atoms_per_type: An element with fewer atoms than this is an error.
+        n_batches: Fit on the first batches of 32 molecules only; None: on all molecules.
+        residuals: Whether `mae` and `abs_max` of residuals and the worst molecules are found.
+        fingerprint: ``mtime`` recognises label files by size and modification time, ``contents`` by their contents.
+        trust_shared: Has no effect any more: who may write into `dir` is a matter of its permissions.
+        rank_timeout: Minutes that ranks wait for one another.
+        progress: Whether a progress bar is shown.
+    """
+
+    dir: str | None = None
+    path: str | None = None
+    weigher_key: str = "has_energy_label"
+    weighers: Sequence[SampleWeigher] = (HasEnergyLabelSampleWeigher(),)
+    initial_guess_weighers: Sequence[SampleWeigher] = ()
+    with_bias: bool = True
+    min_atoms_per_type: PositiveInt = 1
+    n_batches: PositiveInt | None = None
+    residuals: bool = True
+    fingerprint: Literal["mtime", "contents"] = "mtime"
+    trust_shared: bool = False
+    rank_timeout: Positive = DEFAULT_MINUTES
+    progress: bool = True
+    config_key = "data.statistics"
+
+    def __post_init__(self) -> None:
+        keys = [w.summary_string() for w in self.weighers]
+        if self.path is None and self.weigher_key not in keys:
+            raise ConfigError(
+                f"data.statistics.weigher_key = {self.weigher_key!r} is not among the fitted weighers {keys} (config: "
+                "data.statistics.weighers)"
+            )
+
+
+def fit_statistics(
+    dataset: Any,
+    basis_info: BasisInfo | None,
+    config: StatisticsConfig,
+    energy_field: str = "energy_label",
+    atomic_numbers_field: str = "atomic_numbers",
+) -> tuple[Arrays, dict[str, Any]]:
+    """Returns the arrays and attributes of `DatasetStatistics`, the same bits on every rank."""
+    ranks = current_ranks()
+    with ranks.together():
+        reader = reader_of(dataset, ranks, config.n_batches)
+    reader = replace(reader, atomic_numbers=atomic_numbers_field, progress=config.progress)
+    weighers, n = [*config.weighers, *config.initial_guess_weighers], len(config.weighers)
+    check_keys(weighers)
+    keys = [weigher.summary_string() for weigher in weighers]
+    arrays: Arrays = {}
+    samples: dict[str, Any] = {}
+    gradients = coordinates = None
+    if basis_info is not None:
+        moments, coordinates = _fit_moments(reader, basis_info, weighers, n)
+        arrays, samples = _moment_arrays(moments, keys, basis_info)
+        _refuse_non_finite(arrays)
+        means = [arrays[f"{key}/gradient_label/mean"] for key in keys[:n]]
+        gradients = np.array([[reference_gradient(n, gbar, basis_info) for n in ATOM_REFERENCES] for gbar in means])
+    table = read_energy_table(reader, weighers, [energy_field], basis_info, gradients)
+    names, n_worst = (LINEAR_REFERENCES if basis_info is None else REFERENCES), N_WORST if config.residuals else None
+    found, worst = table_statistics(table, keys, names, with_bias=config.with_bias, n_worst=n_worst)
+    arrays |= found
+    _refuse_non_finite(arrays)
+    _check_atoms(arrays, keys, table.elements.tolist(), config.min_atoms_per_type, basis_info is not None)
+    attributes = {
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created_by": f"ofdft_norm {package_version()}",
+        "statistics_version": STATISTICS_VERSION,
+        "fitted_on": _description(dataset),
+        "basis_info": None if basis_info is None else basis_info.to_dict(),
+        "atomic_numbers": table.elements.tolist(),
+        "weighers": keys[:n],
+        "initial_guess_weighers": keys[n:],
+        "with_bias": config.with_bias,
+        "n_batches": config.n_batches,
+        "residuals": config.residuals,
+        "coordinates": coordinates,
+        EXTREME_SAMPLES: samples,
+        **worst,
+    }
+    return reader.ranks.gathered((arrays, attributes))[0]  # the same bits on every rank
+
+
+def _fit_moments(
+    reader: Reader, basis_info: BasisInfo, weighers: Sequence[SampleWeigher], n: int
+) -> tuple[list[Moments], str | None]:
+    """Makes the first pass; returns moments and coordinates of the samples.
+
+    The first n weighers are for coefficients and gradients. The coefficients have one more, which counts every sample.
+    """
+    coordinates: set[str] = set()
+    gradient = Moments("gradient_label", slice(0, n), basis_info.n_basis, with_holders=True)
+    coeffs = Moments("coeffs", slice(n, 2 * n + 1), basis_info.n_basis)
+    delta = Moments("initial_guess_delta", slice(2 * n + 1, 1 + n + len(weighers)), basis_info.n_basis)
+
+    def update(batch: SampleBatch) -> None:
+        if get_field(batch.data, "coordinates") is not None:
+            coordinates.add(coordinates_of(batch.data))
+        weights = sample_weights(weighers, batch.data).numpy()
+        labelled = weights[:n] * has_label(batch.data).numpy()
+        everything = np.ones((1, batch.n_samples))
+        values = batch.vector("coeffs")
+        with np.errstate(all="ignore"):
+            if not np.isfinite(values.sum()):  # samples of weight 0 may hold anything
+                sums = np.bincount(molecule_index(batch.data).cpu().numpy(), values, batch.n_samples)
+                everything[0, ~weights[:n].any(0) & ~np.isfinite(sums)] = 0
+        rows = np.concatenate([labelled, weights[:n], everything, weights[n:]])
+        weighed = WeighedBatch(batch, rows, basis_info)
+        for moments in (gradient, coeffs, delta):
+            moments.update(weighed)
+
+    fields = ["coordinates", "coeffs", "gradient_label", *(["ground_state_coeffs"] if len(weighers) > n else [])]
+    reader.for_each(fit_fields(weighers, fields), update, "statistics: moments")
+    of_ranks = list(zip(*reader.ranks.gathered((coordinates, gradient, coeffs, delta)), strict=True))
+    for moments, parts in zip((gradient, coeffs, delta), of_ranks[1:], strict=True):
+        moments.merge(parts)
+    found = set().union(*of_ranks[0])
+    if len(found) > 1:
+        raise StatisticsError(f"samples of the training split are in the coordinates {sorted(found)}, expected one")
+    return [gradient, coeffs, delta], next(iter(found), None)
+
+
+def _moment_arrays(
+    moments: Sequence[Moments], keys: Sequence[str], basis_info: BasisInfo
+) -> tuple[Arrays, dict[str, Any]]:
+    """Returns arrays of all weighers, and for each reference weigher the samples that hold extremes of the gradient."""
+    gradient, coeffs, delta = moments
+    n = gradient.state.shape[1]
+    everything = coeffs.results(n)
+    arrays: Arrays = {}
+    samples: dict[str, Any] = {}
+    for k, key in enumerate(keys[:n]):
+        of_gradient = gradient.results(k)
+        arrays |= {f"{key}/coeffs/{name}": values for name, values in coeffs.results(k).items()}
+        arrays |= {f"{key}/coeffs_range/{name}": everything[name] for name in ("minimum", "maximum")}
+        arrays |= {f"{key}/gradient_label/{name}": values for name, values in of_gradient.items()}
+        gbar = of_gradient["mean"]
+        largest = np.maximum(of_gradient["maximum"] - gbar, gbar - of_gradient["minimum"])
+        arrays[f"{key}/gradient_max_after_atom_ref"] = largest
+        scalar = basis_info.l_per_basis_func == 0
+        arrays[f"{key}/gradient_max_after_scalar_atom_ref"] = np.where(scalar, largest, of_gradient["abs_max"])
+        holders = gradient.holders[:, k]
+        numbers = sorted(set(holders.flat) - {NOBODY}, key=lambda number: (*gradient.names[number], number))
+        row_of = {number: row for row, number in enumerate(numbers)}
+        for side, name in enumerate(("minimum", "maximum")):
+            arrays[f"{key}/gradient_label_samples/{name}"] = np.array([row_of.get(n, -1) for n in holders[side]])
+        named = [gradient.names[number] for number in numbers]
+        samples[key] = [{"name": name, "scf_iteration": i if i >= 0 else None} for name, i in named]
+    for k, key in enumerate(keys[n:]):
+        found = delta.results(k)
+        arrays |= {f"{key}/initial_guess_delta/{name}": found[name] for name in ("mean", "std", "abs_max")}
+    return arrays, samples
+
+
+def _refuse_non_finite(arrays: Arrays) -> None:
+    bad = [key for key, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise StatisticsError(f"{bad} are not finite: the labels are too large to be squared (config: data.source)")
+
+
+def _check_atoms(arrays: Arrays, keys: Sequence[str], elements: Sequence[int], min_atoms: int, expected: bool) -> None:
+    """Refuses too few atoms of an element; warns of elements of the basis without atoms."""
+    for key in keys:
+        atoms = dict(zip(elements, arrays[f"{key}/n_atoms"].tolist(), strict=True))
+        few = {z: n for z, n in atoms.items() if 0 < n < min_atoms}
+        if few:
+            raise StatisticsError(
+                f"the weigher {key!r} saw too few atoms of some elements (atomic number: atoms): {few}; expected at "
+                f"least {min_atoms} of each: add such molecules to the training split or lower "
+                "data.statistics.min_atoms_per_type"
+            )
+        absent = [z for z, n in atoms.items() if n == 0]
+        if absent and expected:
+            warnings.warn(
+                f"the basis has the elements {absent}, of which the weigher {key!r} saw no atom: their entries are "
+                "neutral (mean 0, lambda 1), and normalising such an atom is an error unless "
+                "unseen_elements='identity'",
+                stacklevel=2,
+            )
+
+
+def _description(dataset: Any) -> dict[str, Any]:
+    """Describes a data set in plain data."""
+    described: dict[str, Any] = {"type": type(dataset).__name__}
+    if isinstance(dataset, MoleculeDataset):
+        described |= {"energy_key": dataset.energy_key, "gradient_key": dataset.gradient_key}
+        described |= {"n_molecules": dataset.n_molecules, "transform": repr(dataset.transform)}
+    return described

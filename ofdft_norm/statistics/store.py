@@ -1,0 +1,486 @@
+"""The store of a data set's statistics: named arrays, in memory and in a file, and typed views of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.files import written_whole
+from ofdft_norm.data.zarr_v2 import ZarrGroup, write_zarr_arrays
+from ofdft_norm.errors import MissingStatisticError, MissingStatisticsFileError, StatisticsError
+from ofdft_norm.statistics import fit_statistics as fit
+from ofdft_norm.statistics.distributed import current_ranks
+from ofdft_norm.statistics.energy_table import WORST_MOLECULES, WorstMolecule
+from ofdft_norm.statistics.fit_statistics import EXTREME_SAMPLES, StatisticsConfig
+from ofdft_norm.statistics.references import CountBy, linear_problem, residual_folder
+from ofdft_norm.statistics.weighers import HasEnergyLabelSampleWeigher, SampleWeigher
+
+Array = npt.NDArray[Any]
+
+_NUMBERS = "iuf"  # NumPy's kinds of integers and floating-point numbers
+_ATTRIBUTES = "attributes"  # entry of npz files
+
+
+class DatasetStatistics:
+    """Statistics of a data set, stored as STRUCTURES25 stores them.
+
+    Keys are ``"<weigher>/<field>/<statistic>"`` and ``"<weigher>/<statistic>"``, such as
+    ``"has_energy_label/coeffs/mean"``; per-dimension statistics have shape (n_basis,), per-element ones (n_types,).
+    ``statistics["has_energy_label"]`` has them as typed objects, see `WeigherStatistics`.
+
+    Args:
+        path: A zarr v2 directory, a zip file of one, or an npz file, whose arrays are read into memory. None: kept in
+            memory alone.
+        create_store: True: there may be nothing at the path; the first `save_statistic` writes it.
+
+    Raises:
+        MissingStatisticsFileError: If there is nothing at the path, and `create_store` is not True; a
+            `FileNotFoundError`.
+        StatisticsError: If the file holds no statistics, or is truncated, or holds numbers that are not finite.
+
+    Examples:
+        >>> import numpy as np
+        >>> statistics = DatasetStatistics()
+        >>> statistics.save_statistic("constant", "coeffs/mean", np.zeros(3))
+        >>> statistics.keys_recursive()
+        ['constant/coeffs/mean']
+    """
+
+    def __init__(self, path: str | Path | None = None, create_store: bool | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.attributes: dict[str, Any] = {}
+        self._arrays: dict[str, Array] = {}
+        if self.path is not None and (self.path.exists() or not create_store):
+            self._load(self.path)
+
+    def _load(self, path: Path) -> None:
+        if not path.exists():
+            raise MissingStatisticsFileError(f"{path}: there are no statistics (config: data.statistics.path)")
+        try:
+            self._arrays, self.attributes = (_read_npz if path.suffix == ".npz" else _read_zarr)(path)
+            _ = self.basis_info
+        except Exception as error:  # damaged files raise many types
+            raise StatisticsError(
+                f"{path}: cannot be read as dataset statistics: {error}; delete it, or give another one (config: "
+                "data.statistics.path)"
+            ) from error
+        bad = [k for k, a in self._arrays.items() if a.dtype.kind not in _NUMBERS or not np.isfinite(a).all()]
+        if bad or not self._arrays:
+            what = f"{bad} hold no finite numbers" if bad else "holds no array such as 'has_energy_label/coeffs/mean'"
+            raise StatisticsError(
+                f"{path}: {what}: it is truncated, or no dataset statistics; delete it, or give another one (config: "
+                "data.statistics.path)"
+            )
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> DatasetStatistics:
+        """Builds statistics in memory.
+
+        Args:
+            arrays: Arrays by key.
+            attributes: What was fitted, when and how, as plain data.
+        """
+        statistics = cls()
+        statistics._arrays = {key: np.asarray(value) for key, value in arrays.items()}
+        statistics.attributes = dict(attributes or {})
+        return statistics
+
+    def with_arrays(self, arrays: Mapping[str, Array]) -> DatasetStatistics:
+        """Returns a copy in memory with more arrays, or other ones.
+
+        Args:
+            arrays: Arrays by key.
+        """
+        statistics = DatasetStatistics.from_arrays({**self._arrays, **arrays}, self.attributes)
+        statistics.path = self.path
+        return statistics
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Returns copies of all arrays by key."""
+        return {key: np.array(array) for key, array in self._arrays.items()}
+
+    @classmethod
+    def from_dataset(
+        cls,
+        path: str | Path | None,
+        dataset: Any,
+        basis_info: BasisInfo | None,
+        atom_ref_fit_sample_weighers: Sequence[SampleWeigher] = (HasEnergyLabelSampleWeigher(),),
+        initial_guess_sample_weighers: Sequence[SampleWeigher] = (),
+        with_bias: bool = True,
+        min_atoms_per_type: int = 1,
+        n_batches: int | None = None,
+        residuals: bool = True,
+        progress: bool = True,
+        attributes: Mapping[str, Any] | None = None,
+        energy_field: str = "energy_label",
+        atomic_numbers_field: str = "atomic_numbers",
+    ) -> DatasetStatistics:
+        """Fits statistics in two passes over a data set, and writes them.
+
+        Samples of weight 0 change nothing but `coeffs_range`; energies and gradients of samples without label are never
+        used. A molecule counts once in the energy references, however many samples it has; samples without `mol_id` are
+        molecules of their own.
+
+        Args:
+            path: Where to write; must not exist. None: memory only. Under torch.distributed only rank 0 writes.
+            dataset: A data set (`OFDataset`, `PackedDataset`: read molecule by molecule; any other data set of samples:
+                read in order; both are shared out over ranks), or a loader (read on every rank alike).
+            basis_info: The basis; None: samples with energies alone. Only the references that are linear in the
+                composition are fitted to them, over the elements that occur.
+            atom_ref_fit_sample_weighers: Weighers for coefficients, gradients and references.
+            initial_guess_sample_weighers: Weighers for the statistics of `initial_guess_delta`.
+            with_bias: Whether the atomic reference has a constant.
+            min_atoms_per_type: An element that occurs on fewer atoms than this is an error.
+            n_batches: Use only the first batches (of 32 molecules, of 512 samples, or the loader's).
+            residuals: Whether `abs_max` and `mae` of the residuals and the worst molecules are found.
+            progress: Whether rank 0 shows a progress bar.
+            attributes: Stored in addition to the fit's own.
+            energy_field: Field of the energies.
+            atomic_numbers_field: Field of the atomic numbers; where a sample lacks it, PyG's ``z`` is used.
+
+        Returns:
+            The statistics, on every rank.
+
+        Raises:
+            StatisticsError: If the data set is empty, a weigher gives no sample weight, or atoms are too few.
+            LabelFileError: If a label is malformed; under torch.distributed, on every rank.
+        """
+        config = StatisticsConfig(
+            weigher_key=atom_ref_fit_sample_weighers[0].summary_string() if atom_ref_fit_sample_weighers else "",
+            weighers=atom_ref_fit_sample_weighers,
+            initial_guess_weighers=initial_guess_sample_weighers,
+            with_bias=with_bias,
+            min_atoms_per_type=min_atoms_per_type,
+            n_batches=n_batches,
+            residuals=residuals,
+            progress=progress,
+        )
+        # through its module, where a test may replace it
+        arrays, found = fit.fit_statistics(dataset, basis_info, config, energy_field, atomic_numbers_field)
+        statistics = cls.from_arrays(arrays, {**found, **(attributes or {})})
+        if path is not None:
+            ranks = current_ranks()
+            with ranks.together():
+                if ranks.rank == 0:
+                    statistics.save_to(path)
+            statistics.path = Path(path)
+        return statistics
+
+    @property
+    def basis_info(self) -> BasisInfo | None:
+        """The basis that the statistics were fitted in, where they state it."""
+        stored = self.attributes.get("basis_info")
+        return None if stored is None else BasisInfo(**stored)
+
+    def elements(self, basis_info: BasisInfo | None = None) -> list[int]:
+        """Returns the atomic numbers of per-element statistics.
+
+        Args:
+            basis_info: The basis; None: the elements that are stored.
+
+        Raises:
+            StatisticsError: If they are neither stored nor given.
+        """
+        stored = self.attributes.get("atomic_numbers") if basis_info is None else basis_info.atomic_numbers
+        if stored is None:
+            raise StatisticsError(
+                f"{self.path or 'statistics'}: the elements are not stored in these statistics: pass basis_info "
+                "(config: data.source.basis_info)"
+            )
+        return [int(z) for z in stored]
+
+    def keys_recursive(self) -> list[str]:
+        """Returns all keys, sorted."""
+        return sorted(self._arrays)
+
+    def weigher_keys(self) -> list[str]:
+        """Returns the keys of all weighers, sorted."""
+        return sorted({key.split("/", 1)[0] for key in self._arrays})
+
+    def __contains__(self, key: str) -> bool:
+        """Returns whether there is a statistic or a weigher of this key."""
+        return key in self._arrays or any(name.startswith(f"{key}/") for name in self._arrays)
+
+    def __getitem__(self, weigher_key: str) -> WeigherStatistics:
+        """Returns the statistics of a weigher.
+
+        Raises:
+            MissingStatisticError: If there are none.
+        """
+        if weigher_key not in self:
+            self._raise_missing(weigher_key, "")
+        return WeigherStatistics(self, weigher_key)
+
+    def load_statistic(self, weigher_key: str, statistic_key: str) -> Array:
+        """Returns a copy of one statistic.
+
+        STRUCTURES25 writes the uncentred root mean square of energy residuals under ``std``: in files without ``rms``,
+        ``std`` is computed from it and the mean.
+
+        Args:
+            weigher_key: For example ``"has_energy_label"``.
+            statistic_key: For example ``"coeffs/mean"`` or ``"gradient_max_after_atom_ref"``.
+
+        Raises:
+            MissingStatisticError: If there is no such statistic; the message lists the keys that exist. A `KeyError`.
+        """
+        folder, _, name = f"{weigher_key}/{statistic_key}".rpartition("/")
+        if name in ("std", "rms") and "/energy_minus_" in folder and f"{folder}/rms" not in self._arrays:
+            uncentred = self._arrays.get(f"{folder}/std")
+            if uncentred is not None:
+                mean = self._arrays[f"{folder}/mean"] if name == "std" else 0.0
+                return np.sqrt(np.maximum(np.square(uncentred) - np.square(mean), 0))
+        if f"{folder}/{name}" not in self._arrays:
+            self._raise_missing(weigher_key, statistic_key)
+        return self._arrays[f"{folder}/{name}"].copy()
+
+    def _raise_missing(self, weigher_key: str, statistic_key: str) -> None:
+        where, prefix = f"{self.path or 'these statistics'}", f"{weigher_key}/"
+        have = [key.removeprefix(prefix) for key in self.keys_recursive() if key.startswith(prefix)]
+        if have:
+            raise MissingStatisticError(
+                f"{where}: the weigher {weigher_key!r} has no statistic {statistic_key!r}; it has {have}"
+            )
+        raise MissingStatisticError(
+            f"{where}: no statistics for the weigher {weigher_key!r}; there are {self.weigher_keys()} (config: "
+            "data.statistics.weigher_key, data.statistics.weighers)"
+        )
+
+    def save_statistic(self, weigher_key: str, statistic_key: str, data: Any, overwrite: bool = False) -> None:
+        """Stores one statistic, in memory and, where the statistics have a path, on disk.
+
+        Args:
+            weigher_key: For example ``"has_energy_label"``.
+            statistic_key: For example ``"coeffs/mean"``.
+            data: The array. Storing what is already stored, to the last bit, does nothing.
+            overwrite: Whether different data under the same key may be replaced.
+
+        Raises:
+            StatisticsError: If the data are no numbers, or others are stored under the key and `overwrite` is False.
+        """
+        key, array = f"{weigher_key}/{statistic_key}", np.array(data)
+        if array.dtype.kind not in _NUMBERS:
+            raise StatisticsError(f"{key!r} is given as {array.dtype}, expected real numbers")
+        old = self._arrays.get(key)
+        if old is not None:
+            if (old.shape, old.dtype, old.tobytes()) == (array.shape, array.dtype, array.tobytes()):
+                return
+            if not overwrite:
+                raise StatisticsError(
+                    f"{self.path or 'statistics'}: {key!r} is already stored with other values; pass overwrite=True "
+                    "to replace it"
+                )
+        if self.path is not None:
+            _write(self.path, {**self._arrays, key: array}, self.attributes)
+        self._arrays[key] = array
+
+    def save_to(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes all statistics to a new file or folder, whole or not at all.
+
+        This object's own `path` stays: `save_statistic` goes on writing there.
+
+        Args:
+            path: A zarr v2 directory; or a zip file of one (``.zip``), or an npz file (``.npz``), which is written in a
+                tenth of the time. If the same statistics are stored there already, nothing happens.
+            overwrite: Whether other content may be replaced.
+
+        Raises:
+            StatisticsError: If there is other content, and `overwrite` is False.
+        """
+        path = Path(path)
+        is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        if overwrite or is_new:
+            _write(path, self._arrays, self.attributes)
+            return
+        with contextlib.suppress(StatisticsError):
+            if DatasetStatistics(path).equals(self):
+                return
+        raise StatisticsError(f"{path} already holds other statistics; pass overwrite=True to replace them")
+
+    def equals(self, other: DatasetStatistics) -> bool:
+        """Returns whether both hold the same keys with the same values, to rounding in the last digits.
+
+        Args:
+            other: Other statistics.
+        """
+        return self._arrays.keys() == other._arrays.keys() and all(
+            a.shape == other._arrays[k].shape and np.allclose(a, other._arrays[k], rtol=1e-9, atol=0)
+            for k, a in self._arrays.items()
+        )
+
+    def __repr__(self) -> str:
+        return f"DatasetStatistics({self.path or 'in memory'}, weighers {self.weigher_keys()})"
+
+
+def _read_zarr(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    with ZarrGroup(path) as group:
+        return {name: group.read(name) for name in group.arrays()}, group.attributes()
+
+
+def _read_npz(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        arrays = dict(file)
+    return arrays, json.loads(arrays.pop(_ATTRIBUTES).tobytes())
+
+
+def _write(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
+    if path.suffix != ".npz":
+        write_zarr_arrays(path, arrays, attributes, replace=True)
+        return
+    content = np.frombuffer(json.dumps(dict(attributes)).encode(), dtype=np.uint8)
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **{**arrays, _ATTRIBUTES: content})  # type: ignore[arg-type]
+
+
+# --- typed views ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FieldStatistics:
+    """Statistics of a per-function field, each (n_basis,)."""
+
+    mean: Array
+    std: Array
+    abs_max: Array
+    minimum: Array | None
+    maximum: Array | None
+
+
+@dataclass(frozen=True)
+class ResidualStatistics:
+    """Statistics of energies minus a reference, over samples; `mae` and `abs_max` where they were fitted."""
+
+    mean: float
+    std: float
+    rms: float
+    mae: float | None
+    abs_max: float | None
+
+
+@dataclass(frozen=True)
+class ReferenceStatistics:
+    """A fitted reference; what is not known is None or empty."""
+
+    t_z: Array  # (n_types,) energies of the elements
+    t_global: float
+    rank: int | None  # number of these energies that the data determine
+    condition_number: float | None
+    residual: ResidualStatistics | None
+    worst: list[WorstMolecule]  # at most one sample of each molecule
+
+
+@dataclass(frozen=True)
+class GradientExtremes:
+    """The samples that hold the smallest and the largest gradient of each dimension."""
+
+    names: list[str]  # of molecules of some samples
+    scf_iterations: list[int | None]  # of these samples
+    minimum: npt.NDArray[np.int64]  # (n_basis,) index in these lists of the sample with the smallest gradient; -1: none
+    maximum: npt.NDArray[np.int64]
+
+
+class WeigherStatistics:
+    """The statistics of one weigher; what the statistics of other programs lack is None."""
+
+    def __init__(self, statistics: DatasetStatistics, key: str) -> None:
+        self.key, self._statistics = key, statistics
+        # samples of positive weight, these with label, molecules with such samples
+        self.n_samples = self._integer("n_samples")
+        self.n_labelled_samples = self._integer("n_labelled_samples")
+        self.n_molecules = self._integer("n_molecules")
+        # (n_types,)
+        self.n_atoms = self.get("n_atoms")
+        self.n_molecules_per_element = self.get("n_molecules_per_element")
+        self.n_labelled_samples_per_element = self.get("n_labelled_samples_per_element")
+        # `row_factor` of rows [1 | composition | energy] of samples
+        self.energy_factor = self.get("energy_factor")
+
+    def load(self, name: str) -> Array:
+        """Returns an array; raises `MissingStatisticError` if there is none."""
+        return self._statistics.load_statistic(self.key, name)
+
+    def get(self, name: str) -> Array | None:
+        """Returns an array, or None."""
+        return self.load(name) if f"{self.key}/{name}" in self._statistics else None
+
+    def _number(self, name: str) -> float | None:
+        value = self.get(name)
+        return None if value is None else float(value)
+
+    def _integer(self, name: str) -> int | None:
+        value = self.get(name)
+        return None if value is None else int(value)
+
+    def _field(self, name: str) -> FieldStatistics:
+        mean, std, abs_max = (self.load(f"{name}/{statistic}") for statistic in ("mean", "std", "abs_max"))
+        return FieldStatistics(mean, std, abs_max, self.get(f"{name}/minimum"), self.get(f"{name}/maximum"))
+
+    @property
+    def coeffs(self) -> FieldStatistics:
+        """Statistics of the coefficients."""
+        return self._field("coeffs")
+
+    @property
+    def gradient_label(self) -> FieldStatistics:
+        """Statistics of the gradients."""
+        return self._field("gradient_label")
+
+    @property
+    def initial_guess_delta(self) -> FieldStatistics:
+        """Statistics of coeffs - ground_state_coeffs."""
+        return self._field("initial_guess_delta")
+
+    @property
+    def energy(self) -> ResidualStatistics | None:
+        """Statistics of the energies; `mae` and `abs_max` are deviations from their mean."""
+        return self.residual("none")
+
+    def residual(self, name: str) -> ResidualStatistics | None:
+        """Returns the statistics of energies minus a reference."""
+        folder = residual_folder(name)
+        if f"{self.key}/{folder}/std" not in self._statistics:
+            return None
+        mean, std = float(self.load(f"{folder}/mean")), float(self.load(f"{folder}/std"))
+        rms = math.hypot(mean, std)
+        return ResidualStatistics(mean, std, rms, self._number(f"{folder}/mae"), self._number(f"{folder}/abs_max"))
+
+    def reference(self, name: str) -> ReferenceStatistics | None:
+        """Returns one of `REFERENCES`."""
+        t_z = self.get(f"{name}_atom_type_bias")
+        if t_z is None:
+            return None
+        worst = self._statistics.attributes.get(WORST_MOLECULES.get(name, ""), {}).get(self.key, [])
+        return ReferenceStatistics(
+            t_z=t_z,
+            t_global=self._number(f"{name}_global_bias") or 0.0,
+            rank=self._integer(f"{name}_rank"),
+            condition_number=self._number(f"{name}_condition_number"),
+            residual=self.residual(name),
+            worst=[WorstMolecule(**entry) for entry in worst],
+        )
+
+    def linear_problem(self, count_by: CountBy) -> Array | None:
+        """Returns the (n_types + 1, n_types + 1) `references.linear_problem` of molecules, or of samples."""
+        factor = self.energy_factor
+        if count_by == "molecule" or factor is None:
+            return self.get("linear_ref_factor") if count_by == "molecule" else None
+        return linear_problem(factor[:, 1:-1], factor[:, -1])
+
+    @property
+    def gradient_extremes(self) -> GradientExtremes | None:
+        """The samples that hold the extremes of the gradient."""
+        low, high = (self.get(f"gradient_label_samples/{name}") for name in ("minimum", "maximum"))
+        table = self._statistics.attributes.get(EXTREME_SAMPLES, {}).get(self.key)
+        if low is None or high is None or table is None:
+            return None
+        return GradientExtremes([row["name"] for row in table], [row["scf_iteration"] for row in table], low, high)

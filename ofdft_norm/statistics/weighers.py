@@ -1,0 +1,239 @@
+"""Sample weighers: functions that give every sample of a batch a weight >= 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ofdft_norm.data.identity import identity
+from ofdft_norm.data.sample import get_field, molecule_index, n_molecules, sample_name
+from ofdft_norm.errors import BatchError, StatisticsError
+from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE
+
+_RANGE = f"0, or {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"  # of weights: within it, sums of squares stay finite
+
+
+# Coefficients that differ by less than this fraction of the largest one are the same density.
+_SAME = 1e-11
+
+
+class SampleWeigher:
+    """Gives each sample a weight; `summary_string()` is the key of its statistics.
+
+    Subclasses implement `get_weights`, and `summary_string` or `key`. Weighers multiply: ``a * b`` gives each sample
+    the product of both weights and joins the keys with ``_times_``.
+
+    Attributes:
+        fields: The fields of samples that `get_weights` reads; a fit reads no others. None: not known, all are read.
+        key: What `summary_string` returns.
+    """
+
+    fields: tuple[str, ...] | None = None
+    key: str | None = None
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights >= 0 of a batch's (or a single sample's) samples.
+
+        Args:
+            batch: A batch, or a single sample.
+        """
+        raise TypeError(f"{type(self).__name__} does not define get_weights")
+
+    def summary_string(self) -> str:
+        """Returns the key of this weigher's statistics."""
+        if self.key is None:
+            raise TypeError(f"{type(self).__name__} does not define summary_string")
+        return self.key
+
+    def __mul__(self, other: SampleWeigher) -> ProductSampleWeigher:
+        return ProductSampleWeigher(self, other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.summary_string()!r})"
+
+    def _field(self, batch: Data, name: str) -> Any:
+        value = get_field(batch, name)
+        if value is None:
+            raise BatchError(
+                f"the weigher {self.summary_string()!r} needs the field {name!r}, which the sample lacks: give it to "
+                "OFData.construct_new or choose another weigher (config: data.statistics.weighers)"
+            )
+        return value
+
+
+class ConstantSampleWeigher(SampleWeigher):
+    """The same weight for every sample. Key: ``constant``, or ``constant_2`` for weight 2.
+
+    Args:
+        weight: Finite and at least 0.
+
+    Raises:
+        StatisticsError: If the weight is out of range.
+    """
+
+    fields = ()
+
+    def __init__(self, weight: float = 1) -> None:
+        number = isinstance(weight, Real) and not isinstance(weight, bool)
+        if not number or not (weight == 0 or SMALLEST_SCALE <= weight <= LARGEST_SCALE):
+            raise StatisticsError(
+                f"ConstantSampleWeigher: weight = {weight!r}, expected {_RANGE} (config: data.statistics.weighers)"
+            )
+        self.weight = weight
+        # six digits, as STRUCTURES25 names it; more where six do not give the weight back
+        names = (f"{weight:.{digits}g}" for digits in range(6, 18))
+        self.key = "constant" if weight == 1 else f"constant_{next(n for n in names if float(n) == weight)}"
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights."""
+        return torch.full((n_molecules(batch),), float(self.weight), dtype=torch.float64)
+
+
+class HasEnergyLabelSampleWeigher(SampleWeigher):
+    """Weight 1 for samples with usable energy and gradient labels, else 0. Key: ``has_energy_label``."""
+
+    fields = ("has_energy_label",)
+    key = "has_energy_label"
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights."""
+        return self._field(batch, "has_energy_label").to(torch.float64)
+
+
+class FieldSampleWeigher(SampleWeigher):
+    """The weight is a field of the sample. Key: ``field_<name>``.
+
+    Args:
+        field: Name of the field, with one number for each sample.
+    """
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        self.fields = (field,)
+        self.key = f"field_{field}"
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights."""
+        return torch.as_tensor(self._field(batch, self.field)).reshape(-1).to(torch.float64)
+
+
+class MinSCFIterationSampleWeigher(SampleWeigher):
+    """Weight 1 from SCF iteration `min_scf_iteration` on (0 is the initial guess). Key: ``min_scf_iteration_3``.
+
+    Args:
+        min_scf_iteration: First iteration that counts.
+    """
+
+    fields = ("scf_iteration",)
+
+    def __init__(self, min_scf_iteration: int) -> None:
+        self.min_scf_iteration = int(min_scf_iteration)
+        self.key = f"min_scf_iteration_{self.min_scf_iteration}"
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights."""
+        return (self._field(batch, "scf_iteration") >= self.min_scf_iteration).to(torch.float64)
+
+
+class InitialGuessOnlySampleWeigher(SampleWeigher):
+    """Weight 1 for SCF iteration 0, else 0. Key: ``initial_guess_only``."""
+
+    fields = ("scf_iteration",)
+    key = "initial_guess_only"
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights."""
+        return (self._field(batch, "scf_iteration") == 0).to(torch.float64)
+
+
+class GroundStateOnlySampleWeigher(SampleWeigher):
+    """Weight 1 for the converged density (`coeffs` is `ground_state_coeffs`, to rounding), else 0.
+
+    Key: ``ground_state_only``.
+    """
+
+    fields = ("coeffs", "ground_state_coeffs")
+    key = "ground_state_only"
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights."""
+        names = ("coeffs", "ground_state_coeffs")
+        coeffs, ground_state = (self._field(batch, name).detach().cpu().numpy() for name in names)
+        first = np.searchsorted(molecule_index(batch).cpu().numpy(), np.arange(n_molecules(batch)))
+        distance, size = (np.maximum.reduceat(np.abs(x), first) for x in (coeffs - ground_state, ground_state))
+        # a change of basis rounds equal coefficients differently
+        return torch.from_numpy(distance <= _SAME * size).to(torch.float64)
+
+
+class ProductSampleWeigher(SampleWeigher):
+    """The product of the weights of several weighers. Key: their keys, joined with ``_times_``.
+
+    Args:
+        weighers: The weighers, one or more.
+
+    Raises:
+        StatisticsError: If there is no weigher.
+    """
+
+    def __init__(self, *weighers: SampleWeigher) -> None:
+        if not weighers:
+            raise StatisticsError("ProductSampleWeigher needs at least one weigher")
+        self.weighers = weighers
+        known = [weigher.fields for weigher in weighers]
+        self.fields = None if None in known else tuple(name for fields in known for name in fields or ())
+        self.key = "_times_".join(weigher.summary_string() for weigher in weighers)
+
+    def get_weights(self, batch: Data) -> Tensor:
+        """Returns (n_samples,) float64 weights."""
+        return torch.stack([weigher.get_weights(batch) for weigher in self.weighers]).prod(dim=0)
+
+
+def check_keys(weighers: Sequence[SampleWeigher]) -> None:
+    """Refuses different weighers of one key; equal ones may occur several times."""
+    by_key: dict[str, SampleWeigher] = {}
+    for weigher in weighers:
+        key = weigher.summary_string()
+        other = by_key.setdefault(key, weigher)
+        if other is not weigher and (identity(other) is None or identity(other) != identity(weigher)):
+            raise StatisticsError(
+                f"two different weighers, a {type(other).__name__} and a {type(weigher).__name__}, have the key "
+                f"{key!r}: give one of them another summary_string() (config: data.statistics.weighers)"
+            )
+
+
+def sample_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
+    """Returns the (K, S) float64 weights of K weighers for the S samples of a batch; refuses weights out of range."""
+    n_samples = n_molecules(batch)
+    weights = torch.empty(len(weighers), n_samples, dtype=torch.float64)
+    for row, weigher in zip(weights, weighers, strict=True):
+        values = weigher.get_weights(batch)
+        if not isinstance(values, Tensor) or values.shape != (n_samples,) or values.is_complex():
+            given = f"{values.dtype} of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values)
+            raise StatisticsError(
+                f"the weigher {weigher.summary_string()!r} gave {given} for {n_samples} samples; get_weights must "
+                "return a tensor with one weight for each (config: data.statistics.weighers)"
+            )
+        row.copy_(values)
+    bad = ~((weights == 0) | ((weights >= SMALLEST_SCALE) & (weights <= LARGEST_SCALE)))
+    if bad.any():
+        k, sample = bad.nonzero()[0].tolist()
+        raise StatisticsError(
+            f"the weigher {weighers[k].summary_string()!r} gave sample {sample} (molecule "
+            f"{sample_name(batch, sample)!r}) the weight {float(weights[k, sample])}; expected {_RANGE} (config: "
+            "data.statistics.weighers)"
+        )
+    return weights
+
+
+def has_label(batch: Data, required: bool = True) -> Tensor:
+    """Returns (S,) bool: whether the energy and gradient labels of each sample may be used."""
+    flags = get_field(batch, "has_energy_label")
+    if flags is None and required:
+        raise BatchError("the sample lacks the field 'has_energy_label': whether its labels may be used")
+    return torch.ones(n_molecules(batch), dtype=torch.bool) if flags is None else flags.cpu().reshape(-1) != 0

@@ -1,0 +1,442 @@
+"""Changes of the density basis: one matrix T for each molecule, from its geometry and basis alone.
+
+Vectors (coefficients) become T p, dual vectors (gradients, integrals) T^-T g, so that w.p, g.p and energies do not
+change. The field `coordinates` of a sample names the changes that were applied to it, for example
+``"local_frames+natural_symmetric"``; ``"raw"``, or no such field, means the density basis as it is.
+
+T is never multiplied out. It is a product of steps (rotations of shells, eigenvectors and eigenvalues), which are
+applied one after the other to all densities of a molecule at once: cheap beside one diagonalisation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import takewhile
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from ofdft_norm.data.basis import BasisInfo, dimension_name
+from ofdft_norm.data.sample import (
+    DUAL_VECTORS,
+    PER_FUNCTION,
+    RAW,
+    molecule_index,
+    n_molecules,
+    sample_name,
+    with_added_fields,
+)
+from ofdft_norm.errors import BasisError, BatchError, ConfigError
+from ofdft_norm.settings import check_arguments
+
+Array = npt.NDArray[np.float64]
+DataT = TypeVar("DataT", bound=Data)
+
+# What is remembered of molecules: steps of a few large ones, or of a batch of small ones.
+_CACHE_BYTES = 128 * 2**20
+_known: dict[str, BasisTransform] = {}
+# Integrals may differ by this much relative to the largest; labels have at least single precision.
+_ACCURACY = 1e-5
+
+
+# --- molecules --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Molecule:
+    """Geometry and basis of one molecule: everything that a change of basis depends on."""
+
+    name: str  # for messages
+    pos: Array  # (n_atom, 3) [bohr]
+    atomic_numbers: npt.NDArray[np.int64]
+    basis_info: BasisInfo
+    functions: npt.NDArray[np.int64]  # (n_basis,) index of each function in the concatenation over elements
+    overlap: npt.NDArray[Any] | None  # (n_basis, n_basis), the sample's field `overlap_matrix`
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of geometry, basis and overlap."""
+        digest = hashlib.sha1(self.basis_info.fingerprint().encode(), usedforsecurity=False)
+        for part in (self.pos, self.atomic_numbers, self.functions, self.overlap):
+            digest.update(b"" if part is None else np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+
+def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
+    """Returns each molecule of a sample or batch with the range of its functions; densities in a row are one range."""
+    missing = [n for n in ("pos", "atomic_numbers", "basis_function_ind", "basis_info") if data.get(n) is None]
+    if missing:
+        raise BatchError(
+            f"molecule {sample_name(data, 0)!r}: lacks the fields {missing}, which a change of basis needs: build "
+            "samples with OFData.construct_new, or leave the transform out (config: data.pre_transforms)"
+        )
+    pos = _array(data["pos"] if data.get("pos_float64") is None else data["pos_float64"]).astype(np.float64, copy=False)
+    numbers, functions = _array(data["atomic_numbers"]), _array(data["basis_function_ind"])
+    # a sample without coefficients has a change of basis, too
+    ranges = [slice(0, len(functions))] if n_molecules(data) == 1 else _ranges(data, "coeffs")
+    overlaps = _overlaps(data, [where.stop - where.start for where in ranges])
+    found: list[tuple[Molecule, slice]] = []
+    for i, (atoms, where) in enumerate(zip(_ranges(data, "pos"), ranges, strict=True)):
+        basis_info = data["basis_info"][i] if isinstance(data["basis_info"], list) else data["basis_info"]
+        name = sample_name(data, i) or f"sample {i}"
+        molecule = Molecule(name, pos[atoms], numbers[atoms], basis_info, functions[where], overlaps[i])
+        if found and found[-1][0].key == molecule.key:
+            found[-1] = (found[-1][0], slice(found[-1][1].start, where.stop))
+        else:
+            found.append((molecule, where))
+    return found
+
+
+def _array(tensor: Tensor) -> npt.NDArray[Any]:
+    return tensor.detach().cpu().numpy()
+
+
+def _ranges(data: Data, field: str) -> list[slice]:
+    ends = torch.bincount(molecule_index(data, field).cpu(), minlength=n_molecules(data)).cumsum(0).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _overlaps(data: Data, sizes: list[int]) -> list[npt.NDArray[Any] | None]:
+    """Returns each molecule's own overlap, from matrices that PyG joined in whatever shape."""
+    if data.get("overlap_matrix") is None:
+        return [None] * len(sizes)
+    flat, ends = _array(data["overlap_matrix"]).reshape(-1), np.cumsum(np.square(sizes))
+    if len(flat) != ends[-1]:
+        raise BatchError(
+            f"field 'overlap_matrix' has {len(flat)} entries, expected {ends[-1]}: (n_basis, n_basis) for each of the "
+            f"molecules, which have {sizes} functions"
+        )
+    return [matrix.reshape(n, n) for n, matrix in zip(sizes, np.split(flat, ends[:-1]), strict=True)]
+
+
+# --- changes of basis -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step(ABC):
+    """One factor of T, made of tensors."""
+
+    tensors: tuple[Tensor, ...]
+
+    @abstractmethod
+    def apply(self, rows: Tensor, dual: Tensor, inverse: bool) -> Tensor:
+        """Transforms each row of (n, n_basis), float64, or undoes it; `dual`, (n,) bool, marks the dual vectors."""
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Memory of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+Steps = tuple[Step, ...]
+
+
+def apply_steps(steps: Steps, rows: Tensor, dual: Tensor, inverse: bool = False) -> Tensor:
+    """Transforms each row by T = T_n ... T_1; see `Step.apply`."""
+    for step in reversed(steps) if inverse else steps:
+        rows = step.apply(rows, dual, inverse)
+    return rows
+
+
+class _Change(BaseTransform):
+    """A change of basis as a PyG transform."""
+
+    changes_basis = True
+    works_on_batches = True
+    changes: Changes
+
+    def _before(self, found: Changes) -> Changes:
+        """Returns the changes that come before this one, of a sample that may have seen it."""
+        return ()
+
+    def matrix(self, sample: Data) -> tuple[Tensor, Tensor]:
+        """Returns T and T^-1 of this change.
+
+        Args:
+            sample: One molecule: its geometry and basis count, its coefficients do not.
+
+        Returns:
+            Two (n_basis, n_basis) float64 matrices.
+
+        Raises:
+            BatchError: If it is a batch of several molecules, or lacks a field.
+        """
+        molecules, before = molecules_of(sample), self._before(transforms_of(coordinates_of(sample)))
+        if len(molecules) != 1:
+            raise BatchError(f"matrix() is of one molecule, and the batch has {len(molecules)}: give it samples")
+        unit = torch.eye(len(molecules[0][0].functions), dtype=torch.float64)
+        ends, dual = (before, _chain((*before, *self.changes))), torch.zeros(len(unit), dtype=torch.bool)
+        there, back = (_between(*pair, molecules[0][0], unit, dual) for pair in (ends, ends[::-1]))
+        return there.T.contiguous(), back.T.contiguous()
+
+    def inverse(self, data: DataT) -> DataT:
+        """Returns a copy in the coordinates before this change: undoes it.
+
+        Args:
+            data: A sample or batch.
+
+        Raises:
+            ConfigError: If it is in other coordinates than those after this change.
+        """
+        before = self._before(transforms_of(coordinates_of(data)))
+        after = (*before, *self.changes)
+        if coordinates_of(data) != name_of(after):
+            raise ConfigError(f"{self!r} cannot be undone: the sample is in the coordinates {coordinates_of(data)!r}")
+        return _move(data.__copy__(), after, before)
+
+
+class BasisTransform(_Change):
+    """One change of basis, which follows those that a sample has seen before; subclasses name it and make its step."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the change among a sample's `coordinates`."""
+
+    @abstractmethod
+    def step(self, molecule: Molecule, before: Steps) -> Step:
+        """Returns the step of a molecule that follows other steps."""
+
+    def check(self, step: Step, molecule: Molecule) -> None:
+        """Refuses a step that does not fit the settings: another instance of the same name may have made it."""
+
+    @property
+    def changes(self) -> Changes:  # type: ignore[override]
+        """This change alone."""
+        return (self,)
+
+    def _before(self, found: Changes) -> Changes:
+        return tuple(change for change in found if change.name != self.name)
+
+    def forward(self, data: DataT) -> DataT:
+        """Returns the sample or batch (already a copy of the caller's) in changed coordinates, in float64."""
+        found = transforms_of(coordinates_of(data))
+        return _move(data, found, _chain((*found, self)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class BasisTransforms(_Change):
+    """Changes of basis, one after the other; brings a sample into their coordinates from whichever it is in.
+
+    Labels that are stored in other coordinates are brought to the density basis first. So `BasisTransforms([])`
+    brings samples to the density basis as it is, and applying the same changes twice does nothing.
+
+    Args:
+        transforms: The changes, in the order of application; kept as `changes`.
+
+    Raises:
+        ConfigError: If one comes twice, or one follows canonical natural reparametrisation.
+
+    Examples:
+        >>> from ofdft_norm import BasisTransforms, LocalFrames, NaturalReparametrization
+        >>> BasisTransforms([LocalFrames(), NaturalReparametrization()]).coordinates
+        'local_frames+natural_symmetric'
+    """
+
+    def __init__(self, transforms: Sequence[BasisTransform]) -> None:
+        check_arguments(BasisTransforms.__init__, locals(), "data.pre_transforms")
+        self.changes = _chain(tuple(transforms))
+
+    @property
+    def coordinates(self) -> str:
+        """Name of the coordinates after these changes."""
+        return name_of(self.changes)
+
+    def forward(self, data: DataT) -> DataT:
+        """Returns the sample or batch (already a copy of the caller's) in these coordinates, in float64."""
+        return _move(data, transforms_of(coordinates_of(data)), self.changes)
+
+    def __repr__(self) -> str:
+        return f"BasisTransforms([{', '.join(map(repr, self.changes))}])"
+
+
+Changes = tuple[BasisTransform, ...]
+
+
+def register(*transforms: BasisTransform) -> None:
+    """Makes changes of basis known by their names, which samples state as their `coordinates`."""
+    _known.update({transform.name: transform for transform in transforms})
+
+
+def name_of(transforms: Changes) -> str:
+    """Returns the name of the coordinates after some changes."""
+    return "+".join(transform.name for transform in transforms) or RAW
+
+
+def transforms_of(coordinates: str) -> Changes:
+    """Returns the changes that lead from the density basis to coordinates of a name."""
+    names = [] if coordinates == RAW else coordinates.split("+")
+    if any(name not in _known for name in names):
+        raise ConfigError(f"coordinates {coordinates!r}: expected {RAW!r} or some of {sorted(_known)} joined by '+'")
+    return tuple(_known[name] for name in names)
+
+
+def _chain(changes: Changes) -> Changes:
+    """Returns changes that may follow each other; canonical natural coordinates belong to no atom, and come last."""
+    names = [change.name for change in changes]
+    kinds = {"natural" if name.startswith("natural") else name for name in names}
+    if len(kinds) < len(names) or "natural_canonical" in names[:-1]:
+        raise ConfigError(
+            f"{names}: expected each change of basis once, and a canonical NaturalReparametrization last (config: "
+            "data.pre_transforms)"
+        )
+    return changes
+
+
+def coordinates_of(data: Data) -> str:
+    """Returns the coordinates of a sample, or of all samples of a batch."""
+    found = data.get("coordinates") or RAW
+    names = {found} if isinstance(found, str) else set(found)
+    if len(names) > 1:
+        raise BatchError(f"a batch mixes the coordinates {sorted(names)}, expected one (config: data.source)")
+    return names.pop()
+
+
+# --- applying them ----------------------------------------------------------------------------------------------------
+
+
+def to_coordinates(data: DataT, coordinates: str) -> DataT:
+    """Returns a copy of a sample or batch, not normalised, in coordinates of a name, from whichever it is in."""
+    return _move(data.__copy__(), transforms_of(coordinates_of(data)), transforms_of(coordinates))
+
+
+def change_coordinates(
+    values: Tensor, data: Data, dual: bool, start: str, target: str, integrals: Tensor | None = None
+) -> Tensor:
+    """Brings vectors or dual vectors of a sample or batch from one system of coordinates to another.
+
+    Autograd goes through. The values may be of any dtype, (n_basis,); the result is float64. `integrals`, those of the
+    basis functions in the first coordinates, are compared with what the change of basis gives.
+    """
+    if start == target:
+        return values.to(torch.float64)
+    field = "gradient_label" if dual else "coeffs"
+    fields = {field: values} if integrals is None else {field: values, "dual_basis_integrals": integrals}
+    return _change(fields, data, transforms_of(start), transforms_of(target))[field]
+
+
+def forget_molecules() -> None:
+    """Frees the steps that are remembered."""
+    _memory.clear()
+    _memory.nbytes = 0
+
+
+def _move(data: DataT, old: Changes, new: Changes) -> DataT:
+    """Changes a sample's or batch's fields, in place."""
+    fields = {name: data[name] for name in PER_FUNCTION if data.get(name) is not None}
+    if fields and name_of(old) != name_of(new):
+        for name, value in _change(fields, data, old, new).items():
+            data[name] = value
+    data.coordinates = name_of(new) if data.get("ptr") is None else [name_of(new)] * n_molecules(data)
+    return with_added_fields(data, {"coordinates": None})
+
+
+def _change(fields: dict[str, Tensor], data: Data, old: Changes, new: Changes) -> dict[str, Tensor]:
+    """Changes (n_basis,) fields of a sample or batch; all vectors of all densities of one molecule together."""
+    molecules, out = molecules_of(data), {name: list[Tensor]() for name in fields}
+    # a batch that was normalised had been cast to the dtype of its positions
+    dtypes = data["pos"].dtype, fields.get("dual_basis_integrals", data["pos"]).dtype
+    accuracy = max(_ACCURACY, *(2 * torch.finfo(dtype).eps for dtype in dtypes))
+    for molecule, where in molecules:
+        rows = {n: v[where].to(torch.float64).reshape(-1, len(molecule.functions)) for n, v in fields.items()}
+        # values that all densities of a molecule share, such as integrals, are changed once
+        distinct = {name: own[:1] if _all_equal(own) else own for name, own in rows.items()}
+        if "dual_basis_integrals" in distinct:
+            _check_integrals(distinct["dual_basis_integrals"].detach().cpu(), molecule, old, accuracy)
+        dual = [name in DUAL_VECTORS for name, own in distinct.items() for _ in own]
+        joined = torch.cat([*distinct.values()])
+        changed = _between(old, new, molecule, joined, torch.tensor(dual, device=joined.device))
+        for name, own in zip(fields, changed.split([len(own) for own in distinct.values()]), strict=True):
+            out[name].append(own.expand_as(rows[name]).reshape(-1))
+    return {name: torch.cat(changed) for name, changed in out.items()}
+
+
+def _all_equal(rows: Tensor) -> bool:
+    return len(rows) > 1 and not rows.requires_grad and bool((rows == rows[0]).all())
+
+
+def _between(old: Changes, new: Changes, molecule: Molecule, rows: Tensor, dual: Tensor) -> Tensor:
+    """Brings rows of one molecule from old coordinates to new ones, through the last that both have passed."""
+    old, new = _in_normal_order(old), _in_normal_order(new)
+    common = len(list(takewhile(lambda pair: pair[0].name == pair[1].name, zip(old, new, strict=False))))
+    back, forth = _steps(old, molecule)[common:], _steps(new, molecule)[common:]
+    return apply_steps(forth, apply_steps(back, rows, dual, inverse=True), dual)
+
+
+def _in_normal_order(changes: Changes) -> Changes:
+    """Returns the same changes with symmetric natural reparametrisation before local frames.
+
+    (R S R^T)^(1/2) R = R S^(1/2) for the orthogonal R of local frames: so the overlap needs no rotation, and one
+    diagonalisation serves coordinates with and without frames.
+    """
+    commuting = ("natural_symmetric", "local_frames")
+    if not all(change.name in commuting for change in changes):
+        return changes
+    return tuple(sorted(changes, key=lambda change: commuting.index(change.name)))
+
+
+def _steps(changes: Changes, molecule: Molecule) -> Steps:
+    """Returns the steps of a molecule; those of the last molecules are remembered."""
+    steps: Steps = ()
+    for n, change in enumerate(changes, 1):
+        key = name_of(changes[:n]), molecule.key
+        step = cast("Step", _memory.remember(key, partial(change.step, molecule, steps)))
+        change.check(step, molecule)
+        steps = (*steps, step)
+    return steps
+
+
+class _Memory(OrderedDict[tuple[str, str], Step | Tensor]):
+    """Steps and integrals by coordinates and molecule; forgets the oldest beyond `_CACHE_BYTES`."""
+
+    nbytes = 0
+
+    def remember(self, key: tuple[str, str], make: Callable[[], Step | Tensor]) -> Step | Tensor:
+        if key not in self:
+            self[key] = make()
+            self.nbytes += self[key].nbytes
+            while len(self) > 1 and self.nbytes > _CACHE_BYTES:
+                self.nbytes -= self.popitem(last=False)[1].nbytes
+        self.move_to_end(key)
+        return self[key]
+
+
+_memory = _Memory()
+
+
+def _check_integrals(rows: Tensor, molecule: Molecule, changes: Changes, accuracy: float) -> None:
+    """Refuses labels of another basis or in other axes, by their integrals, which the change of basis determines."""
+    if molecule.basis_info.exponent_per_shell is None:
+        return
+    key = f"integrals {name_of(changes)}", molecule.key
+    expected = cast("Tensor", _memory.remember(key, partial(_integrals, molecule, changes)))
+    difference = (rows - expected).abs()
+    if not (difference <= accuracy * expected.abs().max()).all():
+        row, i = divmod(int(difference.argmax()), len(expected))
+        how = f"other axes than those of {name_of(changes)!r}" if changes else "other coordinates than they state"
+        raise BasisError(
+            f"molecule {molecule.name!r}: field 'dual_basis_integrals' has {rows[row, i]:.6g} for basis function {i} "
+            f"({dimension_name(molecule.basis_info, int(molecule.functions[i]))}), expected {expected[i]:.6g}: the "
+            f"labels were stored in {how}, or made with another basis (config: data.source, data.source.basis_info)"
+        )
+
+
+def _integrals(molecule: Molecule, changes: Changes) -> Tensor:
+    """Returns the integrals of the basis functions: of a normalised s Gaussian (2 pi / a)^(3/4), 0 for l > 0."""
+    basis_info, functions = molecule.basis_info, molecule.functions
+    exponents = cast("Array", basis_info.exponent_per_shell)[basis_info.basis_func_to_shell[functions]]
+    raw = np.where(basis_info.l_per_basis_func[functions] == 0, (2 * np.pi / exponents) ** 0.75, 0.0)
+    dual = torch.ones(1, dtype=torch.bool)
+    return _between((), changes, molecule, torch.from_numpy(raw)[None], dual)[0]

@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ofdft_norm.data.label_file import (
+    LARGEST_LABEL,
+    LabelFileContent,
+    read_header,
+    read_molecule,
+    read_n_scf_iterations,
+    write_label_file,
+)
+from ofdft_norm.errors import LabelFileError, OFDFTNormError
+
+COEFFS = "of_labels/spatial/coeffs"
+GRADIENT = "of_labels/spatial/grad_kin"
+INTEGRALS = "of_labels/spatial/dual_basis_integrals"
+ENERGY = "of_labels/energies/e_kin"
+FLAG = "ks_labels/energies/has_energy_label"
+POSITIONS = "geometry/atom_pos"
+ELEMENTS = "geometry/atomic_numbers"
+NAME = "geometry/mol_id"
+STEPS = "of_labels/n_scf_steps"
+
+BLOSC = numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)
+
+Arrays = dict[str, np.ndarray]
+Change = Callable[[Arrays], None]
+
+
+def read(path: Path, rows: Any = None) -> Any:
+    return read_molecule(path, "e_kin", "grad_kin", rows)
+
+
+def replacing(name: str, make: Callable[[np.ndarray], Any]) -> Change:
+    """A change that replaces an array."""
+
+    def change(arrays: Arrays) -> None:
+        arrays[name] = np.asarray(make(arrays[name]))
+
+    return change
+
+
+def setting(name: str, index: Any, value: float) -> Change:
+    """A change that sets some entries of an array."""
+
+    def change(arrays: Arrays) -> None:
+        arrays[name][index] = value
+
+    return change
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["water.zarr", "water.zarr.zip"])
+@pytest.mark.parametrize("chunk_rows", [1, 3, None])
+@pytest.mark.parametrize("compressor", [None, BLOSC])
+def test_every_row_equals_what_was_written(name: str, chunk_rows: Any, compressor: Any, labels: Any) -> None:
+    path = labels.write(name, n_scf=4, chunk_rows=chunk_rows, compressor=compressor)
+    arrays = labels.written[path]
+    assert read_n_scf_iterations(path) == 4
+    for chosen in (None, [0], [3], [2], [1, 3], [3, 0], lambda n: np.arange(n - 2, n)):
+        molecule = read(path, chosen)
+        selected = [0, 1, 2, 3] if chosen is None else [2, 3] if callable(chosen) else chosen
+        for header in (read_header(path), molecule):
+            assert (header.mol_id, header.n_scf_iterations) == ("water", 4)
+            assert header.atomic_numbers.tolist() == [8, 1, 1]
+            assert header.atomic_numbers.dtype == np.int64
+            np.testing.assert_array_equal(header.pos, arrays[POSITIONS])
+        assert molecule.path == path
+        assert molecule.scf_iterations.tolist() == selected
+        assert molecule.has_energy_label.tolist() == [row > 0 for row in selected]
+        for values, expected in (
+            (molecule.coeffs, arrays[COEFFS][selected]),
+            (molecule.ground_state_coeffs, arrays[COEFFS][-1]),
+            (molecule.gradient, arrays[GRADIENT][selected]),
+            (molecule.energy, arrays[ENERGY][selected]),
+            (molecule.dual_basis_integrals, arrays[INTEGRALS][selected]),
+        ):
+            assert values.dtype == np.float64
+            np.testing.assert_array_equal(values, expected)
+
+
+def test_the_keys_choose_energy_and_gradient(labels: Any) -> None:
+    path = labels.write()
+    molecule = read_molecule(path, "e_tot", "grad_tot")
+    np.testing.assert_array_equal(molecule.energy, labels.written[path]["of_labels/energies/e_tot"])
+    np.testing.assert_array_equal(molecule.gradient, labels.written[path]["of_labels/spatial/grad_tot"])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(COEFFS, "f4"), (COEFFS, "f2"), (ENERGY, "f4"), (POSITIONS, "i4"), (FLAG, "u1"), (FLAG, "f8"), (NAME, "S")],
+)
+def test_types_that_lose_nothing_are_read(name: str, dtype: str, labels: Any) -> None:
+    path = labels.write(change=replacing(name, lambda values: values.astype(dtype)))
+    molecule, expected = read(path), labels.written[path][name]
+    fields = {
+        COEFFS: molecule.coeffs,
+        ENERGY: molecule.energy,
+        POSITIONS: molecule.pos,
+        FLAG: molecule.has_energy_label,
+    }
+    if name in fields:
+        np.testing.assert_array_equal(fields[name], expected)
+    assert molecule.mol_id == "water"
+
+
+@pytest.mark.parametrize("guess", ["zeros", "energy", "gradient"])
+def test_without_flags_all_rows_have_labels_but_a_guess_of_zeros(guess: str, labels: Any) -> None:
+    def change(arrays: Arrays) -> None:
+        del arrays[FLAG]
+        if guess != "zeros":
+            arrays[GRADIENT if guess == "gradient" else ENERGY][0] = 1e-9
+
+    path = labels.write(change=change)
+    expected = [guess != "zeros", True, True, True]
+    assert read(path).has_energy_label.tolist() == expected
+    assert [read(path, [row]).has_energy_label.tolist() for row in range(4)] == [[e] for e in expected]
+
+
+def test_chunks_of_rows_without_label_may_be_missing(labels: Any) -> None:
+    path = labels.write("water.zarr", write_empty_chunks=True)
+    (path / GRADIENT / "0.0").unlink()
+    np.testing.assert_array_equal(read(path).gradient, labels.written[path][GRADIENT])
+    np.testing.assert_array_equal(read(path, [0]).gradient, np.zeros_like(read(path, [0]).gradient))
+
+
+@pytest.mark.parametrize("attributes", [{}, {"p_order": "xyz", "coordinates": "raw"}, {"settings": {"beta": 2.5}}])
+def test_attributes_that_say_nothing_else_are_read(attributes: dict[str, Any], labels: Any) -> None:
+    path = labels.write("water.zarr")
+    (path / ".zattrs").write_text(json.dumps(attributes))
+    assert len(read(path).coeffs) == 4
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"p_order": "yzx"}, {"coordinates": "natural_symmetric"}, {"settings": {"natural_reparametrization": True}}],
+)
+def test_labels_of_older_versions_are_refused_by_name(attributes: dict[str, Any], labels: Any) -> None:
+    path = labels.write("water.zarr")
+    (path / ".zattrs").write_text(json.dumps(attributes))
+    with pytest.raises(LabelFileError, match=r"water\.zarr: molecule 'water': .*ofdft_norm 0\.2.*make the label again"):
+        read(path)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", [GRADIENT, ENERGY])
+def test_labels_that_are_not_used_may_be_anything(name: str, value: float, labels: Any) -> None:
+    path = labels.write(change=setting(name, 0, value))  # row 0 has no label
+    for rows in (None, [0]):
+        found = read(path, rows)
+        assert not found.has_energy_label[0]
+        assert not np.isfinite(found.gradient[0] if name == GRADIENT else found.energy[0]).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e200, -1e16])
+@pytest.mark.parametrize(
+    ("name", "index", "entry"),
+    [(GRADIENT, (2, 5), 5), (ENERGY, 2, 0), (COEFFS, (2, 1), 1), (INTEGRALS, (2, 3), 3)],
+)
+@pytest.mark.parametrize("rows", [None, [2]])
+def test_a_used_number_that_is_not_finite_is_named(
+    name: str, index: Any, entry: int, value: float, rows: Any, labels: Any
+) -> None:
+    path = labels.write(change=setting(name, index, value))
+    with pytest.raises(LabelFileError, match=rf"'water': array '{name}' .* SCF iteration 2, entry {entry}") as error:
+        read(path, rows)
+    assert str(path) in str(error.value)
+    assert f"finite numbers of at most {LARGEST_LABEL:g}" in str(error.value)
+    assert "data.source.exclude" in str(error.value)
+    assert read(path, [1]).scf_iterations.tolist() == [1]  # the other rows can be used
+
+
+UNUSUAL = [(COEFFS, (0, 4), None), (INTEGRALS, (0, 4), None), (COEFFS, (3, 4), [1]), (POSITIONS, (1, 1), [1])]
+
+
+@pytest.mark.parametrize(("name", "index", "rows"), UNUSUAL)
+def test_unlabelled_rows_ground_states_and_positions_are_checked(name: str, index: Any, rows: Any, labels: Any) -> None:
+    with pytest.raises(LabelFileError, match=rf"'water': array '{name}'"):
+        read(labels.write(change=setting(name, index, np.nan)), rows)
+
+
+NUMBERS = "expected float64"
+FLAGS = "expected booleans, or 0 and 1"
+WRONG: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
+    *((name, lambda v: v * 1j, NUMBERS) for name in (COEFFS, GRADIENT, INTEGRALS, ENERGY, POSITIONS)),
+    *((ENERGY, lambda v, t=dtype: v.astype(t), NUMBERS) for dtype in ("b1", "U8", "S8", "m8[s]", "M8[s]")),
+    (COEFFS, lambda v: v.view(np.int64), "expected finite"),  # floats that are read as integers
+    (COEFFS, lambda v: v.view(">f8"), "expected finite"),  # the wrong byte order
+    (COEFFS, lambda v: v[0], "expected"),
+    (COEFFS, lambda v: v[:, :0], "expected"),
+    (GRADIENT, lambda v: v[:-1], "expected"),
+    (INTEGRALS, lambda v: v[0], "expected"),
+    (ENERGY, lambda v: v[:, None], "expected"),
+    (POSITIONS, lambda v: v[:2], "expected"),
+    *((FLAG, lambda v, t=dtype: v.astype(t), FLAGS) for dtype in ("U5", "c16", "m8[s]")),
+    *((FLAG, lambda v, w=values: w, FLAGS) for values in ([0, np.nan, 1, 1], [0, 1, 2, 1], [0, 0.5, 1, 1])),
+    *((STEPS, lambda v, w=value: w, "has shape") for value in (-4, 3, np.nan, "4", [4, 4])),
+    *((ELEMENTS, lambda v, w=value: w, "whole numbers") for value in ([8.0, 1, 1], [True] * 3, 8)),
+    *((NAME, lambda v, w=value: w, "expected a name") for value in (["a", "b"], 1.5, True, "a\nb", "\x07", b"\xff")),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "words"), WRONG)
+def test_an_array_of_another_kind_is_named(name: str, make: Any, words: str, labels: Any) -> None:
+    with np.errstate(all="ignore"):
+        path = labels.write(change=replacing(name, make), write_empty_chunks=True)
+    with pytest.raises(LabelFileError, match=r"\(config: data\.") as error:
+        read(path)
+    for part in (str(path), name, words):
+        assert part in str(error.value)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [COEFFS, INTEGRALS, POSITIONS, ELEMENTS, NAME])
+@pytest.mark.parametrize("suffix", [".zarr", ".zarr.zip"])
+def test_a_missing_array_is_named_with_its_neighbours(name: str, suffix: str, labels: Any) -> None:
+    path = labels.write(f"water{suffix}", change=lambda arrays: arrays.pop(name))
+    beside = sorted(
+        n.rpartition("/")[2] for n in labels.written[path] if n.rpartition("/")[0] == name.rpartition("/")[0]
+    )
+    with pytest.raises(LabelFileError, match=r"data\.source\.exclude") as error:
+        read(path)
+    assert f"lacks the array {name!r}" in str(error.value)
+    assert str(beside) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "setting"), [(("e_xc", "grad_kin"), "energy_key"), (("e_kin", "grad_xc"), "gradient_key")]
+)
+def test_an_unknown_key_names_its_setting(keys: Any, setting: str, labels: Any) -> None:
+    path = labels.write()
+    for rows in (None, [1]):
+        with pytest.raises(LabelFileError, match=rf"'water': lacks .*_kin.*_tot.*data\.source\.{setting}"):
+            read_molecule(path, *keys, rows)
+
+
+@pytest.mark.parametrize("rows", [[4], [-1], [0, 7]])
+def test_iterations_that_a_file_lacks_are_refused(rows: list[int], labels: Any) -> None:
+    with pytest.raises(LabelFileError, match=r"'water': has 4 SCF iterations.*data\.split\.file"):
+        read(labels.write(), rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip file at all", b"PK\x03\x04 a start without an end", None])
+def test_a_path_that_is_no_label_file(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "file.zarr.zip"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    for action in (read_header, read):
+        with pytest.raises(LabelFileError, match=r"file\.zarr\.zip: is no zarr v2 label file, or damaged"):
+            action(path)
+        with pytest.raises(LabelFileError, match=r"absent\.zarr: no such label file"):
+            action(tmp_path / "absent.zarr")
+        with pytest.raises(LabelFileError, match=f"{tmp_path}: lacks the array"):
+            action(tmp_path)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def content(arrays: Arrays, **changes: Any) -> LabelFileContent:
+    def below(folder: str) -> Arrays:
+        return {key.removeprefix(folder): values for key, values in arrays.items() if key.startswith(folder)}
+
+    energies, ks_energies = below("of_labels/energies/"), below("ks_labels/energies/")
+    flags = ks_energies.pop("has_energy_label")
+    gradients = {name: arrays[f"of_labels/spatial/{name}"] for name in ("grad_kin", "grad_tot")}
+    fields: dict[str, Any] = {
+        "coeffs": arrays[COEFFS],
+        "gradients": gradients,
+        "dual_basis_integrals": arrays[INTEGRALS][0],
+    }
+    fields |= {"energies": energies, "ks_energies": ks_energies, "has_energy_label": flags}
+    fields |= {"mol_id": "water", "atomic_numbers": arrays[ELEMENTS], "positions": arrays[POSITIONS]}
+    return LabelFileContent(**{**fields, "attributes": {"settings": {"beta": 2.5}}, **changes})
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".zarr.zip"])
+def test_written_files_have_the_layout_and_every_chunk(
+    suffix: str, basis_info: Any, make_label_arrays: Any, tmp_path: Path
+) -> None:
+    arrays = make_label_arrays(basis_info, np.random.default_rng(0))
+    path = tmp_path / f"water{suffix}"
+    write_label_file(path, content(arrays))
+    store: Any = zarr.storage.ZipStore(path, mode="r") if suffix == ".zarr.zip" else str(path)
+    root: Any = zarr.open_group(store, mode="r")
+    assert dict(root.attrs) == {"settings": {"beta": 2.5}}
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(np.asarray(root[name][...]), values)
+        assert root[name].chunks == ((1, values.shape[1]) if name.startswith("of_labels/spatial") else values.shape)
+    if suffix == ".zarr.zip":
+        store.close()
+    np.testing.assert_array_equal(read(path).gradient, arrays[GRADIENT])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"coeffs": np.full((4, 20), np.nan)},
+        {"coeffs": np.zeros((3, 20))},
+        {"positions": np.zeros((2, 3))},
+        {"dual_basis_integrals": np.full(20, np.inf)},
+        {"gradients": {"grad_kin": np.zeros((4, 19))}},
+        {"energies": {"e_kin": np.zeros(3)}},
+        {"has_energy_label": [True]},
+    ],
+)
+def test_labels_that_do_not_fit_are_not_written(
+    change: dict[str, Any], basis_info: Any, make_label_arrays: Any, tmp_path: Path
+) -> None:
+    arrays = make_label_arrays(basis_info, np.random.default_rng(0))
+    with pytest.raises(LabelFileError, match=r"water\.zarr\.zip: molecule 'water': array"):
+        write_label_file(tmp_path / "water.zarr.zip", content(arrays, **change))
+    assert not list(tmp_path.iterdir())
+
+
+# --- mutated files ----------------------------------------------------------------------------------------------------
+# The result is that of the unmutated file, or what the zarr library reads from the mutated one, or an error of the
+# package that names the file; a raw error, or other numbers, fail the test.
+
+FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FIELDS = {
+    "coeffs": COEFFS,
+    "gradient": GRADIENT,
+    "dual_basis_integrals": INTEGRALS,
+    "energy": ENERGY,
+    "has_energy_label": FLAG,
+    "pos": POSITIONS,
+    "atomic_numbers": ELEMENTS,
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 40) | st.sampled_from([10**12, 1e300, -1.5]) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+DTYPES = ["<f8", ">f8", "<f4", "<i8", "<u8", "|u1", "|b1", "|i1", "<U5", "|S4", "<c16", "|O", "<m8[s]"]
+METADATA = {
+    "shape": st.lists(st.integers(0, 40), max_size=3) | JSON,
+    "chunks": st.lists(st.integers(0, 40), max_size=3) | JSON,
+    "dtype": st.sampled_from(DTYPES) | JSON,
+    "compressor": st.sampled_from([None, *({"id": name} for name in ("zlib", "blosc", "lz4", "pickle"))]) | JSON,
+    "filters": st.sampled_from([None, [], [{"id": "shuffle"}], [{"id": "crc32"}], [{"id": "pickle"}]]) | JSON,
+    "order": st.sampled_from(["C", "F", "K"]) | JSON,
+    "fill_value": st.sampled_from([0, 1.0, "NaN", None]) | JSON,
+    "dimension_separator": st.sampled_from([".", "/"]) | JSON,
+}
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: Any, basis_info: Any, write_arrays: Any, make_label_arrays: Any) -> dict[str, bytes]:
+    """The files of a whole label folder, some compressed."""
+    folder = tmp_path_factory.mktemp("whole") / "water.zarr"
+    arrays = make_label_arrays(basis_info, np.random.default_rng(0))
+    write_arrays(folder, arrays, compressor=numcodecs.Zlib(), write_empty_chunks=True, plain=tuple(arrays)[::2])
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: Any) -> Path:
+    """Path of the mutated files, one after the other."""
+    return tmp_path_factory.mktemp("fuzzing") / "water.zarr.zip"
+
+
+def written(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def fields_of(path: Path) -> dict[str, Any]:
+    molecule = read(path)
+    return {name: getattr(molecule, name) for name in ("mol_id", *FIELDS)}
+
+
+def fields_of_the_library(path: Path) -> dict[str, Any]:
+    with zarr.storage.ZipStore(path, mode="r") as store:
+        root = zarr.open_group(store, mode="r")
+        found: dict[str, Any] = {name: np.asarray(root[key][...]) for name, key in FIELDS.items()}
+        return {**found, "mol_id": str(np.asarray(root[NAME][...]).item())}
+
+
+def compare(path: Path, whole: dict[str, Any], may_differ: bool = True) -> None:
+    """Reads a mutated file; `may_differ` where the mutation may make another valid file."""
+    message, found = "", whole
+    try:
+        found = fields_of(path)
+    except OFDFTNormError as error:
+        message = str(error)
+    assert not message or str(path) in message
+
+    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        return all(np.array_equal(one[name], other[name]) for name in one)
+
+    assert same(found, whole) or (may_differ and same(found, fields_of_the_library(path)))
+
+
+def change_bytes(data: st.DataObject, files: dict[str, bytes], place: Path) -> None:
+    """Flips, cuts out, repeats or appends bytes anywhere in the zip file."""
+    whole = fields_of(written(place, files, data.draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))))
+    changed = bytearray(place.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(changed)))
+        end = min(len(changed), start + data.draw(st.sampled_from([1, 10, 60, 10**6])))
+        repeated = st.just(b"\0" * min(60, end - start)) | st.just(bytes(changed[start : start + 60]) * 2)
+        changed[start:end] = data.draw(st.binary(max_size=60) | repeated)
+    place.write_bytes(bytes(changed))
+    compare(place, whole, may_differ=False)
+
+
+def change_metadata(data: st.DataObject, files: dict[str, bytes], place: Path) -> None:
+    whole, mutated = fields_of(written(place, files)), copy.copy(files)
+    for _ in range(data.draw(st.integers(1, 2))):
+        name = f"{data.draw(st.sampled_from([NAME, *FIELDS.values()]))}/.zarray"
+        meta = json.loads(mutated[name])
+        key = data.draw(st.sampled_from(sorted(METADATA)))
+        meta.pop(key, None)
+        mutated[name] = json.dumps(meta | data.draw(st.just({}) | METADATA[key].map(lambda v, k=key: {k: v}))).encode()
+    compare(written(place, mutated), whole)
+
+
+def change_files(data: st.DataObject, files: dict[str, bytes], place: Path) -> None:
+    """Loses, swaps, empties or changes chunks and metadata."""
+    whole, mutated = fields_of(written(place, files)), copy.copy(files)
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(mutated)))
+        old = mutated.pop(name)
+        new = data.draw(st.sampled_from([None, b"", old[: len(old) // 2], old * 2]) | st.binary(max_size=len(old)))
+        mutated |= {} if new is None else {name: new}
+    compare(written(place, mutated), whole)
+
+
+@pytest.mark.parametrize("change", [change_bytes, change_metadata, change_files])
+@pytest.mark.parametrize("setting", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_label_files(change: Any, setting: Any, files: dict[str, bytes], place: Path) -> None:
+    setting(given(data=st.data())(lambda data: change(data, files, place)))()

@@ -1,0 +1,219 @@
+"""Loaders: the order of samples, the same samples from all workers, and a wrapped module's loaders as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.data import _replace_dunder_methods
+from lightning.pytorch.utilities.data import _update_dataloader
+from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import DataLoader as TorchLoader
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+
+from ofdft_norm.data.dataset import OFDataset
+from ofdft_norm.data.loader import EpochSampler, LoaderConfig, wrap_loader
+from ofdft_norm.data.pack import pack_labels
+from ofdft_norm.data.packed import PackedDataset
+from ofdft_norm.data.sample import collate_joined
+from ofdft_norm.data.sources import SampleCheck
+from tests import processes
+
+# --- our loaders ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("epoch", "seed"), [(0, 0), (3, 7)])
+def test_one_process_sees_the_samples_of_several(epoch: int, seed: int) -> None:
+    ours = EpochSampler(range(10), seed)
+    ours.set_epoch(epoch)
+    ranks: list[Any] = [DistributedSampler(range(10), 2, rank, seed=seed) for rank in (0, 1)]
+    for rank in ranks:
+        rank.set_epoch(epoch)
+    assert list(ours) == [i for pair in zip(*ranks, strict=True) for i in pair]
+    assert sorted(ours) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"multiprocessing_context": "fork", "num_workers": 2},
+        # a worker of the tests' server gets what a spawned one gets, pickled, and need not import torch anew
+        {"multiprocessing_context": "forkserver", "persistent_workers": True, "prefetch_factor": 5},
+        {"in_order": False, "num_workers": 2, "prefetch_factor": 1},
+        {"num_workers": 0, "persistent_workers": True, "prefetch_factor": 2, "in_order": False},
+    ],
+)
+def test_workers_yield_the_same_samples(options: dict[str, Any], labels: Any, assert_same_fields: Any) -> None:
+    processes.context()
+    dataset = OFDataset(labels.write_several(), labels.basis_info)
+    config = LoaderConfig(batch_size=5, **{"num_workers": 1, **options})
+    loader: Any = TorchLoader(dataset, collate_fn=collate_joined, **config.keywords())
+    assert len(loader) == 3
+    for _ in range(2 if loader.persistent_workers else 1):
+        found = [sample for batch in loader for sample in batch.to_data_list()]
+        if not config.in_order:
+            found.sort(key=lambda s: ("wmf".index(s.mol_id[0]), int(s.scf_iteration)))
+        for a, b in zip(found, dataset, strict=True):
+            assert_same_fields(a, b)
+
+
+def open_files(folder: Path) -> list[int]:
+    """Returns how many files below a folder this process has open, and how many it has mapped into memory."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the folder itself was one of them
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return [sum(link.startswith(f"{folder}/") for link in links), sum(f"{folder}/" in line for line in maps)]
+
+
+@pytest.mark.parametrize("kind", ["labels", "folders", "packed"])
+def test_reading_collects_no_open_files(kind: str, labels: Any, tmp_path: Path) -> None:
+    paths = [path for path in labels.write_several() if path.suffix == ".zip"]
+    if kind == "folders":
+        for path in paths:
+            with zipfile.ZipFile(path) as file:
+                file.extractall(tmp_path / "folders" / path.name.removesuffix(".zip"))
+        paths = sorted((tmp_path / "folders").iterdir())
+    dataset: Any = OFDataset(paths, labels.basis_info)
+    if kind == "packed":
+        dataset = PackedDataset([pack_labels(dataset, tmp_path / "packed", progress=False)])
+    n_arrays = len(list((tmp_path / "packed").glob("*.npy"))) if kind == "packed" else 0  # each opened once
+    for _ in range(2):
+        for _ in TorchLoader(dataset, 2, collate_fn=collate_joined):
+            assert open_files(tmp_path) == [n_arrays, n_arrays]
+
+
+# --- a wrapped module's loaders ---------------------------------------------------------------------------------------
+
+CHECK = SampleCheck(energy="y", forces="force")
+
+
+def check(sample: Any) -> Any:
+    return CHECK(sample, "a sample")
+
+
+def doubled(data: Any) -> Any:
+    """Stands for normalisation: changes a field, adds one for each sample, needs another one, and has a copy."""
+    data = data.__copy__()
+    data.y = 2 * data.y
+    data.seen = torch.full((data.num_graphs if hasattr(data, "ptr") else 1,), float(len(data.extra)))
+    return data
+
+
+def molecules(n: int = 11) -> list[Data]:
+    rng = np.random.default_rng(0)
+    out = []
+    for number in range(n):
+        n_atoms = int(rng.integers(1, 6))
+        pos, force = (torch.from_numpy(rng.normal(size=(n_atoms, 3))) for _ in range(2))
+        y, z = torch.tensor([rng.normal()]), torch.ones(n_atoms, dtype=torch.int64)
+        out.append(Data(z=z, pos=pos, extra=pos.float(), force=force, y=y, number=number))
+    return out
+
+
+def numbers(samples: Sequence[Any]) -> list[tuple[int, float]]:
+    """A collate function of another package."""
+    assert all(type(sample) in (Data, AtomicData) for sample in samples)
+    return [(sample.number, float(sample.y)) for sample in samples]
+
+
+class AtomicData:
+    """A sample of another class with fields, as MACE's, whose `keys` is a list."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.__dict__.update(fields)
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.__dict__)
+
+
+def loaders() -> dict[str, Any]:
+    data = molecules()
+    sampler = WeightedRandomSampler(torch.arange(11.0), 9, generator=torch.Generator().manual_seed(3))
+    keys = {"follow_batch": ["force"], "exclude_keys": ["extra"]}
+    atomic = [AtomicData(**sample.to_dict()) for sample in data]
+    return {
+        "sampler": DataLoader(data, batch_size=2, sampler=sampler, drop_last=True, **keys),
+        "batch_sampler": DataLoader(data, batch_sampler=BatchSampler([4, 2, 8, 1], 3, False)),
+        "collate": TorchLoader(data, batch_size=4, collate_fn=numbers),
+        "class": TorchLoader(atomic, batch_size=4, collate_fn=numbers),
+        "workers": DataLoader(data, batch_size=4, num_workers=1, persistent_workers=True),
+    }
+
+
+@pytest.mark.parametrize("kind", ["sampler", "batch_sampler", "workers"])
+def test_batches_are_theirs_with_the_functions_applied(kind: str) -> None:
+    theirs, expected = loaders()[kind], list(loaders()[kind])
+    found = list(wrap_loader(wrap_loader(theirs, check=check), doubled, doubled))
+    assert len(found) == len(theirs)
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(b.number, a.number)
+        assert torch.equal(b.y, 4 * a.y.double())
+        assert set(b.keys()) - set(a.keys()) == {"seen"}
+        assert ("extra" in b) == ("extra" in a)
+        assert a.num_graphs == b.num_graphs
+        if "force_batch" in a:
+            assert torch.equal(b.force_batch, a.force_batch)
+    assert len(next(iter(theirs)).y) == expected[0].num_graphs  # theirs still works, without the functions
+
+
+@pytest.mark.parametrize("kind", ["collate", "class"])
+def test_another_collate_function_gets_changed_samples_of_its_own_class(kind: str) -> None:
+    data = molecules()
+    found = [entry for batch in wrap_loader(loaders()[kind], doubled, check=check) for entry in batch]
+    assert [number for number, _ in found] == list(range(11))
+    np.testing.assert_allclose([y for _, y in found], [2 * float(m.y) for m in data])
+    assert not wrap_loader(loaders()[kind]).collate_fn.joins
+
+
+def test_their_samples_are_not_changed() -> None:
+    for kind in ("collate", "class", "batch_sampler"):
+        theirs = loaders()[kind]
+        before = [float(sample.y) for sample in theirs.dataset]
+        list(wrap_loader(theirs, doubled, check=check))
+        assert [float(sample.y) for sample in theirs.dataset] == before
+
+
+class OwnLoader(DataLoader):
+    """A loader class with an argument of its own."""
+
+    def __init__(self, dataset: Any, scale: float, **options: Any) -> None:
+        self.scale = scale
+        super().__init__(dataset, **options)
+
+    def __iter__(self) -> Any:
+        return ((self.scale, batch) for batch in super().__iter__())
+
+
+@pytest.mark.parametrize("inside_hook", [True, False])
+@pytest.mark.parametrize("kind", ["pyg", "torch", "own"])
+def test_a_loader_that_lightning_makes_anew_for_several_processes_keeps_the_functions(
+    kind: str, inside_hook: bool
+) -> None:
+    def make() -> Any:
+        if kind == "own":
+            return OwnLoader(molecules(), 3.0, batch_size=4)
+        cls = DataLoader if kind == "pyg" else TorchLoader
+        return cls(molecules(), batch_size=4, **({} if kind == "pyg" else {"collate_fn": numbers}))
+
+    theirs = None if inside_hook else make()
+    with _replace_dunder_methods(TorchLoader, "dataset"), _replace_dunder_methods(BatchSampler):
+        wrapped = wrap_loader(wrap_loader(theirs or make(), check=check), doubled)
+    again = _update_dataloader(wrapped, SequentialSampler(range(6)))
+    batches: list[Any] = list(again)
+    if kind == "own":
+        assert [scale for scale, _ in batches] == [3.0, 3.0]
+        batches = [batch for _, batch in batches]
+    found = [y for batch in batches for y in (batch.y.tolist() if kind != "torch" else [y for _, y in batch])]
+    np.testing.assert_allclose(found, [2 * float(m.y) for m in molecules(6)])
+    assert type(again).__name__ == {"own": "OwnLoader"}.get(kind, "DataLoader")

@@ -1,0 +1,271 @@
+"""Sources of labels and samples: what they list, what they open, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.dataset import OFDataset
+from ofdft_norm.data.pack import pack_labels
+from ofdft_norm.data.sources import LabelFiles, PackedLabels, SampleFile, Source
+from ofdft_norm.data.split import SplitConfig
+from ofdft_norm.errors import BasisError, ConfigError, LabelFileError, SplitError
+from ofdft_norm.transforms.project_gradient import ProjectGradient
+
+SPLIT = SplitConfig(0.5, 0.2, 0.3, seed=3)
+
+
+@pytest.fixture
+def paths(labels: Any) -> list[Path]:
+    """Nine molecules, in one folder."""
+    numbers = [(8, 1, 1), (6, 1, 1, 1, 1), (6, 8, 1, 1)]
+    return [labels.write(f"molecule_{i}.zarr.zip", numbers[i % 3], 3 + i % 3) for i in range(9)]
+
+
+@pytest.fixture
+def basis_file(basis_info: BasisInfo, tmp_path: Path) -> str:
+    (tmp_path / "basis_info.json").write_text(json.dumps(basis_info.to_dict()))
+    return str(tmp_path / "basis_info.json")
+
+
+@pytest.fixture
+def packed(paths: list[Path], basis_info: BasisInfo, tmp_path: Path) -> Path:
+    return pack_labels(OFDataset(paths, basis_info), tmp_path / "packed", progress=False)
+
+
+def parts_of(source: Source, split: SplitConfig = SPLIT, transforms: Any = ()) -> dict[str, Any]:
+    return {part: source.open(part, members, transforms) for part, members in source.parts(split).items()}
+
+
+# --- label files ------------------------------------------------------------------------------------------------------
+
+
+def test_folders_files_and_patterns_list_the_same(paths: list[Path], basis_file: str) -> None:
+    folder = paths[0].parent
+    expected = [str(path) for path in paths]
+    for given in (
+        str(folder),
+        str(folder / "mol*"),
+        list(map(str, paths[::-1])),
+        [str(folder), str(folder / "m*.zip")],
+    ):
+        assert LabelFiles(given, basis_file).everything() == expected
+    weird = folder / "set[1]@2"
+    weird.mkdir()
+    os.rename(paths[0], weird / "a[0].zarr.zip")
+    for path in (weird, weird / "a[0].zarr.zip"):
+        assert LabelFiles(str(path), basis_file).everything() == [str(weird / "a[0].zarr.zip")]
+
+
+def test_the_split_decides_by_settings_files_and_content(paths: list[Path], basis_file: str, tmp_path: Path) -> None:
+    source = LabelFiles(str(tmp_path), basis_file)
+    file = tmp_path / "split.json"
+    split = SplitConfig(file=str(file))
+    identities = [source.split_identity(SPLIT), source.split_identity(split)]
+    file.write_text(json.dumps({"train": [paths[0].name]}))
+    identities.append(source.split_identity(split))
+    identities.append(dataclasses.replace(source, exclude=[paths[1].name]).split_identity(SPLIT))
+    assert len(set(identities)) == 4
+    assert dataclasses.replace(source, energy_key="e_tot").split_identity(SPLIT) == identities[0]
+
+
+def test_numbers_of_iterations_in_a_split_file_spare_headers_and_must_be_right(
+    paths: list[Path], basis_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": [("", paths[0].name, 3), ("", paths[1].name, 5)]}))
+    source = LabelFiles(str(tmp_path), basis_file)
+    with monkeypatch.context() as patched:
+        patched.setattr("ofdft_norm.data.dataset.read_header", lambda path: pytest.fail("was opened"))
+        dataset = parts_of(source, SplitConfig(file=str(file)))["train"]
+        assert len(dataset) == 8
+    with pytest.raises(LabelFileError, match=r"molecule_1.zarr.zip.* 4 SCF iterations.*data\.split\.file"):
+        list(dataset)
+
+
+def test_missing_files_and_pipes_are_listed_when_a_part_is_used(
+    paths: list[Path], basis_file: str, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.zarr.zip")  # opening it would wait for a writer
+    file = tmp_path / "split.json"
+    entries = {"train": ["gone.zarr", "absent.zarr.zip", "pipe.zarr.zip", paths[0].name], "test": [paths[1].name]}
+    file.write_text(json.dumps(entries))
+    source = LabelFiles(str(tmp_path), basis_file)
+    parts = source.parts(SplitConfig(file=str(file)))
+    assert len(source.open("test", parts["test"], [])) == 4
+    with pytest.raises(SplitError, match=r"label files of the train split that do not exist.*: 3 ") as error:
+        source.open("train", parts["train"], [])
+    assert all(name in str(error.value) for name in ("gone.zarr", "absent.zarr.zip", "pipe.zarr.zip"))
+    assert paths[0].name not in str(error.value)
+
+
+# --- packed labels ----------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_packed_labels_are_those_of_the_label_files(
+    packed: Path, paths: list[Path], basis_file: str, assert_same_fields: Any
+) -> None:
+    options: dict[str, Any] = {"limit_scf_iterations": -2, "exclude": ["molecule_4.zarr.zip"]}
+    files = LabelFiles(str(paths[0].parent), basis_file, **options)
+    source = PackedLabels(str(packed), basis_file, **options)
+    assert source.basis() == files.basis()
+    expected, found = (parts_of(s, SPLIT, [ProjectGradient()]) for s in (files, source))
+    assert list(found) == list(expected) == ["train", "val", "test"]
+    for part in found:
+        assert [p.name for p in found[part].paths] == [p.name for p in expected[part].paths]
+        for a, b in zip(found[part], expected[part], strict=True):
+            assert_same_fields(a, b)
+    assert [os.path.basename(p) for p in source.everything()] == [os.path.basename(p) for p in files.everything()]
+
+
+def test_a_split_file_names_molecules_of_one_or_several_sets(
+    packed: Path, paths: list[Path], basis_info: BasisInfo, labels: Any, tmp_path: Path
+) -> None:
+    others = [labels.write(path.name) for path in paths[:2]]  # other geometries under the same names
+    other = pack_labels(OFDataset(others, basis_info), tmp_path / "QM9", progress=False)
+    file = tmp_path / "split.json"
+    split = SplitConfig(file=str(file))
+    names = [path.name for path in paths]
+    both = PackedLabels([str(packed), str(other)])
+    file.write_text(json.dumps({"train": [names[5], names[2]], "val": [names[7]], "test": [names[3]]}))
+    for source in (PackedLabels(str(packed)), both):
+        assert parts_of(source, split)["train"].paths == [packed / names[5], packed / names[2]]
+    file.write_text(json.dumps({"train": [names[0]]}))
+    with pytest.raises(SplitError, match=r"'molecule_0.zarr.zip' .* fits 2 label files.*data\.split\.file"):
+        both.parts(split)
+    file.write_text(json.dumps({"train": [("QM9", names[0], 3)]}))
+    assert parts_of(both, split)["train"].paths == [other / names[0]]
+    file.write_text(json.dumps({"train": ["absent.zarr"]}))
+    with pytest.raises(SplitError, match=r"the train split: molecules that are not in the packed sets: 1"):
+        parts_of(both, split)
+
+
+def test_transforms_that_were_packed_are_not_applied_again(
+    paths: list[Path], packed: Path, basis_info: BasisInfo, tmp_path: Path, assert_same_fields: Any
+) -> None:
+    raw = OFDataset(paths, basis_info)
+    output = pack_labels(raw, tmp_path / "projected", pre_transforms=[ProjectGradient()], progress=False)
+    projected, plain = PackedLabels(str(output)), PackedLabels(str(packed))
+    expected: Any = plain.open("all", plain.everything(), [ProjectGradient()])
+    found: Any = projected.open("all", projected.everything(), [ProjectGradient()])
+    assert expected.transform is not None
+    assert found.transform is None
+    for a, b in zip(found, expected, strict=True):
+        assert_same_fields(a, b)
+    with pytest.raises(ConfigError, match=r"projected: was packed .*data\.pre_transforms"):
+        projected.open("all", projected.everything(), [])
+
+
+def test_packed_labels_that_do_not_fit_are_refused(packed: Path, basis_file: str, tmp_path: Path) -> None:
+    source = PackedLabels(str(packed))
+    with pytest.raises(ConfigError, match=r"no packed set .meta\.json. there.*data\.source\.paths"):
+        PackedLabels(str(tmp_path / "absent*")).everything()
+    with pytest.raises(ConfigError, match=r"exclude has \['other.zarr'\].*data\.source\.exclude"):
+        PackedLabels(str(packed), exclude=["other.zarr"]).everything()
+    with pytest.raises(LabelFileError, match=r"lacks 'e_tot'.*data\.source\.energy_key"):
+        PackedLabels(str(packed), energy_key="e_tot").open("all", source.everything(), [])
+    Path(basis_file).write_text(json.dumps({"atomic_numbers": [1], "irreps_per_atom": ["1x0e"]}))
+    with pytest.raises(BasisError, match=r"was packed in the basis .*data\.source\.basis_info"):
+        PackedLabels(str(packed), basis_file).basis()
+    content = bytearray((packed / "coeffs.npy").read_bytes())
+    content[-1] ^= 1
+    (packed / "coeffs.npy").write_bytes(content)
+    source.everything()
+    with pytest.raises(LabelFileError, match=r"coeffs\.npy.* SHA-256"):
+        PackedLabels(str(packed), verify=True).everything()
+
+
+# --- samples without labels -------------------------------------------------------------------------------------------
+
+
+def arrays_of(samples: list[Any]) -> dict[str, Any]:
+    names = ("pos", "atomic_numbers", "coeffs", "dual_basis_integrals")
+    return {
+        "n_atoms": np.array([len(s.pos) for s in samples]),
+        "mol_id": np.array([s.mol_id for s in samples]),
+        **{name: np.concatenate([s[name].numpy() for s in samples]) for name in names},
+    }
+
+
+@pytest.fixture
+def samples(make_sample: Any, basis_info: BasisInfo) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [make_sample(basis_info, rng, numbers, f"m{len(numbers)}") for numbers in ((8, 1, 1), (6, 1), (1, 6, 8, 1))]
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"dual_basis_integrals": None}, {"mol_id": None}, {"coordinates": np.array("natural_symmetric")}]
+)
+def test_samples_of_a_file_are_those_that_were_written(
+    change: dict[str, Any], samples: list[Any], basis_file: str, tmp_path: Path
+) -> None:
+    arrays = {name: value for name, value in (arrays_of(samples) | change).items() if value is not None}
+    arrays["coeffs"] = arrays["coeffs"].astype(np.float32)
+    np.savez(tmp_path / "samples.npz", **arrays)
+    source = SampleFile(str(tmp_path / "samples.npz"), basis_file)
+    dataset: Any = source.open("all", source.everything(), [])
+    assert source.parts(SPLIT) == {}
+    assert len(dataset) == 3
+    assert dataset.elements() == {1, 6, 8}
+    for i, (found, sample) in enumerate(zip(dataset, samples, strict=True)):
+        assert torch.equal(found.coeffs, sample.coeffs.float().double())
+        assert torch.equal(found.basis_function_ind, sample.basis_function_ind)
+        assert found.mol_id == (str(i) if "mol_id" in change else sample.mol_id)
+        assert found.coordinates == str(change.get("coordinates", "raw"))
+        assert not found.has_energy_label
+        if "dual_basis_integrals" in found:
+            assert torch.equal(found.dual_basis_integrals, sample.dual_basis_integrals)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"coeffs": None}, "lacks the arrays ['coeffs']"),
+        ({"coeffs": lambda a: a[:-1]}, "molecule 'm4': field 'coeffs' has .*33.* expected .*34"),
+        ({"coeffs": lambda a: np.append(a, 0.0)}, "molecule 'm4': field 'coeffs' has .*35.* expected .*34"),
+        ({"coeffs": lambda a: a * 1j}, "field 'coeffs' has dtype .*complex128"),
+        ({"coeffs": lambda a: a / 0}, "(molecule 'm3'): field 'coeffs' is "),
+        ({"pos": lambda a: a * np.nan}, "(molecule 'm3'): field 'pos' is nan at entry [0, 0]"),
+        ({"pos": lambda a: a[:, :2]}, "field 'pos' has .*(3, 2).* expected .*(3, 3)"),
+        ({"n_atoms": lambda a: a + 1}, "'n_atoms' is not one positive integer for each sample, 9 atoms in all"),
+        ({"n_atoms": lambda a: a.astype(float)}, "'n_atoms' is not one positive integer"),
+        ({"n_atoms": lambda a: np.array([-3, 3, 9])}, "'n_atoms' is not one positive integer"),
+        ({"mol_id": lambda a: a[:2]}, "'n_atoms' is not one positive integer"),
+        ({"atomic_numbers": lambda a: a + 1}, "the basis"),
+    ],
+)
+def test_a_sample_file_that_does_not_fit_is_named(
+    change: dict[str, Any], expected: str, samples: list[Any], basis_file: str, tmp_path: Path
+) -> None:
+    arrays = arrays_of(samples)
+    with np.errstate(all="ignore"):
+        changed = {name: make and make(arrays[name]) for name, make in change.items()}
+    np.savez(tmp_path / "samples.npz", **{k: v for k, v in (arrays | changed).items() if v is not None})
+    source = SampleFile(str(tmp_path / "samples.npz"), basis_file)
+    with pytest.raises((LabelFileError, ValueError), match=re.escape(expected).replace(r"\.\*", ".*")) as error:
+        list(source.open("all", source.everything(), []))
+    assert "samples.npz" in str(error.value)
+
+
+def test_a_file_that_is_no_sample_file_is_named(basis_file: str, tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    source = SampleFile(str(path), basis_file)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for content in (None, b"no zip", (tmp_path / "array.npy").read_bytes()):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(LabelFileError, match=r"samples\.npz: cannot be read as an npz file"):
+            source.open("all", source.everything(), [])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(LabelFileError, match=r"samples\.npz: is no regular file"):
+        source.open("all", source.everything(), [])

@@ -1,0 +1,269 @@
+"""Splits: the same molecules as ever, none in two parts, and split files that are no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ofdft_norm.data.dataset import OFDataset
+from ofdft_norm.data.pack import pack_labels
+from ofdft_norm.data.sources import EmbeddedLabels, LabelFiles, PackedLabels
+from ofdft_norm.data.split import SplitConfig, random_split
+from ofdft_norm.errors import ConfigError, SplitError
+
+NAMES = [f"molecule_{i}.zarr.zip" for i in range(6)]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two data sets with label files of the same names; only the names matter here."""
+    for dataset in ("QM9", "QMUGS"):
+        folder = tmp_path / dataset / "labels"
+        folder.mkdir(parents=True)
+        for name in NAMES:
+            (folder / name).touch()
+    (tmp_path / "QM9/labels/only_qm9.zarr.zip").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(*paths: str) -> LabelFiles:
+    return LabelFiles(list(paths), "basis.json")
+
+
+def write_split(path: Path, split: Any) -> SplitConfig:
+    if path.suffix == ".npz":
+        np.savez(path, **{part: np.array(entries) for part, entries in split.items()})
+    elif path.suffix == ".yaml":
+        path.write_text(yaml.safe_dump(json.loads(json.dumps(split))))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(split))
+    else:
+        path.write_bytes(pickle.dumps(split))
+    return SplitConfig(file=str(path))
+
+
+# --- random splits ----------------------------------------------------------------------------------------------------
+
+MEMBERS = [f"b/m-{i}.zarr" for i in range(12)] + [f"a/x{i}.zarr.zip" for i in range(11)] + ["/data/z@3.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("shares", "seed", "val", "test"),
+    [
+        ((0.8, 0.1, 0.1), 1, "b/m-1.zarr b/m-4.zarr", "a/x4.zarr.zip b/m-5.zarr"),
+        (
+            (0.5, 0.2, 0.3),
+            7,
+            "a/x0.zarr.zip a/x4.zarr.zip b/m-1.zarr b/m-2.zarr b/m-8.zarr",
+            "a/x1.zarr.zip a/x3.zarr.zip a/x7.zarr.zip a/x9.zarr.zip b/m-6.zarr b/m-7.zarr b/m-9.zarr",
+        ),
+    ],
+)
+def test_random_splits_are_those_of_earlier_versions(shares: Any, seed: int, val: str, test: str) -> None:
+    parts = random_split(MEMBERS[::-1], SplitConfig(*shares, seed=seed), "here")
+    assert (parts["val"], parts["test"]) == (val.split(), test.split())
+    assert sorted(parts["train"] + parts["val"] + parts["test"]) == sorted(MEMBERS)
+
+
+def test_the_embedded_molecules_train_and_test_as_ever() -> None:
+    parts = EmbeddedLabels().parts(SplitConfig())
+    names = "\n".join(f"{part} {os.path.basename(path)}" for part, paths in parts.items() for path in paths)
+    assert hashlib.sha256(names.encode()).hexdigest().startswith("adce705c142f6182f43ba754d3504b9d0f82ed39")
+
+
+def test_shares_that_leave_a_part_empty_are_refused() -> None:
+    with pytest.raises(SplitError, match=r"here: the shares .* of 3 molecules leave \['val', 'test'\] without"):
+        random_split(MEMBERS[:3], SplitConfig(), "here")
+    with pytest.raises(SplitError, match="add up to more than 1"):
+        random_split(MEMBERS, SplitConfig(0.8, 0.2, 0.2), "here")
+    parts = random_split(MEMBERS, SplitConfig(0.3, 0.3, 0.0), "here")
+    assert [len(members) for members in parts.values()] == [7, 7, 0]
+
+
+# --- one label file, reached on two paths -----------------------------------------------------------------------------
+
+Change = Callable[[Path], Any]
+
+
+def linked_folder(root: Path) -> None:
+    (root / "link").symlink_to(root / "QM9")
+
+
+def linked_file(root: Path) -> None:
+    (root / "QM9/labels/other_name.zarr.zip").symlink_to(root / "QM9/labels" / NAMES[0])
+
+
+def linked_chain(root: Path) -> None:
+    (root / "far").mkdir()
+    (root / "far/first.zarr.zip").symlink_to(root / "QM9/labels" / NAMES[0])
+    (root / "QM9/labels/second.zarr.zip").symlink_to("../../far/first.zarr.zip")
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+TWICE: list[tuple[str, Change, list[str]]] = [
+    ("relative and absolute", nothing, ["QM9/labels", "{root}/QM9/labels"]),
+    ("through the folder above", nothing, ["QM9/labels", "QM9/labels/../labels"]),
+    ("a file of the folder", nothing, ["{root}/QM9/labels", f"QM9/labels/{NAMES[2]}"]),
+    ("a folder by a link", linked_folder, ["QM9/labels", "link/labels"]),
+    ("a file by a link", linked_file, ["QM9/labels"]),
+    ("a file by a chain of links", linked_chain, ["QM9/labels"]),
+    ("a link and its target", linked_chain, ["far", f"QM9/labels/{NAMES[0]}"]),
+    ("patterns", nothing, ["QM9/labels/*.zarr.zip", "./QM9/../QM9/l*/*_2.zarr.zip"]),
+]
+
+
+@pytest.mark.parametrize(("change", "paths"), [case[1:] for case in TWICE], ids=[case[0] for case in TWICE])
+@pytest.mark.parametrize("whole", [False, True])
+def test_one_label_file_on_two_paths(change: Change, paths: list[str], whole: bool, root: Path) -> None:
+    change(root)
+    source = files(*(path.format(root=root) for path in paths))
+    with pytest.raises(SplitError, match=r"listed twice: \d+ \(config: data\.split\.file.*(?s:.*)molecule_") as error:
+        source.everything() if whole else source.parts(SplitConfig(0.5, 0.5, 0.0))
+    assert "the same file as" in str(error.value)
+
+
+def test_overlapping_patterns_of_one_spelling_are_harmless(root: Path) -> None:
+    parts = files("QM9/labels", "QM9/labels/molecule_*.zarr.zip").parts(SplitConfig(0.5, 0.25, 0.25))
+    assert sum(map(len, parts.values())) == 7
+
+
+# --- copies of labels -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_copies_of_labels_in_two_folders_are_refused(packed: bool, labels: Any, tmp_path: Path) -> None:
+    basis = tmp_path / "basis.json"
+    basis.write_text(json.dumps(labels.basis_info.to_dict()))
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    names = [f"molecule_{i}.zarr.zip" for i in range(4)]
+    for i, name in enumerate(names):
+        shutil.move(labels.write(name), folders[i % 2] / name)
+    shutil.copy(folders[0] / names[0], folders[1] / names[0])  # a copy
+    shutil.move(labels.write(names[1]), folders[0] / names[1])  # another geometry under the same name
+    source: Any = LabelFiles([str(folder) for folder in folders], str(basis))
+    if packed:
+        sets = [OFDataset(sorted(folder.iterdir()), labels.basis_info) for folder in folders]
+        source = PackedLabels([str(pack_labels(s, tmp_path / f"{i}", progress=False)) for i, s in enumerate(sets)])
+    for use in (source.everything, lambda: source.parts(SplitConfig(0.5, 0.25, 0.25))):
+        with pytest.raises(SplitError, match=r"name and geometry of another one: .*: 1 ") as error:
+            use()
+        assert str(error.value).count(names[0]) == 2
+        assert names[1] not in str(error.value)
+
+
+# --- split files ------------------------------------------------------------------------------------------------------
+
+Q0, U0 = f"QM9/labels/{NAMES[0]}", f"QMUGS/labels/{NAMES[0]}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (("QM9", NAMES[0], 4), Q0),
+        (("QMUGS", NAMES[0], 4), U0),
+        (Q0, Q0),
+        (f"QMUGS/labels/{NAMES[0]}", U0),
+        (("QM9", "only_qm9.zarr.zip", 4), "QM9/labels/only_qm9.zarr.zip"),
+        (("elsewhere", "only_qm9.zarr.zip", 4), "QM9/labels/only_qm9.zarr.zip"),
+        ("only_qm9.zarr.zip", "QM9/labels/only_qm9.zarr.zip"),
+        ("QMUGS/labels/only_qm9.zarr.zip", "QMUGS/labels/only_qm9.zarr.zip"),  # a path of its own, missing when opened
+        (f"labels/{NAMES[0]}", None),
+        (NAMES[0], None),
+        (("elsewhere", NAMES[0], 4), None),
+        (("QMUGS", "only_qm9.zarr.zip", 4), None),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".yaml", ".npz"])
+def test_an_entry_finds_the_file_of_its_data_set_or_is_ambiguous(
+    entry: Any, expected: str | None, suffix: str, root: Path
+) -> None:
+    split = write_split(root / f"split{suffix}", {"train": [entry]})
+    source = files("QM9/labels", "QMUGS/labels")
+    if expected is None:
+        with pytest.raises(SplitError, match=r"split\..*: the entry .* fits [02] label files.*data\.split\.file"):
+            source.parts(split)
+    else:
+        assert source.parts(split) == {"train": [expected]}
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ({"train": [NAMES[1], NAMES[1]]}, "(in train and train)"),
+        ({"train": [NAMES[1]], "val": [NAMES[1]]}, "(in train and val)"),
+        ({"train": [NAMES[1]], "test": [f"./QM9/labels/{NAMES[1]}"]}, "(in train and test)"),
+        ({"train": [NAMES[1]], "val": [f"{{root}}/QM9/labels/{NAMES[1]}"]}, "(in train and val; the same file as"),
+        ({"train": [("QM9", NAMES[1], 4)], "val": [("other", NAMES[1], 3)]}, "(in train and val)"),
+        ({"val": [NAMES[1]], "train": []}, "the training split has no molecule"),
+        ({"val": []}, "expected a mapping with the keys"),
+        ({"train": [], "dev": []}, "expected a mapping with the keys"),
+        ([NAMES[1]], "found a list"),
+        ({"train": NAMES[1]}, "train is a str, expected a list"),
+        *[
+            ({"train": [entry]}, "train has the entry")
+            for entry in ("", "..", "molecule_1", 3, None, ["QM9", NAMES[1]], ["QM9", NAMES[1], 0])
+        ],
+        *[
+            ({"train": [entry]}, "train has the entry")
+            for entry in (["QM9", NAMES[1], "many"], ["QM9", NAMES[1], True], ["QM9", "molecule_1", 4], {"a": 1})
+        ],
+    ],
+)
+def test_wrong_split_files_are_named(split: Any, words: str, root: Path) -> None:
+    (root / "split.json").write_text(json.dumps(split).replace("{root}", str(root)))
+    with pytest.raises(SplitError) as error:
+        files("QM9/labels").parts(SplitConfig(file="split.json"))
+    assert words in str(error.value)
+    assert "split.json" in str(error.value)
+    assert "(config: data.split" in str(error.value)
+
+
+def test_excluded_entries_may_be_missing_and_unknown_exclusions_not(root: Path) -> None:
+    split = write_split(root / "split.json", {"train": [NAMES[1], "gone.zarr.zip"], "test": [NAMES[2]]})
+    source = LabelFiles("QM9/labels", "basis.json", exclude=["only_qm9.zarr.zip", NAMES[2]])
+    parts = source.parts(split)
+    assert parts == {"train": [f"QM9/labels/{NAMES[1]}", "gone.zarr.zip"]}
+    with pytest.raises(ConfigError, match=r"exclude has \['absent.zarr'\].*data\.source\.exclude"):
+        LabelFiles("QM9/labels", "basis.json", exclude=["absent.zarr"]).everything()
+    with pytest.raises(ConfigError, match=r"nowhere: no label file"):
+        files("nowhere").everything()
+
+
+def test_pickled_splits_are_never_opened_and_the_proposed_conversion_works(root: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (root / "exploded",)
+
+    array = root / "split.npz"
+    np.savez(array, train=np.array([Bomb()], dtype=object))
+    with pytest.raises(SplitError, match=r"split\.npz: cannot be read as a split"):
+        files("QM9/labels").parts(SplitConfig(file=str(array)))
+    write_split(root / "bomb.pkl", {"train": [Bomb()]})
+    with pytest.raises(SplitError, match=r"pickle\.load"):
+        files("QM9/labels").parts(SplitConfig(file=str(root / "bomb.pkl")))
+    assert not (root / "exploded").exists()
+    good = write_split(root / "good.pkl", {"train": [("QM9", NAMES[0], 4)]})
+    with pytest.raises(SplitError) as caught:
+        files("QM9/labels").parts(good)
+    command = str(caught.value).split("`")[1].replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(command, shell=True, cwd=root, check=True)
+    assert files("QM9/labels").parts(SplitConfig(file="split.json")) == {"train": [Q0]}

@@ -1,0 +1,142 @@
+"""The three layers inside a network: differentiable twice, in float32 and float64, and compiled."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, LinearReferences, Normalizer
+
+LAYERS = ["atom_ref", "linear", "rescaling_coeffs", "rescaling_gradient", "denormalize_energy"]
+
+
+def some_layers(
+    basis: BasisInfo, output_dtype: Any = "float64"
+) -> tuple[AtomRef, LinearReferences, DimensionWiseRescaling]:
+    rng, n = np.random.default_rng(0), basis.n_basis
+    values = rng.normal(size=n), rng.uniform(0.5, 2, n), rng.uniform(0.01, 3, n)
+    energies = torch.zeros(119, dtype=torch.float64)
+    energies[basis.atomic_numbers] = torch.tensor(rng.normal(size=basis.n_types))
+    return (
+        AtomRef(rng.normal(size=basis.n_types), 0.3, rng.normal(size=n), output_dtype=output_dtype),
+        LinearReferences(energies, output_dtype=output_dtype),
+        DimensionWiseRescaling(*values, output_dtype=output_dtype),
+    )
+
+
+@pytest.fixture
+def batch(basis_info: Any, make_sample: Any, make_batch: Any) -> Any:
+    rng = np.random.default_rng(1)
+    return make_batch([make_sample(basis_info, rng, [8, 1]), make_sample(basis_info, rng, [6, 1])])
+
+
+def with_field(batch: Any, name: str, value: Any) -> Any:
+    changed = copy.copy(batch)
+    changed[name] = value
+    return changed
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_first_and_second_derivatives_equal_finite_differences(layer: str, basis_info: Any, batch: Any) -> None:
+    atom_ref, linear, rescaling = some_layers(basis_info)
+    normalizer = Normalizer(atom_ref, rescaling, 0.7)
+    normalized = normalizer.normalize(batch)
+    functions: dict[str, Any] = {
+        "atom_ref": lambda p: atom_ref(with_field(batch, "coeffs", torch.tanh(p))),
+        "linear": lambda p: linear(torch.tanh(p[:2]), batch),
+        "rescaling_coeffs": lambda p: rescaling(with_field(batch, "coeffs", torch.tanh(p))),
+        "rescaling_gradient": lambda p: rescaling.scale_gradient(torch.tanh(p), batch),
+        "denormalize_energy": lambda p: normalizer.denormalize_energy(
+            torch.tanh(p[:2]), with_field(normalized, "coeffs", torch.sin(p))
+        ),
+    }
+    p = torch.tensor(np.random.default_rng(2).normal(size=len(batch.coeffs)), requires_grad=True)
+    assert torch.autograd.gradcheck(functions[layer], p)
+    assert torch.autograd.gradgradcheck(functions[layer], p)
+
+
+class Network(nn.Module):
+    """M-OFDFT's arrangement: rescaled coefficients go in, both references come on top of the energy."""
+
+    def __init__(self, basis: BasisInfo, output_dtype: Any) -> None:
+        super().__init__()
+        self.atom_ref, self.linear, self.rescaling = some_layers(basis, output_dtype)
+        self.inner = nn.Sequential(nn.Linear(1, 8), nn.SiLU(), nn.Linear(8, 1))
+
+    def forward(self, batch: Any) -> Tensor:
+        terms = self.inner(self.rescaling(batch)[:, None]).squeeze(1)
+        energy = terms.new_zeros(len(batch.energy_label)).index_add(0, batch.coeffs_batch, terms)
+        return self.linear(energy + self.atom_ref.sample_forward(batch), batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_with_all_three_trains_on_a_loss_of_gradients(dtype: Any, basis_info: Any, batch: Any) -> None:
+    torch.manual_seed(0)
+    network = Network(basis_info, "input").to(dtype)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    batch.coeffs, label = batch.coeffs.to(dtype), batch.gradient_label.to(dtype)
+    losses = []
+    for _ in range(40):
+        batch.coeffs = batch.coeffs.detach().requires_grad_()
+        energy = network(batch)
+        assert energy.dtype == dtype
+        (gradient,) = torch.autograd.grad(energy.sum(), batch.coeffs, create_graph=True)
+        loss = (gradient - label).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_float32_network_needs_the_option(basis_info: Any, batch: Any) -> None:
+    batch.coeffs = batch.coeffs.float()
+    with pytest.raises(RuntimeError, match="same dtype"):
+        Network(basis_info, "float64")(batch)
+
+
+@pytest.mark.parametrize("output_dtype", ["input", torch.float16, "float64"])
+def test_results_have_the_output_dtype_and_are_computed_in_float64(
+    output_dtype: Any, basis_info: Any, batch: Any
+) -> None:
+    batch.coeffs, batch.gradient_label = batch.coeffs.float(), batch.gradient_label.float()
+    exact, layers = some_layers(basis_info), [layer.float() for layer in some_layers(basis_info, output_dtype)]
+    expected_dtype = {"input": torch.float32, "float64": torch.float64}.get(output_dtype, output_dtype)
+    target = torch.ones(2)
+    for (e_atom, e_linear, e_scale), (atom, linear, scale) in [(exact, layers)]:
+        pairs = [
+            (atom.sample_forward(batch), e_atom.sample_forward(batch)),
+            (linear(target, batch), e_linear(target, batch)),
+            (linear.dereference(target, batch), e_linear.dereference(target, batch)),
+            (scale(batch), e_scale(batch)),
+            *zip(scale.rescale_coeffs_and_gradient(batch), e_scale.rescale_coeffs_and_gradient(batch), strict=True),
+            (scale.unscale_coeffs(batch.coeffs, batch), e_scale.unscale_coeffs(batch.coeffs, batch)),
+            (scale.unscale_gradient(batch.coeffs, batch), e_scale.unscale_gradient(batch.coeffs, batch)),
+        ]
+    for found, float64 in pairs:
+        assert (found.dtype, float64.dtype) == (expected_dtype, torch.float64)
+        assert torch.equal(found, float64.to(expected_dtype))
+    # energies of a normaliser stay float64, whatever the layers return
+    normalizer = Normalizer(layers[0], layers[2])
+    normalized = normalizer.normalize(batch)
+    assert normalized.energy_reference.dtype == torch.float64
+    torch.testing.assert_close(normalized.energy_reference, exact[0].sample_forward(batch))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_network_gives_the_same(basis_info: Any, batch: Any) -> None:
+    network = Network(basis_info, "input")
+    batch.coeffs = batch.coeffs.float()
+    expected = network(batch)
+    try:
+        found = torch.compile(network)(batch)
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    torch.testing.assert_close(found, expected)

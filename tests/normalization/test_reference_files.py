@@ -1,0 +1,323 @@
+"""References that are given: notations and files of other programs, and configurations of several targets."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import units
+from omegaconf import OmegaConf
+from torch_geometric.data import Data
+
+from ofdft_norm import LinearReferences, Normalizer, fit_linear_references
+from ofdft_norm.config import LinearReferencesConfig
+from ofdft_norm.errors import BatchError, ConfigError, OFDFTNormError, StatisticsError
+from ofdft_norm.normalization.reference_files import (
+    create_element_references,
+    load_references_from_config,
+    references_from_values,
+)
+from ofdft_norm.normalization.state import normalizer_to_state
+
+ENERGIES = {1: -13.6, 8: -2041.5}
+BY_NUMBER = [0.0, -13.6, *[0.0] * 6, -2041.5]
+NOISE = [-8.107700490621648e-19, *BY_NUMBER[1:]]
+VECTOR = torch.tensor(BY_NUMBER, dtype=torch.float64)
+
+
+def found(references: LinearReferences) -> dict[int, float]:
+    seen = references.seen_elements.nonzero().squeeze(1).tolist()
+    return {z: float(references.element_references[z]) for z in seen}
+
+
+# --- values -----
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"H": -13.6, "O": -2041.5},
+        {"1": -13.6, 8: -2041.5},
+        [None, -13.6, *[None] * 6, -2041.5, 0, 0],
+        OmegaConf.create({"H": -13.6, 8: -2041.5}),
+        "{1: -13.6, 8: -2041.5}",
+        str(BY_NUMBER),
+        NOISE,
+        OmegaConf.create(NOISE),
+        np.array(BY_NUMBER),
+        VECTOR[:, None],
+        {"H": torch.tensor(-13.6, dtype=torch.float64), 8: np.array([-2041.5])},
+        {1: {0: -13.6, 1: 0.0}, 8: {-1: -2043.0, 0: -2041.5}},
+    ],
+)
+def test_notations_of_many_programs_are_read(values: Any) -> None:
+    references = references_from_values(values)
+    assert found(references) == ENERGIES
+    assert len(references.element_references) == 119
+
+
+def test_a_mapping_may_give_zero_and_options_pass_through() -> None:
+    references = references_from_values({"He": 0, "H": 1}, 5, "zero", "species")
+    assert references.seen_elements.tolist() == [False, True, True, False, False, False]
+    assert (references.unseen_elements, references.atomic_numbers_field) == ("zero", "species")
+    assert LinearReferencesConfig(values=BY_NUMBER).values == BY_NUMBER
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"h": -0.5}, "unknown element 'h'.*did you mean 'H'"),
+        ({"O": -75.0, 8: -75.1}, r"\[8, 8\]"),
+        ({119: 1.0}, "119.*118"),
+        ({0: 1.0}, r"\[0\].*1 \.\.\. 118"),
+        ({"H": float("nan")}, "element 1 is nan"),
+        ({"H": "-0.5"}, "element 1 is '-0.5'"),
+        ({"H": True}, "element 1 is True"),
+        ({False: 1.0}, "symbol No as false"),
+        ({}, "expected one for each"),
+        ([0, 0, None], "expected one for each"),
+        ("[-0.5", "no mapping or list"),
+        (3.0, "are a float"),
+        (BY_NUMBER[1:], "index 0"),
+        (torch.ones(3, 3), r"shape \(3, 3\)"),
+        (np.array([0, 1j]), "complex"),
+    ],
+)
+def test_bad_values_are_refused(values: Any, message: str) -> None:
+    with pytest.raises((ConfigError, StatisticsError), match=message):
+        references_from_values(values)
+
+
+# --- files -----
+
+
+def schnetpack(path: Path) -> None:
+    np.savez(path, atom_ref=np.array(BY_NUMBER)[:, None])
+
+
+def checkpoint(path: Path) -> None:
+    state = normalizer_to_state(Normalizer(references_from_values(ENERGIES)))
+    torch.save({"state_dict": {"model_normalizer._extra_state": state}}, path)
+
+
+FILES: dict[str, Any] = {
+    "E0s.json": lambda path: path.write_text(json.dumps({str(z): e for z, e in ENERGIES.items()})),
+    "statistics.json": lambda path: path.write_text(json.dumps({"atomic_energies": str(ENERGIES), "mean": 0.0})),
+    "atomref.npz": schnetpack,
+    "fairchem_1.npz": lambda path: np.savez(path, element_references=np.array(BY_NUMBER)),
+    "fairchem_2.npz": lambda path: np.savez(path, coeff=np.array(BY_NUMBER)),
+    "uma.yaml": lambda path: path.write_text("oc20_elem_refs:\n" + "".join(f"  - {e}\n" for e in NOISE)),
+    "by_symbol.yml": lambda path: path.write_text("H: -13.6\nO: -2041.5\n"),
+    "array.npy": lambda path: np.save(path, BY_NUMBER),
+    "tensor.pt": lambda path: torch.save(VECTOR, path),
+    "scalars.pt": lambda path: torch.save({z: torch.tensor(e).double() for z, e in ENERGIES.items()}, path),
+    "state.pt": lambda path: torch.save({"element_references": VECTOR}, path),
+    "run.ckpt": checkpoint,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_many_programs_are_read_in_their_unit(tmp_path: Path, name: str) -> None:
+    FILES[name](tmp_path / name)
+    assert found(create_element_references(tmp_path / name)) == pytest.approx(ENERGIES, rel=1e-6)
+    in_hartree = found(create_element_references(tmp_path / name, unit="eV"))
+    assert in_hartree == pytest.approx({z: e / units.Hartree for z, e in ENERGIES.items()}, rel=1e-6)
+    of_target = load_references_from_config({"energy": {"file": tmp_path / name, "unit": "kcal/mol"}}, None)["energy"]
+    assert found(of_target)[1] == pytest.approx(-13.6 * units.kcal / units.mol / units.Hartree, rel=1e-6)
+
+
+def test_a_target_is_chosen_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "atomref.npz"
+    np.savez(path, atom_ref=np.stack([BY_NUMBER, np.multiply(2, BY_NUMBER)], 1), labels=["zpve", "energy_U0"])
+    assert found(create_element_references(path, target="energy_U0"))[1] == -27.2
+    references = load_references_from_config({"file": path}, None)
+    assert {target: found(r)[1] for target, r in references.items()} == {"zpve": -13.6, "energy_U0": -27.2}
+    for target in (None, "gap"):
+        with pytest.raises(ConfigError, match=r"\['energy_U0', 'zpve'\].*data.reference.target"):
+            create_element_references(path, target=target)
+
+
+class Fairchem(torch.nn.Module):
+    """What fairchem's classes are to a pickle."""
+
+    def __init__(self, element_references: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("element_references", element_references)
+
+
+class Foreign(Fairchem):
+    """A class that no reader knows."""
+
+
+@pytest.fixture
+def fairchem_file(tmp_path: Path, monkeypatch: Any) -> Any:
+    """Writes modules as fairchem does, under the names of its classes, and returns the path."""
+    name = "fairchem.core.modules.normalization.element_references"
+    module = types.ModuleType(name)
+    classes = {c: type(c, (Fairchem,), {"__module__": name}) for c in ("LinearReferences", "ElementReferences")}
+    vars(module).update(classes)
+
+    def write(content: Any) -> Path:
+        with monkeypatch.context() as patch:
+            for part in itertools.accumulate(name.split("."), "{}.{}".format):
+                patch.setitem(sys.modules, part, module)
+            torch.save(content(**classes), tmp_path / "element_references.pt")
+        return tmp_path / "element_references.pt"
+
+    return write
+
+
+def test_fairchem_s_pickled_modules_open_without_fairchem_and_no_others(fairchem_file: Any) -> None:
+    path = fairchem_file(lambda LinearReferences, **_: {"energy": LinearReferences(VECTOR)})
+    assert found(create_element_references(path)) == ENERGIES
+    fairchem_file(lambda ElementReferences, **_: ElementReferences(VECTOR))
+    assert found(create_element_references(path)) == ENERGIES
+    fairchem_file(lambda LinearReferences, **_: {str(n): LinearReferences(n * VECTOR) for n in (1, 2)})
+    assert found(create_element_references(path, target="2"))[1] == -27.2
+    for content in (
+        lambda LinearReferences, **_: {"e": LinearReferences(VECTOR), "f": Foreign(VECTOR)},
+        lambda **_: Foreign(VECTOR),
+    ):
+        with pytest.raises(StatisticsError, match=r"element_references.pt: has pickled objects"):
+            create_element_references(fairchem_file(content))
+
+
+def test_files_without_references_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "text.json").write_text('"H"')
+    (tmp_path / "references.csv").write_text("1,2")
+    (tmp_path / "broken.npz").write_bytes(b"PK nothing")
+    (tmp_path / "broken.pt").write_bytes(b"")
+    np.savez(tmp_path / "pickled.npz", element_references=np.array([None, {}], dtype=object))
+    torch.save({"other": torch.zeros(2)}, tmp_path / "other.pt")
+    torch.save({"state_dict": {}}, tmp_path / "empty.ckpt")
+    for name in ("broken.json", "text.json", "references.csv", "broken.npz", "broken.pt", "pickled.npz"):
+        with pytest.raises(StatisticsError, match=rf"{name}.*data\.reference\.file"):
+            create_element_references(tmp_path / name)
+    for name in ("other.pt", "empty.ckpt", "missing.pt", "missing.json"):
+        with pytest.raises(OFDFTNormError, match=name):
+            create_element_references(tmp_path / name)
+    with pytest.raises(ConfigError, match="either a file or a state_dict"):
+        create_element_references()
+
+
+# --- configurations of several targets -----
+
+
+def molecules(n: int = 20, seed: int = 0) -> list[Data]:
+    rng = np.random.default_rng(seed)
+    data = []
+    for _ in range(n):
+        z = torch.tensor(rng.choice([1, 6, 8], rng.integers(2, 8)))
+        data.append(Data(z=z, energy=float(-3.0 * z.sum() + rng.normal()), gap=float(rng.normal())))
+    return data
+
+
+class NeverRead:
+    """A data set that must not be read."""
+
+    def __len__(self) -> int:
+        raise AssertionError("the data set was read")
+
+
+@pytest.mark.parametrize("wrap", [dict, OmegaConf.create])
+def test_a_fit_marks_the_config_writes_the_checkpoint_and_is_not_repeated(tmp_path: Path, wrap: Any) -> None:
+    data = molecules()
+    config = wrap({"fit": {"targets": ["energy", "gap"], "batch_size": 4, "num_batches": 3, "shuffle": True}})
+    if not isinstance(config, dict):
+        OmegaConf.set_struct(config, True)
+    references = load_references_from_config(config, data, seed=5, checkpoint_dir=tmp_path / "run")
+    expected = fit_linear_references(["energy", "gap"], data, 4, num_batches=3, seed=5)
+    for target in ("energy", "gap"):
+        assert torch.equal(references[target].element_references, expected[target].element_references)
+    assert config["fit"]["fitted"] is True
+    stored = torch.load(tmp_path / "run" / "element_references.pt", weights_only=True)
+    assert set(stored) == {"energy", "gap"}
+    assert os.listdir(tmp_path / "run") == ["element_references.pt"]
+    resumed = load_references_from_config(config, NeverRead(), seed=6, checkpoint_dir=tmp_path / "run")
+    for target in ("energy", "gap"):
+        assert torch.equal(resumed[target].element_references, references[target].element_references)
+        assert resumed[target].fit_report == references[target].fit_report
+    for folder in (None, tmp_path):
+        with pytest.raises(ConfigError, match=r"fit\.fitted is true.*\['energy', 'gap'\]"):
+            load_references_from_config(config, NeverRead(), checkpoint_dir=folder)
+
+
+def test_a_failed_fit_leaves_config_and_checkpoint_alone(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"fit": {"targets": ["nothing"], "batch_size": 4}}
+    (tmp_path / "element_references.pt").write_bytes(b"from before")
+    with pytest.raises(BatchError, match="'nothing'"):
+        load_references_from_config(config, molecules(), checkpoint_dir=tmp_path)
+    assert "fitted" not in config["fit"]
+    assert (tmp_path / "element_references.pt").read_bytes() == b"from before"
+
+
+def test_entries_of_targets_may_be_files_values_or_state_dicts(tmp_path: Path) -> None:
+    np.savez(tmp_path / "gap.npz", coeff=np.array(BY_NUMBER))
+    config = {
+        "gap": {"file": str(tmp_path / "gap.npz")},
+        "energy": {"H": -0.5, 8: -75.1},
+        "forces": OmegaConf.create({"values": [0, 1.5]}),
+        "state": {"state_dict": {"element_references": VECTOR}, "unseen_elements": "zero"},
+        "text": "{1: -13.6}",
+        "in_ev": {"values": {"H": -13.6}, "unit": "eV"},
+    }
+    references = load_references_from_config(config, NeverRead(), checkpoint_dir=tmp_path)
+    expected = {"gap": ENERGIES, "energy": {1: -0.5, 8: -75.1}, "forces": {1: 1.5}, "state": ENERGIES}
+    expected |= {"text": {1: -13.6}, "in_ev": {1: pytest.approx(-13.6 / units.Hartree, rel=1e-15)}}
+    assert {target: found(r) for target, r in references.items()} == expected
+    assert references["state"].energy(Data(z=torch.tensor([6]))).tolist() == [0.0]
+    assert set(torch.load(tmp_path / "element_references.pt", weights_only=True)) == set(config)
+
+
+def test_own_entries_win_over_the_file_and_the_file_over_the_fit_with_a_warning(tmp_path: Path) -> None:
+    data = molecules()
+    given = {target: references_from_values({"H": 1.0}).state_dict() for target in ("energy", "gap", "other")}
+    torch.save(given, tmp_path / "all.pt")
+    for item in data:
+        item.fitted = item.energy
+    fit = {"targets": ["energy", "gap", "fitted"], "batch_size": 4, "seed": 9, "num_batches": 2}
+    config = {"file": str(tmp_path / "all.pt"), "fit": fit, "gap": {"H": 7.0}}
+    with pytest.warns(UserWarning, match="have several sources") as record:
+        references = load_references_from_config(config, data, seed=1)
+    assert sorted(str(w.message).split("'")[1] for w in record) == ["energy", "gap"]
+    expected = fit_linear_references(["fitted"], data, 4, num_batches=2, seed=9)["fitted"]
+    assert torch.equal(references["fitted"].element_references, expected.element_references)
+    assert [found(references[target])[1] for target in ("energy", "gap", "other")] == [1.0, 7.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"fit": {"targets": ["energy"], "batch_size": 4, "batchsize": 4}}, "fit has .*batchsize"),
+        ({"fit": {"targets": ["energy"], "batch_size": 4, "dataset": 1}}, "fit has .*dataset"),
+        ({"fit": {"batch_size": 4}}, "expected targets, batch_size"),
+        ({"fit": {"targets": "energy", "batch_size": 4}}, "fit.targets = 'energy': expected a list"),
+        ({"fit": "energy"}, "fit has 'energy'"),
+        ({"fti": {"targets": ["energy"], "batch_size": 4}}, "fti: unknown element 'targets'"),
+        ({"fiel": "references.pt"}, "fiel: reference values 'references.pt'"),
+        ({"energy": {"file": "references.pt", "values": [0, 1]}}, "expected one of file, values, state_dict"),
+        ({"energy": {"file": "references.pt", "Unit": "eV"}}, "energy has the keys .*Unit"),
+        ({"energy": {"values": {"H": 1.0}, "unit": "ev"}}, r"unit = 'ev'.*data\.reference\.unit"),
+        ({"energy": {"values": {"H": 1.0}, "unseen_elements": "skip"}}, "unseen_elements = 'skip'"),
+        ({"energy": 3.0}, "energy: reference values are a float"),
+        ({}, "names no target"),
+    ],
+)
+def test_unknown_keys_and_values_are_refused(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_references_from_config(config, NeverRead())
+
+
+def test_a_file_of_all_targets_has_several(tmp_path: Path) -> None:
+    torch.save(references_from_values({"H": 1.0}).state_dict(), tmp_path / "single.pt")
+    with pytest.raises(StatisticsError, match="references of a single target"):
+        load_references_from_config({"file": tmp_path / "single.pt"}, NeverRead())

@@ -1,0 +1,295 @@
+"""The fit against a second implementation; precision, order of samples, passes, what is stored besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_geometric.loader import DataLoader
+
+from ofdft_norm import (
+    BasisInfo,
+    BasisTransforms,
+    ConstantSampleWeigher,
+    DatasetStatistics,
+    HasEnergyLabelSampleWeigher,
+    InitialGuessOnlySampleWeigher,
+    LocalFrames,
+    OFData,
+    OFDataset,
+    ProjectGradient,
+    SampleWeigher,
+)
+from ofdft_norm.errors import ConfigError, StatisticsError
+from ofdft_norm.statistics.fit_statistics import STATISTICS_VERSION, StatisticsConfig
+from ofdft_norm.statistics.references import REFERENCES
+
+Samples = Callable[..., list[OFData]]
+
+
+class Batches:
+    """An iterable of batches, with neither length nor index; counts how often it is read."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches = batches
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        return iter(self.batches)
+
+
+def fit(dataset: Any, basis_info: BasisInfo | None, weighers: Sequence[SampleWeigher], **kwargs: Any) -> Any:
+    return DatasetStatistics.from_dataset(None, dataset, basis_info, weighers, progress=False, **kwargs)
+
+
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), with_bias=st.booleans())
+def test_every_statistic_agrees_with_plain_loops(
+    some_bases: Any,
+    scf_samples: Samples,
+    naive: Any,
+    assert_close: Any,
+    field_weighers: list[SampleWeigher],
+    data: st.DataObject,
+    seed: int,
+    with_bias: bool,
+) -> None:
+    basis_info = data.draw(some_bases)
+    z = basis_info.atomic_numbers.tolist()
+    rng = np.random.default_rng(seed)
+    samples = scf_samples(basis_info, rng, [z, [*z, z[0]], [z[0]], [*z, *z, z[-1]], [z[-1]] * 3], n_scf=3)
+    samples[0].weight[:] = 1.0
+    samples[0].has_energy_label[:] = True
+    batch_size = data.draw(st.sampled_from([1, 2, 4, 50]))
+    batches = Batches(DataLoader(samples, batch_size, follow_batch=["coeffs"]))
+    found = fit(data.draw(st.sampled_from([batches, samples])), basis_info, field_weighers, with_bias=with_bias)
+    for key, name in (("field", "weight"), ("other", "other_weight")):
+        assert_close(found, key, naive(samples, basis_info, [s[name].item() for s in samples], with_bias))
+
+
+def test_results_do_not_depend_on_batches_or_order(
+    basis_info: BasisInfo,
+    scf_samples: Samples,
+    molecules: list[list[int]],
+    field_weighers: list[SampleWeigher],
+    assert_same_statistics: Any,
+) -> None:
+    samples = scf_samples(basis_info, np.random.default_rng(0), molecules * 4, n_scf=5)
+    whole = fit(samples, basis_info, field_weighers)
+    torch.manual_seed(0)
+    for n in (1, 3, 6, 100):
+        loader = DataLoader(samples, n, shuffle=n != 6, follow_batch=["coeffs"])
+        for data in (loader, Batches(loader)):  # the samples behind a loader, and batches as they come
+            assert_same_statistics(fit(data, basis_info, field_weighers).to_arrays(), whole.to_arrays())
+
+
+def test_label_files_molecule_by_molecule(labels: Any, naive: Any, assert_close: Any) -> None:
+    paths = [*labels.write_several(), labels.write("oxygen.zarr.zip", (8, 8), 3)]
+    dataset = OFDataset(paths, labels.basis_info, transform=ProjectGradient())
+    found = fit(dataset, labels.basis_info, [ConstantSampleWeigher()])
+    samples = list(dataset)
+    expected = naive(samples, labels.basis_info, [1.0] * len(samples))
+    assert_close(found, "constant", expected)
+    torch.manual_seed(0)
+    loader = DataLoader(dataset, 3, shuffle=True, follow_batch=["coeffs"])
+    assert_close(fit(loader, labels.basis_info, [ConstantSampleWeigher()]), "constant", expected)
+
+
+@pytest.mark.parametrize("residuals", [False, True])
+def test_each_label_file_is_opened_twice(labels: Any, monkeypatch: pytest.MonkeyPatch, residuals: bool) -> None:
+    from ofdft_norm.data import label_file
+
+    opened: list[Path] = []
+    class_of_groups: Any = vars(label_file)["ZarrGroup"]
+    monkeypatch.setattr(label_file, "ZarrGroup", lambda path: opened.append(Path(path)) or class_of_groups(path))
+    paths = labels.write_several()
+    fit(OFDataset(paths, labels.basis_info), labels.basis_info, [ConstantSampleWeigher()], residuals=residuals)
+    assert sorted(opened) == sorted([*paths, *paths])
+
+
+def test_two_files_of_one_geometry_are_two_molecules(labels: Any) -> None:
+    water = labels.write("water.zarr.zip")
+    copy = water.with_name("copy.zarr.zip")
+    copy.write_bytes(water.read_bytes())
+    dataset = OFDataset([water, copy, labels.write("methane.zarr.zip", (6, 1, 1, 1, 1))], labels.basis_info)
+    found = fit(dataset, labels.basis_info, [HasEnergyLabelSampleWeigher()])
+    assert found["has_energy_label"].n_molecules == 3
+
+
+def test_initial_guess_delta(basis_info: BasisInfo, scf_samples: Samples, molecules: list[list[int]]) -> None:
+    samples = scf_samples(basis_info, np.random.default_rng(0), molecules, n_scf=2)
+    weighers = {"initial_guess_sample_weighers": [InitialGuessOnlySampleWeigher()]}
+    found = fit(samples, basis_info, [ConstantSampleWeigher()], **weighers)["initial_guess_only"]
+    column = 3
+    deltas = []
+    for sample in samples:
+        if sample.scf_iteration.item() == 0:
+            delta = (sample.coeffs - sample.ground_state_coeffs).numpy()
+            deltas += delta[sample.basis_function_ind.numpy() == column].tolist()
+    expected = {"mean": np.mean(deltas), "std": np.std(deltas), "abs_max": np.abs(deltas).max()}
+    for name, value in expected.items():
+        assert getattr(found.initial_guess_delta, name)[column] == pytest.approx(value, rel=1e-12)
+    assert found.n_samples == len(samples) // 2
+
+
+def test_the_range_of_coefficients_covers_samples_of_weight_zero(
+    basis_info: BasisInfo, scf_samples: Samples, molecules: list[list[int]]
+) -> None:
+    samples = scf_samples(basis_info, np.random.default_rng(0), molecules, n_scf=3)
+    samples[0].has_energy_label[:] = True
+    for sample in samples[1:3]:
+        sample.has_energy_label[:] = False
+    samples[1].coeffs = samples[1].coeffs * 1e3
+    samples[2].coeffs = torch.full_like(samples[2].coeffs, torch.nan)
+    found = fit(samples, basis_info, [HasEnergyLabelSampleWeigher()])["has_energy_label"]
+    values = np.concatenate([s.coeffs.numpy() for s in (*samples[:2], *samples[3:])])
+    dimensions = np.concatenate([s.basis_function_ind.numpy() for s in (*samples[:2], *samples[3:])])
+    for name, reduce in (("minimum", np.min), ("maximum", np.max)):
+        expected = [reduce(values[dimensions == b]) for b in range(basis_info.n_basis)]
+        np.testing.assert_array_equal(found.load(f"coeffs_range/{name}"), expected)
+    assert found.coeffs.abs_max.max() < 100
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.7])
+def test_micro_hartrees_on_top_of_a_hundred_thousand(
+    basis_info: BasisInfo, make_sample: Any, naive: Any, slope: float
+) -> None:
+    # energies t.n + slope.p + 1e-6 noise: residuals are 1e11 times smaller than the energies
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(200):
+        sample = make_sample(basis_info, rng, [[8, 1, 1], [6, 1, 1, 1, 1], [6, 8], [1, 1]][i // 50], f"{i}")
+        t = sum({1: -1e4, 6: -4e4, 8: -8e4}[z] for z in sample.atomic_numbers.tolist())
+        sample.gradient_label = torch.full_like(sample.coeffs, slope)
+        sample.energy_label = (t + slope * sample.coeffs.sum() + 1e-6 * rng.normal()).reshape(1)
+        samples.append(sample)
+    found = fit(samples, basis_info, [ConstantSampleWeigher()])
+    expected = naive(samples, basis_info, [1.0] * len(samples))
+    for name in ["atom_ref", "linear_ref"] if slope == 0 else ["atom_ref"]:
+        assert expected[f"energy_minus_{name}/std"] < 2e-6
+        for statistic in ("mean", "std", "rms", "mae", "abs_max"):
+            key = f"energy_minus_{name}/{statistic}"
+            assert float(found.load_statistic("constant", key)) == pytest.approx(expected[key], abs=1e-9), key
+
+
+def test_equal_values_have_no_spread(basis_info: BasisInfo, make_sample: Any) -> None:
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(70):
+        sample = make_sample(basis_info, rng, [8, 1, 6], f"{i}", energy_label=-0.1)
+        sample.coeffs = torch.full_like(sample.coeffs, 0.1)
+        sample.gradient_label = torch.full_like(sample.coeffs, 0.3)
+        samples.append(sample)
+    found = fit(DataLoader(samples, 1, follow_batch=["coeffs"]), basis_info, [ConstantSampleWeigher(0.1)])
+    for key in ("coeffs/std", "gradient_label/std", "gradient_max_after_atom_ref"):
+        assert not found.load_statistic("constant_0.1", key).any(), key
+    assert (found["constant_0.1"].coeffs.mean == 0.1).all()
+
+
+def test_one_composition_has_the_solution_of_minimum_norm(basis_info: BasisInfo, scf_samples: Samples) -> None:
+    samples = scf_samples(basis_info, np.random.default_rng(0), [[6, 8, 1, 1]] * 3, n_scf=2)
+    found = fit(samples, basis_info, [ConstantSampleWeigher()])["constant"]
+    assert (found.reference("atom_ref").rank, found.reference("linear_ref").rank) == (1, 1)
+    t = found.reference("linear_ref").t_z
+    np.testing.assert_allclose(t / t[1], [2, 1, 1], rtol=1e-12)  # along the composition, not in the null space
+    assert found.reference("linear_ref").condition_number == pytest.approx(1)
+
+
+def test_a_basis_of_one_function(make_sample: Any, naive: Any, assert_close: Any) -> None:
+    basis_info = BasisInfo([1], ["1x0e"])
+    rng = np.random.default_rng(0)
+    samples = [make_sample(basis_info, rng, [1] * n, f"{n}") for n in (1, 2, 3, 3)]
+    found = fit(samples, basis_info, [ConstantSampleWeigher()])
+    for key in ("coeffs/mean", "n_atoms", "atom_ref_atom_type_bias"):
+        assert found.load_statistic("constant", key).shape == (1,)
+    samples[-1].mol_id = "other"  # as its geometry is another
+    assert_close(found, "constant", naive(samples, basis_info, [1.0] * 4))
+
+
+# --- passes, and what is stored besides -------------------------------------------------------------------------------
+
+
+def test_two_passes_and_what_residuals_add(
+    basis_info: BasisInfo, scf_samples: Samples, molecules: list[list[int]]
+) -> None:
+    samples = scf_samples(basis_info, np.random.default_rng(0), molecules, n_scf=3)
+    loader = Batches(DataLoader(samples, 5, follow_batch=["coeffs"]))
+    full = fit(loader, basis_info, [ConstantSampleWeigher()])
+    assert loader.passes == 2
+    short = fit(loader, basis_info, [ConstantSampleWeigher()], residuals=False)
+    extra = set(full.keys_recursive()) - set(short.keys_recursive())
+    folders = ("energy", *(f"energy_minus_{name}" for name in REFERENCES))
+    assert extra == {f"constant/{folder}/{name}" for folder in folders for name in ("abs_max", "mae")}
+    assert short["constant"].reference("linear_ref").worst == []
+    first = fit(loader, basis_info, [ConstantSampleWeigher()], n_batches=2)
+    assert first["constant"].n_samples == 10
+    with pytest.raises(StatisticsError, match="can be read only once"):
+        fit(iter(loader), basis_info, [ConstantSampleWeigher()])
+
+
+def test_a_fit_leaves_samples_and_threads_alone(basis_info: BasisInfo, scf_samples: Samples) -> None:
+    samples = scf_samples(basis_info, np.random.default_rng(0), [[1, 6, 8]], n_scf=2)
+    samples[0].has_energy_label[:] = True
+    before = [{name: s[name].clone() for name in s.keys() if isinstance(s[name], torch.Tensor)} for s in samples]
+    torch.set_num_threads(2)
+    try:
+        fit(samples, basis_info, [ConstantSampleWeigher()])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    for sample, fields in zip(samples, before, strict=True):
+        assert all(torch.equal(sample[name], value) for name, value in fields.items())
+
+
+def test_progress_and_attributes(labels: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = OFDataset(labels.write_several(), labels.basis_info)
+    DatasetStatistics.from_dataset(tmp_path / "s", dataset, labels.basis_info, attributes={"who": "me"})
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "samples/s" in shown
+    attributes = DatasetStatistics(tmp_path / "s").attributes
+    assert attributes["who"] == "me"
+    assert attributes["statistics_version"] == STATISTICS_VERSION
+    assert attributes["weighers"] == ["has_energy_label"]
+    assert attributes["basis_info"] == labels.basis_info.to_dict()
+    assert attributes["coordinates"] == "raw"
+    assert attributes["fitted_on"]["n_molecules"] == 3
+    assert attributes["created_by"].startswith("ofdft_norm")
+
+
+def test_samples_in_different_coordinates_are_refused(labels: Any, make_batch: Any) -> None:
+    raw = list(OFDataset(labels.write_several(), labels.basis_info))
+    changed = [BasisTransforms([LocalFrames()])(sample) for sample in raw]
+    found = fit(changed, labels.basis_info, [ConstantSampleWeigher()])
+    assert found.attributes["coordinates"] == "local_frames"
+    raw_batch, changed_batch = map(make_batch, (raw, changed))
+    with pytest.raises(StatisticsError, match=r"coordinates \['local_frames', 'raw'\], expected one"):
+        fit(Batches([raw_batch, changed_batch]), labels.basis_info, [ConstantSampleWeigher()])
+
+
+def test_energies_alone() -> None:
+    samples = [
+        {"z": torch.tensor([8, 1, 1]), "energy": -76.0, "mol_id": "water", "has_energy_label": True},
+        {"z": torch.tensor([1, 1]), "energy": np.float64(-1.2), "mol_id": "hydrogen", "has_energy_label": True},
+        {"z": torch.tensor([1]), "energy": np.array([[-0.5]]), "mol_id": "atom", "has_energy_label": False},
+    ]
+    found = fit(samples, None, [ConstantSampleWeigher()], energy_field="energy")
+    assert found.elements() == [1, 8]
+    assert found.basis_info is None
+    np.testing.assert_allclose(found["constant"].reference("linear_ref").t_z, [-0.6, -74.8], rtol=1e-7)
+    assert (found["constant"].n_samples, found["constant"].n_labelled_samples) == (3, 2)
+
+
+def test_the_key_of_the_normaliser_is_among_the_weighers() -> None:
+    with pytest.raises(ConfigError, match=r"weigher_key = 'constant' is not among .*\['has_energy_label'\]"):
+        StatisticsConfig(weigher_key="constant")
+    StatisticsConfig(weigher_key="constant", path="given.zarr")

@@ -1,0 +1,102 @@
+"""Sample weighers: their weights and their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ofdft_norm import (
+    BasisInfo,
+    ConstantSampleWeigher,
+    DatasetStatistics,
+    GroundStateOnlySampleWeigher,
+    HasEnergyLabelSampleWeigher,
+    InitialGuessOnlySampleWeigher,
+    MinSCFIterationSampleWeigher,
+    ProductSampleWeigher,
+    SampleWeigher,
+)
+from ofdft_norm.errors import BatchError, StatisticsError
+from ofdft_norm.statistics.weighers import check_keys
+
+CASES = [
+    (ConstantSampleWeigher(), "constant", [1, 1, 1, 1]),
+    (ConstantSampleWeigher(2), "constant_2", [2, 2, 2, 2]),
+    (ConstantSampleWeigher(0.5), "constant_0.5", [0.5] * 4),
+    (ConstantSampleWeigher(0.1234567), "constant_0.1234567", [0.1234567] * 4),
+    (ConstantSampleWeigher(3_000_000), "constant_3e+06", [3e6] * 4),
+    (ConstantSampleWeigher(1_234_567), "constant_1234567", [1234567] * 4),
+    (HasEnergyLabelSampleWeigher(), "has_energy_label", [0, 1, 1, 1]),
+    (MinSCFIterationSampleWeigher(2), "min_scf_iteration_2", [0, 0, 1, 1]),
+    (InitialGuessOnlySampleWeigher(), "initial_guess_only", [1, 0, 0, 0]),
+    (GroundStateOnlySampleWeigher(), "ground_state_only", [0, 0, 0, 1]),
+    (
+        ConstantSampleWeigher(2) * HasEnergyLabelSampleWeigher() * MinSCFIterationSampleWeigher(2),
+        "constant_2_times_has_energy_label_times_min_scf_iteration_2",
+        [0, 0, 2, 2],
+    ),
+    (
+        ProductSampleWeigher(ConstantSampleWeigher(2), HasEnergyLabelSampleWeigher(), MinSCFIterationSampleWeigher(3)),
+        "constant_2_times_has_energy_label_times_min_scf_iteration_3",
+        [0, 0, 0, 2],
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def path_of_four(basis_info: BasisInfo, make_sample: Any) -> list[Any]:
+    rng = np.random.default_rng(0)
+    samples = [make_sample(basis_info, rng, [8, 1, 1], "water", i, i > 0) for i in range(4)]
+    samples[3].coeffs = samples[3].ground_state_coeffs.clone()
+    samples[2].coeffs = samples[2].ground_state_coeffs.clone()
+    samples[2].coeffs[-1] += 1e-6
+    return samples
+
+
+@pytest.mark.parametrize(("weigher", "name", "weights"), CASES, ids=[case[1] for case in CASES])
+def test_weights_and_names(
+    path_of_four: list[Any], make_batch: Any, weigher: SampleWeigher, name: str, weights: list[float]
+) -> None:
+    assert weigher.summary_string() == name
+    assert weigher.get_weights(make_batch(path_of_four)).tolist() == weights
+    assert [weigher.get_weights(sample).tolist() for sample in path_of_four] == [[w] for w in weights]
+
+
+def test_missing_fields_are_named(path_of_four: list[Any]) -> None:
+    sample = path_of_four[0].clone()
+    del sample.scf_iteration
+    with pytest.raises(BatchError, match=r"'initial_guess_only' needs the field 'scf_iteration'.*weighers"):
+        InitialGuessOnlySampleWeigher().get_weights(sample)
+
+
+class Heavy(SampleWeigher):
+    def __init__(self, weight: float = 1) -> None:
+        self.weight = weight
+
+    def summary_string(self) -> str:
+        return "constant"
+
+
+def test_equal_weighers_share_a_key_and_different_ones_are_refused() -> None:
+    a, b = ConstantSampleWeigher(2), HasEnergyLabelSampleWeigher()
+    check_keys([a, b, a * b, ConstantSampleWeigher(2) * HasEnergyLabelSampleWeigher(), Heavy() * a, b, a])
+    check_keys([ConstantSampleWeigher(0.1234567), ConstantSampleWeigher(0.1234568)])
+    for different in ([ConstantSampleWeigher(), Heavy()], [Heavy(), Heavy(3)], [Heavy() * b, Heavy(3) * b]):
+        with pytest.raises(
+            StatisticsError, match=r"two different weighers, .* key 'constant.*data\.statistics\.weighers"
+        ):
+            check_keys([a, *different])
+
+
+def test_a_product_needs_a_weigher() -> None:
+    with pytest.raises(StatisticsError, match="at least one"):
+        ProductSampleWeigher()
+
+
+def test_a_fit_refuses_different_weighers_of_one_key(path_of_four: list[Any], basis_info: BasisInfo) -> None:
+    with pytest.raises(StatisticsError, match=r"key 'constant'"):
+        DatasetStatistics.from_dataset(
+            None, path_of_four, basis_info, [ConstantSampleWeigher()], [Heavy(2)], progress=False
+        )
