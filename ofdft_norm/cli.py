@@ -41,53 +41,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``ofdft-norm``; None: those of this process.
     """
     command, *words = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    if command in ("-h", "--help"):
+    if command in HYDRA_COMMANDS:
+        run_readably(lambda: _run_hydra(command, words), (Exception,), words, command)
+    elif command in OPTION_COMMANDS:
+        return run_readably(lambda: _run_options(command, words), (Exception,))
+    elif command in ("-h", "--help"):
         print(usage())
     elif command == "--version":
         print(import_module("ofdft_norm").__version__)
-    elif command not in COMMANDS:
+    else:
         hint = did_you_mean(command, COMMANDS)
         print(f"error: ofdft-norm has no command {command!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
-    elif command in HYDRA_COMMANDS:
-        run_readably(lambda: _run_hydra(command, words), (Exception,), words, command)
-    else:
-        return run_readably(lambda: _run_options(command, words), (Exception,))
     return 0
 
 
 def usage() -> str:
     """Returns the text of ``ofdft-norm --help``."""
-    lines = [f"  {name:8} {about}" for name, about in COMMANDS.items()]
-    return "\n".join(
-        ["usage: ofdft-norm COMMAND [key=value ...]     (ofdft-norm COMMAND --help: its keys)", "", *lines]
-    )
+    usage = "usage: ofdft-norm COMMAND [key=value ...]     (ofdft-norm COMMAND --help: its keys)\n"
+    return "\n".join([usage, *(f"  {name:8} {about}" for name, about in COMMANDS.items())])
 
 
 # --- commands with Hydra ----------------------------------------------------------------------------------------------
 
 
 def _run_hydra(command: str, words: Sequence[str]) -> None:
-    started, failures = sys.argv, []
+    started = sys.argv
 
     def task(cfg: DictConfig) -> None:
         sys.argv = started  # Lightning starts the other processes of a run with these words
         try:
             HYDRA_COMMANDS[command](cfg)
         except Exception as error:  # Hydra would print a line before it
-            failures.append(error)
-            sys.exit(1)
+            raise SystemExit(error) from error
 
     sys.argv = [started[0], *words]
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
-    except SystemExit:
-        if not failures:
-            raise
+    except SystemExit as stopped:
+        if isinstance(stopped.code, Exception):
+            raise stopped.code from stopped.code.__cause__
+        raise
     finally:
         sys.argv = started
-    if failures:
-        raise failures[0]
 
 
 def _fit(cfg: DictConfig) -> None:
@@ -135,14 +131,14 @@ def _with_dashes(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")
-        action = actions.get(name.replace("-", "_"))
-        if not equals or action is None:
+        action = actions.get(name.replace("-", "_")) if equals else None
+        if action is None:
             found.append(word)
         elif action.nargs == 0:
             found += action.option_strings[:1] if value.lower() == "true" else []
         else:
             values = value.strip("[]").split(",") if action.nargs == "+" else [value]
-            found += [*action.option_strings[:1], *(text.strip() for text in values)]
+            found += [*action.option_strings[:1], *map(str.strip, values)]
     return found
 
 
@@ -249,12 +245,12 @@ def _make_source(options: Namespace) -> Any:
     exclude, folder = options.exclude, Path(options.source[0]).expanduser().absolute()
     if options.source == ["embedded"]:
         return EmbeddedLabels(exclude=exclude)
-    if options.basis_info is None and (folder / options.labels).is_dir():
-        root, name = str(folder.parent), folder.name
-        return Structures25Labels(root=root, dataset=name, labels=options.labels, exclude=exclude)
-    if options.basis_info is None:
+    if options.basis_info is not None:
+        return LabelFiles(options.source, options.basis_info, exclude=exclude)
+    if not (folder / options.labels).is_dir():
         raise ConfigError(f"{options.source}: label files need the JSON file of their basis (option --basis-info)")
-    return LabelFiles(options.source, options.basis_info, exclude=exclude)
+    root, name = str(folder.parent), folder.name
+    return Structures25Labels(root=root, dataset=name, labels=options.labels, exclude=exclude)
 
 
 def _make_pre_transforms(option: str) -> list[Callable[..., Any]]:
@@ -274,8 +270,8 @@ def _add_report_options(parser: ArgumentParser) -> None:
 def _report(options: Namespace) -> int:
     from ofdft_norm.example.report import write_report
 
-    output = options.output or options.run_dir / "report.html"
-    print(f"report: {write_report(options.run_dir, output, options.overwrite)}")
+    page = write_report(options.run_dir, options.output or options.run_dir / "report.html", options.overwrite)
+    print(f"report: {page}")
     return 0
 
 

@@ -72,7 +72,7 @@ Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 @dataclass
 class Settled:
-    """A normaliser, and the statistics behind it as far as they are known."""
+    """A normaliser, with its statistics and their fingerprint where they are known."""
 
     normalizer: Normalizer
     statistics: DatasetStatistics | None = None
@@ -100,7 +100,7 @@ class OFDFTDataModule(LightningDataModule):
         loader: Settings of the loaders. A wrapped data module keeps its own loaders.
         pre_transforms: Applied to each sample in float64 before statistics are taken and before it is normalised; None:
             local frames, natural reparametrisation and the projection of gradients, as in both papers.
-        post_transforms: PyG transforms applied to normalised samples, such as `RadiusGraph`.
+        post_transforms: PyG transforms applied to normalised samples.
         unit: Unit of all energies: ``hartree``, ``eV`` or ``kcal/mol``. Label files (hartree) and ASE's files (eV) are
             converted; other data sets must be in it.
         energy_scale: A number [`unit`], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
@@ -210,7 +210,7 @@ class OFDFTDataModule(LightningDataModule):
             unit: Unit of the energies; None: eV, ASE's own, for `ase.Atoms`, else hartree.
             reference: A linear reference by default.
             rescaling: Needs density coefficients.
-            **kwargs: For the constructor.
+            **kwargs: For the constructor. `pre_transforms` are none by default: the data stay in their coordinates.
 
         Examples:
             >>> import torch
@@ -224,6 +224,7 @@ class OFDFTDataModule(LightningDataModule):
             [-0.6, -75.2]
         """
         source = WrappedData(datamodule, train, val, test, basis_info, energy_field, forces_field, atomic_numbers_field)
+        kwargs.setdefault("pre_transforms", [])
         if datamodule is None and val is None and test is None:
             kwargs.setdefault("split", SplitConfig(train=1.0, val=0.0, test=0.0))
         if unit is None:
@@ -307,7 +308,7 @@ class OFDFTDataModule(LightningDataModule):
 
     @property
     def weigher_key(self) -> str:
-        """Key of the weigher whose statistics the normaliser uses; data without coefficients have one weigher."""
+        """Key of the statistics that the normaliser uses; data without coefficients have one weigher."""
         return self.statistics_config.weigher_key if self.basis_info is not None else "constant"
 
     def summary(self) -> str:
@@ -496,7 +497,7 @@ class OFDFTDataModule(LightningDataModule):
     def _refuse_unseen_elements(self, normalizer: Normalizer) -> None:
         """Refuses held-out molecules with elements that the training split lacks, before training starts."""
         for part in self.parts.names():
-            numbers = None if part == "train" else self.parts.elements(part)
+            numbers = self.parts.elements(part) if part in ("val", "test") else None
             if numbers:
                 normalizer.check_numbers(torch.tensor(sorted(numbers)), f"the {part} split")
 

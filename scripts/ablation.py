@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -124,22 +125,14 @@ class Ablation:
 def ablate(settings: AblationSettings) -> Ablation:
     """Runs the missing part of an ablation, and returns all of it."""
     unit = _claim_folder(settings)
-    search = [
-        Run(arm, 0, settings.seeds[0], settings.search_epochs, rate, scale)
-        for arm in settings.arms
-        for rate in settings.learning_rates
-        for scale in settings.input_scales
-    ]
+    tried = product(settings.arms, settings.learning_rates, settings.input_scales)
+    search = [Run(arm, 0, settings.seeds[0], settings.search_epochs, rate, scale) for arm, rate, scale in tried]
     found = _results(settings, search)
     chosen = {
         arm: choose({run: errors for run, errors in found.items() if run.arm == arm}, unit) for arm in settings.arms
     }
-    runs = [
-        Run(arm, fold, seed, settings.epochs, *chosen[arm])
-        for fold in range(settings.folds)
-        for arm in settings.arms
-        for seed in settings.seeds
-    ]
+    wanted = product(range(settings.folds), settings.arms, settings.seeds)
+    runs = [Run(arm, fold, seed, settings.epochs, *chosen[arm]) for fold, arm, seed in wanted]
     results, names = _results(settings, runs), LabelErrors.names(unit)
     by_fold = [_baseline_errors(settings, fold) for fold in range(settings.folds)]
     errors = {p: {name: np.array([fold[p][name] for fold in by_fold]) for name in names} for p in by_fold[0]}
@@ -239,24 +232,16 @@ def _claim_folder(settings: AblationSettings) -> str:
 
 def _compose(settings: AblationSettings, arm: str, fold: int) -> DictConfig:
     file = settings.output.absolute() / f"fold_{fold}.json"
-    split = [
-        "data/split=file",
-        f"data.split.file={file}",
-        "data.statistics.progress=false",
-        f"output_dir={file.parent}",
-    ]
+    split, quiet = ["data/split=file", f"data.split.file={file}"], "data.statistics.progress=false"
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("train", overrides=[*settings.overrides, *split, *ARMS[arm]])
+        return compose("train", [*settings.overrides, *split, quiet, f"output_dir={file.parent}", *ARMS[arm]])
 
 
 def _results(settings: AblationSettings, runs: Sequence[Run]) -> dict[Run, Any]:
     """Returns the errors of runs, after those without a file have run."""
     files = {run: settings.output / "runs" / f"{run.name}.json" for run in runs}
     missing = [run for run, file in files.items() if not file.exists()]
-    if settings.workers == 1:
-        for run in missing:
-            write_text(files[run], json.dumps({**asdict(run), "errors": train_run(settings, run)}, indent=1))
-    elif missing:
+    if missing:
         with ProcessPoolExecutor(settings.workers, get_context("spawn"), _quiet_process) as pool:
             for run, errors in zip(missing, pool.map(train_run, [settings] * len(missing), missing), strict=True):
                 write_text(files[run], json.dumps({**asdict(run), "errors": errors}, indent=1))

@@ -144,21 +144,9 @@ def samples_in_memory(n_molecules: int, n_iterations: int) -> list[OFData]:
     for m in range(n_molecules):
         drawn = draw_molecule(rng, n_iterations)
         for i in range(n_iterations):
-            samples.append(
-                OFData.construct_new(
-                    BASIS,
-                    drawn["positions"],
-                    drawn["atomic_numbers"],
-                    drawn["coeffs"][i],
-                    drawn["coeffs"][-1],
-                    drawn["gradient"][i],
-                    drawn["energy"][i],
-                    i > 0,
-                    drawn["integrals"],
-                    f"molecule {m}",
-                    i,
-                )
-            )
+            labels = drawn["coeffs"][i], drawn["coeffs"][-1], drawn["gradient"][i], drawn["energy"][i], i > 0
+            others = drawn["integrals"], f"molecule {m}", i
+            samples.append(OFData.construct_new(BASIS, drawn["positions"], drawn["atomic_numbers"], *labels, *others))
     return samples
 
 
@@ -170,17 +158,9 @@ def label_files(n_molecules: int = 300, n_atoms: tuple[int, int] = (9, 9), n_ite
         drawn, labelled = draw_molecule(rng, n_iterations, n_atoms), np.arange(n_iterations) > 0
         energies = {"e_kin": drawn["energy"] * labelled}
         path = FOLDER / f"labels_{n_molecules}_{n_atoms[0]}" / f"{m:06d}.zarr.zip"
-        content = LabelFileContent(
-            f"molecule {m}",
-            drawn["atomic_numbers"],
-            drawn["positions"],
-            drawn["coeffs"],
-            {"grad_kin": drawn["gradient"] * labelled[:, None]},
-            drawn["integrals"],
-            energies,
-            energies,
-            labelled,
-        )
+        geometry, gradients = (drawn["atomic_numbers"], drawn["positions"]), drawn["gradient"] * labelled[:, None]
+        labels: Any = drawn["coeffs"], {"grad_kin": gradients}, drawn["integrals"], energies, energies, labelled
+        content = LabelFileContent(f"molecule {m}", *geometry, *labels)
         write_label_file(path, content)
         paths.append(path)
     return paths
@@ -322,16 +302,13 @@ def packed_reading_rows(repeats: int) -> list[Row]:
     tensors = [[v for v in packed.__getitems__(b).to_dict().values() if torch.is_tensor(v)] for b in batches]
 
     def samples(dataset: Any) -> None:
-        for i in order[:50]:
-            dataset[i]
+        _ = [dataset[i] for i in order[:50]]
 
     def join() -> None:
-        for batch in batches:
-            packed.__getitems__(batch)
+        _ = [packed.__getitems__(batch) for batch in batches]
 
     def copy() -> None:
-        for batch in tensors:
-            _ = [value.clone() for value in batch]
+        _ = [[value.clone() for value in batch] for batch in tensors]
 
     numbers = iter(range(10_000))
 
@@ -339,8 +316,7 @@ def packed_reading_rows(repeats: int) -> list[Row]:
         pack_labels(OFDataset(paths[:100], BASIS), FOLDER / f"again_{next(numbers)}", progress=False)
 
     def read() -> None:
-        for path in paths[:100]:
-            read_molecule(path, "e_kin", "grad_kin")
+        _ = [read_molecule(path, "e_kin", "grad_kin") for path in paths[:100]]
 
     return [
         Row("50 random samples: label files / packed", *compare(lambda: samples(zipped), lambda: samples(packed), 5)),
@@ -494,12 +470,8 @@ def random_densities(basis_info: BasisInfo, n_heavy: int, n_hydrogen: int, rng: 
     pos = 2.6 * np.stack(np.unravel_index(cells, (3, 3, 3)), axis=1) + rng.uniform(-0.3, 0.3, (len(numbers), 3))
     n = int(basis_info.basis_dim_per_atom[basis_info.atom_indices(np.array(numbers))].sum())
     ground_state = rng.normal(size=n)
-    return join_samples(
-        [
-            OFData.construct_new(basis_info, pos, numbers, rng.normal(size=n), ground_state, rng.normal(size=n))
-            for _ in range(10)
-        ]
-    )
+    labels = ((rng.normal(size=n), ground_state, rng.normal(size=n)) for _ in range(10))
+    return join_samples([OFData.construct_new(basis_info, pos, numbers, *of_sample) for of_sample in labels])
 
 
 PARTS: dict[str, Callable[[int], list[Row]]] = {

@@ -35,12 +35,8 @@ settings.load_profile("ofdft_norm")
 WATER_BASIS = BasisInfo([1, 6, 8], ["2x0e+1x1o", "3x0e+2x1o+1x2e", "2x0e+1x1o+1x2e"])
 
 
-# --- samples ----------------------------------------------------------------------------------------------------------
-
-
 def _basis_size(basis_info: BasisInfo, atomic_numbers: Sequence[int]) -> int:
-    elements = basis_info.atomic_numbers.tolist()
-    return sum(int(basis_info.basis_dim_per_atom[elements.index(z)]) for z in atomic_numbers)
+    return int(basis_info.basis_dim_per_atom[basis_info.atom_indices(np.array(atomic_numbers))].sum())
 
 
 def random_sample(
@@ -63,15 +59,8 @@ def random_sample(
         "energy_label": np.array([rng.normal() * 50 - 100]),
         "dual_basis_integrals": rng.uniform(0.1, 2, size=n),
     }
-    return OFData.construct_new(
-        basis_info,
-        rng.normal(size=(len(numbers), 3)),
-        numbers,
-        **{**values, **fields},
-        has_energy_label=has_energy_label,
-        mol_id=mol_id,
-        scf_iteration=scf_iteration,
-    )
+    pos, fields = rng.normal(size=(len(numbers), 3)), {**values, **fields, "has_energy_label": has_energy_label}
+    return OFData.construct_new(basis_info, pos, numbers, **fields, mol_id=mol_id, scf_iteration=scf_iteration)
 
 
 def collate(samples: Sequence[OFData]) -> Any:
@@ -98,14 +87,9 @@ def sample_lists(draw: st.DrawFn, max_samples: int = 4) -> tuple[BasisInfo, list
     elements = st.sampled_from(basis_info.atomic_numbers.tolist())
     molecules = draw(st.lists(st.lists(elements, min_size=1, max_size=4), min_size=1, max_size=max_samples))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    samples = [
-        random_sample(basis_info, rng, numbers, f"molecule_{i}", scf_iteration=int(rng.integers(0, 4)))
-        for i, numbers in enumerate(molecules)
-    ]
+    named = {f"molecule_{i}": numbers for i, numbers in enumerate(molecules)}
+    samples = [random_sample(basis_info, rng, n, name, int(rng.integers(0, 4))) for name, n in named.items()]
     return basis_info, samples, rng
-
-
-# --- label files ------------------------------------------------------------------------------------------------------
 
 
 def label_arrays(
@@ -145,26 +129,24 @@ def write_zarr(
     write_empty_chunks: bool = False,
     plain: Sequence[str] = (),
 ) -> Path:
-    """Writes named arrays with the zarr library (2 or 3), to a directory or, for names ending in .zip, a zip file.
-
-    Those in `plain` are not compressed.
-    """
-    version_3 = not zarr.__version__.startswith("2")
+    """Writes named arrays with the zarr library (2 or 3), to a folder or .zip file; does not compress the `plain`."""
+    version_3, zipped = not zarr.__version__.startswith("2"), path.suffix == ".zip"
     folder_store = getattr(zarr.storage, "LocalStore" if version_3 else "DirectoryStore")
-    store = zarr.storage.ZipStore(path, mode="w") if path.suffix == ".zip" else folder_store(path)
+    store = zarr.storage.ZipStore(path, mode="w") if zipped else folder_store(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fixed-length strings have no settled zarr v3 form
-        root = zarr.open_group(store, mode="w", **({"zarr_format": 2} if version_3 else {}))
+        root = zarr.open_group(store, mode="w", zarr_format=2) if version_3 else zarr.group(store, overwrite=not zipped)
         for name, values in arrays.items():
             rows = len(values) if values.ndim == 2 and chunk_rows is not None else 0
             chunks = (min(chunk_rows or 1, rows), *values.shape[1:]) if rows else values.shape
+            own = {"shape": values.shape, "dtype": values.dtype, "chunks": chunks}
             codec = None if name in plain else compressor
             if version_3:
-                options = {"compressors": codec, "config": {"write_empty_chunks": write_empty_chunks}}
-                array = root.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, **options)
-            else:
-                options = {"compressor": codec, "write_empty_chunks": write_empty_chunks}
-                array = root.create_dataset(name, shape=values.shape, dtype=values.dtype, chunks=chunks, **options)
+                config = {"write_empty_chunks": write_empty_chunks}
+                array = root.create_array(name, **own, compressors=codec, config=config)
+            else:  # a zip file of zarr 2 cannot leave chunks out
+                empty = write_empty_chunks or zipped
+                array = root.create_dataset(name, **own, compressor=codec, write_empty_chunks=empty)
             array[...] = values
     store.close()
     return path
@@ -196,11 +178,9 @@ class LabelFolder:
 
     def write_several(self) -> list[Path]:
         """Writes water, methane and formaldehyde, with 4, 3 and 5 SCF iterations."""
-        return [
-            self.write("water.zarr.zip", (8, 1, 1), 4),
-            self.write("methane.zarr", (6, 1, 1, 1, 1), 3),
-            self.write("formaldehyde.zarr.zip", (6, 8, 1, 1), 5),
-        ]
+        files = {"water.zarr.zip": ((8, 1, 1), 4), "methane.zarr": ((6, 1, 1, 1, 1), 3)}
+        files["formaldehyde.zarr.zip"] = ((6, 8, 1, 1), 5)
+        return [self.write(name, *content) for name, content in files.items()]
 
 
 @pytest.fixture
@@ -214,74 +194,30 @@ def loggers_stay_enabled() -> Iterator[None]:
             logger.disabled = False
 
 
-# --- fixtures: session-wide, so that hypothesis may use them ----------------------------------------------------------
+def scf_samples_of(
+    basis_info: BasisInfo, rng: np.random.Generator, molecules: list[list[int]], n_scf: int
+) -> list[OFData]:
+    """Builds several weighted samples of each molecule, molecule after molecule."""
+    samples = []
+    for m, numbers in enumerate(molecules):
+        first = random_sample(basis_info, rng, numbers, f"molecule {m}")
+        for i in range(n_scf):
+            sample = random_sample(basis_info, rng, numbers, f"molecule {m}", i, bool(rng.random() < 0.8))
+            sample.pos = first.pos
+            sample.weight = torch.tensor([rng.choice([0.0, 1.0, 0.3, 2.0])], dtype=torch.float64)
+            sample.other_weight = torch.tensor([rng.uniform(0.1, 3)], dtype=torch.float64)
+            samples.append(sample)
+    return samples
 
 
-@pytest.fixture(scope="session")
-def basis_info() -> BasisInfo:
-    """A small basis of H, C and O with l up to 2."""
-    return WATER_BASIS
+def _constant(value: Any) -> Any:
+    """A fixture of the whole session: hypothesis may use it."""
+    return pytest.fixture(scope="session")(lambda: value)
 
 
-@pytest.fixture(scope="session")
-def make_sample() -> Callable[..., OFData]:
-    """`random_sample(basis_info, rng, atomic_numbers=None, mol_id=..., **fields)`."""
-    return random_sample
-
-
-@pytest.fixture(scope="session")
-def make_batch() -> Callable[[Sequence[OFData]], Any]:
-    """`collate(samples)`."""
-    return collate
-
-
-@pytest.fixture(scope="session")
-def some_bases() -> st.SearchStrategy[BasisInfo]:
-    """Strategy of random bases."""
-    return bases()
-
-
-@pytest.fixture(scope="session")
-def some_samples() -> st.SearchStrategy[tuple[BasisInfo, list[OFData], np.random.Generator]]:
-    """Strategy of (basis, samples in it, random generator)."""
-    return sample_lists()
-
-
-@pytest.fixture(scope="session")
-def write_arrays() -> Callable[..., Path]:
-    """`write_zarr(path, arrays, chunk_rows=1, compressor=None)`."""
-    return write_zarr
-
-
-@pytest.fixture(scope="session")
-def make_label_arrays() -> Callable[..., dict[str, np.ndarray]]:
-    """`label_arrays(basis_info, rng, atomic_numbers, n_scf, mol_id)`."""
-    return label_arrays
-
-
-@pytest.fixture(scope="session")
-def scf_samples(make_sample: Callable[..., OFData]) -> Callable[..., list[OFData]]:
-    """`scf_samples(basis_info, rng, molecules, n_scf)`: several samples of each molecule, molecule after molecule."""
-
-    def make(basis_info: BasisInfo, rng: np.random.Generator, molecules: list[list[int]], n_scf: int) -> list[OFData]:
-        samples = []
-        for m, numbers in enumerate(molecules):
-            first = make_sample(basis_info, rng, numbers, f"molecule {m}")
-            for i in range(n_scf):
-                sample = make_sample(basis_info, rng, numbers, f"molecule {m}", i, bool(rng.random() < 0.8))
-                sample.pos = first.pos
-                sample.weight = torch.tensor([float(rng.choice([0.0, 1.0, 0.3, 2.0]))], dtype=torch.float64)
-                sample.other_weight = torch.tensor([float(rng.uniform(0.1, 3))], dtype=torch.float64)
-                samples.append(sample)
-        return samples
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def naive() -> Callable[..., dict[str, Any]]:
-    """`naive_statistics(samples, basis_info, weights, with_bias)`."""
-    return naive_statistics
+basis_info, some_bases, some_samples = map(_constant, (WATER_BASIS, bases(), sample_lists()))
+make_sample, make_batch, scf_samples = map(_constant, (random_sample, collate, scf_samples_of))
+write_arrays, make_label_arrays, naive = map(_constant, (write_zarr, label_arrays, naive_statistics))
 
 
 @pytest.fixture

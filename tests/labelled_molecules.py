@@ -37,23 +37,22 @@ IGNORED = (
 def write_embedded_labels(folder: Path, molecules: Sequence[str]) -> None:
     """Writes embedded molecules as label files ``<molecule>.zarr.zip``, in the density basis as it is."""
     packed = PackedSet(EMBEDDED)
-    names = packed.names()
-    indices = np.array([names.index(f"{molecule}.zarr.zip") for molecule in molecules])
-    read = {}
-    for target in ("kin", "kin_plus_xc"):
-        dataset = PackedDataset([packed], [indices], f"e_{target}", f"grad_{target}", transform=BasisTransforms([]))
-        read[target] = [dataset.molecules([i]) for i in range(len(molecules))]
-    for i, molecule in enumerate(molecules):
-        batch = read["kin"][i]
+    for molecule in molecules:
+        index = [np.array([packed.names().index(f"{molecule}.zarr.zip")])]
+        read = {
+            t: PackedDataset([packed], index, f"e_{t}", f"grad_{t}", transform=BasisTransforms([])).molecules([0])
+            for t in ("kin", "kin_plus_xc")
+        }
+        batch = read["kin"]
         n_scf, n_atoms = len(batch.energy_label), len(batch.atomic_numbers) // len(batch.energy_label)
         content = LabelFileContent(
             mol_id=molecule,
             atomic_numbers=batch.atomic_numbers[:n_atoms].numpy(),
             positions=batch.pos[:n_atoms].numpy(),
             coeffs=batch.coeffs.reshape(n_scf, -1).numpy(),
-            gradients={f"grad_{t}": read[t][i].gradient_label.reshape(n_scf, -1).numpy() for t in read},
+            gradients={f"grad_{t}": own.gradient_label.reshape(n_scf, -1).numpy() for t, own in read.items()},
             dual_basis_integrals=batch.dual_basis_integrals.reshape(n_scf, -1)[0].numpy(),
-            energies={f"e_{t}": read[t][i].energy_label.numpy() for t in read},
+            energies={f"e_{t}": own.energy_label.numpy() for t, own in read.items()},
             ks_energies={},
             has_energy_label=batch.has_energy_label.numpy(),
         )
@@ -77,26 +76,15 @@ class LabelledMolecules:
         return LabelFiles(paths=str(self.labels), basis_info=self.basis_info, **options)
 
     def datamodule(self, batch_size: int = 8, loader: dict[str, Any] | None = None, **options: Any) -> OFDFTDataModule:
-        defaults: dict[str, Any] = {
-            "source": self.source(),
-            "split": SPLIT,
-            "statistics": StatisticsConfig(dir=str(self.folder / "cache"), progress=False),
-            "loader": LoaderConfig(batch_size=batch_size, **(loader or {})),
-        }
+        statistics = StatisticsConfig(dir=str(self.folder / "cache"), progress=False)
+        loaders = LoaderConfig(batch_size=batch_size, **(loader or {}))
+        defaults = {"source": self.source(), "split": SPLIT, "statistics": statistics, "loader": loaders}
         return OFDFTDataModule(**{**defaults, **options})
 
     def trainer(self, **options: Any) -> Trainer:
-        defaults: dict[str, Any] = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": str(self.folder),
-        }
-        return Trainer(**{**defaults, **options})
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "default_root_dir": str(self.folder)}
+        return Trainer(**{**off, **defaults, **options})
 
 
 def ignore_advice(items: list[pytest.Item], folder: Path) -> None:

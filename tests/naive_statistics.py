@@ -29,14 +29,9 @@ def _moments(samples: Sequence[OFData], weights: Sequence[float], values: Sequen
 
 
 def _reference(
-    samples: Sequence[OFData],
-    weights: Sequence[float],
-    basis_info: BasisInfo,
-    slope: Any,
-    with_bias: bool,
-    by_sample: bool = False,
+    samples: Sequence[OFData], weights: Sequence[float], basis_info: BasisInfo, slope: Any, bias: bool, by_sample: bool
 ) -> tuple[Any, float, list[float]]:
-    """Returns the elements' energies, the constant, and each sample's residual."""
+    """Returns the energies of the elements, the constant, and the residual of each sample."""
     reduced, composition, by_molecule = [], [], defaultdict(list)
     for i, sample in enumerate(samples):
         p, b = sample.coeffs.numpy(), sample.basis_function_ind.numpy()
@@ -48,10 +43,10 @@ def _reference(
     for members in by_molecule.values():
         w = np.array([weights[i] for i in members])
         root = w[0] ** 0.5 if by_sample else 1.0  # a molecule counts once, a sample with its weight
-        rows.append([root * n for n in composition[members[0]] + [1] * with_bias])
+        rows.append([root * n for n in composition[members[0]] + [1] * bias])
         targets.append(root * np.average([reduced[i] for i in members], weights=w))
     solution = np.linalg.lstsq(np.array(rows, dtype=float), np.array(targets), rcond=1e-12)[0]
-    t, constant = solution[: basis_info.n_types], solution[-1] if with_bias else 0.0
+    t, constant = solution[: basis_info.n_types], solution[-1] if bias else 0.0
     return t, constant, [r - float(np.array(c) @ t) - constant for r, c in zip(reduced, composition, strict=True)]
 
 
@@ -75,8 +70,8 @@ def naive_statistics(
     out["gradient_max_after_atom_ref"] = largest
     out["gradient_max_after_scalar_atom_ref"] = np.where(scalar, largest, gradient["abs_max"])
     used = [i for i, w in enumerate(labelled) if w > 0]
-    w = np.array([labelled[i] for i in used])
     kept, kept_weights = [samples[i] for i in used], [labelled[i] for i in used]
+    w = np.array(kept_weights)
     energies = np.array([float(s.energy_label) for s in kept])
     mean = np.average(energies, weights=w)
     residuals = {"energy": energies - mean}

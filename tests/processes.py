@@ -12,7 +12,6 @@ import io
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
 import tempfile
 import time
@@ -26,41 +25,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-IMPORTED = (
-    "pytest",
-    "hypothesis",
-    "scipy.linalg",
-    "zarr",
-    "lightning",
-    "hydra",
-    "torch_geometric.loader",
-    "pyscf.dft",
-    "ofdft_norm",
-)
+IMPORTED = "pytest hypothesis scipy.linalg zarr lightning hydra torch_geometric.loader pyscf.dft ofdft_norm"
 
 
 @lru_cache
 def context() -> ForkServerContext:
     """Returns multiprocessing's context whose processes are forked from the server; loaders name it 'forkserver'."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*IMPORTED])
+    context.set_forkserver_preload(IMPORTED.split())
     return context
 
 
 def in_new_process(function: Callable[..., Any], *args: Any, **environment: str) -> Any:
-    """Calls a function of a test module in a new process, with this process's environment variables and these.
-
-    Returns:
-        What the function returns; what it raises is raised here.
-    """
+    """Calls a function in a new process, with this process's environment and these variables; raises its errors."""
     return _on_processes(1, _call, {**os.environ, **environment}, function, *args)[0]
 
 
 def on_ranks(function: Callable[..., Any], *args: Any, world_size: int = 2) -> list[Any]:
-    """Calls a function in new processes that form a gloo group; returns their results, rank by rank.
-
-    The first error that a rank raises is raised here.
-    """
+    """Calls a function in new processes that form a gloo group; returns results by rank, raises the first error."""
     return _on_ranks(world_size, {}, True, function, *args)
 
 
@@ -100,9 +82,9 @@ def _as_rank(rank: int, meeting: str, variables: Mapping[str, str], join: bool, 
         init_process_group(backend, init_method=meeting, rank=rank, world_size=world_size)
 
     vars(dist)["init_process_group"] = meet  # whatever port the environment names: nobody listens there
-    if join:
-        meet("gloo")
     try:
+        if join:
+            meet("gloo")
         return _call(rank, {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}, *call)
     except Exception as error:
         error.seconds = time.monotonic()  # type: ignore[attr-defined]
@@ -110,31 +92,6 @@ def _as_rank(rank: int, meeting: str, variables: Mapping[str, str], join: bool, 
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-class Killed:
-    """Kills a process of its own before a numbered operation on files below a folder: Python announces each one."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.n_operations, self.last = f"{folder}/", 0, -1
-        sys.addaudithook(self.count)
-
-    def count(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if any(isinstance(a, str | os.PathLike) and os.fspath(a).startswith(self.folder) for a in arguments):
-            if self.n_operations == self.last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            self.n_operations += 1
-
-    def run(self, function: Callable[[], Any], operation: int) -> int:
-        """Returns the exit status of a process that calls the function and is killed at an operation."""
-        child = os.fork()
-        if child == 0:
-            self.n_operations, self.last = 0, operation
-            try:
-                function()
-            finally:
-                os._exit(0)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def run_script(script: Path, *arguments: str, folder: Path) -> str:

@@ -6,7 +6,6 @@ Coordinates without local frames are compared with version 0.1.0, whose p functi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,38 +45,24 @@ def natural() -> OFDFTDataModule:
 
 
 @pytest.fixture(scope="module")
-def basis_info(natural: OFDFTDataModule) -> BasisInfo:
-    assert natural.basis_info is not None
-    return natural.basis_info
-
-
-@pytest.fixture(scope="module")
 def samples(natural: OFDFTDataModule) -> list[OFData]:
     return list(natural.parts["train"])
 
 
-def fit(data: Any, basis_info: BasisInfo) -> DatasetStatistics:
-    return DatasetStatistics.from_dataset(
-        None,
-        data,
-        basis_info,
-        [
-            ConstantSampleWeigher(),
-            HasEnergyLabelSampleWeigher(),
-            MinSCFIterationSampleWeigher(3),
-            GroundStateOnlySampleWeigher() * HasEnergyLabelSampleWeigher(),
-        ],
-        [ConstantSampleWeigher(), InitialGuessOnlySampleWeigher(), MinSCFIterationSampleWeigher(3)],
-        progress=False,
-    )
+def fit(data: Any, basis_info: BasisInfo | None) -> DatasetStatistics:
+    labelled = HasEnergyLabelSampleWeigher()
+    weighers = [ConstantSampleWeigher(), labelled, MinSCFIterationSampleWeigher(3)]
+    weighers.append(GroundStateOnlySampleWeigher() * labelled)
+    initial_guess = [ConstantSampleWeigher(), InitialGuessOnlySampleWeigher(), MinSCFIterationSampleWeigher(3)]
+    return DatasetStatistics.from_dataset(None, data, basis_info, weighers, initial_guess, progress=False)
 
 
 @pytest.fixture(scope="module")
-def statistics(natural: OFDFTDataModule, basis_info: BasisInfo) -> DatasetStatistics:
-    return fit(natural.parts["train"], basis_info)
+def statistics(natural: OFDFTDataModule) -> DatasetStatistics:
+    return fit(natural.parts["train"], natural.basis_info)
 
 
-def assert_golden(found: DatasetStatistics, basis_info: BasisInfo) -> None:
+def assert_golden(found: DatasetStatistics, basis_info: Any) -> None:
     order = np.arange(basis_info.n_basis)
     p = np.flatnonzero(basis_info.l_per_basis_func == 1).reshape(-1, 3)
     order[p] = p[:, [2, 0, 1]]  # x, y, z of y, z, x
@@ -88,51 +73,35 @@ def assert_golden(found: DatasetStatistics, basis_info: BasisInfo) -> None:
             np.testing.assert_allclose(value, expected, **TRANSFORMED, err_msg=key)
 
 
-def test_statistics_of_molecules(statistics: DatasetStatistics, basis_info: BasisInfo) -> None:
-    assert_golden(statistics, basis_info)
-
-
-def test_statistics_of_samples(samples: list[OFData], basis_info: BasisInfo) -> None:
-    assert_golden(fit(samples, basis_info), basis_info)
-
-
-def test_statistics_of_a_shuffled_loader(samples: list[OFData], basis_info: BasisInfo) -> None:
+def test_statistics(natural: OFDFTDataModule, statistics: DatasetStatistics, samples: list[OFData]) -> None:
+    """Of whole molecules, of single samples, and of a loader that shuffles them."""
     torch.manual_seed(0)
-    assert_golden(fit(DataLoader(samples, 32, shuffle=True, follow_batch=["coeffs"]), basis_info), basis_info)
+    loader = DataLoader(samples, 32, shuffle=True, follow_batch=["coeffs"])
+    for found in (statistics, *(fit(data, natural.basis_info) for data in (samples, loader))):
+        assert_golden(found, natural.basis_info)
 
 
 def test_worst_molecules(statistics: DatasetStatistics) -> None:
     for key, molecules in REFERENCES["worst_molecules"].items():
         reference = statistics[key].reference("linear_ref")
-        assert reference is not None
-        assert len(reference.worst) == len(molecules)
         for a, b in zip(reference.worst, molecules, strict=True):
             assert (a.name, a.formula, a.scf_iteration) == (b["name"], b["formula"], b["scf_iteration"])
             np.testing.assert_allclose([a.target, a.residual], [b["target"], b["residual"]], **EXACT)
 
 
-def linear_by_molecule(statistics: DatasetStatistics, basis_info: BasisInfo, _: list[OFData]) -> LinearReferences:
-    return LinearReferences.from_dataset_statistics(statistics, basis_info)
-
-
-def linear_by_sample(_: DatasetStatistics, __: BasisInfo, samples: list[OFData]) -> LinearReferences:
-    return fit_linear_references(["energy_label"], samples, batch_size=64)["energy_label"]
-
-
-@pytest.mark.parametrize(("count_by", "make"), [("molecule", linear_by_molecule), ("sample", linear_by_sample)])
+@pytest.mark.parametrize("count_by", ["molecule", "sample"])
 def test_linear_references(
-    count_by: str,
-    make: Callable[..., LinearReferences],
-    statistics: DatasetStatistics,
-    basis_info: BasisInfo,
-    samples: list[OFData],
+    count_by: str, natural: OFDFTDataModule, statistics: DatasetStatistics, samples: list[OFData]
 ) -> None:
-    golden, found = REFERENCES[count_by], make(statistics, basis_info, samples)
+    golden = REFERENCES[count_by]
+    if count_by == "molecule":
+        found = LinearReferences.from_dataset_statistics(statistics, natural.basis_info)
+    else:
+        found = fit_linear_references(["energy_label"], samples, batch_size=64)["energy_label"]
     values = {int(z): value for z, value in golden["element_references"].items()}
     assert found.seen_elements.nonzero().squeeze(1).tolist() == sorted(values)
     np.testing.assert_allclose(found.element_references[sorted(values)], [values[z] for z in sorted(values)], **EXACT)
     report, expected = found.fit_report, golden["report"]
-    assert report is not None
     for name in ("rank", "degrees_of_freedom", "atomic_numbers", "n_atoms", "n_molecules", "null_space"):
         assert getattr(report, name) == expected[name], name
     assert report.n_rows == expected["n_samples"]
@@ -150,10 +119,7 @@ def test_the_default_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             value = datamodule.statistics.load_statistic(*key.split("/", 1))
             np.testing.assert_allclose(value, golden[key], **EXACT, err_msg=key)
     for name, expected in json.loads((GOLDEN / "default_samples.json").read_text()).items():
-        molecule, iteration = name.split("@")
-        sample = next(
-            s for s in datamodule.datasets["val"] if s.mol_id == molecule and int(s.scf_iteration) == int(iteration)
-        )
+        sample = next(s for s in datamodule.datasets["val"] if f"{s.mol_id}@{int(s.scf_iteration)}" == name)
         assert float(sample.energy_reference) == pytest.approx(expected["energy_reference"], rel=1e-11)
         for field in ("energy_label", "coeffs", "gradient_label", "dual_basis_integrals"):
             assert float(sample[field].norm()) == pytest.approx(expected[field], rel=1e-9), field

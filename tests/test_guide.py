@@ -28,10 +28,7 @@ def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch:
     if page.stem == "coordinates":
         assert float(namespace["error"].abs().max()) < 1e-6  # the inverse of the initial guess's deviation
         energies = namespace["energies"]  # of the density optimisation
-        assert len(energies) == 4
         assert sorted(energies, reverse=True) == energies
-    if page.stem == "interatomic_data":
-        assert namespace["energies"].shape == (10,)
 
 
 XYZ = "2\n\nH 0 0 0\nH 0 0 0.74\n2\nmol_id=long\nH 0 0 0\nH 0 0 0.85\n2\nmol_id=short\nH 0 0 0\nH 0 0 0.7\n"
@@ -70,14 +67,11 @@ def test_the_tables_of_the_guide_are_those_that_are_printed(tmp_path: Path, monk
     printed = default.summary() + "\n\n" + linear.normalizer.reference.summary("hartree").__str__()
     for page in ("statistics.md", "what_normalisation_did.md"):
         for table in re.findall(r"```\n(.*?)\n```", (GUIDE / page).read_text(), flags=re.DOTALL):
-            assert table in printed, f"{page}: the package prints another table than\n{table}"
+            assert table in printed, page
 
 
 def test_the_api_pages_name_every_public_name() -> None:
-    named = {
-        name.rpartition(".")[2]
-        for page in (GUIDE / "api").glob("*.md")
-        for name in re.findall(r"::: (\S+)", page.read_text())
-    }
+    pages = "".join(page.read_text() for page in (GUIDE / "api").glob("*.md"))
+    named = {name.rpartition(".")[2] for name in re.findall(r"::: (\S+)", pages)}
     public = {*ofdft_norm.__all__, *ofdft_norm.config.__all__} - {"__version__"}
     assert named == public

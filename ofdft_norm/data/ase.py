@@ -18,15 +18,12 @@ from torch_geometric.data import Data
 
 from ofdft_norm.data.dataset import Transform, compose, file_states
 from ofdft_norm.data.files import optional_module
-from ofdft_norm.data.sources import SampleCheck, SampleDataset, Source, find_paths, listed
+from ofdft_norm.data.sources import SampleCheck, SampleDataset, Source, find_files, listed
 from ofdft_norm.data.split import PARTS, Parts, SplitConfig, random_split, refuse_repeated
 from ofdft_norm.errors import ConfigError, LabelFileError, SplitError, did_you_mean
 from ofdft_norm.units import EnergyUnit
 
 _PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 class FrameFile:
@@ -57,26 +54,23 @@ class FrameFile:
         return [(found.st_size, found.st_mtime_ns) for found in map(os.stat, self.on_disk())]
 
     def _load(self) -> list[Any]:
-        if self._frames is not None and not (self.is_database and self.has_changed()):
-            return self._frames
-        if self.has_changed():
-            raise LabelFileError(
-                f"{self.path}: has changed since its frames were counted: set the data module up again (config: "
-                "data.source.paths)"
-            )
-        self._frames = self._read()
-        self._state = self._stat()  # last: closing a database in WAL mode writes to it
+        if self._frames is None or self.is_database:
+            if self.has_changed():
+                what = "has changed since its frames were counted: set the data module up again"
+                raise LabelFileError(f"{self.path}: {what} (config: data.source.paths)")
+            if self._frames is None:
+                self._frames = self._read()
+                self._state = self._stat()  # last: closing a database in WAL mode writes to it
         return self._frames
 
     def _read(self) -> list[Any]:
-        if self.is_database:
-            with _named(lambda: self.path):
-                return [row.id for row in self._connect().select(include_data=False, columns=["id"])]
         frames: list[Any] = []
         with _named(lambda: f"{self.path}@{len(frames)}"):
-            if Path(self.path).suffix.lower() in (".xyz", ".extxyz"):
+            if self.is_database:
+                frames.extend(row.id for row in self._connect().select(include_data=False, columns=["id"]))
+            elif Path(self.path).suffix.lower() in (".xyz", ".extxyz"):
                 frames.extend(_read_xyz(self.path))
-            else:  # ASE would take what follows an @ in the name as an index
+            else:  # by default, ASE takes the text after an @ in the name as an index
                 iread = optional_module("ase.io", "ase").iread
                 frames.extend(iread(self.path, index=":", do_not_split_by_at_sign=True))
         return frames
@@ -90,7 +84,7 @@ class FrameFile:
     def __getitem__(self, index: int) -> Any:
         """Returns a frame as `ase.Atoms`."""
         frames = self._load()
-        if not 0 <= index < len(frames):
+        if index >= len(frames):
             raise LabelFileError(f"{self.path}@{index}: the file has {len(frames)} frames (config: data.source.paths)")
         if not self.is_database:
             return frames[index]
@@ -107,10 +101,9 @@ def _read_xyz(path: str) -> Iterator[Any]:
             if not count:
                 continue
             if not count.isdigit() or int(count) == 0:
-                raise LabelFileError(
-                    f"{path}:{number}: begins with {count.decode(errors='replace')!r:.60}, expected the number of atoms"
-                    " of a frame, at least one (config: data.source.paths)"
-                )
+                found = f"begins with {count.decode(errors='replace')!r:.60}"
+                expected = "expected the number of atoms of a frame, at least one"
+                raise LabelFileError(f"{path}:{number}: {found}, {expected} (config: data.source.paths)")
             rest = [text for _, text in islice(lines, int(count) + 1)]
             if sum(1 for text in rest[1:] if text.strip()) < int(count):
                 raise EOFError("the file ends within this frame")
@@ -125,12 +118,8 @@ def _named(where: Callable[[], str]) -> Iterator[None]:
     except (LabelFileError, ImportError):
         raise
     except Exception as error:
-        raise LabelFileError(
-            f"{where()}: ASE cannot read this: {type(error).__name__}: {error} (config: data.source.paths)"
-        ) from error
-
-
-# --- samples ----------------------------------------------------------------------------------------------------------
+        found = f"ASE cannot read this: {type(error).__name__}: {error}"
+        raise LabelFileError(f"{where()}: {found} (config: data.source.paths)") from error
 
 
 class Frames(Sequence[Any]):
@@ -157,11 +146,11 @@ class ASEDataset(SampleDataset):
     def state(self, contents: bool = False) -> dict[str, Any]:
         """Describes the raw samples in plain data; see `MoleculeDataset.state`."""
         files = self.samples.files
-        paths = sorted(files)
+        numbers = {path: i for i, path in enumerate(sorted(files))}
         places = (member.rpartition("@") for member in self.samples.members)
         return {
-            "files": file_states([file for path in paths for file in files[path].on_disk()], contents),
-            "samples": [f"{paths.index(path)}@{index}" for path, _, index in places],
+            "files": file_states([file for path in numbers for file in files[path].on_disk()], contents),
+            "samples": [f"{numbers[path]}@{index}" for path, _, index in places],
             "check": repr(self.check),
         }
 
@@ -200,21 +189,19 @@ class AtomsCheck(SampleCheck):
             known = _find_values(atoms, setting)
             if key in known:
                 sample[name] = np.array(known[key], dtype=np.float64)
-            elif self.labelled:
-                fitting = sorted(k for k, value in known.items() if np.size(value) == np.prod(shape))
-                has = f"it has {fitting}{did_you_mean(key, fitting)}" if fitting else "it has no value of this shape"
-                raise LabelFileError(
-                    f"{where}: lacks {key!r}; {has}; give it, or leave the frame out (argument {setting}, config: "
-                    f"data.source.{setting}; of wrapped data {setting}_field)"
-                )
-            else:
+            elif not self.labelled:
                 sample[name] = torch.full(shape, torch.nan, dtype=torch.float64)
                 sample.has_energy_label = torch.tensor([False])
+            else:
+                fitting = sorted(k for k, value in known.items() if np.size(value) == np.prod(shape))
+                has = f"it has {fitting}{did_you_mean(key, fitting)}" if fitting else "it has no value of this shape"
+                where_to = f"(config: data.source.{setting}; of wrapped data {setting}_field)"
+                raise LabelFileError(f"{where}: lacks {key!r}; {has}; give it, or leave the frame out {where_to}")
         return sample
 
 
 def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
-    """Returns numbers by name: a frame's own, those of a database's row, and its calculator's results."""
+    """Returns the numbers of a frame, of its row in a database, and of its calculator, by name."""
     values = dict(atoms.info if setting == "energy" else atoms.arrays)
     for name in ("key_value_pairs", "data"):  # of a row of a database
         values.update(atoms.info.get(name, {}))
@@ -225,7 +212,8 @@ def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
     return {k: v for k, v in values.items() if isinstance(v, numeric) and np.asarray(v).dtype.kind in "iuf"}
 
 
-# --- the source -------------------------------------------------------------------------------------------------------
+def _regular_file_at(path: str) -> list[str]:
+    return [path] if os.path.isfile(path) else []  # a pipe would wait for a writer
 
 
 class ASEFiles(Source):
@@ -281,10 +269,8 @@ class ASEFiles(Source):
         elif self.val is not None or self.test is not None:
             parts = frames
         elif split.file is not None:
-            raise ConfigError(
-                "data.split.file lists label files, not frames: give files for each part (config: data.source.val, "
-                "data.source.test), or an entry of info with the part (config: data.source.split_key)"
-            )
+            keys = "data.source.val, data.source.test, data.source.split_key"
+            raise ConfigError(f"data.split.file lists label files, not frames: give the parts by (config: {keys})")
         else:
             parts = random_split(frames["train"], split, str(self.paths))
         return {part: members for part, members in parts.items() if members}
@@ -295,9 +281,8 @@ class ASEFiles(Source):
 
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns the data set of some frames; in the part "all", frames may lack energy and forces."""
-        files = {
-            path: self._files.setdefault(path, FrameFile(path)) for path in {m.rpartition("@")[0] for m in members}
-        }
+        paths = {member.rpartition("@")[0] for member in members}
+        files = {path: self._files.setdefault(path, FrameFile(path)) for path in paths}
         keys = self.energy, self.forces
         check = AtomsCheck(self.energy_field, self.forces_field, labelled=part != "all", keys=keys)
         return ASEDataset(Frames(members, files), check, part, compose(transforms))
@@ -313,25 +298,18 @@ class ASEFiles(Source):
 
     def _list_frames(self) -> Parts:
         """Returns the frames of the files that are given for each part, in the files' order."""
-        files: Parts = {part: [] for part in PARTS}
-        for part, patterns in zip(PARTS, (self.paths, self.val, self.test), strict=True):
-            for pattern in listed(patterns):
-                found = find_paths(pattern)
-                irregular = [path for path in found if not os.path.isfile(path)]  # a pipe would wait for a writer
-                if irregular or not found:
-                    what = f"{irregular[0]}: is no regular file" if irregular else f"{pattern}: no such file"
-                    raise ConfigError(f"{what} (config: data.source.paths, data.source.val, data.source.test)")
-                files[part] += found
+        given = zip(PARTS, (self.paths, self.val, self.test), strict=True)
+        files = {part: find_files(paths, _regular_file_at, "regular file") for part, paths in given}
         refuse_repeated(files, "data.source")
-        return {part: [f"{path}@{i}" for path in found for i in self._frames_of(path)] for part, found in files.items()}
-
-    def _frames_of(self, path: str) -> range:
-        if path not in self._files or self._files[path].has_changed():
-            self._files[path] = FrameFile(path)
-        n = len(self._files[path])
-        if n == 0:
-            raise LabelFileError(f"{path}: has no frame (config: data.source.paths)")
-        return range(n)
+        for path in (path for found in files.values() for path in found):
+            if path not in self._files or self._files[path].has_changed():
+                self._files[path] = FrameFile(path)
+            if not len(self._files[path]):
+                raise LabelFileError(f"{path}: has no frame (config: data.source.paths)")
+        return {
+            part: [f"{path}@{i}" for path in found for i in range(len(self._files[path]))]
+            for part, found in files.items()
+        }
 
     def _divide_by_key(self, key: str, members: Sequence[str]) -> Parts:
         parts: Parts = {part: [] for part in PARTS}
@@ -341,10 +319,8 @@ class ASEFiles(Source):
             info = {**info, **info.get("key_value_pairs", {})}  # of a row of a database
             part = _PART_NAMES.get(str(info.get(key)).lower())
             if part is None:
-                raise SplitError(
-                    f"{member}: info[{key!r}] is {info.get(key)!r}, expected 'train', 'val' or 'test'; it has "
-                    f"{sorted(info)}{did_you_mean(key, info)} (config: data.source.split_key)"
-                )
+                what = f"info[{key!r}] is {info.get(key)!r}, expected 'train', 'val' or 'test'; it has {sorted(info)}"
+                raise SplitError(f"{member}: {what}{did_you_mean(key, info)} (config: data.source.split_key)")
             parts[part].append(member)
         if not parts["train"]:
             raise SplitError(f"{self.paths}: no frame has info[{key!r}] = 'train' (config: data.source.split_key)")

@@ -142,11 +142,21 @@ class BasisInfo:
         exponents_per_atom: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self.atomic_numbers = _as_integers(atomic_numbers, "")
-        self.irreps_per_atom = [str(irreps) for irreps in irreps_per_atom]
-        self._check_elements()
+        self.irreps_per_atom = list(map(str, irreps_per_atom))
+        numbers, n_irreps = self.atomic_numbers.tolist(), len(self.irreps_per_atom)
+        if not numbers or len(numbers) != n_irreps:
+            raise BasisError(f"{len(numbers)} atomic_numbers and {n_irreps} irreps_per_atom: expected one per element")
+        if len(set(numbers)) != len(numbers) or not all(1 <= z <= MAX_ATOMIC_NUMBER for z in numbers):
+            raise BasisError(f"atomic_numbers is {numbers}, expected different numbers, 1 ... {MAX_ATOMIC_NUMBER}")
         shells = [parse_irreps(i, int(z)) for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True)]
         l_of_shell = np.array([l for element in shells for n, l in element for _ in range(n)], dtype=np.int64)
-        self.exponent_per_shell = self._exponents(exponents_per_atom, [sum(n for n, _ in e) for e in shells])
+        self.exponent_per_shell: npt.NDArray[np.float64] | None = None
+        if exponents_per_atom is not None:
+            n_shells = [sum(n for n, _ in element) for element in shells]
+            found = [np.asarray(exponents, dtype=np.float64).reshape(-1) for exponents in exponents_per_atom]
+            joined = self.exponent_per_shell = np.concatenate(found)
+            if list(map(len, found)) != n_shells or not ((joined > 0) & (joined < np.inf)).all():
+                raise BasisError(f"exponents_per_atom: expected a positive number for each of {n_shells} shells")
 
         self.n_types = len(self.atomic_numbers)
         self.basis_dim_per_atom = np.array([sum(n * (2 * l + 1) for n, l in e) for e in shells], dtype=np.int64)
@@ -160,33 +170,13 @@ class BasisInfo:
         self.offsets: IntArray = np.concatenate([[0], np.cumsum(self.basis_dim_per_atom)]).astype(np.int64)
         self.atom_ind_to_basis_function_ind = [np.arange(a, b) for a, b in itertools.pairwise(self.offsets)]
 
-    def _check_elements(self) -> None:
-        numbers, n_irreps = self.atomic_numbers.tolist(), len(self.irreps_per_atom)
-        if not numbers or len(numbers) != n_irreps:
-            raise BasisError(f"{len(numbers)} atomic_numbers and {n_irreps} irreps_per_atom: expected one per element")
-        if len(set(numbers)) != len(numbers) or not all(1 <= z <= MAX_ATOMIC_NUMBER for z in numbers):
-            raise BasisError(f"atomic_numbers is {numbers}, expected different numbers, 1 ... {MAX_ATOMIC_NUMBER}")
-
-    @staticmethod
-    def _exponents(per_atom: Any, n_shells: list[int]) -> npt.NDArray[np.float64] | None:
-        if per_atom is None:
-            return None
-        found = [np.asarray(exponents, dtype=np.float64).reshape(-1) for exponents in per_atom]
-        joined = np.concatenate(found)
-        if [len(own) for own in found] != n_shells or not ((joined > 0) & (joined < np.inf)).all():
-            raise BasisError(f"exponents_per_atom: expected a positive number for each of {n_shells} shells")
-        return joined
-
     def atom_indices(self, atomic_numbers: npt.NDArray[Any], context: str = "") -> IntArray:
         """Returns (n_atom,) the index of each atom's element; `context` names file or molecule in the message."""
         numbers = _as_integers(atomic_numbers, context)
-        inside = (numbers >= 0) & (numbers <= MAX_ATOMIC_NUMBER)
-        indices = self.atomic_number_to_atom_index[np.where(inside, numbers, 0)]
-        if (indices == UNKNOWN_ELEMENT).any():
-            unknown = sorted(set(numbers[indices == UNKNOWN_ELEMENT].tolist()))
+        if unknown := sorted(set(numbers.tolist()) - set(self.atomic_numbers.tolist())):
             what = f"field 'atomic_numbers' has the elements {unknown}, the basis has {self.atomic_numbers.tolist()}"
             raise BasisError(f"{context or 'sample'}: {what} (config: data.source.basis_info, data.source.exclude)")
-        return indices
+        return self.atomic_number_to_atom_index[numbers]
 
     def basis_function_ind(self, atom_ind: IntArray) -> IntArray:
         """Returns, atom after atom, the index of every basis function in the concatenation over elements."""
@@ -214,16 +204,9 @@ class BasisInfo:
 
     @classmethod
     def from_mol(cls, mol: Any) -> BasisInfo:
-        """Describes the basis of a molecule of PySCF.
+        """Describes the basis of the elements of a `pyscf.gto.Mole`, sorted by atomic number.
 
-        Args:
-            mol: A `pyscf.gto.Mole` with spherical functions that are sorted by angular momentum in every atom.
-
-        Returns:
-            The basis of the molecule's elements, sorted by atomic number.
-
-        Raises:
-            BasisError: If functions are Cartesian or not sorted, or atoms of one element differ.
+        Raises BasisError if functions are Cartesian or not sorted by angular momentum, or atoms of one element differ.
         """
         if mol.cart:
             raise BasisError("from_mol: the molecule has Cartesian functions (mol.cart), expected spherical ones")
@@ -239,15 +222,12 @@ class BasisInfo:
     def from_atomic_numbers_with_even_tempered_basis(
         cls, atomic_numbers: Sequence[int] | npt.NDArray[Any], basis: str = "6-31G(2df,p)", beta: float = 2.5
     ) -> BasisInfo:
-        """Makes the even-tempered density basis of an orbital basis, with PySCF's `aug_etb`.
+        """Makes the even-tempered density basis of an orbital basis, with its exponents, with PySCF's `aug_etb`.
 
         Args:
             atomic_numbers: The elements, each once, in the order of the basis.
             basis: Name of the orbital basis of the Kohn-Sham calculations.
             beta: Ratio of neighbouring exponents.
-
-        Returns:
-            The basis, with its exponents.
 
         Raises:
             BasisError: If PySCF lacks the orbital basis for one of the elements.
@@ -270,36 +250,26 @@ class BasisInfo:
 
     @classmethod
     def from_dataset_info_yaml(cls, path: str | Path, atomic_numbers: Sequence[int] | npt.NDArray[Any]) -> BasisInfo:
-        """Makes the density basis that a `dataset_info.yaml` of STRUCTURES25 names.
+        """Makes the density basis that a `dataset_info.yaml` of STRUCTURES25 names, for some elements in this order.
 
-        Args:
-            path: The file, with ``kohn_sham.basis`` and ``of_basis_set: even_tempered_2.5``.
-            atomic_numbers: The elements, each once, in the order of the basis.
-
-        Raises:
-            BasisError: If the file cannot be read or names another kind of density basis, or PySCF lacks the orbital
-                basis for one of the elements.
-            ImportError: If PySCF is not installed.
+        The file has ``kohn_sham.basis`` and ``of_basis_set: even_tempered_2.5``. Raises BasisError if it cannot be read
+        or names another kind of density basis; see also `from_atomic_numbers_with_even_tempered_basis`.
         """
         try:
             content = read_yaml(path)
             orbital, density = str(content["kohn_sham"]["basis"]), str(content["of_basis_set"])
             beta = float(density.split("even_tempered_")[1])
         except (OSError, ValueError, LookupError, TypeError) as error:
-            what = "expected kohn_sham.basis and of_basis_set: even_tempered_<beta>; or give the basis as JSON"
-            raise BasisError(f"{path}: {error!r}: {what} {_BASIS_KEY}") from error
+            expected = "expected kohn_sham.basis and of_basis_set: even_tempered_<beta>"
+            raise BasisError(f"{path}: {error!r}: {expected} {_BASIS_KEY}") from error
         return cls.from_atomic_numbers_with_even_tempered_basis(atomic_numbers, orbital, beta)
 
     @classmethod
     def from_json(cls, path: str | Path) -> BasisInfo:
-        """Reads a JSON file with the constructor's arguments.
+        """Reads a JSON file with the constructor's arguments: `exponents_per_atom` may be missing.
 
-        Args:
-            path: The file, with `atomic_numbers`, `irreps_per_atom` and perhaps `exponents_per_atom`.
-
-        Raises:
-            BasisError: If the file cannot be read, lacks a key, describes no basis, or has another `p_order` than
-                ``xyz``; the message names the file.
+        Raises BasisError, with the name of the file, if it cannot be read, lacks a key, describes no basis, or has
+        another `p_order` than ``xyz``.
         """
         try:
             content = read_json(path)

@@ -19,15 +19,13 @@ from torch_geometric.data import Batch
 from torch_geometric.transforms import Compose
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.label_file import MoleculeLabels, read_header, read_molecule
+from ofdft_norm.data.files import file_digest
+from ofdft_norm.data.label_file import LabelHeader, MoleculeLabels, read_header, read_molecule
 from ofdft_norm.data.sample import RAW, JoinedDataset, join_samples, make_batch, n_molecules, sample_name
 from ofdft_norm.errors import ConfigError, LabelFileError, OFDFTNormError
 
 IntArray = npt.NDArray[np.int64]
 Transform = Callable[[Any], Any]
-
-
-# --- transforms -------------------------------------------------------------------------------------------------------
 
 
 class Composed:
@@ -59,12 +57,15 @@ def compose(transforms: Iterable[Transform]) -> Transform | None:
     return None if not singles else singles[0] if len(singles) == 1 else Composed(singles)
 
 
-def apply_transform(transform: Transform | None, data: Any) -> Any:
-    """Applies a transform to a sample, or to a batch: at once if its attribute `works_on_batches` is true."""
+def apply_transform(transform: Transform | None, data: Any, config: str = "data.pre_transforms") -> Any:
+    """Applies a transform to a sample, or to a batch: at once if its attribute `works_on_batches` is true.
+
+    `config` is the key of the configuration that an error names.
+    """
     if transform is None:
         return data
     if isinstance(data, Batch) and not getattr(transform, "works_on_batches", False):
-        return join_samples([apply_transform(transform, sample) for sample in data.to_data_list()])
+        return join_samples([apply_transform(transform, sample, config) for sample in data.to_data_list()])
     try:
         return transform(data)
     except OFDFTNormError:
@@ -72,11 +73,8 @@ def apply_transform(transform: Transform | None, data: Any) -> Any:
     except Exception as error:
         if not hasattr(error, "__notes__"):
             names = list(dict.fromkeys(sample_name(data, i) for i in range(n_molecules(data))))
-            error.add_note(f"while transforming the molecules {names[:10]} (config: data.pre_transforms)")
+            error.add_note(f"while transforming the molecules {names[:10]} (config: {config})")
         raise
-
-
-# --- data sets over molecules -----------------------------------------------------------------------------------------
 
 
 class ScfSelection:
@@ -88,10 +86,12 @@ class ScfSelection:
     """
 
     def __init__(self, limit: int | Sequence[int] | None = None, keep_initial_guess: bool = True) -> None:
-        several: list[Any] = [limit] if isinstance(limit, str) or not isinstance(limit, Sequence) else list(limit)
-        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in several if limit is not None):
+        several = isinstance(limit, Sequence) and not isinstance(limit, str)
+        given: list[Any] = list(limit) if several else [] if limit is None else [limit]  # type: ignore[arg-type]
+        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in given):
             raise ConfigError(f"data.source.limit_scf_iterations is {limit!r}, expected null or whole numbers")
-        self.limit = None if limit is None else [int(i) for i in several] if isinstance(limit, Sequence) else int(limit)
+        numbers = [int(i) for i in given]
+        self.limit = numbers if several else numbers[0] if numbers else None
         self.keep_initial_guess = keep_initial_guess
 
     def __call__(self, n: int, where: str = "") -> IntArray:
@@ -163,16 +163,15 @@ class MoleculeDataset(JoinedDataset):
 
     @cached_property
     def _index(self) -> tuple[IntArray, IntArray, IntArray]:
-        """Offsets of the molecules' samples; for each molecule the row of a table of iterations; the table."""
+        """First sample of each molecule; a table of iterations; for each molecule, entry minus sample in the table."""
         # SCF paths of one length have the same iterations, and there are few lengths
-        lengths, first, row = np.unique(self.n_scf_iterations, return_index=True, return_inverse=True)
+        lengths, first, length = np.unique(self.n_scf_iterations, return_index=True, return_inverse=True)
         pairs = zip(lengths.tolist(), first.tolist(), strict=True)
         selected = [self.scf_selection(n, str(self.paths[molecule])) for n, molecule in pairs]
         counts = np.array([len(iterations) for iterations in selected], dtype=np.int64)
-        table = np.zeros((len(selected), max(counts, default=0)), dtype=np.int64)
-        for entries, iterations in zip(table, selected, strict=True):
-            entries[: len(iterations)] = iterations
-        return np.concatenate([[0], np.cumsum(counts[row])]).astype(np.int64), row, table
+        offsets = np.concatenate([[0], np.cumsum(counts[length])]).astype(np.int64)
+        table = np.concatenate([np.zeros(0, dtype=np.int64), *selected])
+        return offsets, table, (np.cumsum(counts) - counts)[length] - offsets[:-1]
 
     @property
     def sample_offsets(self) -> IntArray:
@@ -184,13 +183,9 @@ class MoleculeDataset(JoinedDataset):
 
     def locate(self, samples: Sequence[int] | IntArray) -> tuple[IntArray, IntArray]:
         """Returns molecule and SCF iteration of each sample."""
-        indices, (offsets, row, table) = np.asarray(samples, dtype=np.int64), self._index
+        indices, (offsets, table, shift) = np.asarray(samples, dtype=np.int64), self._index
         molecules = np.searchsorted(offsets, indices, side="right") - 1
-        return molecules, table[row[molecules], indices - offsets[molecules]]
-
-    def names(self, samples: Sequence[int]) -> list[str]:
-        """Returns the path of the molecule of each sample."""
-        return [str(self.paths[molecule]) for molecule in self.locate(samples)[0].tolist()]
+        return molecules, table[indices + shift[molecules]]
 
     def __getitems__(self, samples: Sequence[int]) -> Any:
         """Reads samples as one batch, transformed."""
@@ -206,9 +201,6 @@ class MoleculeDataset(JoinedDataset):
         return self._read_samples(*self.locate(np.concatenate([np.arange(a, b) for a, b in ranges])), fields)
 
 
-# --- label files ------------------------------------------------------------------------------------------------------
-
-
 class OFDataset(MoleculeDataset):
     """Samples over label files, one for each SCF iteration.
 
@@ -217,21 +209,19 @@ class OFDataset(MoleculeDataset):
         basis_info: The density basis of the labels.
         energy_key: Name of the energy below ``of_labels/energies`` that becomes `energy_label`.
         gradient_key: Name of the gradient below ``of_labels/spatial`` that becomes `gradient_label`.
-        transform: A transform of samples, e.g. `ProjectGradient()`; applied to a whole batch if its attribute
-            `works_on_batches` is true.
+        transform: A transform of samples, e.g. `ProjectGradient()`; see `apply_transform`.
         limit_scf_iterations: The SCF iterations to use, as in STRUCTURES25: a number s >= 0 selects iterations from s
             on, s < 0 the last -s (-1: the converged density), a list the iterations in it (negative ones count from the
-            last; iterations that a molecule lacks are ignored). None: all.
-        keep_initial_guess: Whether iteration 0, which has no energy label, is added to the iterations that
-            `limit_scf_iterations` selects, or left out.
-        n_scf_iterations: Number of SCF iterations of each file, where known (a split file states it). Other files have
-            to be read once before the data set knows its length: the whole molecule, or else the header.
+            last; the molecule may lack some). None: all.
+        keep_initial_guess: Whether iteration 0, which has no energy label, is added to the selected ones, or left out.
+        n_scf_iterations: Number of SCF iterations of each file, if known (a split file states it); else the files are
+            read once before the data set knows its length.
 
     Raises:
         ConfigError: If `limit_scf_iterations` is none of these, or `n_scf_iterations` has another length than `paths`.
-        LabelFileError: When a file is read: if it is missing, unreadable or malformed, has no selected iteration, or
-            another geometry than a file with the same molecule's name.
-        BasisError: When a file is read that has an element which the basis lacks.
+        LabelFileError: When a file is read: if it is missing or malformed, has no selected iteration, or another
+            geometry than a file with the same name of the molecule.
+        BasisError: When a file is read: if the basis lacks one of its elements.
     """
 
     def __init__(
@@ -251,25 +241,16 @@ class OFDataset(MoleculeDataset):
         self.gradient_key = gradient_key
         self.transform = transform
         self.scf_selection = ScfSelection(limit_scf_iterations, keep_initial_guess)
-        n, unknown = len(self._paths), [-1] * len(self._paths)
-        self._n_scf_iterations = np.array(unknown if n_scf_iterations is None else n_scf_iterations, dtype=np.int64)
+        n = len(self._paths)
+        self._n_scf_iterations = np.array([-1] * n if n_scf_iterations is None else n_scf_iterations, dtype=np.int64)
         if len(self._n_scf_iterations) != n:
             raise ConfigError(f"n_scf_iterations has {len(self._n_scf_iterations)} entries for {n} label files")
-        self._elements: list[set[int] | None] = [None] * n
+        self._elements: dict[int, set[int]] = {}
         self._geometries: dict[str, tuple[bytes, Path]] = {}
 
     @classmethod
     def from_directory(cls, directory: str | Path, basis_info: BasisInfo, **options: Any) -> OFDataset:
-        """Opens all label files of a folder, sorted by name.
-
-        Args:
-            directory: The folder.
-            basis_info: The density basis of the labels.
-            options: The other arguments of the class.
-
-        Raises:
-            LabelFileError: If the folder has no label file.
-        """
+        """Opens all label files of a folder, sorted by name; `options` are the other arguments of the class."""
         paths = sorted(p for p in Path(directory).glob("*.zarr*") if p.name.endswith((".zarr", ".zarr.zip")))
         if not paths:
             raise LabelFileError(f"{directory}: has no label file (*.zarr, *.zarr.zip) (config: data.source.paths)")
@@ -287,22 +268,21 @@ class OFDataset(MoleculeDataset):
         return self._n_scf_iterations
 
     def elements(self) -> set[int]:
-        """Returns the atomic numbers that occur; reads the headers of files that were not read before."""
-        self._learn([molecule for molecule, known in enumerate(self._elements) if known is None])
-        return set().union(*(known for known in self._elements if known))
+        """Returns the atomic numbers that occur; reads the headers of unread files."""
+        self._learn([molecule for molecule in range(self.n_molecules) if molecule not in self._elements])
+        return set().union(*self._elements.values())
 
     def _learn(self, molecules: Sequence[int]) -> None:
         for molecule in molecules:
-            header = read_header(self._paths[molecule])
-            self._remember(molecule, header.n_scf_iterations, header.atomic_numbers)
+            self._remember(molecule, read_header(self._paths[molecule]))
 
-    def _remember(self, molecule: int, n_scf_iterations: int, atomic_numbers: IntArray) -> None:
+    def _remember(self, molecule: int, found: LabelHeader | MoleculeLabels) -> None:
         known = int(self._n_scf_iterations[molecule])
-        if known not in (-1, n_scf_iterations):
-            what = f"{self._paths[molecule]}: has {n_scf_iterations} SCF iterations, expected {known}"
+        if known not in (-1, found.n_scf_iterations):
+            what = f"{self._paths[molecule]}: has {found.n_scf_iterations} SCF iterations, expected {known}"
             raise LabelFileError(f"{what}: the file has changed, or the split file is wrong (config: data.split.file)")
-        self._n_scf_iterations[molecule] = n_scf_iterations
-        self._elements[molecule] = set(atomic_numbers.tolist())
+        self._n_scf_iterations[molecule] = found.n_scf_iterations
+        self._elements[molecule] = set(found.atomic_numbers.tolist())
 
     def state(self, contents: bool = False) -> dict[str, Any]:
         """Describes the raw samples: files (name, and size and time or digest), selected iterations, labels."""
@@ -311,7 +291,7 @@ class OFDataset(MoleculeDataset):
 
     def _read(self, molecule: int, iterations: IntArray | Callable[[int], IntArray]) -> MoleculeLabels:
         labels = read_molecule(self._paths[molecule], self.energy_key, self.gradient_key, iterations)
-        self._remember(molecule, labels.n_scf_iterations, labels.atomic_numbers)
+        self._remember(molecule, labels)
         # results and samples belong together by name
         geometry = hashlib.sha256(labels.pos.tobytes() + labels.atomic_numbers.tobytes()).digest()
         known, file = self._geometries.setdefault(labels.mol_id, (geometry, labels.path))
@@ -328,14 +308,13 @@ class OFDataset(MoleculeDataset):
 
     def _read_molecules(self, molecules: IntArray, fields: Collection[str] | None) -> Any:
         # the number of iterations may not be known yet
-        selections = [partial(self.scf_selection, where=str(self._paths[m])) for m in molecules.tolist()]
-        read = [self._read(m, select) for m, select in zip(molecules.tolist(), selections, strict=True)]
-        return join_labels(read, self.basis_info)
+        selections = {m: partial(self.scf_selection, where=str(self._paths[m])) for m in molecules.tolist()}
+        return join_labels([self._read(m, selections[m]) for m in molecules.tolist()], self.basis_info)
 
 
 def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> Any:
     """Returns the batch of all rows of some molecules' labels."""
-    n_rows = [len(labels.scf_iterations) for labels in molecules]
+    n_rows = [len(labels.scf_iteration) for labels in molecules]
     atom_ind = [basis_info.atom_indices(m.atomic_numbers, f"{m.path}: molecule {m.mol_id!r}") for m in molecules]
     functions = [basis_info.basis_function_ind(indices) for indices in atom_ind]
     for labels, own in zip(molecules, functions, strict=True):
@@ -343,35 +322,30 @@ def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> A
             what = f"{labels.path}: molecule {labels.mol_id!r} has {labels.coeffs.shape[1]} coefficients"
             raise LabelFileError(f"{what}, the basis has {len(own)} functions for it (config: data.source.basis_info)")
 
-    def joined(arrays: Iterable[npt.NDArray[Any]]) -> Tensor:
-        return torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
+    def joined(*names: str) -> dict[str, Tensor]:
+        arrays = {name: [getattr(m, name).reshape(-1) for m in molecules] for name in names}
+        return {name: torch.from_numpy(np.concatenate(own)) for name, own in arrays.items()}
 
-    def repeated(arrays: Iterable[npt.NDArray[Any]]) -> Tensor:
-        pairs = zip(arrays, n_rows, strict=True)
-        return torch.from_numpy(np.concatenate([array for array, n in pairs for _ in range(n)]))
+    def repeated(**arrays: list[npt.NDArray[Any]]) -> dict[str, Tensor]:
+        lists = {k: [a for a, n in zip(own, n_rows, strict=True) for _ in range(n)] for k, own in arrays.items()}
+        return {name: torch.from_numpy(np.concatenate(own)) for name, own in lists.items()}
 
-    per_atom = {
-        "pos": repeated(m.pos for m in molecules),
-        "atomic_numbers": repeated(m.atomic_numbers for m in molecules),
-        "atom_ind": repeated(atom_ind),
-    }
-    per_function = {
-        "basis_function_ind": repeated(functions),
-        "coeffs": joined(m.coeffs for m in molecules),
-        "ground_state_coeffs": repeated(m.ground_state_coeffs for m in molecules),
-        "gradient_label": joined(m.gradient for m in molecules),
-        "dual_basis_integrals": joined(m.dual_basis_integrals for m in molecules),
-    }
+    of_molecule = {name: [getattr(m, name) for m in molecules] for name in ("pos", "atomic_numbers")}
+    ground_states = [m.ground_state_coeffs for m in molecules]
     per_sample = {
-        "energy_label": joined(m.energy for m in molecules),
-        "has_energy_label": joined(m.has_energy_label for m in molecules),
-        "scf_iteration": joined(m.scf_iterations for m in molecules),
+        **joined("energy_label", "has_energy_label", "scf_iteration"),
         "mol_id": [m.mol_id for m, n in zip(molecules, n_rows, strict=True) for _ in range(n)],
         "basis_info": [basis_info] * sum(n_rows),
         "coordinates": [RAW] * sum(n_rows),
     }
-    n_atoms = np.repeat([len(indices) for indices in atom_ind], n_rows)
-    return make_batch(per_atom, per_function, per_sample, n_atoms, np.repeat([len(f) for f in functions], n_rows))
+    return make_batch(
+        repeated(**of_molecule, atom_ind=atom_ind),
+        repeated(basis_function_ind=functions, ground_state_coeffs=ground_states)
+        | joined("coeffs", "gradient_label", "dual_basis_integrals"),
+        per_sample,
+        np.repeat([len(indices) for indices in atom_ind], n_rows),
+        np.repeat([len(f) for f in functions], n_rows),
+    )
 
 
 def file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]]:
@@ -381,25 +355,14 @@ def file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]
     ``.zarr`` folder counts with all files below it.
     """
     root = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
-    files = [file for path in paths for file in ([str(path)] if not path.is_dir() else _files_below(path))]
+    files: list[str] = []
+    for path in paths:
+        below = sorted(os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
+        files += below if path.is_dir() else [str(path)]
     try:
         with ThreadPoolExecutor() as pool:  # hashing releases Python's lock
-            states = list(pool.map(file_digest, files)) if contents else [_size_and_time(file) for file in files]
+            states: list[Any] = list(pool.map(file_digest if contents else os.stat, files))
     except OSError as error:
         raise LabelFileError(f"{error.filename}: cannot be read: {error.strerror} (config: data.source)") from error
+    states = states if contents else [[status.st_size, status.st_mtime_ns] for status in states]
     return [[os.path.relpath(file, root), state] for file, state in zip(files, states, strict=True)]
-
-
-def file_digest(file: str | Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _files_below(folder: Path) -> list[str]:
-    return sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
-
-
-def _size_and_time(file: str) -> list[int]:
-    status = os.stat(file)
-    return [status.st_size, status.st_mtime_ns]

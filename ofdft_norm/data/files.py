@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -32,6 +33,12 @@ def package_version() -> str:
 __version__ = package_version()
 
 
+def file_digest(file: str | Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def default_cache_dir() -> Path:
     """Returns the folder of fitted statistics in the user's cache."""
     return platformdirs.user_cache_path("ofdft_norm", appauthor=False) / "statistics"
@@ -42,9 +49,7 @@ def optional_module(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f"this needs {name}, which cannot be imported ({error}): pip install 'ofdft-norm[{extra}]'"
-        ) from error
+        raise ImportError(f"cannot import {name} ({error}): pip install 'ofdft-norm[{extra}]'") from error
 
 
 @contextlib.contextmanager
@@ -56,11 +61,11 @@ def written_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = _aside(path, "part")
+    name = f".{path.name}.{uuid.uuid4().hex[:8]}"
+    unfinished, old = path.with_name(f"{name}.part"), path.with_name(f"{name}.old")
     try:
         yield unfinished
         if replace and unfinished.is_dir() and path.exists():
-            old = _aside(path, "old")
             os.rename(path, old)
             os.rename(unfinished, path)
             _remove(old)
@@ -69,10 +74,6 @@ def written_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         _remove(unfinished)
         raise
-
-
-def _aside(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{ending}")
 
 
 def _remove(path: Path) -> None:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ofdft_norm.data.files import file_digest
+
 PACKAGE = __name__.partition(".")[0]
 
 
@@ -91,5 +93,4 @@ def _version(package: str) -> str:
 
 @functools.cache
 def _digest(file: str, mtime_ns: int) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_digest(file)

@@ -57,11 +57,11 @@ class MoleculeLabels(NamedTuple):
     pos: FloatArray  # (n_atom, 3) [bohr]
     atomic_numbers: IntArray
     n_scf_iterations: int  # length of the SCF path, n or more
-    scf_iterations: IntArray  # (n,) indices of the rows along the SCF path
+    scf_iteration: IntArray  # (n,) indices of the rows along the SCF path
     coeffs: FloatArray  # (n, n_basis)
     ground_state_coeffs: FloatArray  # (n_basis,) of the last iteration, the converged density
-    gradient: FloatArray  # (n, n_basis) [hartree]
-    energy: FloatArray  # (n,) [hartree]
+    gradient_label: FloatArray  # (n, n_basis) [hartree]
+    energy_label: FloatArray  # (n,) [hartree]
     has_energy_label: Rows
     dual_basis_integrals: FloatArray  # (n, n_basis) [electrons]
 
@@ -86,7 +86,7 @@ class LabelFileContent:
 
 @contextmanager
 def _open_label_file(path: Path) -> Iterator[_LabelFile]:
-    """Opens a label file; all errors within are `LabelFileError`s that name it."""
+    """Opens a label file; errors are `LabelFileError`s that name it."""
     try:
         with ZarrGroup(path) as group:
             yield _LabelFile(group)
@@ -103,10 +103,10 @@ class _LabelFile:
         self.group = group
         self.where = str(group.path)
         name = self.read(_MOL_ID)
-        text = name.item() if name.size == 1 else ""
+        text = name.item() if name.size == 1 and name.dtype.kind in "USiu" else ""
         self.mol_id = text.decode(errors="surrogateescape") if isinstance(text, bytes) else str(text)
-        if not self.mol_id.isprintable() or not self.mol_id or name.dtype.kind not in "USiu":
-            raise self.error(f"array {_MOL_ID!r} is {self.mol_id!r}, expected a name of printable characters")
+        if not self.mol_id.isprintable() or not self.mol_id:
+            raise self.error(f"array {_MOL_ID!r} is {name.tolist()!r}, expected a name of printable characters")
         self.where = f"{group.path}: molecule {self.mol_id!r}"
 
     def error(self, what: str) -> LabelFileError:
@@ -118,8 +118,9 @@ class _LabelFile:
         except KeyError:
             folder, _, key = name.rpartition("/")
             known = [n.rpartition("/")[2] for n in self.group.arrays() if n.startswith(f"{folder}/")]
-            setting = {"e_": "energy_key", "gr": "gradient_key"}.get(key[:2], "exclude")
-        raise self.error(f"lacks the array {name!r}, {folder} has {known} (config: data.source.{setting})")
+            setting = {"e_": "energy_key", "gr": "gradient_key"}.get(key[:2])
+            config = f" (config: data.source.{setting})" if setting else ""
+        raise self.error(f"lacks the array {name!r}, {folder} has {known}{config}")
 
     def read(
         self, name: str, shape: tuple[int, ...] | None = None, row: int | None = None, may_lack: Rows | bool = False
@@ -187,11 +188,6 @@ def read_header(path: str | Path) -> LabelHeader:
         return file.header()
 
 
-def read_n_scf_iterations(path: str | Path) -> int:
-    """Returns the number of SCF iterations in a label file."""
-    return read_header(path).n_scf_iterations
-
-
 def read_molecule(
     path: str | Path,
     energy_key: str,
@@ -200,8 +196,8 @@ def read_molecule(
 ) -> MoleculeLabels:
     """Reads a label file, or some of its SCF iterations; for a single one, only the chunks of that row.
 
-    `scf_iterations` may be a function of the number of iterations. A chunk of an energy or gradient without label may
-    be missing; any other missing chunk is an error.
+    `scf_iterations` may be a function of the number of iterations. Only chunks of energies and gradients without label
+    may be missing.
     """
     with _open_label_file(Path(path)) as file:
         file.check_meaning()
@@ -214,9 +210,9 @@ def read_molecule(
         energy_name, gradient_name = f"of_labels/energies/{energy_key}", f"of_labels/spatial/{gradient_key}"
         has_label = file.labelled(energy_name, gradient_name, n_rows, n_basis)
 
-        def read_rows(name: str, rows: IntArray, used: Rows | bool = True, may_lack: Rows | bool = False) -> FloatArray:
+        def read_rows(name: str, rows: IntArray, used: Rows | bool = True) -> FloatArray:
             row = int(rows[0]) if len(rows) == 1 else None
-            values = file.numbers(name, (n_rows, n_basis), row=row, may_lack=may_lack)
+            values = file.numbers(name, (n_rows, n_basis), row=row, may_lack=~has_label if used is not True else False)
             values = values[rows] if row is None else values[None]
             file.check_range(name, values, rows, used)
             return values
@@ -225,8 +221,7 @@ def read_molecule(
         file.check_range(energy_name, energy, rows, has_label[rows])
         coeffs = read_rows(_COEFFS, rows)
         last = coeffs if rows[-1] == n_rows - 1 else read_rows(_COEFFS, np.array([n_rows - 1]))
-        gradient = read_rows(gradient_name, rows, has_label[rows], ~has_label)
-        integrals = read_rows(_INTEGRALS, rows)
+        gradient, integrals = read_rows(gradient_name, rows, has_label[rows]), read_rows(_INTEGRALS, rows)
         return MoleculeLabels(
             file.group.path, *header, rows, coeffs, last[-1], gradient, energy, has_label[rows], integrals
         )
@@ -255,6 +250,5 @@ def write_label_file(path: str | Path, content: LabelFileContent) -> None:
         "ks_labels/basis": np.array(content.orbital_basis),
         _N_SCF_STEPS: np.array(n_scf),
     }
-    by_row = [name for name in arrays if "/spatial/" in name]
     written = others | {name: array for name, (array, _) in arrays.items()}
-    write_zarr_arrays(path, written, content.attributes, by_row=by_row)
+    write_zarr_arrays(path, written, content.attributes, by_row=[name for name in arrays if "/spatial/" in name])

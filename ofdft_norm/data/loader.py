@@ -46,16 +46,15 @@ class LoaderConfig(Settings):
 
     def keywords(self) -> dict[str, Any]:
         """Returns the arguments of torch's DataLoader; without workers, torch refuses the others' settings."""
-        workers = self.num_workers > 0
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "pin_memory": self.pin_memory,
-            "persistent_workers": self.persistent_workers and workers,
-            "prefetch_factor": self.prefetch_factor if workers else None,
-            "in_order": self.in_order or not workers,
-            "multiprocessing_context": self.multiprocessing_context if workers else None,
+        names = ("batch_size", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "in_order")
+        given = {name: getattr(self, name) for name in (*names, "multiprocessing_context")}
+        alone = {
+            "persistent_workers": False,
+            "in_order": True,
+            "prefetch_factor": None,
+            "multiprocessing_context": None,
         }
+        return given if self.num_workers else given | alone
 
 
 class EpochSampler(RandomSampler):
@@ -112,15 +111,13 @@ class WrappedCollate:
             return self.theirs([self._apply_to_sample(sample) for sample in samples])
         follow = dict.fromkeys(["coeffs", *(getattr(self.theirs, "follow_batch", None) or ())])
         batch = self._apply(join_samples([self.check(sample) for sample in samples], list(follow)))
-        for name in getattr(self.theirs, "exclude_keys", None) or ():  # only now: the functions may have needed them
-            if name in batch:
-                del batch[name]
+        # only now: the functions may have needed them
+        for name in set(getattr(self.theirs, "exclude_keys", None) or ()).intersection(batch.keys()):
+            del batch[name]
         return batch
 
     def _apply(self, data: Any) -> Any:
-        for function in self.functions:
-            data = function(data)
-        return data
+        return functools.reduce(lambda found, function: function(found), self.functions, data)
 
     def _apply_to_sample(self, sample: Any) -> Any:
         data = self.check(sample)

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, compose, file_digest, single_transforms
-from ofdft_norm.data.files import package_version, written_whole
+from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, compose, single_transforms
+from ofdft_norm.data.files import file_digest, package_version, written_whole
 from ofdft_norm.data.identity import identity
 from ofdft_norm.data.packed import FORMAT, META, OFFSETS, VERSION, PackedDataset, PackedSet, array_specs, meta_checksum
 from ofdft_norm.data.sample import collate_joined
@@ -25,7 +25,6 @@ from ofdft_norm.errors import ConfigError, LabelFileError, OFDFTNormError
 
 Array = npt.NDArray[Any]
 
-_HEADER = 128  # bytes of a .npy file's header, written when the length of the array is known
 # fields that are the same for all SCF iterations of a molecule
 _CONSTANT = ("pos", "atomic_numbers", "dual_basis_integrals", "ground_state_coeffs")
 _STORED = (*_CONSTANT, "coeffs", "gradient_label", "energy_label", "has_energy_label", "mol_id", "scf_iteration")
@@ -79,24 +78,33 @@ class _Molecules(Dataset[Any]):
         for of_target in self.datasets:
             of_target.transform = compose(pre_transforms)
         others = [t for t in single_transforms(pre_transforms) if not getattr(t, "changes_basis", False)]
-        self.applied = [identity(transform) for transform in others]
+        applied = [identity(transform) for transform in others]
+        self.description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "basis_info": dataset.basis_info.to_dict(),
+            "targets": self.targets,
+            "applied": applied,
+            "dtype": dtype,
+            "n_molecules": len(self.names),
+            "sources": sorted({str(path.absolute().parent) for path in dataset.paths}),
+        }
         if len(set(self.names)) < len(self.names) or not self.names:
             raise ConfigError(f"{len(self.names)} label files, {len(set(self.names))} names: expected a name for each")
         if dtype not in ("float64", "float32") or not targets or len(set(targets)) < len(targets):
             raise ConfigError(f"dtype {dtype!r}, targets {targets}: expected float64 or float32, and different targets")
         if dataset.transform is not None or dataset.scf_selection.state() != ScfSelection().state():
             raise ConfigError("labels are packed with all SCF iterations: select them where the set is read")
-        if None in self.applied:
+        if None in applied:
             raise ConfigError(
-                f"some of the pre-transforms {others} cannot be recognised when packed labels are read: use classes of "
-                "a module, with arguments that can be pickled (config: data.pre_transforms)"
+                f"a pre-transform of {others} cannot be recognised when packed labels are read: use classes of a "
+                "module, with arguments that can be pickled (config: data.pre_transforms)"
             )
 
     def __len__(self) -> int:
         return len(self.names)
 
     def batches(self, molecule: int) -> dict[str, Any]:
-        """Returns all samples of a molecule as they are packed, for each target."""
         return {t: d.molecules([molecule]) for t, d in zip(self.targets, self.datasets, strict=True)}
 
     def __getitem__(self, molecule: int) -> tuple[str, dict[str, Array]] | OFDFTNormError:
@@ -104,19 +112,6 @@ class _Molecules(Dataset[Any]):
             return _entries(self.names[molecule], self.batches(molecule))
         except OFDFTNormError as error:
             return error
-
-    def description(self) -> dict[str, Any]:
-        """Returns how the set is packed, in plain data."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "basis_info": self.datasets[0].basis_info.to_dict(),
-            "targets": self.targets,
-            "applied": self.applied,
-            "dtype": self.dtype,
-            "n_molecules": len(self.names),
-            "sources": sorted({str(path.absolute().parent) for path in self.datasets[0].paths}),
-        }
 
 
 def _entries(name: str, batches: Mapping[str, Any]) -> tuple[str, dict[str, Array]]:
@@ -145,12 +140,17 @@ def _write(molecules: _Molecules, found: Iterator[Any], work: Path) -> None:
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(work / f"{name}.npy", "wb")) for name in specs}
 
+        def write_header(name: str) -> None:  # numpy leaves room in it for longer arrays
+            shape = (lengths[name], *specs[name][2])
+            header = {"descr": specs[name][1], "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(files[name], header)
+
         def append(name: str, values: Array) -> None:
             files[name].write(np.ascontiguousarray(values, dtype=specs[name][1]).tobytes())
             lengths[name] += len(values)
 
-        for name, file in files.items():
-            file.write(bytes(_HEADER))
+        for name in specs:
+            write_header(name)
             if name.endswith("_offsets"):
                 append(name, np.zeros(1))
         for name, molecule in zip(molecules.names, found, strict=True):
@@ -164,9 +164,10 @@ def _write(molecules: _Molecules, found: Iterator[Any], work: Path) -> None:
             ends = {specs[array][0]: lengths[array] for array in molecule[1]}
             for axis in OFFSETS:
                 append(f"{axis}_offsets", np.array([ends[axis]]))
-        for name, file in files.items():
-            _write_header(file, specs[name][1], (lengths[name], *specs[name][2]))
-    meta = molecules.description() | {
+        for name in specs:
+            files[name].seek(0)
+            write_header(name)
+    meta = molecules.description | {
         "coordinates": coordinates.pop(),
         "n_samples": lengths["has_energy_label"],
         "created_by": f"ofdft_norm {package_version()}",
@@ -181,13 +182,6 @@ def _write(molecules: _Molecules, found: Iterator[Any], work: Path) -> None:
     (work / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def _write_header(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
-    start = np.lib.format.magic(1, 0) + (_HEADER - 10).to_bytes(2, "little")
-    text = repr({"descr": dtype, "fortran_order": False, "shape": shape})
-    file.seek(0)
-    file.write(start + text.encode().ljust(_HEADER - len(start) - 1) + b"\n")
-
-
 def verify_packed(
     dataset: MoleculeDataset,
     output: str | Path,
@@ -198,20 +192,13 @@ def verify_packed(
 ) -> int:
     """Compares a packed set with the labels it was made of; returns the number of compared molecules.
 
-    Compared are all digests and, bit for bit, the samples of every k-th molecule.
-
-    Args:
-        dataset: As given to `pack_labels`; so are `targets`, `pre_transforms` and `dtype`.
-        output: The set.
-        targets: The packed targets.
-        pre_transforms: Transforms that were applied.
-        dtype: Of coefficients and gradients.
-        every: k, at least 1.
+    Compares all digests and, bit for bit, the samples of each molecule number 0, `every`, 2 `every` ...; the other
+    arguments are those of `pack_labels`.
     """
     if every < 1:
-        raise ConfigError(f"verify is {every}, expected 1 or more: the molecules between those that are compared")
+        raise ConfigError(f"verify is {every}, expected 1 or more: the step between compared molecules")
     molecules, packed = _Molecules(dataset, targets, pre_transforms, dtype), PackedSet(output, verify=True)
-    differing = [key for key, value in molecules.description().items() if packed.meta[key] != value]
+    differing = [key for key, value in molecules.description.items() if packed.meta[key] != value]
     if differing or packed.names() != molecules.names:
         raise ConfigError(f"{output}: was packed with other {differing or 'label files'}: they cannot be compared")
     found = PackedDataset([packed], energy_key=f"e_{targets[0]}", gradient_key=f"grad_{targets[0]}")

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, file_digest, single_transforms
-from ofdft_norm.data.files import read_json
+from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, single_transforms
+from ofdft_norm.data.files import file_digest, read_json
 from ofdft_norm.data.identity import identity
 from ofdft_norm.data.sample import make_batch
 from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
@@ -45,7 +45,6 @@ OFFSETS = ("name", "mol_id", "atom", "function", "sample", "value")
 # entries of meta.json that give the arrays their meaning: parts of the checksum
 _MEANING = ("version", "basis_info", "targets", "applied", "coordinates", "dtype", "n_molecules", "arrays")
 _AGAIN = "copy the set again, or pack it again with ofdft-norm pack (config: data.source.paths)"
-_TORCH = {"<f8": torch.float64, "<f4": torch.float32, "|u1": torch.uint8}
 # states of the sets that this process has compared with their digests
 _verified: set[str] = set()
 
@@ -93,32 +92,32 @@ class PackedSet:
     def _open(self) -> None:
         self.meta = _read_meta(self.folder)
         self.basis_info = BasisInfo(**self.meta["basis_info"])
-        self.arrays = {name: self._open_array(name, stated) for name, stated in self.meta["arrays"].items()}
-
-    def _open_array(self, name: str, stated: Mapping[str, Any]) -> Array:
-        try:
-            array = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise self._error(f"{name}.npy cannot be read: {error}") from error
-        found, expected = (array.dtype.str, list(array.shape)), (stated["dtype"], stated["shape"])
-        if found != expected or not array.flags.c_contiguous:
-            raise self._error(f"{name}.npy has dtype and shape {found}, expected {expected} in C order, as in {META}")
-        return np.asarray(array)  # still memory-mapped; slices of np.memmap itself take ten times as long
+        self.arrays: dict[str, Array] = {}
+        for name, stated in self.meta["arrays"].items():
+            try:
+                array = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise self._error(f"{name}.npy cannot be read: {error}") from error
+            found, expected = (array.dtype.str, list(array.shape)), (stated["dtype"], stated["shape"])
+            if found != expected or not array.flags.c_contiguous:
+                raise self._error(f"{name}.npy has dtype and shape {found}, expected {expected} in C order")
+            self.arrays[name] = np.asarray(array)  # still mapped; slices of np.memmap itself take ten times as long
 
     def _error(self, what: str) -> LabelFileError:
         return LabelFileError(f"{self.folder}: {what}: {_AGAIN}")
 
     def _check_arrays(self) -> None:
         """Refuses arrays that contradict one another, and positions that are not finite."""
-        lengths: dict[str, set[int]] = {axis: set() for axis in ("molecule", *OFFSETS)}
-        for name, (axis, _, _) in array_specs(self.meta["targets"], self.meta["dtype"]).items():
-            lengths[axis].add(len(self.arrays[name]))
-        counts = {axis: np.diff(self.arrays[f"{axis}_offsets"]) for axis in OFFSETS}
-        for axis, found in counts.items():
-            offsets = self.arrays[f"{axis}_offsets"]
-            fits = len(found) == self.meta["n_molecules"] and offsets[0] == 0 and {int(offsets[-1])} == lengths[axis]
-            if not fits or (found < 1).any():
-                raise self._error(f"{axis}_offsets.npy does not ascend from 0 to the lengths {lengths[axis]}")
+        specs, counts = array_specs(self.meta["targets"], self.meta["dtype"]), {}
+        for axis in OFFSETS:
+            offsets, lengths = (
+                self.arrays[f"{axis}_offsets"],
+                {len(self.arrays[n]) for n in specs if specs[n][0] == axis},
+            )
+            counts[axis] = np.diff(offsets)
+            fits = len(offsets) == self.meta["n_molecules"] + 1 and offsets[0] == 0 and {int(offsets[-1])} == lengths
+            if not fits or (counts[axis] < 1).any():
+                raise self._error(f"{axis}_offsets.npy does not ascend from 0 to the lengths {lengths}")
         element = self.basis_info.atom_indices(self.arrays["atomic_numbers"], str(self.folder))
         functions = np.add.reduceat(self.basis_info.basis_dim_per_atom[element], self.arrays["atom_offsets"][:-1])
         if (counts["function"] != functions).any():
@@ -147,10 +146,9 @@ class PackedSet:
 
     def names(self, molecules: IntArray | None = None, what: str = "name") -> list[str]:
         """Returns the names of the label files (`what` = "mol_id": of the molecules) of some or all molecules."""
-        chosen = np.arange(self.meta["n_molecules"]) if molecules is None else molecules
         offsets, texts = self.arrays[f"{what}_offsets"], self.arrays[f"{what}s"]
-        ranges = zip(offsets[chosen].tolist(), offsets[chosen + 1].tolist(), strict=True)
-        return [texts[start:stop].tobytes().decode() for start, stop in ranges]
+        ranges = np.stack([offsets[:-1], offsets[1:]], axis=1)[slice(None) if molecules is None else molecules]
+        return [texts[start:stop].tobytes().decode() for start, stop in ranges.tolist()]
 
     def geometry(self, molecule: int) -> tuple[Array, Array]:
         """Returns positions (n_atom, 3) [bohr] and atomic numbers of a molecule."""
@@ -171,9 +169,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META
     try:
         meta = read_json(path)
-        found = (meta["format"], meta["version"])
-        if found != (FORMAT, VERSION):
-            raise ValueError(f"{found} is not {(FORMAT, VERSION)}: another version of ofdft_norm made it")
+        if (meta["format"], meta["version"]) != (FORMAT, VERSION):
+            raise ValueError("another version of ofdft_norm made it")
         arrays = {name: array["dtype"] for name, array in meta["arrays"].items()}
         expected = {name: dtype for name, (_, dtype, _) in array_specs(meta["targets"], meta["dtype"]).items()}
         if meta["checksum"] != meta_checksum(meta) or arrays != expected:
@@ -195,8 +192,8 @@ class PackedDataset(MoleculeDataset):
         energy_key: Name of the packed energy that becomes `energy_label`.
         gradient_key: Name of the packed gradient that becomes `gradient_label`.
         transform: Applied to the samples, after the transforms that the set was packed with.
-        limit_scf_iterations: As for `OFDataset`.
-        keep_initial_guess: As for `OFDataset`.
+        limit_scf_iterations: As for `OFDataset`; so is `keep_initial_guess`.
+        keep_initial_guess: See there.
 
     Raises:
         LabelFileError: If a set is damaged, or lacks the energy or gradient, or a molecule has no selected iteration.
@@ -215,7 +212,14 @@ class PackedDataset(MoleculeDataset):
         keep_initial_guess: bool = True,
     ) -> None:
         self.sets = [s if isinstance(s, PackedSet) else PackedSet(s) for s in sets]
-        _check_alike(self.sets)
+        if not self.sets:
+            raise ConfigError("no packed set is given (config: data.source.paths)")
+        for packed in self.sets[1:]:
+            for key in ("basis_info", "coordinates", "applied", "dtype"):
+                a, b = self.sets[0].meta[key], packed.meta[key]
+                if a != b:
+                    what = f"{self.sets[0].folder} and {packed.folder} were packed with different {key}: {a} and {b}"
+                    raise (BasisError if key == "basis_info" else ConfigError)(f"{what} (config: data.source.paths)")
         self.basis_info = self.sets[0].basis_info
         self.coordinates = str(self.sets[0].meta["coordinates"])
         self.energy_key = energy_key
@@ -244,12 +248,6 @@ class PackedDataset(MoleculeDataset):
         """Leaves out tables that each process makes from the sets."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_index", "_table", "paths")}
 
-    def _of_molecules(self, what: str, counts: bool = False) -> IntArray:
-        """(n_molecules,) where entries of each molecule begin in the arrays of its set, or how many it has."""
-        offsets = [packed.arrays[f"{what}_offsets"] for packed in self.sets]
-        found = [np.diff(of_set) if counts else of_set for of_set in offsets]
-        return np.concatenate([of_set[own] for of_set, own in zip(found, self._molecules, strict=True)])
-
     @cached_property
     def paths(self) -> list[Path]:
         """(n_molecules,) the names of the label files, in the folders of the sets."""
@@ -259,28 +257,30 @@ class PackedDataset(MoleculeDataset):
     @property
     def n_scf_iterations(self) -> IntArray:
         """(n_molecules,) length of each SCF path."""
-        return self._of_molecules("sample", counts=True)
+        return self._table["sample"][2]
 
     @cached_property
-    def _table(self) -> IntArray:
-        """(9, n_molecules) set; begin of name, atoms, functions, samples, values; length of name, atoms, functions."""
-        sets = np.repeat(np.arange(len(self.sets)), [len(own) for own in self._molecules])
-        starts = [self._of_molecules(what) for what in OFFSETS[1:]]
-        return np.stack([sets, *starts, *(self._of_molecules(what, counts=True) for what in OFFSETS[1:4])])
+    def _table(self) -> dict[str, IntArray]:
+        """(3, n_molecules) for atoms, functions ...: set, first entry in the set's arrays, number of entries."""
+        sets = [np.full(len(own), i) for i, own in enumerate(self._molecules)]
+
+        def entries(axis: str) -> IntArray:
+            offsets = [packed.arrays[f"{axis}_offsets"] for packed in self.sets]
+            triples = zip(sets, offsets, self._molecules, strict=True)
+            return np.concatenate([np.stack([i, at[own], at[own + 1] - at[own]]) for i, at, own in triples], axis=1)
+
+        return {axis: entries(axis) for axis in OFFSETS[1:]}
 
     def elements(self) -> set[int]:
         """Returns the atomic numbers that occur."""
-        return set(self._gather("atomic_numbers", _ranges(*self._table[[0, 2, 7]])).unique().tolist())
+        return set(self._gather("atomic_numbers", _ranges(*self._table["atom"])).unique().tolist())
 
     def state(self, contents: bool = False) -> dict[str, Any]:
         """Describes the raw samples by the states of the sets and the selection."""
-        return {
-            "packed": [packed.state() for packed in self.sets],
-            "molecules": [hashlib.sha256(own.tobytes()).hexdigest() for own in self._molecules],
-            **self.scf_selection.state(),
-            "energy_key": self.energy_key,
-            "gradient_key": self.gradient_key,
-        }
+        chosen = [hashlib.sha256(own.tobytes()).hexdigest() for own in self._molecules]
+        labels = {"energy_key": self.energy_key, "gradient_key": self.gradient_key}
+        sets = [packed.state() for packed in self.sets]
+        return {"packed": sets, "molecules": chosen, **self.scf_selection.state(), **labels}
 
     def verify(self) -> None:
         """Compares all arrays of the sets with their digests, once in a process."""
@@ -289,17 +289,16 @@ class PackedDataset(MoleculeDataset):
 
     def _read_samples(self, molecules: IntArray, iterations: IntArray, fields: Collection[str] | None) -> Any:
         """Joins slices of the sets' arrays; no sample is made. Coefficients are always read."""
-        sets, name, atom, function, sample, value, n_name, n_atom, n_basis = self._table[:, molecules]
-        atoms, functions = _ranges(sets, atom, n_atom), _ranges(sets, function, n_basis)
+        own = {axis: entries[:, molecules] for axis, entries in self._table.items()}
+        (sets, value, _), sample, n_basis = own["value"], own["sample"][1], own["function"][2]
+        atoms, functions = _ranges(*own["atom"]), _ranges(*own["function"])
         values = _ranges(sets, value + iterations * n_basis, n_basis)
         rows = _ranges(sets, sample + iterations, np.ones_like(sample))
+        texts = [packed.arrays["mol_ids"] for packed in self.sets]
         atomic_numbers = self._gather("atomic_numbers", atoms).long()
         atom_ind = self.basis_info.atomic_number_to_atom_index[atomic_numbers.numpy()]
-        per_atom = {
-            "pos": self._gather("pos", atoms),
-            "atomic_numbers": atomic_numbers,
-            "atom_ind": torch.from_numpy(atom_ind),
-        }
+        pos = self._gather("pos", atoms)
+        per_atom = {"pos": pos, "atomic_numbers": atomic_numbers, "atom_ind": torch.from_numpy(atom_ind)}
         sources = {
             "coeffs": ("coeffs", values),
             "ground_state_coeffs": ("ground_state_coeffs", functions),
@@ -312,24 +311,19 @@ class PackedDataset(MoleculeDataset):
         per_sample = {
             "energy_label": self._gather(self.energy_key, rows),
             "has_energy_label": self._gather("has_energy_label", rows),
-            "mol_id": self._mol_ids(sets, name, name + n_name),
+            "mol_id": [texts[i][at : at + n].tobytes().decode() for i, at, n in own["mol_id"].T.tolist()],
             "scf_iteration": torch.from_numpy(iterations),
             "basis_info": [self.basis_info] * len(molecules),
             "coordinates": [self.coordinates] * len(molecules),
         }
-        return make_batch(per_atom, per_function, per_sample, n_atom, n_basis)
+        return make_batch(per_atom, per_function, per_sample, own["atom"][2], n_basis)
 
     def _gather(self, name: str, ranges: tuple[int, list[tuple[int, slice]]]) -> Tensor:
         (n, found), arrays = ranges, [packed.arrays[name] for packed in self.sets]
         # torch's memory: NumPy gets its own from the system more often, which takes longer than the copy
-        joined = torch.empty((n, *arrays[0].shape[1:]), dtype=_TORCH.get(arrays[0].dtype.str, torch.bool))
+        joined = torch.empty((n, *arrays[0].shape[1:]), dtype=getattr(torch, arrays[0].dtype.name))
         np.concatenate([arrays[i][where] for i, where in found], out=joined.numpy())
         return joined
-
-    def _mol_ids(self, sets: IntArray, starts: IntArray, stops: IntArray) -> list[str]:
-        texts = [packed.arrays["mol_ids"] for packed in self.sets]
-        ranges = zip(sets.tolist(), starts.tolist(), stops.tolist(), strict=True)
-        return [texts[i][start:stop].tobytes().decode() for i, start, stop in ranges]
 
 
 def _ranges(sets: IntArray, starts: IntArray, lengths: IntArray) -> tuple[int, list[tuple[int, slice]]]:
@@ -341,24 +335,13 @@ def _ranges(sets: IntArray, starts: IntArray, lengths: IntArray) -> tuple[int, l
     return int(lengths.sum()), list(zip(sets[first].tolist(), slices, strict=True))
 
 
-def _check_alike(sets: Sequence[PackedSet]) -> None:
-    if not sets:
-        raise ConfigError("no packed set is given (config: data.source.paths)")
-    for other in sets:
-        for key in ("basis_info", "coordinates", "applied", "dtype"):
-            a, b = sets[0].meta[key], other.meta[key]
-            if a != b:
-                what = f"{sets[0].folder} and {other.folder} were packed with different {key}: {a} and {b}"
-                raise (BasisError if key == "basis_info" else ConfigError)(f"{what} (config: data.source.paths)")
-
-
 def remaining_transforms(
     wanted: Sequence[Transform], applied: Sequence[str], where: str, coordinates: str = ""
 ) -> list[Transform]:
     """Returns the wanted transforms that packed labels still need.
 
-    Left out are the transforms that were applied (of those that are no change of basis they must be the first), and a
-    change of basis to the `coordinates` of the set, if it is the only one.
+    It leaves out the applied transforms, which must be the first ones that do not change the basis, and a change of
+    basis to the `coordinates` of the set, if it is the only one.
     """
     singles = single_transforms(wanted)
     changes = [i for i, t in enumerate(singles) if getattr(t, "changes_basis", False)]

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from torch_geometric.transforms import BaseTransform
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import Transform, apply_transform, compose
@@ -20,7 +19,7 @@ from ofdft_norm.data.files import EMBEDDED
 from ofdft_norm.data.loader import wrap_loader
 from ofdft_norm.data.sources import Source
 from ofdft_norm.data.split import Parts, SplitConfig
-from ofdft_norm.errors import BasisError, ConfigError, SplitError, counted
+from ofdft_norm.errors import ConfigError, SplitError, counted
 from ofdft_norm.units import conversion
 
 
@@ -68,11 +67,12 @@ class DataParts:
 
     def loader(self, part: str) -> DataLoader | None:
         """Returns a wrapped data module's own loader of a part, with transformed samples; None for other sources."""
-        theirs = None if part == "all" or part not in self._find_members() else self.source.loader(part)
+        known = part != "all" and part in self._find_members()  # "all" needs no split
+        loader = self.source.loader(part) if known else None
         transform = compose(self._transforms())
-        return (
-            theirs if theirs is None or transform is None else wrap_loader(theirs, partial(apply_transform, transform))
-        )
+        if loader is None or transform is None:
+            return loader
+        return wrap_loader(loader, partial(apply_transform, transform))
 
     def elements(self, part: str) -> set[int] | None:
         """Returns the atomic numbers that occur in a part; None where they cost a pass over its files."""
@@ -102,13 +102,11 @@ class DataParts:
             if own is None or not own.is_subset(required):
                 raise ConfigError(
                     f"the checkpoint's normaliser belongs to {required}, but the labels have "
-                    f"{own or 'no density coefficients'}: expected some or all of its elements with the same functions "
-                    "(config: data/source, data.source.basis_info)"
+                    f"{own or 'no density coefficients'}: expected elements of it, with its functions (config: "
+                    "data.source.basis_info)"
                 )
             transforms.append(InBasis(own, required))
         return transforms
-
-    # --- checkpoints --------------------------------------------------------------------------------------------
 
     def state(self) -> Mapping[str, Any] | None:
         """Returns the members of each part, as plain data; None where they are not known."""
@@ -129,9 +127,8 @@ class DataParts:
         both = sorted(held_back & {Path(member).name for member in self._find_members().get("train", ())})
         if both:
             raise SplitError(
-                f"the run that is resumed validated or tested on {counted(len(both), 'molecule')} that would be "
-                f"trained on now: {', '.join(both[:5])}{' ...' if len(both) > 5 else ''}; resume with that run's "
-                "split (config: data.split, data.source)"
+                f"the run validated or tested on {counted(len(both), 'molecule')} that would be trained on now: "
+                f"{', '.join(both[:5])}; resume it with its own split (config: data.split, data.source)"
             )
 
 
@@ -153,11 +150,8 @@ def _members_from_state(state: Mapping[str, Any]) -> Parts:
     return {part: text.replace(_EMBEDDED, str(EMBEDDED)).split("\0") for part, text in texts.items()}
 
 
-# --- conversions ------------------------------------------------------------------------------------------------------
-
-
-class InUnit(BaseTransform):
-    """Multiplies energies, and derivatives of energies, by a factor: a PyG transform of samples and batches."""
+class InUnit:
+    """Multiplies energies, and derivatives of energies, of samples and batches by a factor."""
 
     works_on_batches = True
 
@@ -165,7 +159,7 @@ class InUnit(BaseTransform):
         self.factor = factor
         self.fields = list(fields)
 
-    def forward(self, data: Any) -> Any:
+    def __call__(self, data: Any) -> Any:
         """Returns a copy in the other unit."""
         data = copy.copy(data)
         for field in self.fields:
@@ -174,8 +168,8 @@ class InUnit(BaseTransform):
         return data
 
 
-class InBasis(BaseTransform):
-    """Numbers elements and functions as a basis with more elements does: a PyG transform of samples and batches.
+class InBasis:
+    """Numbers elements and functions of samples and batches as a basis with more elements does.
 
     Coefficients stay as they are; `atom_ind` and `basis_function_ind` change. A model and a normaliser of H, C, N, O
     and F so take labels with a basis of O and H.
@@ -184,14 +178,12 @@ class InBasis(BaseTransform):
     works_on_batches = True
 
     def __init__(self, own: BasisInfo, other: BasisInfo) -> None:
-        if not own.is_subset(other):
-            raise BasisError(f"the elements of {own} do not all have the same functions in {other}")
         self.other = other
         atom_ind = other.atom_indices(own.atomic_numbers)
         self.atom_ind = torch.from_numpy(atom_ind)
         self.basis_function_ind = torch.from_numpy(other.basis_function_ind(atom_ind))
 
-    def forward(self, data: Any) -> Any:
+    def __call__(self, data: Any) -> Any:
         """Returns a copy in the other basis."""
         data = copy.copy(data)
         data.atom_ind = self.atom_ind[data.atom_ind]

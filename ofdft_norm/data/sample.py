@@ -48,6 +48,7 @@ class OFData(Data):
         coordinates: coordinates of vectors and dual vectors: ``raw`` is the density basis as it is, other names are
             those of changes of basis (`ofdft_norm.transforms`), such as ``natural_symmetric``.
         normalized: (1,) bool, set by `Normalizer.normalize`.
+        integrals_rescaled: (1,) bool, set by `Normalizer.normalize` where there is a rescaling.
         energy_reference: (1,) float64 [hartree], set by `Normalizer.normalize`.
         energy_reference_coeffs: (n_basis,) normalised coefficients of `energy_reference`, set by
             `Normalizer.normalize` where the reference depends on the coefficients.
@@ -71,23 +72,9 @@ class OFData(Data):
     ) -> OFData:
         """Builds a sample and checks that every field fits the basis.
 
-        Args:
-            basis_info: The density basis.
-            pos: (n_atom, 3) [bohr].
-            atomic_numbers: (n_atom,).
-            coeffs: (n_basis,).
-            ground_state_coeffs: (n_basis,) or None.
-            gradient_label: (n_basis,) [hartree] or None.
-            energy_label: A number [hartree] or None.
-            has_energy_label: Whether the labels may be used: True or False (1 or 0), bare or the one value of a list,
-                an array or a tensor; by default, whether `energy_label` is given.
-            dual_basis_integrals: (n_basis,) [electrons] or None.
-            mol_id: Name of the geometry.
-            scf_iteration: Index of the density along its SCF path.
-            coordinates: Coordinates of coefficients, gradients and integrals; ``raw``: the density basis as it is.
-
-        Returns:
-            The sample; floating-point arrays and tensors keep their dtype, Python numbers and integers become float64.
+        The arguments are fields of `OFData`, as tensors, arrays, lists or numbers. Floating-point arrays and tensors
+        keep their dtype; Python numbers and integers become float64. `has_energy_label` is true or false (1 or 0); by
+        default, it is whether `energy_label` is given.
 
         Raises:
             BasisError: If an element is not part of the basis.
@@ -110,8 +97,11 @@ class OFData(Data):
                 sample[field] = _real_tensor(value, field, (len(basis_function_ind),), where)
         if energy_label is not None:
             sample.energy_label = _real_tensor(energy_label, "energy_label", (1,), where)
-        labelled = energy_label is not None if has_energy_label is None else _flag(has_energy_label, where)
-        sample.has_energy_label = torch.tensor([labelled])
+        flag = energy_label is not None if has_energy_label is None else has_energy_label
+        labelled = _real_tensor(flag, "has_energy_label", (1,), where)
+        if labelled.item() not in (0, 1):
+            raise LabelFileError(f"{where}: field 'has_energy_label' is {flag!r}, expected True or False, or 1 or 0")
+        sample.has_energy_label = labelled.bool()
         if mol_id is not None:
             sample.mol_id = str(mol_id)
         if scf_iteration is not None:
@@ -147,17 +137,6 @@ def _real_tensor(value: Any, field: str, shape: tuple[int, ...], where: str) -> 
     return (value if value.is_floating_point() else value.to(torch.float64)).reshape(shape)
 
 
-def _flag(value: Any, where: str) -> bool:
-    """Returns one true or false value; `bool` of a list or an array would be true if it has entries."""
-    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
-        raise LabelFileError(f"{where}: field 'has_energy_label' is {value!r}, expected True or False, or 1 or 0")
-    return bool(array.item())
-
-
-# --- samples of any class ---------------------------------------------------------------------------------------------
-
-
 def get_field(sample: Any, name: str) -> Any:
     """Returns a field of a sample of any class (a mapping's item or an attribute), or None."""
     if isinstance(sample, Data | Mapping):  # PyG's `get` takes half the time of an attribute that may be missing
@@ -187,9 +166,6 @@ def as_data(sample: Any) -> Data:
 def only_name(value: Any) -> Any:
     """Returns the text in a list of one text, as fairchem's samples hold names; any other value as it is."""
     return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
@@ -264,21 +240,17 @@ def make_batch(
     Each field is given joined over the samples; `n_atoms` and `n_functions` are counts of each sample.
     """
     n = len(n_atoms)
-    ptr, coeffs_ptr = _starts(n_atoms), _starts(n_functions)
+    atoms, functions = (torch.from_numpy(np.concatenate([[0], np.cumsum(own)])) for own in (n_atoms, n_functions))
+    of_atom, of_function = (torch.from_numpy(np.repeat(np.arange(n), own)) for own in (n_atoms, n_functions))
+    added = {"coeffs_batch": of_function, "coeffs_ptr": functions, "batch": of_atom, "ptr": atoms}
     batch = copy(_EMPTY)
-    of_function, of_atom = (torch.from_numpy(np.repeat(np.arange(n), lengths)) for lengths in (n_functions, n_atoms))
-    added = {"coeffs_batch": of_function, "coeffs_ptr": coeffs_ptr, "batch": of_atom, "ptr": ptr}
     batch._store._mapping.update({**per_atom, **per_function, **per_sample, **added})
-    # what `from_data_list` notes for taking samples out again
+    # `from_data_list` notes this for taking samples out again
     batch._num_graphs = n
     by_sample = dict.fromkeys(per_sample, torch.arange(n + 1))
-    batch._slice_dict = dict.fromkeys(per_atom, ptr) | dict.fromkeys(per_function, coeffs_ptr) | by_sample
+    batch._slice_dict = dict.fromkeys(per_atom, atoms) | dict.fromkeys(per_function, functions) | by_sample
     batch._inc_dict = dict.fromkeys(batch._slice_dict)
     return batch
-
-
-def _starts(lengths: IntArray) -> Tensor:
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def join_samples(samples: Sequence[Any], follow_batch: Sequence[str] = ("coeffs",)) -> Any:
@@ -289,9 +261,6 @@ def join_samples(samples: Sequence[Any], follow_batch: Sequence[str] = ("coeffs"
     if differing:
         raise BatchError(f"only some samples have the fields {differing} (config: data.source, data.pre_transforms)")
     return Batch.from_data_list(data, follow_batch=list(follow_batch))
-
-
-# --- data sets --------------------------------------------------------------------------------------------------------
 
 
 class JoinedDataset(Dataset[Any]):
@@ -320,7 +289,6 @@ def collate_joined(batch: Any) -> Any:
 
 def read_batch(dataset: Any, samples: Sequence[int], follow_batch: Sequence[str] = ("coeffs",)) -> Any:
     """Returns the batch of some samples of any map-style data set."""
-    if hasattr(dataset, "__getitems__"):
-        found = dataset.__getitems__(list(samples))
-        return found if isinstance(found, Batch) else join_samples(found, follow_batch)
-    return join_samples([dataset[i] for i in samples], follow_batch)
+    several = getattr(dataset, "__getitems__", None)
+    found = [dataset[i] for i in samples] if several is None else several(list(samples))
+    return found if isinstance(found, Batch) else join_samples(found, follow_batch)

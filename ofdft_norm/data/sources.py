@@ -7,14 +7,13 @@ import glob
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -46,13 +45,10 @@ from ofdft_norm.data.split import (
     read_split,
     refuse_copies,
     refuse_members,
-    refuse_missing,
     refuse_repeated,
 )
 from ofdft_norm.errors import BasisError, BatchError, ConfigError, LabelFileError, NormalizationError, did_you_mean
 from ofdft_norm.settings import Settings
-
-GeometryOf = Callable[[str], Hashable | None]
 
 
 class Source(Settings):
@@ -83,7 +79,7 @@ class Source(Settings):
     energy_is_total = False
 
     def prepare_data(self) -> None:
-        """Downloads what is missing; Lightning calls this in one process."""
+        """Downloads missing data; Lightning calls this in one process."""
 
     def setup(self, stage: str | None, trainer: Any) -> None:
         """Prepares for a stage of a run."""
@@ -116,7 +112,7 @@ class Source(Settings):
         return None
 
     def release(self) -> None:
-        """Closes what is open: the next use looks at the files again."""
+        """Closes open files; the next use reads them again."""
 
 
 def listed(paths: str | Sequence[str] | None) -> list[str]:
@@ -124,10 +120,19 @@ def listed(paths: str | Sequence[str] | None) -> list[str]:
     return [os.path.expanduser(p) for p in ([] if paths is None else [paths] if isinstance(paths, str) else paths)]
 
 
-def find_paths(pattern: str) -> list[str]:
-    """Returns the file or folder of this very name, else the sorted matches of a glob pattern."""
-    found = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern))
-    return [str(Path(path)) for path in found]
+def find_files(patterns: str | Sequence[str] | None, at: Callable[[str], Sequence[str]], kind: str) -> list[str]:
+    """Returns the files that `at` finds at each path: a file or folder of this very name, else matches of a pattern.
+
+    Raises ConfigError for a pattern without a file; `kind` names the files.
+    """
+    files: list[str] = []
+    for pattern in listed(patterns):
+        paths = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern))
+        found = [file for path in paths for file in at(str(Path(path)))]
+        if not found:
+            raise ConfigError(f"{pattern}: no {kind} there (config: data.source.paths)")
+        files += found
+    return files
 
 
 class LabelFiles(Source):
@@ -162,25 +167,16 @@ class LabelFiles(Source):
         """Reads the basis."""
         return BasisInfo.from_json(self.basis_info)
 
-    def _list_files(self) -> tuple[list[str], GeometryOf]:
-        """Returns the label files, and a function that reads a label file's geometry."""
-        found: set[str] = set()
-        for pattern in listed(self.paths):
-            files = [file for path in find_paths(pattern) for file in _label_files_at(path)]
-            if not files:
-                raise ConfigError(f"{pattern}: no label file (*.zarr, *.zarr.zip) there (config: data.source.paths)")
-            found.update(files)
-        return self._without_excluded(found), _read_geometry
+    def _list_files(self) -> set[str]:
+        """Returns the label files."""
+        return set(find_files(self.paths, _label_files_at, "label file (*.zarr, *.zarr.zip)"))
 
-    def _without_excluded(self, found: set[str]) -> list[str]:
-        excluded = set(self.exclude)
-        unknown = sorted(excluded - {os.path.basename(path) for path in found})
-        if unknown:
-            raise ConfigError(
-                f"exclude has {unknown}, which are not among the label files (config: data.source.exclude)"
-            )
-        kept = (path for path in found if os.path.basename(path) not in excluded)
-        return sorted(kept, key=lambda path: Path(path).parts)
+    def _geometry_of(self, path: str) -> Hashable | None:
+        """Returns the geometry of a label file, to compare; None: it cannot be read."""
+        with suppress(LabelFileError):  # reported when the file is used
+            header = read_header(path)
+            return header.atomic_numbers.tobytes(), header.pos.tobytes()
+        return None
 
     def _read_entries(self, file: str) -> dict[str, list[SplitEntry]]:
         return read_split(file)
@@ -191,28 +187,34 @@ class LabelFiles(Source):
         Raises:
             SplitError: If a label file is reached twice, is a copy of another one, or fits no or several entries.
         """
-        files, geometry_of = self._list_files()
-        where = str(self.paths) if split.file is None else split.file
         if split.file is None:
-            parts = random_split(files, split, where)
-        else:
-            parts, iterations = locate_entries(self._read_entries(split.file), files, self.exclude, where)
-            self._scf_iterations.update(iterations)
-        refuse_repeated(parts, where)
-        refuse_copies(parts, geometry_of, where)
-        return {part: paths for part, paths in parts.items() if paths}
+            return self._without_doubles(random_split(self._selected(), split, str(self.paths)), str(self.paths))
+        parts, iterations = locate_entries(self._read_entries(split.file), self._selected(), self.exclude, split.file)
+        self._scf_iterations.update(iterations)
+        return self._without_doubles(parts, split.file)
 
     def everything(self) -> list[str]:
         """Returns all label files."""
-        files, geometry_of = self._list_files()
-        refuse_repeated({"all": files}, str(self.paths))
-        refuse_copies({"all": files}, geometry_of, str(self.paths))
-        return files
+        return self._without_doubles({"all": self._selected()}, str(self.paths))["all"]
+
+    def _selected(self) -> list[str]:
+        """Returns the label files that are not excluded, in sorted order."""
+        found, excluded = self._list_files(), set(self.exclude)
+        if unknown := sorted(excluded - set(map(os.path.basename, found))):
+            raise ConfigError(f"exclude has {unknown}, no label files of these names (config: data.source.exclude)")
+        kept = (path for path in found if os.path.basename(path) not in excluded)
+        return sorted(kept, key=lambda path: Path(path).parts)
+
+    def _without_doubles(self, parts: Parts, where: str) -> Parts:
+        refuse_repeated(parts, where)
+        refuse_copies(parts, self._geometry_of, where)
+        return {part: paths for part, paths in parts.items() if paths}
 
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns the data set of some label files; raises SplitError if one does not exist."""
-        refuse_missing(part, members, str(self.paths))
-        counts = [self._scf_iterations.get(path, -1) for path in members]
+        missing = [path for path in members if not os.path.isfile(path) and not os.path.isdir(path)]  # or a pipe
+        refuse_members(str(self.paths), f"missing label files of the {part} split", missing)
+        counts = [self._scf_iterations[path] for path in members if path in self._scf_iterations]
         return OFDataset(
             members,
             self.basis(),
@@ -221,7 +223,7 @@ class LabelFiles(Source):
             compose(transforms),
             self.limit_scf_iterations,
             self.keep_initial_guess,
-            None if -1 in counts else counts,
+            counts if len(counts) == len(members) else None,
         )
 
     def split_identity(self, split: SplitConfig) -> str:
@@ -231,18 +233,15 @@ class LabelFiles(Source):
         return f"({paths}, {sorted(self.exclude)}, {split!r}, {hashlib.sha256(content).hexdigest()!r})"
 
 
-def _label_files_at(path: str) -> Iterator[str]:
-    if not path.endswith(SUFFIXES) and os.path.isdir(path):
-        yield from (os.path.join(path, name) for name in os.listdir(path) if name.endswith(SUFFIXES))
-    elif path.endswith(SUFFIXES):
-        yield path
+def _label_files_at(path: str) -> list[str]:
+    if path.endswith(SUFFIXES):
+        return [path]
+    names = os.listdir(path) if os.path.isdir(path) else []
+    return [os.path.join(path, name) for name in names if name.endswith(SUFFIXES)]
 
 
-def _read_geometry(path: str) -> Hashable | None:
-    with suppress(LabelFileError):  # reported when the file is used
-        header = read_header(path)
-        return header.atomic_numbers.tobytes(), header.pos.tobytes()
-    return None
+def _packed_set_at(path: str) -> list[str]:
+    return [os.path.abspath(path)] if os.path.isfile(os.path.join(path, META)) else []
 
 
 class PackedLabels(LabelFiles):
@@ -274,21 +273,12 @@ class PackedLabels(LabelFiles):
         """Opens the packed sets; raises ConfigError if a pattern matches none, BasisError for another basis."""
         if self._opened:
             return self._opened
-        folders: list[str] = []
-        for pattern in listed(self.paths):
-            found = [os.path.abspath(path) for path in find_paths(pattern)]
-            packed = [folder for folder in found if os.path.isfile(os.path.join(folder, META))]
-            if not packed:
-                raise ConfigError(
-                    f"{pattern}: no packed set ({META}) there; make one with ofdft-norm pack (config: "
-                    "data.source.paths)"
-                )
-            folders += [folder for folder in packed if folder not in folders]
+        folders = list(dict.fromkeys(find_files(self.paths, _packed_set_at, f"packed set ({META})")))
         sets = [PackedSet(folder, self.verify) for folder in folders]
         if self.basis_info is not None and (given := BasisInfo.from_json(self.basis_info)) != sets[0].basis_info:
             raise BasisError(
-                f"{folders[0]}: was packed in the basis {sets[0].basis_info}, but {self.basis_info} has {given}; null "
-                "takes the packed set's basis (config: data.source.basis_info)"
+                f"{folders[0]}: was packed in the basis {sets[0].basis_info}, but {self.basis_info} has {given} "
+                "(config: data.source.basis_info)"
             )
         self._opened.extend(sets)
         for one in sets:
@@ -299,12 +289,12 @@ class PackedLabels(LabelFiles):
         """Returns the basis that the labels were packed with."""
         return self.sets()[0].basis_info
 
-    def _list_files(self) -> tuple[list[str], GeometryOf]:
+    def _list_files(self) -> set[str]:
         self.sets()
-        return self._without_excluded(set(self._places)), self._geometry_of
+        return set(self._places)
 
-    def _geometry_of(self, member: str) -> Hashable | None:
-        found = self._places.get(member)  # None: refused when it is opened
+    def _geometry_of(self, path: str) -> Hashable | None:
+        found = self._places.get(path)  # None: refused when it is opened
         return found and tuple(array.tobytes() for array in found[0].geometry(found[1]))
 
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
@@ -364,14 +354,13 @@ class SampleCheck:
         name = get_field(sample, "mol_id")
         where = where if name is None or str(name) in where else f"{where} (molecule {name!r})"
         if not is_sample(sample):
-            raise BatchError(
-                f"{where} is a {type(sample).__name__}, expected a torch_geometric.data.Data (config: data.source)"
-            )
+            raise BatchError(f"{where} is a {type(sample).__name__}, expected a Data of PyG (config: data.source)")
         if "normalized" in field_names(sample):
             raise NormalizationError(f"{where} is normalised already: wrap the raw data sets (config: data.source)")
         data = copy.copy(as_data(sample))
-        numbers = self._check_atomic_numbers(data, where)
-        flag, of_atoms = data.get("has_energy_label"), (len(numbers), 3)
+        fields = data._store  # classes of other packages may log fields that are set in another way
+        numbers = self._check_atomic_numbers(fields, where)
+        flag, of_atoms = fields.get("has_energy_label"), (len(numbers), 3)
         labelled = flag is None or bool(torch.as_tensor(flag).all())
         # field, shape, and the setting that names it if it is required
         checks: list[tuple[str | None, tuple[int, ...] | None, str]] = [("pos", of_atoms, ""), ("cell", None, "")]
@@ -379,49 +368,46 @@ class SampleCheck:
             settings = ("energy_field", "forces_field") if self.labelled else ("", "")
             checks += [(self.energy, (), settings[0]), (self.forces, of_atoms, settings[1])]
         if self.basis_info is not None:
-            n_basis = _add_indices(data, numbers, self.basis_info, where)
+            n_basis = _add_indices(fields, numbers, self.basis_info, where)
             names = [name for name in PER_FUNCTION if labelled or name != "gradient_label"]
             checks += [(name, (n_basis,), "basis_info" if name == "coeffs" else "") for name in names]
         for name, shape, setting in checks:
-            if name is not None and (setting or name in data):
-                value = _check_numbers(data, name, shape, where, setting)
-                data[name] = value if value.is_floating_point() else value.to(torch.float64)
+            if name is not None and (setting or name in fields):
+                value = _check_numbers(fields, name, shape, where, setting)
+                fields[name] = value if value.is_floating_point() else value.to(torch.float64)
         return data
 
-    def _check_atomic_numbers(self, data: Data, where: str) -> Tensor:
-        field = "z" if self.atomic_numbers not in data and "z" in data else self.atomic_numbers
-        value = data[field] = _check_numbers(data, field, None, where, "atomic_numbers_field")
+    def _check_atomic_numbers(self, fields: Any, where: str) -> Tensor:
+        field = "z" if self.atomic_numbers not in fields and "z" in fields else self.atomic_numbers
+        value = fields[field] = _check_numbers(fields, field, None, where, "atomic_numbers_field")
         bad = (value < 1) | (value > MAX_ATOMIC_NUMBER) | (value != value.to(torch.int64))
         if value.ndim != 1 or not len(value) or bad.any():
-            raise BatchError(
-                f"{where}: field {field!r} has shape {tuple(value.shape)} and the wrong values "
-                f"{value[bad].tolist()[:5]}, expected atomic numbers 1 ... {MAX_ATOMIC_NUMBER} (config: "
-                "data.source.atomic_numbers_field)"
-            )
+            found = f"field {field!r} has shape {tuple(value.shape)} and the wrong values {value[bad].tolist()[:5]}"
+            expected = f"expected atomic numbers 1 ... {MAX_ATOMIC_NUMBER} (config: data.source.atomic_numbers_field)"
+            raise BatchError(f"{where}: {found}, {expected}")
         return value
 
 
-def _add_indices(data: Data, numbers: Tensor, basis_info: BasisInfo, where: str) -> int:
+def _add_indices(fields: Any, numbers: Tensor, basis_info: BasisInfo, where: str) -> int:
     """Compares the indices of atoms and functions with the basis, or adds them; returns the number of functions."""
     atom_ind = basis_info.atom_indices(numbers.numpy(), where)
     functions = basis_info.basis_function_ind(atom_ind)
     for name, expected in (("atom_ind", atom_ind), ("basis_function_ind", functions)):
-        if name not in data:
-            data[name] = torch.from_numpy(expected)
-        elif not np.array_equal(torch.as_tensor(data[name]).numpy(), expected):
+        if name not in fields:
+            fields[name] = torch.from_numpy(expected)
+        elif not np.array_equal(torch.as_tensor(fields[name]).numpy(), expected):
             raise BatchError(f"{where}: field {name!r} contradicts {basis_info} (config: data.source.basis_info)")
-    if "basis_info" not in data:
-        data.basis_info = basis_info
+    fields.setdefault("basis_info", basis_info)
     return len(functions)
 
 
-def _check_numbers(data: Data, field: str, shape: tuple[int, ...] | None, where: str, setting: str) -> Tensor:
+def _check_numbers(fields: Any, field: str, shape: tuple[int, ...] | None, where: str, setting: str) -> Tensor:
     """Returns a field as a tensor of finite real numbers; shape (): one number in any shape; None: any shape."""
     config = f"(config: data.source{setting and '.'}{setting})"
-    if field not in data:
-        known = field_names(data)
+    if field not in fields:
+        known = sorted(fields.keys())
         raise BatchError(f"{where}: lacks the field {field!r}; it has {known}{did_you_mean(field, known)} {config}")
-    value = data[field]
+    value = fields[field]
     if not isinstance(value, Tensor):
         try:
             array = np.atleast_1d(np.asarray(value))
@@ -430,11 +416,11 @@ def _check_numbers(data: Data, field: str, shape: tuple[int, ...] | None, where:
         if array.dtype.kind not in "biuf":
             raise BatchError(f"{where}: field {field!r} is {value!r:.60}, expected a tensor of real numbers {config}")
         value = torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
-    if value.is_complex():
-        raise BatchError(f"{where}: field {field!r} has dtype {value.dtype}, expected real numbers {config}")
-    if shape is not None and (value.numel() != 1 if shape == () else tuple(value.shape) != shape):
-        expected = shape or "one number"
-        raise BatchError(f"{where}: field {field!r} has shape {tuple(value.shape)}, expected {expected} {config}")
+    fits = shape is None or (value.numel() == 1 if shape == () else tuple(value.shape) == shape)
+    if value.is_complex() or not fits:
+        found = f"field {field!r} has dtype {value.dtype} and shape {tuple(value.shape)}"
+        expected = "one number, real" if shape == () else f"real numbers of shape {shape or 'any'}"
+        raise BatchError(f"{where}: {found}, expected {expected} {config}")
     bad = ~(value.abs() <= LARGEST_LABEL)  # true for NaN
     if bad.any():
         entry = bad.nonzero()[0].tolist()
@@ -470,15 +456,14 @@ class SampleDataset(JoinedDataset):
 
     def __getitems__(self, samples: Sequence[int]) -> Any:
         """Reads samples as one batch."""
-        return apply_transform(self.transform, self._read([self.indices[i] for i in samples]))
-
-    def _read(self, indices: list[int]) -> Any:
+        indices = [self.indices[i] for i in samples]
         several = getattr(self.samples, "__getitems__", None)
         found = [self.samples[i] for i in indices] if several is None else several(indices)
-        if isinstance(self.samples, MoleculeDataset):  # validates what it reads
-            return found
-        found = found.to_data_list() if isinstance(found, Batch) else found
-        return join_samples([self.check(sample, self._name(i)) for sample, i in zip(found, indices, strict=True)])
+        if not isinstance(self.samples, MoleculeDataset):  # it validates its samples
+            found = found.to_data_list() if isinstance(found, Batch) else found
+            found = [self.check(sample, self._name(i)) for sample, i in zip(found, indices, strict=True)]
+            found = join_samples(found)
+        return apply_transform(self.transform, found)
 
     def elements(self) -> set[int] | None:
         """Returns the atomic numbers that occur, without their check; None if that takes a pass over files."""
@@ -527,16 +512,15 @@ class SampleFile(Source):
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns the data set of all samples; raises LabelFileError if the file cannot be read or does not fit."""
         basis_info, path = self.basis(), members[0]
-        samples = _split_arrays(_read_arrays(path), basis_info, path)
         check = SampleCheck(labelled=False, basis_info=basis_info)
-        return SampleDataset(samples, check, path, compose(transforms))
+        return SampleDataset(_read_samples(path, basis_info), check, path, compose(transforms))
 
 
 _REQUIRED = ("n_atoms", "pos", "atomic_numbers", "coeffs")
 _OPTIONAL = ("dual_basis_integrals", "mol_id", "coordinates")
 
 
-def _read_arrays(path: str) -> dict[str, npt.NDArray[Any]]:
+def _read_samples(path: str, basis_info: BasisInfo) -> list[OFData]:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for a writer
         raise LabelFileError(f"{path}: is no regular file (config: data.source.path)")
     try:
@@ -544,35 +528,22 @@ def _read_arrays(path: str) -> dict[str, npt.NDArray[Any]]:
             arrays = {name: file[name] for name in (*_REQUIRED, *_OPTIONAL) if name in file.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise LabelFileError(f"{path}: cannot be read as an npz file: {error} (config: data.source.path)") from error
-    missing = [name for name in _REQUIRED if name not in arrays]
-    if missing:
-        raise LabelFileError(
-            f"{path}: lacks the arrays {missing}; expected {list(_REQUIRED)}, and perhaps {list(_OPTIONAL)} (config: "
-            "data.source.path)"
-        )
-    return arrays
-
-
-def _split_arrays(arrays: dict[str, npt.NDArray[Any]], basis_info: BasisInfo, path: str) -> list[OFData]:
-    """Returns the samples that concatenated arrays hold."""
+    if missing := [name for name in _REQUIRED if name not in arrays]:
+        raise LabelFileError(f"{path}: lacks the arrays {missing} (config: data.source.path)")
     n_atoms, numbers = arrays["n_atoms"], arrays["atomic_numbers"]
     ids = arrays.get("mol_id", np.arange(n_atoms.size))
     whole = n_atoms.dtype.kind in "iu" and n_atoms.ndim == 1 and (n_atoms > 0).all()
     if not whole or n_atoms.sum() != numbers.size or ids.shape != n_atoms.shape:
-        raise LabelFileError(
-            f"{path}: 'n_atoms' is not one positive integer for each sample, {numbers.size} atoms in all (config: "
-            "data.source.path)"
-        )
+        what = f"'n_atoms' is not one positive integer for each sample, {numbers.size} atoms in all"
+        raise LabelFileError(f"{path}: {what} (config: data.source.path)")
     atoms = np.cumsum(n_atoms)[:-1]
-    functions = np.cumsum(basis_info.basis_dim_per_atom[basis_info.atom_indices(numbers, path)])[atoms - 1]
-    coordinates = str(arrays.get("coordinates", RAW))
+    atom_ind = basis_info.atom_indices(numbers, path)
+    arrays["atomic_numbers"] = basis_info.atomic_numbers[atom_ind]
+    functions = np.cumsum(basis_info.basis_dim_per_atom[atom_ind])[atoms - 1]
+    common = {"coordinates": str(arrays.get("coordinates", RAW)), "has_energy_label": torch.tensor([False])}
     split = {"pos": atoms, "atomic_numbers": atoms, "coeffs": functions, "dual_basis_integrals": functions}
     pieces = {name: np.split(arrays[name], where) for name, where in split.items() if name in arrays}
-    samples = []
-    for i, mol_id in enumerate(ids.tolist()):
-        fields: dict[str, Any] = {name: of_samples[i] for name, of_samples in pieces.items()}
-        try:
-            samples.append(OFData.construct_new(basis_info, **fields, mol_id=str(mol_id), coordinates=coordinates))
-        except LabelFileError as error:
-            raise LabelFileError(f"{path}: {error}") from None
-    return samples
+    return [
+        OFData(**{name: of_samples[i] for name, of_samples in pieces.items()}, mol_id=str(mol_id), **common)
+        for i, mol_id in enumerate(ids.tolist())
+    ]

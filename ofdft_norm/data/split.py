@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,35 +47,28 @@ def random_split(members: Sequence[str], split: SplitConfig, where: str) -> Part
 
     Returns the members of each part, in sorted order. Raises SplitError if a part with a positive share gets none.
     """
-    shares = {"train": split.train, "val": split.val, "test": split.test}
-    if sum(shares.values()) > 1 + 1e-9:
+    shares = {name: getattr(split, name) for name in PARTS}
+    total = sum(shares.values())
+    if total > 1 + 1e-9:
         raise SplitError(f"the shares {shares} add up to more than 1 (config: data.split)")
     if not members:
         raise SplitError(f"{where} has no molecule to split (config: data.source)")
-    ordered = sorted(members, key=_path_parts)
-    order = np.random.default_rng(split.seed).permutation(len(ordered))
+    n, ordered = len(members), sorted(members, key=_path_parts)
+    order = np.random.default_rng(split.seed).permutation(n)
     # val and test are rounded; training takes the rest where the shares add up to 1
-    sizes = {name: round(shares[name] * len(ordered)) for name in ("val", "test")}
-    rest = len(ordered) - sum(sizes.values())
-    sizes["train"] = rest if abs(sum(shares.values()) - 1) < 1e-9 else min(rest, round(shares["train"] * len(ordered)))
-    empty = [name for name in PARTS if shares[name] > 0 and sizes[name] <= 0]
+    n_val, n_test = round(split.val * n), round(split.test * n)
+    rest = n - n_val - n_test
+    n_train = max(0, rest if abs(total - 1) < 1e-9 else min(rest, round(split.train * n)))
+    parts = dict(zip(PARTS, np.split(order, np.cumsum([n_train, n_val, n_test]))[:3], strict=True))
+    empty = [name for name, drawn in parts.items() if shares[name] > 0 and not len(drawn)]
     if empty:
-        raise SplitError(
-            f"{where}: the shares {shares} of {counted(len(ordered), 'molecule')} leave {empty} without a molecule "
-            "(config: data.split)"
-        )
-    parts, start = {}, 0
-    for name in PARTS:
-        parts[name] = sorted((ordered[i] for i in order[start : start + sizes[name]]), key=_path_parts)
-        start += sizes[name]
-    return parts
+        what = f"the shares {shares} of {counted(n, 'molecule')} leave {empty} without a molecule"
+        raise SplitError(f"{where}: {what} (config: data.split)")
+    return {name: sorted((ordered[i] for i in drawn), key=_path_parts) for name, drawn in parts.items()}
 
 
 def _path_parts(member: str) -> tuple[str, ...]:
     return Path(member).parts
-
-
-# --- split files ------------------------------------------------------------------------------------------------------
 
 
 class SplitEntry(NamedTuple):
@@ -97,10 +91,15 @@ def read_split(path: str | Path) -> dict[str, list[SplitEntry]]:
     if not isinstance(content, dict) or "train" not in content or not set(content) <= set(PARTS):
         found = sorted(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise SplitError(f"{path}: expected a mapping with the keys {list(PARTS)}, found {found} (config: data.split)")
+    parts = {}
     for part, entries in content.items():
         if not isinstance(entries, list):
             raise SplitError(f"{path}: {part} is a {type(entries).__name__}, expected a list (config: data.split.file)")
-    return {part: [_parse_entry(path, part, entry) for entry in entries] for part, entries in content.items()}
+        parts[part] = [_parse_entry(path, part, entry) for entry in entries]
+    return parts
+
+
+_READERS = {".yaml": read_yaml, ".yml": read_yaml, ".json": read_json}
 
 
 def _read_content(path: Path) -> Any:
@@ -114,13 +113,11 @@ def _read_content(path: Path) -> Any:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return {key: file[key].tolist() for key in file.files}
-        if path.suffix in (".yaml", ".yml"):
-            return read_yaml(path)
-        if path.suffix == ".json":
-            return read_json(path)
+        return _READERS[path.suffix](path)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise SplitError(f"{path}: cannot be read as a split: {error} (config: data.split.file)") from error
-    raise SplitError(f"{path}: expected a .yaml, .json or .npz file, not {path.suffix!r} (config: data.split.file)")
+    except KeyError:
+        raise SplitError(f"{path}: expected a .yaml, .json or .npz file (config: data.split.file)") from None
 
 
 def _parse_entry(path: Path, part: str, entry: Any) -> SplitEntry:
@@ -130,10 +127,8 @@ def _parse_entry(path: Path, part: str, entry: Any) -> SplitEntry:
         dataset, name, n_iterations = map(str, entry)
         if name.endswith(SUFFIXES) and re.fullmatch("0*[1-9][0-9]{0,8}", n_iterations):
             return SplitEntry(name, dataset, int(n_iterations))
-    raise SplitError(
-        f"{path}: {part} has the entry {entry!r}; expected the name of a label file ({SUFFIXES}), or (data set, "
-        "label file, number of SCF iterations) (config: data.split.file)"
-    )
+    expected = f"the name of a label file ({SUFFIXES}), or (data set, label file, number of SCF iterations)"
+    raise SplitError(f"{path}: {part} has the entry {entry!r}; expected {expected} (config: data.split.file)")
 
 
 def locate_entries(
@@ -160,8 +155,7 @@ def locate_entries(
         if len(found) > 1 or (known and not found):
             raise SplitError(
                 f"{where}: the entry {entry.name!r} of the data set {entry.dataset!r} fits {len(found)} label files, "
-                f"{[str(path) for path in found[:5]]}, expected one: write more of its path (config: data.split.file, "
-                "data.source.paths)"
+                f"{list(map(str, found[:5]))}, expected one: write more of its path (config: data.split.file)"
             )
         located[part].append(str(found[0] if found else name))
         if entry.n_scf_iterations is not None:
@@ -171,27 +165,14 @@ def locate_entries(
     return located, iterations
 
 
-# --- checks of members ------------------------------------------------------------------------------------------------
-
-_SHOWN = 20
-
-
 def refuse_members(where: str, what: str, found: Sequence[str]) -> None:
-    """Raises a SplitError that lists the members `found`, if there are any."""
+    """Raises a SplitError that lists the first members of `found`, if there are any."""
     if found:
-        shown = [*found[:_SHOWN], *([f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])]
-        raise SplitError(
-            f"{where}: {what}: {len(found)} (config: data.split.file, data.source.paths)\n  " + "\n  ".join(shown)
-        )
+        shown = "\n  ".join([*found[:20], *(["..."] if len(found) > 20 else [])])
+        raise SplitError(f"{where}: {what}: {len(found)} (config: data.split.file, data.source.paths)\n  {shown}")
 
 
-def refuse_missing(part: str, paths: Sequence[str], where: str) -> None:
-    """Refuses a part with label files that do not exist, or are pipes: a reader would wait for a writer."""
-    missing = [path for path in paths if not (os.path.isfile(path) or os.path.isdir(path))]
-    refuse_members(where, f"label files of the {part} split that do not exist, or are no regular files", missing)
-
-
-def refuse_repeated(parts: Mapping[str, Sequence[str]], where: str) -> None:
+def refuse_repeated(parts: Parts, where: str) -> None:
     """Refuses files that are reached twice, on any paths and over links."""
     folders = {folder: os.path.realpath(folder) for of in parts.values() for folder in set(map(os.path.dirname, of))}
     seen: dict[str, tuple[str, str]] = {}
@@ -207,21 +188,15 @@ def refuse_repeated(parts: Mapping[str, Sequence[str]], where: str) -> None:
     refuse_members(where, "files that are listed twice", twice)
 
 
-def refuse_copies(
-    parts: Mapping[str, Sequence[str]], geometry_of: Callable[[str], Hashable | None], where: str
-) -> None:
-    """Refuses label files of one name in several folders or packed sets that hold the same geometry.
-
-    `geometry_of` is called for label files that share their name; None: unknown.
-    """
-    by_name: dict[str, list[str]] = {}
-    for path in (path for paths in parts.values() for path in paths):
-        by_name.setdefault(os.path.basename(path).removesuffix(".zip").removesuffix(".zarr"), []).append(path)
+def refuse_copies(parts: Parts, geometry_of: Callable[[str], Hashable | None], where: str) -> None:
+    """Refuses label files of one name in several folders or packed sets that hold the same geometry (None: unknown)."""
+    members = [path for paths in parts.values() for path in paths]
+    names = [os.path.basename(path).removesuffix(".zip").removesuffix(".zarr") for path in members]
+    several = {name for name, n in Counter(names).items() if n > 1}
+    known: dict[Hashable, str] = {}
     copies = []
-    for same_name in (paths for paths in by_name.values() if len(paths) > 1):
-        known: dict[Hashable, str] = {}
-        for path in same_name:
-            geometry = geometry_of(path)
-            if geometry is not None and known.setdefault(geometry, path) != path:
-                copies.append(f"{path}: a copy of {known[geometry]}")
+    for path, name in zip(members, names, strict=True):
+        geometry = geometry_of(path) if name in several else None
+        if geometry is not None and (first := known.setdefault((name, geometry), path)) != path:
+            copies.append(f"{path}: a copy of {first}")
     refuse_members(where, "label files with the name and geometry of another one: give one of them", copies)

@@ -51,18 +51,17 @@ class Structures25Labels(LabelFiles, kw_only=True):
         folder = next(iter(self._folders().values())).parent
         info = folder / "dataset_info.yaml"
         found = [path for path in (folder / "basis_info.json", info) if path.is_file()]
-        if self.basis_info == "auto" and not found:
-            raise BasisError(
-                f"{folder}: has neither basis_info.json nor dataset_info.yaml; give a file with the density basis "
-                "(config: data.source.basis_info)"
-            )
-        path = found[0] if self.basis_info == "auto" else Path(self.basis_info).expanduser()
-        if path.suffix in (".yaml", ".yml"):
-            return _make_basis(path, tuple(sorted(self.atomic_numbers)))
-        basis_info = BasisInfo.from_json(path)
+        if self.basis_info != "auto":
+            found = [Path(self.basis_info).expanduser()]
+        elif not found:
+            what = "has neither basis_info.json nor dataset_info.yaml: give a file with the density basis"
+            raise BasisError(f"{folder}: {what} (config: data.source.basis_info)")
+        if found[0].suffix in (".yaml", ".yml"):
+            return _make_basis(found[0], tuple(sorted(self.atomic_numbers)))
+        basis_info = BasisInfo.from_json(found[0])
         if basis_info.exponent_per_shell is None and info.is_file() and find_spec("pyscf") is not None:
             made = _make_basis(info, tuple(basis_info.atomic_numbers.tolist()))
-            return made if made.irreps_per_atom == basis_info.irreps_per_atom else basis_info
+            return made if made == basis_info else basis_info
         return basis_info
 
     def _read_entries(self, file: str) -> dict[str, list[SplitEntry]]:
@@ -74,10 +73,8 @@ class Structures25Labels(LabelFiles, kw_only=True):
         folders = self._folders()
         dataset = next(iter(folders)) if entry.dataset is None and len(folders) == 1 else entry.dataset
         if dataset not in folders:
-            raise SplitError(
-                f"{file}: the entry {entry.name!r} belongs to the data set {dataset!r}; expected one of "
-                f"{list(folders)} (a list of several is possible; config: data.source.dataset)"
-            )
+            what = f"belongs to the data set {dataset!r}; expected one of {list(folders)}"
+            raise SplitError(f"{file}: the entry {entry.name!r} {what} (config: data.source.dataset)")
         return SplitEntry(str(folders[dataset] / entry.name), None, entry.n_scf_iterations)
 
 

@@ -17,7 +17,7 @@ from ofdft_norm.data.dataset import Transform, compose
 from ofdft_norm.data.loader import wrap_loader
 from ofdft_norm.data.sample import get_field
 from ofdft_norm.data.sources import SampleDataset, Source
-from ofdft_norm.data.split import Parts, SplitConfig, random_split
+from ofdft_norm.data.split import PARTS, Parts, SplitConfig, random_split
 from ofdft_norm.errors import ConfigError, SplitError
 
 _STAGES = {"train": ("fit",), "val": ("fit", "validate"), "test": ("test",), "predict": ("predict",)}
@@ -113,8 +113,7 @@ class WrappedData(Source):
         if split not in _NO_SPLIT:
             raise ConfigError(f"data.split = {split}: wrapped data come split, and a split file lists label files")
         if self.datamodule is None:
-            given = {"train": self.train, "val": self.val, "test": self.test}
-            return {part: [part] for part, data in given.items() if data is not None and len(data)}
+            return {part: [part] for part in PARTS if (data := getattr(self, part)) is not None and len(data)}
         found = {part: [part] for part in _STAGES if _is_defined(self.datamodule, f"{part}_dataloader")}
         if "train" not in found:
             raise SplitError(f"{type(self.datamodule).__name__} has no train_dataloader (config: data.source)")
@@ -126,15 +125,14 @@ class WrappedData(Source):
 
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns a part's data set; samples are validated when they are read."""
-        transform, indices = compose(transforms), None
         if self.datamodule is not None:
             loader = self._ask_for_loader(part)
             dataset, indices = loader.dataset, _selected(loader)
-        else:
-            dataset = {"train": self.train, "val": self.val, "test": self.test}[part]
-        if self._molecules:
+        elif self._molecules:
             dataset, indices = self.train, sorted(i for member in members for i in self._molecules[member])
-        return SampleDataset(dataset, self._check(part), f"the {part} data", transform, indices)
+        else:
+            dataset, indices = getattr(self, part), None
+        return SampleDataset(dataset, self._check(part), f"the {part} data", compose(transforms), indices)
 
     def loader(self, part: str) -> DataLoader | None:
         """Returns the wrapped data module's loader of a part, which validates the samples it reads."""
@@ -161,8 +159,8 @@ class WrappedData(Source):
 
 def _is_defined(datamodule: Any, hook: str) -> bool:
     method = getattr(type(datamodule), hook, None)
-    # Lightning's base class has all hooks; its own raise
-    return method is not None and not method.__module__.startswith(("lightning.", "pytorch_lightning."))
+    # Lightning's base class has all hooks, which raise; methods that `exec` made may have the module None
+    return method is not None and not str(method.__module__).startswith(("lightning.", "pytorch_lightning."))
 
 
 def _only_loader(datamodule: Any, hook: str) -> DataLoader:
@@ -172,11 +170,9 @@ def _only_loader(datamodule: Any, hook: str) -> DataLoader:
     dataset = getattr(loader, "dataset", None)
     one_by_one = isinstance(loader, DataLoader) and loader.batch_sampler is not None
     if not one_by_one or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise SplitError(
-            f"{type(datamodule).__name__}.{hook}() returned a {type(loader).__name__}, expected one DataLoader over a "
-            "map-style data set of single samples; pass the data sets as the arguments train, val and test instead of "
-            "it (config: data.source)"
-        )
+        what = f"{type(datamodule).__name__}.{hook}() returned a {type(loader).__name__}"
+        expected = "expected one DataLoader over a map-style data set of single samples; give the data sets instead"
+        raise SplitError(f"{what}, {expected} (config: data.source)")
     return loader
 
 

@@ -6,11 +6,14 @@ times as long as their bytes take to read.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +34,10 @@ CODECS = {"adler32", "blosc", "bz2", "crc32", "fletcher32", "gzip", "lz4", "lzma
 # numbers, booleans, times and texts of fixed size; no Python objects, no structures
 _DTYPE = re.compile(r"[<>|][biufcmMSU]\d+(\[\w+\])?")
 
+# of a zip file's local header: signature, flags, method, length of the name, length of the extra field
+_LOCAL = struct.Struct("<4s2xHH16xHH")
+_PLAIN_FLAGS = 0x808  # UTF-8 names, sizes behind the data; others mean encryption or patches
+
 
 class ZarrError(OFDFTNormError):
     """A zarr group, or an array of it, cannot be read; callers add the file's name."""
@@ -47,8 +54,6 @@ def _reading(what: str) -> Iterator[None]:
 
 
 class _Stored(NamedTuple):
-    """How an array is stored."""
-
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dtype: npt.DTypeLike
@@ -56,6 +61,14 @@ class _Stored(NamedTuple):
     decoders: list[Any]
     fill_value: Any
     separator: str
+
+    def decode(self, content: Any) -> Array:
+        for decoder in self.decoders:
+            content = decoder.decode(content)
+        block = np.frombuffer(content, dtype=self.dtype).reshape(self.chunks, order=self.order)
+        if block.dtype.kind == "b" and block.view(np.uint8).max() > 1:
+            raise ZarrError("has booleans other than 0 and 1")
+        return block
 
 
 class ZarrGroup:
@@ -81,17 +94,16 @@ class ZarrGroup:
             self._zip.close()
 
     def _bytes(self, key: str) -> bytes | None:
-        if self._zip is not None:
-            return self._zip.read(key) if key in self._zip.NameToInfo else None
-        file = self.path / key
-        return file.read_bytes() if file.is_file() else None
+        if self._zip is None:
+            file = self.path / key
+            return file.read_bytes() if file.is_file() else None
+        entry = self._zip.NameToInfo.get(key)
+        return None if entry is None else _plain_content(self._zip, entry) or self._zip.read(entry)
 
     def arrays(self) -> list[str]:
         """Returns the names of all arrays, sorted."""
-        if self._zip is not None:
-            keys = self._zip.namelist()
-        else:
-            keys = [file.relative_to(self.path).as_posix() for file in self.path.rglob(".zarray")]
+        files = self.path.rglob(".zarray")
+        keys = self._zip.namelist() if self._zip else [file.relative_to(self.path).as_posix() for file in files]
         return sorted(key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray"))
 
     def __contains__(self, name: str) -> bool:
@@ -113,7 +125,7 @@ class ZarrGroup:
             with _reading(f"array {name!r}"):
                 content = self._bytes(f"{name}/.zarray")
                 if content is not None:
-                    self._stored[name] = _parse(json.loads(content))
+                    self._stored[name] = _parse(content)
         return self._stored[name]
 
     def read(self, name: str, row: int | None = None, may_lack: Rows | bool = False) -> Array:
@@ -123,44 +135,55 @@ class ZarrGroup:
         missing chunk is an error. Raises KeyError if there is no array of that name.
         """
         stored = self._metadata(name)
-        shape, start = stored.shape, 0
+        chunks = stored.chunks
         with _reading(f"array {name!r}"):
-            grid = [range(math.ceil(n / c)) for n, c in zip(shape, stored.chunks, strict=True)]
+            grid = [range(math.ceil(n / c)) for n, c in zip(stored.shape, chunks, strict=True)]
+            wanted: list[Any] = [slice(n) for n in stored.shape]
             if row is not None:
-                first = row // stored.chunks[0]
-                start = first * stored.chunks[0]
-                grid[0] = range(first, first + 1)
-                shape = (min(stored.chunks[0], shape[0] - start), *shape[1:])
-            blocks = {index: self._chunk(name, stored, index, may_lack) for index in itertools.product(*grid)}
-            out = np.zeros(shape, dtype=stored.dtype)
-            if stored.fill_value is not None and any(block is None for block in blocks.values()):
-                out[...] = stored.fill_value
-            for index, block in blocks.items():
-                if block is not None:
-                    starts = [i * c for i, c in zip(index, stored.chunks, strict=True)]
-                    starts[:1] = [first_row - start for first_row in starts[:1]]
-                    where = tuple(slice(a, a + c) for a, c in zip(starts, stored.chunks, strict=True))
-                    out[where] = block[tuple(slice(n - a) for n, a in zip(shape, starts, strict=True))]
-        return out if row is None else out[row - start]
-
-    def _chunk(self, name: str, stored: _Stored, index: tuple[int, ...], may_lack: Rows | bool) -> Array | None:
-        key = stored.separator.join(map(str, index)) or "0"
-        content: Any = self._bytes(f"{name}/{key}")
-        if content is None:
-            rows = slice(index[0] * stored.chunks[0], (index[0] + 1) * stored.chunks[0]) if index else slice(None)
-            if may_lack if isinstance(may_lack, bool) else may_lack[rows].all():
-                return None
-            raise ZarrError(f"lacks the chunk {key!r}")
-        for decoder in stored.decoders:
-            content = decoder.decode(content)
-        block = np.frombuffer(content, dtype=stored.dtype).reshape(stored.chunks, order=stored.order)
-        if block.dtype.kind == "b" and block.view(np.uint8).max() > 1:
-            raise ZarrError("has booleans other than 0 and 1")
-        return block
+                grid[0] = range(row // chunks[0], row // chunks[0] + 1)
+                wanted[0] = row % chunks[0]
+            out = np.zeros([len(places) * c for places, c in zip(grid, chunks, strict=True)], dtype=stored.dtype)
+            content: bytes | None = None
+            block: Array = np.zeros(0)
+            slices = [[slice(i * c, (i + 1) * c) for i in range(len(g))] for g, c in zip(grid, chunks, strict=True)]
+            for index, where in zip(itertools.product(*grid), itertools.product(*slices), strict=True):
+                key = stored.separator.join(map(str, index)) or "0"
+                previous, content = content, self._bytes(f"{name}/{key}")
+                if content is not None:
+                    if content != previous:  # the integrals of all SCF iterations have equal chunks
+                        block = stored.decode(content)
+                    out[where] = block
+                    continue
+                rows = slice(index[0] * chunks[0], (index[0] + 1) * chunks[0]) if index else slice(None)
+                if not (may_lack if isinstance(may_lack, bool) else may_lack[rows].all()):
+                    raise ZarrError(f"lacks the chunk {key!r}")
+                if stored.fill_value is not None:
+                    out[where] = stored.fill_value
+        return out[(*wanted, ...)]
 
 
-def _parse(meta: Mapping[str, Any]) -> _Stored:
+def _plain_content(archive: Any, entry: zipfile.ZipInfo) -> bytes | None:
+    """Reads a stored or deflated member with one read; returns None for anything else, which is left to zipfile."""
+    name, extra = entry.filename.encode(), len(entry.extra)
+    start = _LOCAL.size + len(name) + extra
+    archive.fp.seek(entry.header_offset)
+    content = archive.fp.read(start + entry.compress_size)
+    header = (b"PK\3\4", entry.flag_bits, entry.compress_type, len(name), extra)
+    if entry.flag_bits & ~_PLAIN_FLAGS or len(content) < start or _LOCAL.unpack_from(content) != header:
+        return None
+    found, content = content[_LOCAL.size : _LOCAL.size + len(name)], content[start:]
+    if entry.compress_type == zipfile.ZIP_DEFLATED:
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, entry.file_size + 1)
+    elif entry.compress_type != zipfile.ZIP_STORED:
+        return None
+    whole = found == name and len(content) == entry.file_size and zlib.crc32(content) == entry.CRC
+    return content if whole else None
+
+
+@functools.lru_cache(maxsize=1024)  # most label files of a data set have equal metadata
+def _parse(content: bytes) -> _Stored:
     """Checks the content of a ``.zarray`` file and builds its codecs."""
+    meta = json.loads(content)
     shape, chunks, fill = tuple(meta["shape"]), tuple(meta["chunks"]), meta["fill_value"]
     if not all(type(n) is int and n >= 0 for n in shape) or not all(type(n) is int and n > 0 for n in chunks):
         raise ZarrError(f"shape {shape} and chunks {chunks}, expected whole numbers")
@@ -215,9 +238,9 @@ def _array_files(array: Array, by_row: bool) -> dict[str, bytes]:
         "compressor": blosc and blosc.get_config(),
         "filters": None,
     }
-    files = {".zarray": json.dumps(meta).encode()}
+    chunks = {}
     if blosc and array.size:
-        files |= {f"{i}.0": bytes(blosc.encode(np.ascontiguousarray(row))) for i, row in enumerate(array)}
+        chunks = {f"{i}.0": bytes(blosc.encode(np.ascontiguousarray(row))) for i, row in enumerate(array)}
     elif array.size:
-        files[".".join("0" * array.ndim) or "0"] = array.tobytes()
-    return files
+        chunks = {".".join("0" * array.ndim) or "0": array.tobytes()}
+    return {".zarray": json.dumps(meta).encode(), **chunks}

@@ -48,7 +48,7 @@ _format_others = warnings.formatwarning
 
 def quiet_lightning() -> None:
     """Prints Lightning's messages once and without those that are no news; this package's warnings in one line."""
-    warnings.formatwarning = _format_warning
+    vars(warnings)["formatwarning"] = _format_warning
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         if logging.root.handlers:  # of the application
@@ -63,12 +63,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not _NO_NEWS.match(record.getMessage())
 
 
-def _format_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
+def _format_warning(message: Warning | str, category: type[Warning], filename: str, *others: Any) -> str:
     if Path(filename).is_relative_to(_PACKAGE):
         return f"\nwarning: {message}\n"  # on a line of its own, where a progress bar may be
-    return _format_others(message, category, filename, lineno, line)
+    return _format_others(message, category, filename, *others)
 
 
 class RunRecord(Callback):
@@ -87,8 +85,7 @@ class RunRecord(Callback):
 
     def _record(self, trainer: Trainer) -> dict[str, Any]:
         fingerprint = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
-        of_run = {"package_version": package_version(), "statistics_fingerprint": fingerprint}
-        return {**of_run, "config": self.config}
+        return {"package_version": package_version(), "statistics_fingerprint": fingerprint, "config": self.config}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Quietens Lightning in processes that it has spawned."""
@@ -134,17 +131,15 @@ class LogNormalization(Callback):
         _ = datamodule.statistics  # all ranks fit together
         if not trainer.is_global_zero:
             return
-        scalars, summary, basis_info, figure = normalization_scalars(datamodule), "", datamodule.basis_info, None
-        if basis_info is not None and self.plots:
-            statistics, key = datamodule.statistics, datamodule.weigher_key
-            figure = plot_gradient_ranges(statistics, datamodule.normalizer, basis_info, key)
+        scalars, step = normalization_scalars(datamodule), trainer.global_step
+        draws = self.plots and datamodule.basis_info is not None
+        figure = plot_gradient_ranges(datamodule) if draws else None
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
+            logger.log_metrics(scalars, step=step)
             if isinstance(logger, TensorBoardLogger):
-                summary = summary or datamodule.summary()
-                logger.experiment.add_text("normalization/summary", f"<pre>{summary}</pre>", trainer.global_step)
+                logger.experiment.add_text("normalization/summary", f"<pre>{datamodule.summary()}</pre>", step)
             if figure is not None:
-                log_figure(logger, "normalization/gradient_ranges", figure, trainer.global_step)
+                log_figure(logger, "normalization/gradient_ranges", figure, step)
 
 
 class CountOutOfRange(Callback):
@@ -200,30 +195,27 @@ class CountOutOfRange(Callback):
 def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
     """Returns the size of the training split, residuals of the reference, and how many dimensions each limit sets."""
     statistics, normalizer, unit = datamodule.statistics, datamodule.normalizer, shown(datamodule.unit)
-    scalars = {f"normalization/energy_scale_{unit.suffix}": unit.factor * float(normalizer.energy_scale)}
     found = statistics[datamodule.weigher_key]
-    known = {"n_samples": found.n_samples, "n_molecules": found.n_molecules}
+    known: dict[str, Any] = {
+        f"energy_scale_{unit.suffix}": unit.factor * float(normalizer.energy_scale),
+        "n_samples": found.n_samples,
+        "n_molecules": found.n_molecules,
+    }
     _, residual = find_residual(statistics, datamodule.weigher_key, normalizer.reference, datamodule.basis_info)
-    if residual is not None and normalizer.reference is not None:
-        for name in ("mean", "std", "mae", "abs_max"):
-            value = getattr(residual, name)
-            known[f"reference_residual_{name}_{unit.suffix}"] = None if value is None else unit.factor * value
-    scalars |= {f"normalization/{name}": float(value) for name, value in known.items() if value is not None}
-    if normalizer.rescaling is not None:
-        for name, mask in normalizer.rescaling.branches().items():
-            scalars[f"normalization/dimensions_by_{name}"] = float(mask.sum())
-    return scalars
+    for name in () if normalizer.reference is None else ("mean", "std", "mae", "abs_max"):
+        value = getattr(residual, name, None)
+        known |= {} if value is None else {f"reference_residual_{name}_{unit.suffix}": unit.factor * value}
+    branches = {} if normalizer.rescaling is None else normalizer.rescaling.branches()
+    known |= {f"dimensions_by_{name}": float(mask.sum()) for name, mask in branches.items()}
+    return {f"normalization/{name}": float(value) for name, value in known.items()}
 
 
 def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
     """Gives a figure to a logger that takes images; other loggers, such as the CSV logger, get nothing."""
-    log_image: Any = getattr(logger, "log_image", None)  # of W&B's and other loggers
-    if not isinstance(logger, TensorBoardLogger) and not callable(log_image):
-        return
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, pixels, step, dataformats="HWC")
-    else:
-        log_image(key=name, images=[pixels], step=step)
+    elif hasattr(logger, "log_image"):  # of W&B's and other loggers
+        logger.log_image(key=name, images=[pixels], step=step)

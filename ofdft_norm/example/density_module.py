@@ -49,6 +49,7 @@ class DensityModule(NormalizerMixin, MeasuredModule):
     """
 
     metric_class = LabelErrors
+    predicted = ("energy", "gradient")
 
     def __init__(
         self,
@@ -147,11 +148,6 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         self.log("train/loss", logged.pop("train/loss"), on_step=False, on_epoch=True, prog_bar=True, batch_size=n)
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=n)
         return losses["loss"]
-
-    def predict_step(self, batch: Data, batch_idx: int) -> dict[str, Tensor]:
-        """Returns `energy` and `gradient`, see `predict`."""
-        energy, gradient = self.predict(batch)
-        return {"energy": energy, "gradient": gradient}
 
     def configure_optimizers(self) -> Any:
         """Returns AdamW with warm-up and cosine decay over all steps of the run."""

@@ -56,10 +56,10 @@ class DensityNetwork(nn.Module):
         self.encoders = nn.ModuleList(ElementEncoder(l, basis_info.n_types, width, rank, n_radial) for l in momenta)
         self.quadratics = nn.ModuleList(ElementQuadratic(l) for l in momenta)
         self.layers = nn.ModuleList(MessageLayer(width, n_radial) for _ in range(n_layers))
-        self.readouts = nn.ModuleList(_perceptron(width, width, 1) for _ in momenta)
-        for readout in self.readouts:  # training starts at the reference: E' = 0
-            for parameter in list(readout.children())[-1].parameters():
-                nn.init.zeros_(parameter)
+        readouts = [_perceptron(width, width, 1) for _ in momenta]
+        for parameter in (parameter for readout in readouts for parameter in readout[-1].parameters()):
+            nn.init.zeros_(parameter)  # training starts at the reference: E' = 0
+        self.readouts = nn.ModuleList(readouts)
 
     def forward(self, batch: Data, coeffs: Tensor) -> Tensor:
         """Returns the normalised energies E', (n_molecules,), differentiable in the rescaled coefficients `coeffs`."""
@@ -70,7 +70,12 @@ class DensityNetwork(nn.Module):
         near = distances < self.cutoff
         receivers, senders, vectors, distances = receivers[near], senders[near], vectors[near], distances[near]
         radial = radial_basis(distances, self.n_radial, self.cutoff)
-        surroundings = self._surroundings(radial, vectors / distances[:, None], atom_ind, receivers, senders)
+        # for l = 1, 2, each atom's moments (atoms, n_types n_radial, 2l+1) of its neighbours' directions
+        rows, moments = receivers * self.n_types + atom_ind[senders], []
+        for harmonics in directions(vectors / distances[:, None]):
+            products = radial[:, :, None] * harmonics[:, None, :]
+            total = products.new_zeros(len(atom_ind) * self.n_types, *products.shape[1:]).index_add(0, rows, products)
+            moments.append(total.reshape(len(atom_ind), self.n_types * self.n_radial, -1))
 
         # blocks without atoms are kept: DDP needs every parameter in every step
         atoms = [(atom_ind == element).nonzero().squeeze(1) for element in range(self.n_types)]
@@ -80,7 +85,7 @@ class DensityNetwork(nn.Module):
         for element, (index, encoder) in enumerate(zip(atoms, self.encoders, strict=True)):
             offsets = torch.arange(int(self.dims[element]), device=coeffs.device)
             block = coeffs[starts[index, None] + offsets] / self.coeff_scale
-            encoded = encoder(block, [moment[index] for moment in surroundings])
+            encoded = encoder(block, [moment[index] for moment in moments])
             features = features.index_add(0, index, encoded.to(features.dtype))
             energies = energies.index_add(0, molecule[index], self.quadratics[element](block).to(energies.dtype))
         for layer in self.layers:
@@ -90,18 +95,10 @@ class DensityNetwork(nn.Module):
             energies = energies.index_add(0, molecule[index], energy.to(energies.dtype))
         return energies
 
-    def _surroundings(
-        self, radial: Tensor, units: Tensor, atom_ind: Tensor, receivers: Tensor, senders: Tensor
-    ) -> list[Tensor]:
-        """Returns, for l = 1, 2, each atom's moments (atoms, n_types n_radial, 2l+1) of its neighbours' directions."""
-        moments = []
-        rows = receivers * self.n_types + atom_ind[senders]  # one row for each atom and element of its neighbours
-        for harmonics in directions(units):
-            products = radial[:, :, None] * harmonics[:, None, :]
-            total = products.new_zeros(len(atom_ind) * self.n_types, *products.shape[1:])
-            total = total.index_add(0, rows, products)
-            moments.append(total.reshape(len(atom_ind), self.n_types * self.n_radial, -1))
-        return moments
+
+def _shells(momenta: list[int]) -> dict[int, slice]:
+    """Returns the functions of each angular momentum of an element."""
+    return {l: slice(momenta.index(l), momenta.index(l) + momenta.count(l)) for l in sorted(set(momenta))}
 
 
 class ElementEncoder(nn.Module):
@@ -109,33 +106,28 @@ class ElementEncoder(nn.Module):
 
     def __init__(self, momenta: list[int], n_types: int, width: int, rank: int, n_radial: int) -> None:
         super().__init__()
-        self.n_scalars = momenta.count(0)
-        self.slices: list[tuple[int, int, int]] = []  # (l, first function, shells)
-        n_features = self.n_scalars
-        self.mixing = nn.ParameterDict()
-        self.sensing = nn.ParameterDict()
-        for l in range(1, max(momenta) + 1):
+        self.shells = _shells(momenta)
+        self.mixing, self.sensing = nn.ParameterDict(), nn.ParameterDict()
+        n_channels = n_types * n_radial
+        for l in filter(None, self.shells):
             n_shells = momenta.count(l) // (2 * l + 1)
-            if n_shells == 0:
-                continue
-            self.slices.append((l, momenta.index(l), n_shells))
             self.mixing[str(l)] = nn.Parameter(0.1 * torch.randn(rank, n_shells) / math.sqrt(n_shells))
-            n_features += rank
             if l <= 2:
-                n_channels = n_types * n_radial
                 self.sensing[str(l)] = nn.Parameter(torch.randn(rank, n_channels) / math.sqrt(n_channels))
-                n_features += rank
-        self.project = nn.Linear(n_features, width)
+        self.project = nn.Linear(momenta.count(0) + rank * (len(self.mixing) + len(self.sensing)), width)
 
-    def forward(self, block: Tensor, surroundings: list[Tensor]) -> Tensor:
+    def forward(self, block: Tensor, moments: list[Tensor]) -> Tensor:
         """Returns (atoms, width) features of (atoms, dim_Z) scaled coefficients."""
-        features = [block[:, : self.n_scalars]]
-        for l, first, n_shells in self.slices:
-            shells = block[:, first : first + n_shells * (2 * l + 1)].reshape(-1, n_shells, 2 * l + 1)
+        features = []
+        for l, functions in self.shells.items():
+            if l == 0:
+                features.append(block[:, functions])
+                continue
+            shells = block[:, functions].unflatten(1, (-1, 2 * l + 1))
             mixed = torch.einsum("rc,acm->arm", self.mixing[str(l)], shells)
             features.append((mixed.square().sum(2) + NORM_OFFSET).sqrt() - math.sqrt(NORM_OFFSET))
-            if str(l) in self.sensing:
-                sensed = torch.einsum("rc,acm->arm", self.sensing[str(l)], surroundings[l - 1].to(block.dtype))
+            if l <= 2:
+                sensed = torch.einsum("rc,acm->arm", self.sensing[str(l)], moments[l - 1].to(block.dtype))
                 features.append((mixed * sensed).sum(2))
         return self.project(torch.cat(features, dim=1))
 
@@ -149,18 +141,18 @@ class ElementQuadratic(nn.Module):
 
     def __init__(self, momenta: list[int]) -> None:
         super().__init__()
-        self.blocks = [(l, momenta.index(l), momenta.count(l) // (2 * l + 1)) for l in sorted(set(momenta))]
-        self.coupling = nn.ParameterList(torch.zeros(n_shells, n_shells) for _, _, n_shells in self.blocks)
+        self.shells = _shells(momenta)
+        sizes = [momenta.count(l) // (2 * l + 1) for l in self.shells]
+        self.coupling = nn.ParameterList(torch.zeros(n_shells, n_shells) for n_shells in sizes)
         self.diagonal = nn.Parameter(torch.zeros(len(momenta)))
         self.linear = nn.Parameter(torch.zeros(len(momenta)))
 
     def forward(self, block: Tensor) -> Tensor:
         """Returns the (atoms,) energies of (atoms, dim_Z) scaled coefficients."""
         energies = block @ self.linear + 0.5 * block.square() @ self.diagonal
-        for (l, first, n_shells), coupling in zip(self.blocks, self.coupling, strict=True):
-            shells = block[:, first : first + n_shells * (2 * l + 1)].reshape(-1, n_shells, 2 * l + 1)
-            coupled = torch.einsum("acm,cd->adm", shells, coupling)
-            energies = energies + 0.5 * (coupled * shells).sum(dim=(1, 2))
+        for (l, functions), coupling in zip(self.shells.items(), self.coupling, strict=True):
+            shells = block[:, functions].unflatten(1, (-1, 2 * l + 1))
+            energies = energies + 0.5 * (torch.einsum("acm,cd->adm", shells, coupling) * shells).sum(dim=(1, 2))
         return energies
 
 

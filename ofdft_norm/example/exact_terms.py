@@ -48,20 +48,14 @@ class ExactTerms:
         """Returns the energy of (n_basis,) coefficients of the density basis, a scalar [hartree]."""
         return _Energy.apply(coeffs, self)
 
-    def energy_and_gradient(self, coeffs: Tensor) -> tuple[float, Tensor]:
-        """Returns the energy [hartree] and its derivative, (n_basis,) float64, of (n_basis,) coefficients."""
-        p = coeffs.detach().to("cpu", torch.float64).numpy()[None]
-        found = evaluate_potentials(p, self.mol, self.grid, {"e_xc": self.xc}, self.coulomb)
-        gradient = torch.from_numpy(found.effective_potential[0])
-        return float(found.effective_energy[0]) + self.nuclear_repulsion, gradient
-
 
 class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coeffs: Tensor, terms: ExactTerms) -> Tensor:
-        energy, gradient = terms.energy_and_gradient(coeffs)
-        ctx.save_for_backward(gradient.to(coeffs.device, coeffs.dtype))
-        return coeffs.new_tensor(energy, dtype=torch.float64)
+        p = coeffs.detach().to("cpu", torch.float64).numpy()[None]
+        found = evaluate_potentials(p, terms.mol, terms.grid, {"e_xc": terms.xc}, terms.coulomb)
+        ctx.save_for_backward(torch.from_numpy(found.effective_potential[0]).to(coeffs.device, coeffs.dtype))
+        return coeffs.new_tensor(float(found.effective_energy[0]) + terms.nuclear_repulsion, dtype=torch.float64)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:

@@ -15,6 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ofdft_norm.data.sample import molecule_index, n_molecules
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.statistics.weighers import has_label
 from ofdft_norm.units import shown
 
 
@@ -37,36 +38,72 @@ MODEL_KEY = "ofdft_norm_model"  # of a checkpoint: the class of its model
 
 
 class PhysicalErrors(Metric):
-    """Base class of errors in the small unit of the normaliser's energies, such as mHa."""
+    """Base class: errors of energies and their derivatives, in the small unit of the normaliser, such as mHa.
+
+    Each labelled sample counts once. Samples without `mol_id` count as molecules of their own. `compute` returns the
+    `QUANTITIES` of a subclass.
+    """
 
     full_state_update = False
     higher_is_better = False
     QUANTITIES: ClassVar[tuple[str, ...]]
+    DERIVATIVE: ClassVar[str]
+    SIZE: ClassVar[str]
+    rows: list[Tensor] | Tensor
+    molecules: list[Tensor] | Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.unit = "hartree"  # `update` sets that of the batch's normaliser
+        # of each labelled sample: error of the energy, size, sums of |derivative's error| and its square, components
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("molecules", [], dist_reduce_fx="cat")
 
     @classmethod
     def names(cls, unit: str) -> tuple[str, ...]:
         """Returns the names of the errors in a unit."""
         return tuple(error_name(quantity, unit) for quantity in cls.QUANTITIES)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Returns the errors by name; NaN without any labelled sample."""
-        factor = shown(self.unit).factor
-        return {name: factor * value for name, value in zip(self.names(self.unit), self._values(), strict=True)}
-
-    def _values(self) -> Tensor:
-        raise NotImplementedError
+    def _add(self, normalizer: Normalizer, batch: Data, energy: Tensor, *others: Tensor) -> None:
+        """Adds a normalised batch: (n_molecules,) denormalised energies, and the other columns of `rows`."""
+        self.unit, labelled = normalizer.unit, has_label(batch, required=False).to(energy.device)
+        true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
+        columns = torch.stack([energy.detach() - true, *(other.to(true.dtype) for other in others)], dim=1)
+        cast(list, self.rows).append(columns[labelled])
+        cast(list, self.molecules).append(_molecule_keys(batch, labelled))
 
     def sizes(self) -> tuple[int, int]:
-        """Returns the numbers of molecules and of labelled samples so far, in this process."""
-        raise NotImplementedError
+        """Returns how many molecules and labelled samples this process has seen so far."""
+        rows, molecules = self._samples()
+        return len(molecules.unique()), len(rows)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the errors by name; NaN without any labelled sample."""
+        rows, molecules = self._samples()
+        if len(rows) == 0:
+            rows, molecules = rows.new_full((1, 5), torch.nan), molecules.new_zeros(1)
+        errors, sizes, absolute, squares, components = rows.T
+        values = {
+            "energy_mae": errors.abs().mean(),
+            "energy_median": errors.abs().quantile(0.5),
+            "energy_rmse": errors.square().mean().sqrt(),
+            "energy_mae_within_molecule": (errors - means_by_group(errors, molecules)).abs().mean(),
+            f"energy_mae_per_{self.SIZE}": (errors.abs() / sizes).mean(),
+            f"{self.DERIVATIVE}_mae": absolute.sum() / components.sum(),
+            f"{self.DERIVATIVE}_norm": squares.sqrt().mean(),
+        }
+        names = zip(self.names(self.unit), self.QUANTITIES, strict=True)
+        return {name: shown(self.unit).factor * values[quantity] for name, quantity in names}
+
+    def _samples(self) -> tuple[Tensor, Tensor]:
+        """Returns the (n, 5) rows and (n,) molecules of all samples so far."""
+        if len(self.rows) == 0:
+            return torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+        return dim_zero_cat(self.rows), dim_zero_cat(self.molecules)
 
 
 class LabelErrors(PhysicalErrors):
-    """Errors of energies and gradients over all labelled samples; each sample counts once.
+    """Errors of energies and gradients.
 
     `compute` returns, here for hartree:
         energy_mae_mHa, energy_median_mHa, energy_rmse_mHa: Mean and median absolute error, and root mean square error,
@@ -76,81 +113,35 @@ class LabelErrors(PhysicalErrors):
         energy_mae_per_electron_mHa: Mean of |error| / N.
         gradient_mae_mHa: Mean absolute component of the projected gradient's error.
         gradient_norm_mHa: Mean over samples of the norm of the projected gradient's error.
-
-    Samples without `mol_id` count as molecules of their own.
     """
 
+    DERIVATIVE, SIZE = "gradient", "electron"
     QUANTITIES = (
         *("energy_mae", "energy_median", "energy_rmse", "energy_mae_within_molecule", "energy_mae_per_electron"),
         *("gradient_mae", "gradient_norm"),
     )
-    rows: list[Tensor] | Tensor
-    molecules: list[Tensor] | Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        # of each labelled sample: error of the energy, electrons, sums of |gradient error| and its square, components
-        self.add_state("rows", [], dist_reduce_fx="cat")
-        self.add_state("molecules", [], dist_reduce_fx="cat")
 
     def update(self, normalizer: Normalizer, batch: Data, energy: Tensor, difference: Tensor) -> None:
         """Adds a normalised batch, with (n_molecules,) denormalised energies and (n_basis,) `gradient_difference`."""
-        self.unit = normalizer.unit
-        labelled, difference = batch.has_energy_label.reshape(-1), difference.detach()
-        coeffs = normalizer.denormalize_coeffs(batch.coeffs, batch)
-        columns = [
-            energy.detach() - normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch),
-            sums_over_molecules(normalizer.denormalize_integrals(batch.dual_basis_integrals, batch) * coeffs, batch),
-            sums_over_molecules(difference.abs(), batch),
-            sums_over_molecules(difference.square(), batch),
-            sums_over_molecules(torch.ones_like(difference), batch),
-        ]
-        cast(list, self.rows).append(torch.stack(columns, dim=1)[labelled])
-        cast(list, self.molecules).append(_molecule_keys(batch, labelled))
-
-    def _samples(self) -> tuple[Tensor, Tensor]:
-        """Returns the (n, 5) rows and (n,) molecules of all samples so far."""
-        if len(self.rows) == 0:
-            return torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
-        return dim_zero_cat(self.rows), dim_zero_cat(self.molecules)
-
-    def sizes(self) -> tuple[int, int]:
-        """Returns the numbers of molecules and of labelled samples so far, in this process."""
-        rows, molecules = self._samples()
-        return len(molecules.unique()), len(rows)
-
-    def _values(self) -> Tensor:
-        rows, molecules = self._samples()
-        if len(rows) == 0:
-            return rows.new_full((len(self.QUANTITIES),), torch.nan)
-        errors, electrons, absolute, squares, components = rows.T
-        within = (errors - means_by_group(errors, molecules)).abs().mean()
-        values = [errors.abs().mean(), errors.abs().quantile(0.5), errors.square().mean().sqrt(), within]
-        values += [(errors.abs() / electrons).mean(), absolute.sum() / components.sum(), squares.sqrt().mean()]
-        return torch.stack(values)
+        coeffs, difference = normalizer.denormalize_coeffs(batch.coeffs, batch), difference.detach()
+        electrons = normalizer.denormalize_integrals(batch.dual_basis_integrals, batch) * coeffs
+        summed = (electrons, difference.abs(), difference.square(), torch.ones_like(difference))
+        self._add(normalizer, batch, energy, *(sums_over_molecules(values, batch) for values in summed))
 
 
 class EnergyForceErrors(PhysicalErrors):
     """Mean absolute errors of energies, energies per atom, and components of forces; positions are in angstrom."""
 
+    DERIVATIVE, SIZE = "forces", "atom"
     QUANTITIES = ("energy_mae", "energy_mae_per_atom", "forces_mae")
-    sums: Tensor
-    counts: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, normalizer: Normalizer, batch: Data, energy: Tensor, forces: Tensor) -> None:
         """Adds a normalised batch, with (n_molecules,) energies and (n_atom, 3) forces, denormalised."""
-        self.unit = normalizer.unit
-        true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
-        errors = (energy.detach() - true).abs()
-        n_atoms = torch.bincount(molecule_index(batch, "pos"), minlength=len(errors))
-        of_forces = (forces.detach() - normalizer.denormalize_forces(batch[normalizer.forces_field], batch)).abs()
-        self.sums += torch.stack([errors.sum(), (errors / n_atoms).sum(), of_forces.sum()])
-        self.counts += self.counts.new_tensor([len(errors), len(errors), of_forces.numel()])
+        errors = forces.detach() - normalizer.denormalize_forces(batch[normalizer.forces_field], batch)
+        molecule, zeros = molecule_index(batch, "pos"), errors.new_zeros(len(energy))
+        n_atoms = torch.bincount(molecule, minlength=len(energy))
+        absolute, squares = (zeros.index_add(0, molecule, e.sum(1)) for e in (errors.abs(), errors.square()))
+        self._add(normalizer, batch, energy, n_atoms, absolute, squares, 3 * n_atoms)
 
     @classmethod
     def names(cls, unit: str) -> tuple[str, ...]:
@@ -158,30 +149,29 @@ class EnergyForceErrors(PhysicalErrors):
         energy, per_atom, forces = super().names(unit)
         return energy, per_atom, f"{forces}_per_angstrom"
 
-    def sizes(self) -> tuple[int, int]:
-        """Returns the number of structures twice."""
-        return int(self.counts[0]), int(self.counts[0])
-
-    def _values(self) -> Tensor:
-        return self.sums / self.counts
-
 
 class MeasuredModule(LightningModule):
     """Logs the errors of the validation and test split, over all processes, and the learning rate.
 
-    Subclasses define `metric_class` and `compare`, and have `self.normalizer`, see `ofdft_norm.NormalizerMixin`.
+    Subclasses define `metric_class`, `predict` and the names of the `predicted` values, and have `self.normalizer`, see
+    `ofdft_norm.NormalizerMixin`.
     """
 
     metric_class: ClassVar[type[PhysicalErrors]]
+    predicted: ClassVar[tuple[str, str]]
     normalizer: Any
 
     def __init__(self) -> None:
         super().__init__()
         self.metrics = nn.ModuleDict({"val_errors": self.metric_class(), "test_errors": self.metric_class()})
 
+    def predict(self, batch: Data) -> tuple[Tensor, Tensor]:
+        """Returns energies and their derivatives, denormalised."""
+        raise NotImplementedError
+
     def compare(self, batch: Data) -> tuple[Tensor, Tensor]:
         """Returns predictions of a batch as the metric's `update` takes them."""
-        raise NotImplementedError
+        return self.predict(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the name of the class, by which `ofdft-norm predict` finds the models of this package."""
@@ -193,28 +183,28 @@ class MeasuredModule(LightningModule):
 
     def validation_step(self, batch: Data, batch_idx: int) -> None:
         """Accumulates a batch's errors."""
-        self._metric("val").update(self.normalizer, batch, *self.compare(batch))
-
-    def test_step(self, batch: Data, batch_idx: int) -> None:
-        """Accumulates a batch's errors."""
-        self._metric("test").update(self.normalizer, batch, *self.compare(batch))
+        self._errors().update(self.normalizer, batch, *self.compare(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation errors."""
-        self._log_errors("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the test errors."""
-        self._log_errors("test")
-
-    def _metric(self, split: str) -> PhysicalErrors:
-        return cast(PhysicalErrors, self.metrics[f"{split}_errors"])
-
-    def _log_errors(self, split: str) -> None:
-        metric = self._metric(split)
+        """Logs the errors of the split."""
+        metric = self._errors()
         metric.unit = self.normalizer.unit  # of a rank without samples
-        self.log_dict({f"{split}/{name}": value.to(torch.float32) for name, value in metric.compute().items()})
+        self.log_dict({f"{self._split}/{name}": value.to(torch.float32) for name, value in metric.compute().items()})
         metric.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    @property
+    def _split(self) -> str:
+        return "test" if self.trainer.testing else "val"
+
+    def _errors(self) -> PhysicalErrors:
+        return cast(PhysicalErrors, self.metrics[f"{self._split}_errors"])
+
+    def predict_step(self, batch: Data, batch_idx: int) -> dict[str, Tensor]:
+        """Returns the `predict`ed values by name."""
+        return dict(zip(self.predicted, self.predict(batch), strict=True))
 
 
 def means_by_group(values: Tensor, keys: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,11 @@ from matplotlib.ticker import MaxNLocator
 from ofdft_norm.data.basis import SHELL_LETTERS, BasisInfo
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.files import written_whole
+from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import counted
-from ofdft_norm.example.results import SplitEnergies
+from ofdft_norm.example.results import ErrorsByMolecule
 from ofdft_norm.normalization.atom_ref import AtomRef
-from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.references import REFERENCES
-from ofdft_norm.statistics.store import DatasetStatistics
 from ofdft_norm.tables import shorten
 from ofdft_norm.units import shown
 
@@ -40,103 +39,86 @@ _STYLE: Any = {
 }
 
 
-def gradient_ranges(statistics: DatasetStatistics, normalizer: Normalizer, weigher_key: str) -> tuple[Array, Array]:
+def gradient_ranges(datamodule: OFDFTDataModule) -> tuple[Array, Array]:
     """Returns max |g|, in the normaliser's unit, and max |g'| of each dimension, (n_basis,) each."""
-    found = statistics[weigher_key]
-    before, low, high = (getattr(found.gradient_label, name) for name in ("abs_max", "minimum", "maximum"))
-    reference = normalizer.reference
+    found, normalizer = datamodule.statistics[datamodule.weigher_key], datamodule.normalizer
+    labels, reference, scale = found.gradient_label, normalizer.reference, float(normalizer.energy_scale)
+    before, low, high = labels.abs_max, labels.minimum, labels.maximum
     slope = reference.g_z.cpu().numpy() if isinstance(reference, AtomRef) else np.zeros_like(before)
     if low is not None and high is not None:
         after = np.maximum(np.abs(high - slope), np.abs(low - slope))
     else:  # statistics of STRUCTURES25 have the maximum after the reference instead
         after = found.load("gradient_max_after_atom_ref") if slope.any() else before
-    scale = np.full_like(before, float(normalizer.energy_scale))
     if normalizer.rescaling is not None:
-        scale = scale * (normalizer.rescaling.lambda_z.cpu().numpy() + normalizer.rescaling.epsilon)
+        after = after / (normalizer.rescaling.lambda_z.cpu().numpy() + normalizer.rescaling.epsilon)
     return before, np.asarray(after / scale, dtype=np.float64)
 
 
 @rc_context(_STYLE)
-def plot_gradient_ranges(
-    statistics: DatasetStatistics, normalizer: Normalizer, basis_info: BasisInfo, weigher_key: str
-) -> Figure:
-    """Draws the largest gradient of every dimension before and after normalisation, a panel for each element seen."""
-    before, after = gradient_ranges(statistics, normalizer, weigher_key)
-    elements = [i for i, index in enumerate(basis_info.atom_ind_to_basis_function_ind) if before[index].any()]
+def plot_gradient_ranges(datamodule: OFDFTDataModule) -> Figure:
+    """Draws the largest gradient of every dimension before and after normalisation, a panel for each element seen.
+
+    The data need a density basis.
+    """
+    basis_info, rescaling = cast(BasisInfo, datamodule.basis_info), datamodule.normalizer.rescaling
+    before, after = gradient_ranges(datamodule)
+    elements = _seen(before, basis_info)
     figure, panels = _new_figure([1] * len(elements), 1.45 * max(len(elements), 1) + 0.9)
     positive = np.concatenate([before[before > 0], after[after > 0], [1e-3]])
     limits = (max(positive.min() / 2, 1e-6), positive.max() * 20)
-    unit, scale = shown(normalizer.unit).symbol, float(normalizer.energy_scale)
+    unit, scale = shown(datamodule.unit).symbol, float(datamodule.normalizer.energy_scale)
     handles = [
         _marker(BEFORE, f"before: labels after data.pre_transforms [{unit}]"),
         _marker(AFTER, f"after: normalised [{unit}{'' if scale == 1 else f' / {scale:.4g} {unit}'}]"),
     ]
-    for axes, element in zip(panels, elements, strict=False):
-        index = basis_info.atom_ind_to_basis_function_ind[element]
-        _draw_gradient_range(axes, before[index], after[index], basis_info.l_per_basis_func[index], limits)
-        axes.set_title(symbol(int(basis_info.atomic_numbers[element])), pad=3)
-        if normalizer.rescaling is not None:
-            axes.axhline(normalizer.rescaling.s_grad / scale, color=LINE, linewidth=1, linestyle="--", zorder=1)
-    if normalizer.rescaling is not None:
-        label = f"s_grad = {normalizer.rescaling.s_grad:.4g} {unit}"
-        handles.append(Line2D([], [], color=LINE, linestyle="--", label=label))
+    for axes, (name, index) in zip(panels, elements.items(), strict=False):
+        dimension, momenta = np.arange(len(index)), basis_info.l_per_basis_func[index]
+        largest, smallest = np.maximum(before[index], after[index]), np.minimum(before[index], after[index])
+        axes.vlines(dimension, np.maximum(smallest, limits[0]), largest, color="#dddddd", lw=0.8, zorder=0)
+        _draw_points(axes, dimension, before[index], after[index], size=7)
+        axes.set(yscale="log", ylim=limits, xlim=(-1, len(index)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_title(name, pad=3)
+        if rescaling is not None:
+            axes.axhline(rescaling.s_grad / scale, color=LINE, linewidth=1, linestyle="--", zorder=1)
+        for l in np.unique(momenta):
+            first, last = np.flatnonzero(momenta == l)[[0, -1]]
+            if first > 0:
+                axes.axvline(first - 0.5, color=GRID, linewidth=0.6)
+            place: Any = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
+            axes.text((first + last) / 2, 0.97, SHELL_LETTERS[l], **place)
+    if rescaling is not None:
+        handles.append(Line2D([], [], color=LINE, linestyle="--", label=f"s_grad = {rescaling.s_grad:.4g} {unit}"))
     panels[-1].set_xlabel("dimension (basis functions of an atom, by angular momentum)")
     figure.supylabel("largest |gradient component| over the training split", fontsize=9)
     figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.2)
     return figure
 
 
-def _draw_gradient_range(
-    axes: Axes, before: Array, after: Array, momenta: npt.NDArray[np.int64], limits: tuple[float, float]
-) -> None:
-    """Draws the largest gradient of each function of an element."""
-    dimension, low = np.arange(len(before)), np.maximum(np.minimum(before, after), limits[0])
-    axes.vlines(dimension, low, np.maximum(before, after), color="#dddddd", lw=0.8, zorder=0)
-    axes.scatter(dimension, before, s=7, color=BEFORE, zorder=2)
-    axes.scatter(dimension, after, s=7, color=AFTER, zorder=3)
-    axes.set(yscale="log", ylim=limits, xlim=(-1, len(before)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for l in np.unique(momenta):
-        first, last = np.flatnonzero(momenta == l)[[0, -1]]
-        if first > 0:
-            axes.axvline(first - 0.5, color=GRID, linewidth=0.6)
-        place: Any = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
-        axes.text((first + last) / 2, 0.97, SHELL_LETTERS[l], **place)
-
-
 @rc_context(_STYLE)
-def plot_normalization(
-    statistics: DatasetStatistics,
-    normalizer: Normalizer,
-    basis_info: BasisInfo | None,
-    weigher_key: str,
-    reference_name: str | None = None,
-) -> Figure:
+def plot_normalization(datamodule: OFDFTDataModule) -> Figure:
     """Draws coefficients and energies before and after normalisation.
 
     Above: the standard deviation of every coefficient, element by element; not for data without density coefficients.
-    Below: the standard deviation of the energies, minus nothing and minus each fitted reference; `reference_name` is
-    the reference in use.
+    Below: the standard deviation of the energies, minus nothing and minus each fitted reference.
     """
-    figure, panels = _new_figure([1] if basis_info is None else [3, 2], 2.3 if basis_info is None else 5.6)
-    if basis_info is not None:
-        _draw_coefficients(panels[0], statistics[weigher_key].coeffs.std, normalizer, basis_info)
-    _draw_residuals(panels[-1], statistics, weigher_key, reference_name)
+    no_basis = datamodule.basis_info is None
+    figure, panels = _new_figure([1] if no_basis else [3, 2], 2.3 if no_basis else 5.6)
+    if datamodule.basis_info is not None:
+        _draw_coefficients(panels[0], datamodule, datamodule.basis_info)
+    _draw_residuals(panels[-1], datamodule)
     return figure
 
 
-def _draw_coefficients(axes: Axes, before: Array, normalizer: Normalizer, basis_info: BasisInfo) -> None:
-    rescaling = normalizer.rescaling
+def _draw_coefficients(axes: Axes, datamodule: OFDFTDataModule, basis_info: BasisInfo) -> None:
+    before, rescaling = datamodule.statistics[datamodule.weigher_key].coeffs.std, datamodule.normalizer.rescaling
     after = before if rescaling is None else before * rescaling.lambda_z.cpu().numpy()
     positive = np.concatenate([before[before > 0], after[after > 0], [1.0]])
     ticks, position = {}, 0
-    for element, index in enumerate(basis_info.atom_ind_to_basis_function_ind):
-        if not before[index].any():
-            continue  # no atom of this element was seen
+    for name, index in _seen(before, basis_info).items():
         x = position + np.arange(len(index))
-        axes.scatter(x, before[index], s=6, color=BEFORE, zorder=2)
-        axes.scatter(x, after[index], s=6, color=AFTER, zorder=3)
-        ticks[float(x.mean())] = symbol(int(basis_info.atomic_numbers[element]))
+        _draw_points(axes, x, before[index], after[index], size=6)
+        ticks[float(x.mean())] = name
         if position > 0:
             axes.axvline(position - 0.5, color=GRID, linewidth=0.6)
         position += len(index)
@@ -149,8 +131,9 @@ def _draw_coefficients(axes: Axes, before: Array, normalizer: Normalizer, basis_
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
 
 
-def _draw_residuals(axes: Axes, statistics: DatasetStatistics, weigher_key: str, used: str | None) -> None:
-    unit, found = shown(str(statistics.attributes.get("unit", "hartree"))), statistics[weigher_key]
+def _draw_residuals(axes: Axes, datamodule: OFDFTDataModule) -> None:
+    unit, found = shown(datamodule.unit), datamodule.statistics[datamodule.weigher_key]
+    used = getattr(datamodule.settings.reference, "statistics_name", None)
     residuals = {"as labelled": found.energy}
     for name in dict.fromkeys((*REFERENCES, *filter(None, [used]))):
         residuals[f"minus {name}" + (" (in use)" if name == used else "")] = found.residual(name)
@@ -170,26 +153,24 @@ def _draw_residuals(axes: Axes, statistics: DatasetStatistics, weigher_key: str,
 
 
 @rc_context(_STYLE)
-def plot_energies(energies: Mapping[str, SplitEnergies], energy: str = "energy") -> Figure:
+def plot_energies(errors: Mapping[str, ErrorsByMolecule], unit: str = "hartree", energy: str = "energy") -> Figure:
     """Draws the errors of predicted energies: a panel for each split, a point for each sample, by molecule.
 
     Molecules are in the order of their mean error; the three worst are named. `energy` is the name of the energy.
     """
-    figure, panels = _new_figure([1] * len(energies), 2.7 * max(len(energies), 1), sharey=False)
-    for axes, (split, values) in zip(panels, energies.items(), strict=False):
-        unit = shown(values.unit)
-        errors = unit.factor * (values.predicted - values.true).numpy()
-        names = np.array(values.molecules, dtype=object)
-        of_molecule = {name: errors[names == name] for name in dict.fromkeys(values.molecules)}
-        order = sorted(of_molecule, key=lambda name: float(of_molecule[name].mean()))
-        color, marker = _SPLIT_STYLES.get(split, ("#444444", "s"))
-        x = np.array([order.index(name) for name in values.molecules])
-        axes.scatter(x, errors, s=14, color=color, marker=marker, alpha=0.6, linewidths=0)
-        worst = sorted(order, key=lambda name: -abs(float(of_molecule[name].mean())))[:3]
+    figure, panels = _new_figure([1] * len(errors), 2.7 * max(len(errors), 1), sharey=False)
+    factor, small = shown(unit).factor, shown(unit).small
+    for axes, (split, of_molecule) in zip(panels, errors.items(), strict=False):
+        means = {name: float(np.mean(of_molecule[name])) for name in of_molecule}
+        order = sorted(means, key=lambda name: means[name])
+        points = np.array([(x, factor * e) for x, name in enumerate(order) for e in of_molecule[name]]).reshape(-1, 2)
+        color, marker = _SPLIT_STYLES[split]
+        axes.scatter(points[:, 0], points[:, 1], s=14, color=color, marker=marker, alpha=0.6, linewidths=0)
+        worst = sorted(order, key=lambda name: -abs(means[name]))[:3]
         for number, name in enumerate(worst, start=1):
-            place = (order.index(name), float(of_molecule[name].max()))
+            place = (order.index(name), factor * max(of_molecule[name]))
             axes.annotate(str(number), place, (0, 4), textcoords="offset points", ha="center")
-        mae = f"{np.abs(errors).mean():,.1f} {unit.small}" if len(errors) else "no labelled sample"
+        mae = f"{np.abs(points[:, 1]).mean():,.1f} {small}" if len(points) else "no labelled sample"
         in_order = f"{counted(len(order), 'molecule')} in the order of their mean error"
         named = ", ".join(f"{i} {shorten(name, NAME_LENGTH)}" for i, name in enumerate(worst, start=1))
         # names are below the panel, where they hide no points, and are no formulas, such as "$x$"
@@ -197,10 +178,22 @@ def plot_energies(energies: Mapping[str, SplitEnergies], energy: str = "energy")
         axes.set_title(f"{split}: error of {energy}, MAE {mae}", parse_math=False)
         axes.axhline(0, color="#888888", linewidth=0.8, zorder=0)
         axes.margins(y=0.15)
-        axes.set(xlim=(-1, max(len(order), 1)), xticks=[], ylabel=f"predicted - label [{unit.small}]")
+        axes.set(xlim=(-1, max(len(order), 1)), xticks=[], ylabel=f"predicted - label [{small}]")
         axes.yaxis.set_major_formatter("{x:,.0f}" if np.ptp(axes.get_ylim()) > 10 else "{x:g}")
     figure.align_ylabels()
     return figure
+
+
+def _seen(values: Array, basis_info: BasisInfo) -> dict[str, npt.NDArray[np.int64]]:
+    """Returns the basis functions of each element in the data, by its symbol."""
+    names = (symbol(int(number)) for number in basis_info.atomic_numbers)
+    functions = zip(names, basis_info.atom_ind_to_basis_function_ind, strict=True)
+    return {name: index for name, index in functions if values[index].any()}
+
+
+def _draw_points(axes: Axes, x: npt.NDArray[np.int64], before: Array, after: Array, size: int) -> None:
+    axes.scatter(x, before, s=size, color=BEFORE, zorder=2)
+    axes.scatter(x, after, s=size, color=AFTER, zorder=3)
 
 
 def _new_figure(heights: Sequence[int], height: float, sharey: bool = True) -> tuple[Figure, list[Axes]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn.models import SchNet
@@ -24,19 +25,15 @@ ELEMENTS = ("Al", "Cu", "Ag")
 _LATTICE = 4.0  # angstrom, between the lattice constants of the three metals
 
 
-class PairsWithin(nn.Module):
-    """SchNet's neighbour list in plain torch, without periodic images: PyG's own needs a compiled extension."""
+def pairs_within(cutoff: float, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (2, n_pairs) senders and receivers, and their (n_pairs,) distances, without periodic images.
 
-    def __init__(self, cutoff: float) -> None:
-        super().__init__()
-        self.cutoff = cutoff
-
-    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (2, n_pairs) senders and receivers, and their (n_pairs,) distances."""
-        receivers, senders = pairs_within_molecules(batch)
-        near = (pos[receivers] - pos[senders]).norm(dim=1) <= self.cutoff
-        receivers, senders = receivers[near], senders[near]
-        return torch.stack([senders, receivers]), (pos[receivers] - pos[senders]).norm(dim=1)
+    SchNet's own neighbour list needs a compiled extension.
+    """
+    receivers, senders = pairs_within_molecules(batch)
+    distances = (pos[receivers] - pos[senders]).norm(dim=1)
+    near = distances <= cutoff
+    return torch.stack([senders[near], receivers[near]]), distances[near]
 
 
 class PotentialModule(NormalizerMixin, MeasuredModule):
@@ -57,6 +54,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
     """
 
     metric_class = EnergyForceErrors
+    predicted = ("energy", "forces")
 
     def __init__(
         self,
@@ -72,9 +70,8 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         check_arguments(PotentialModule.__init__, locals(), "model")
         super().__init__()
         self.save_hyperparameters()
-        self.network = SchNet(
-            hidden_channels, num_filters, num_interactions, num_gaussians, cutoff, interaction_graph=PairsWithin(cutoff)
-        )
+        sizes, pairs = (hidden_channels, num_filters, num_interactions, num_gaussians), partial(pairs_within, cutoff)
+        self.network = SchNet(*sizes, cutoff, interaction_graph=pairs)
 
     def setup(self, stage: str) -> None:
         """Refuses a data module of this package without forces."""
@@ -101,10 +98,6 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         energy = self.normalizer.denormalize_energy(energy.detach(), batch)
         return energy, self.normalizer.denormalize_forces(forces.detach(), batch)
 
-    def compare(self, batch: Data) -> tuple[Tensor, Tensor]:
-        """Returns energies and forces, see `predict`."""
-        return self.predict(batch)
-
     def training_step(self, batch: Data, batch_idx: int) -> Tensor:
         """Returns the loss of a batch."""
         energy, forces = self(batch)
@@ -115,11 +108,6 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         loss = self.hparams["energy_weight"] * of_energy + self.hparams["forces_weight"] * of_forces
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(energy))
         return loss
-
-    def predict_step(self, batch: Data, batch_idx: int) -> dict[str, Tensor]:
-        """Returns `energy` and `forces`, see `predict`."""
-        energy, forces = self.predict(batch)
-        return {"energy": energy, "forces": forces}
 
     def configure_optimizers(self) -> Any:
         """Returns Adam, with a learning rate that falls to zero along half a cosine."""
@@ -174,17 +162,14 @@ class EMTClusters(LightningDataModule):
         super().__init__()
         self.sizes = {"train": n_train, "val": n_val, "test": n_test}
         self.batch_size, self.seed = batch_size, seed
-        self.parts: dict[str, Subset] = {}
+        self.parts: dict[str, list[Data]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Makes all clusters, once."""
         if self.parts:
             return
-        samples: Any = [_as_data(atoms) for atoms in labelled_clusters(sum(self.sizes.values()), self.seed)]
-        first = 0
-        for part, size in self.sizes.items():
-            self.parts[part] = Subset(samples, range(first, first + size))
-            first += size
+        samples = map(_as_data, labelled_clusters(sum(self.sizes.values()), self.seed))
+        self.parts = {part: list(islice(samples, size)) for part, size in self.sizes.items()}
 
     def train_dataloader(self) -> DataLoader:
         """Loads the training clusters in random order."""

@@ -29,6 +29,7 @@ from ofdft_norm.example.density_module import DensityModule
 from ofdft_norm.example.metrics import MODEL_KEY
 from ofdft_norm.example.potential import PotentialModule
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.statistics.weighers import has_label
 from ofdft_norm.tables import text_table
 from ofdft_norm.transforms.coordinates import change_coordinates, coordinates_of, transforms_of
 from ofdft_norm.units import angstrom_per_bohr, conversion, shown
@@ -166,8 +167,8 @@ def _labels(normalizer: Normalizer, batch: Any) -> torch.Tensor:
     labels, energy = torch.full_like(batch.energy_reference, torch.nan), batch.get(normalizer.energy_field)
     if energy is None:
         return labels
-    energies, labelled = normalizer.denormalize_energy(energy.reshape(-1), batch), batch.get("has_energy_label")
-    return energies if labelled is None else torch.where(labelled.reshape(-1), energies, labels)
+    labelled = has_label(batch, required=False).to(labels.device)
+    return torch.where(labelled, normalizer.denormalize_energy(energy.reshape(-1), batch), labels)
 
 
 def _range_excess(normalizer: Normalizer, batch: Any, n: int) -> tuple[list[float], list[str]]:
@@ -175,9 +176,8 @@ def _range_excess(normalizer: Normalizer, batch: Any, n: int) -> tuple[list[floa
     found, basis_info = normalizer.range_excess(batch), normalizer.basis_info
     if found is None or basis_info is None:
         return [float("nan")] * n, [""] * n
-    excess = found.excess.tolist()
-    names = (dimension_name(basis_info, dimension) for dimension in found.dimension.tolist())
-    return excess, [name if distance > 0 else "" for distance, name in zip(excess, names, strict=True)]
+    excess, dimensions = found.excess.tolist(), found.dimension.tolist()
+    return excess, [dimension_name(basis_info, i) if e > 0 else "" for e, i in zip(excess, dimensions, strict=True)]
 
 
 def warn_of_extrapolation(columns: Columns, tolerance: float) -> None:
@@ -202,16 +202,22 @@ def warn_of_extrapolation(columns: Columns, tolerance: float) -> None:
 
 def format_table(columns: Columns, unit: str, head: int) -> str:
     """Returns the first predictions as a text table; columns that no prediction fills are left out."""
-    rows = []
-    for name, iteration, energy, label, excess, dimension in zip(*(columns[n][:head] for n in TABLE), strict=True):
-        error = shown(unit).factor * (energy - label)
-        scf = "" if iteration < 0 else str(iteration)
-        known = "" if np.isnan(label) else f"{error:.3f}"
-        rows.append([name, scf, f"{energy:.6f}", known, "" if np.isnan(excess) else f"{excess:.2f}", dimension])
+    names, iterations, energies, labels, excess, dimensions = (columns[name][:head] for name in TABLE)
     units = shown(unit)
-    header = ["molecule", "SCF", f"energy [{units.symbol}]", f"error [{units.small}]", "excess", "in"]
-    kept = [column for column in range(len(header)) if column == 0 or any(row[column] for row in rows)]
-    return text_table([header[c] for c in kept], [[row[c] for c in kept] for row in rows])
+    cells = {
+        "molecule": list(names),
+        "SCF": ["" if iteration < 0 else str(iteration) for iteration in iterations],
+        f"energy [{units.symbol}]": [f"{energy:.6f}" for energy in energies],
+        f"error [{units.small}]": [_number(error, 3) for error in units.factor * (energies - labels)],
+        "excess": [_number(distance, 2) for distance in excess],
+        "in": list(dimensions),
+    }
+    kept = {heading: texts for heading, texts in cells.items() if heading == "molecule" or any(texts)}
+    return text_table(list(kept), zip(*kept.values(), strict=True))
+
+
+def _number(value: float, decimals: int) -> str:
+    return "" if np.isnan(value) else f"{value:.{decimals}f}"
 
 
 def to_csv(columns: Columns, facts: Mapping[str, Any]) -> bytes:
@@ -228,8 +234,7 @@ def to_npz(columns: Columns, facts: Mapping[str, Any]) -> bytes:
     """Returns the arrays as npz, with their units as JSON."""
     unit, length = facts["unit"], facts["length_unit"]
     units = {
-        "energy": unit,
-        "energy_label": unit,
+        **dict.fromkeys(("energy", "energy_label"), unit),
         "gradient": f"{unit}, derivative with respect to the density coefficients in the coordinates of the sample",
         "forces": f"{unit}/{length}",
         "pos": length,
@@ -237,8 +242,7 @@ def to_npz(columns: Columns, facts: Mapping[str, Any]) -> bytes:
     }
     texts = {"units": json.dumps(units), "checkpoint": facts["checkpoint"], "package_version": package_version()}
     file = io.BytesIO()
-    arrays: Any = {**columns, **{name: np.array(text) for name, text in texts.items()}}
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **cast(Any, {**columns, **texts}))
     return file.getvalue()
 
 
@@ -250,12 +254,12 @@ def to_xyz(columns: Columns, facts: Mapping[str, Any]) -> bytes:
     ase, singlepoint = optional_module("ase", "ase"), optional_module("ase.calculators.singlepoint", "ase")
     angstrom = 1.0 if facts["length_unit"] == "angstrom" else angstrom_per_bohr()
     name, suffix, ev = facts["energy_name"], facts["unit"].replace("/", "_per_"), conversion(facts["unit"], "eV")
-    n_atoms, frames = columns["n_atoms"].tolist(), []
-    forces = columns["forces"] if len(columns["forces"]) else np.full_like(columns["pos"], np.nan)
-    atoms = [np.split(array, np.cumsum(n_atoms)[:-1]) for array in (columns["atomic_numbers"], columns["pos"], forces)]
+    frames, forces = [], columns["forces"] if len(columns["forces"]) else np.full_like(columns["pos"], np.nan)
+    ends = np.cumsum(columns["n_atoms"])[:-1]
+    atoms = (np.split(array, ends) for array in (columns["atomic_numbers"], angstrom * columns["pos"], forces))
     rows = zip(*(columns[column].tolist() for column in TABLE), strict=True)
     for numbers, pos, force, row in zip(*atoms, rows, strict=True):
-        frame, info = ase.Atoms(numbers, pos * angstrom), dict(zip(TABLE, row, strict=True))
+        frame, info = ase.Atoms(numbers, pos), dict(zip(TABLE, row, strict=True))
         energy, label = info.pop("energy"), info.pop("energy_label")
         if name is None:
             results = {"energy": ev * energy} | ({} if np.isnan(force).all() else {"forces": ev / angstrom * force})
@@ -263,8 +267,8 @@ def to_xyz(columns: Columns, facts: Mapping[str, Any]) -> bytes:
             info |= {"energy_label_eV": ev * label}
         else:
             info |= {f"{name}_{suffix}": energy, f"{name}_label_{suffix}": label}
-        unknown = {key for key, value in info.items() if value != value or value == ""}  # NaN is not equal to itself
-        unknown |= {"scf_iteration"} if info["scf_iteration"] < 0 else set()
+        # unknown: NaN, which is not equal to itself, "", and iteration -1
+        unknown = {key for key, v in info.items() if v != v or v == "" or (key, v) == ("scf_iteration", -1)}
         frame.info = {key: value for key, value in info.items() if key not in unknown}
         frames.append(frame)
     text = io.StringIO()

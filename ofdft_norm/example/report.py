@@ -75,8 +75,8 @@ def _headline(folder: Path) -> str:
         rows = [row for row in csv.DictReader(file) if row["predictor"] == "model"]
     if not rows:
         return "The run has no held-out split."
-    name = next(name for name in rows[-1] if name.startswith("energy_mae"))
-    unit, value = name.removeprefix("energy_mae_").replace("_per_", "/"), float(rows[-1][name])
+    name, value = next((name, float(value)) for name, value in rows[-1].items() if name.startswith("energy_mae"))
+    unit = name.removeprefix("energy_mae_").replace("_per_", "/")
     return f"Mean absolute error of the energy on the {rows[-1]['split']} split: {value:.1f} {unit}."
 
 

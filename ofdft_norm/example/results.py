@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.files import write_text, written_whole
 from ofdft_norm.data.sample import molecule_index
 from ofdft_norm.data.sources import Source
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import LabelFileError, counted
-from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, error_name
+from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors
 from ofdft_norm.normalization.linear_references import LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.weighers import has_label
@@ -33,6 +35,7 @@ from ofdft_norm.units import conversion, shown
 # differences of gradients (n_basis,) or forces (n_atom, 3)
 Predictor = Callable[[Data], tuple[Tensor, Tensor]]
 XCEnergies = dict[tuple[str, int], float]  # by molecule and SCF iteration
+ErrorsByMolecule = dict[str, list[float]]  # of the energies of its samples
 
 CONSTANT_PER_ELEMENT = "constant per element"
 REFERENCE_ONLY = "reference only"
@@ -95,34 +98,33 @@ def constant_per_element(references: LinearReferences, normalizer: Normalizer) -
     return predict
 
 
-class CompositionAndXC:
-    """E = sum over atoms of a_Z + b E_xc(p) + c, by least squares over the labelled training samples.
+def composition_and_xc(xc_energies: XCEnergies, batches: Iterable[Data], normalizer: Normalizer) -> Predictor:
+    """Predicts E = sum over atoms of a_Z + b E_xc(p) + c, by least squares over the labelled training samples.
 
     E_xc(p) follows from the density, as the kinetic energy does: a network with the density as input should be better.
+    Gradients are NaN: it predicts none.
     """
+    n_types = cast(BasisInfo, normalizer.basis_info).n_types
 
-    def __init__(self, xc_energies: XCEnergies, batches: Iterable[Data], normalizer: Normalizer, n_types: int) -> None:
-        self.xc_energies, self.n_types = xc_energies, n_types
-        rows, energies = [], []
-        for batch in batches:
-            labelled = batch.has_energy_label.reshape(-1)
-            rows.append(self._features(batch)[labelled])
-            energies.append(normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)[labelled])
-        # gelsd handles rank-deficient compositions: the solution has minimum norm
-        self.weights = torch.linalg.lstsq(torch.cat(rows), torch.cat(energies)[:, None], driver="gelsd").solution[:, 0]
-
-    def __call__(self, batch: Data) -> tuple[Tensor, Tensor]:
-        """Returns (n_molecules,) energies, and NaN for the gradients, which it does not predict."""
-        return self._features(batch) @ self.weights, torch.full_like(batch.coeffs, torch.nan, dtype=torch.float64)
-
-    def _features(self, batch: Data) -> Tensor:
+    def features(batch: Data) -> Tensor:
         """Returns (n_molecules, n_types + 2): the number of atoms of each element, E_xc (NaN: unknown), and 1."""
-        molecule = molecule_index(batch, "pos")
         samples = zip(batch.mol_id, batch.scf_iteration.reshape(-1).tolist(), strict=True)
-        xc = torch.tensor([self.xc_energies.get(sample, torch.nan) for sample in samples], dtype=torch.float64)
-        counts = torch.zeros(len(xc) * self.n_types, dtype=torch.float64)
-        counts.index_add_(0, molecule * self.n_types + batch.atom_ind, counts.new_ones(len(molecule)))
-        return torch.cat([counts.reshape(-1, self.n_types), xc[:, None], torch.ones_like(xc)[:, None]], dim=1)
+        xc = torch.tensor([xc_energies.get(sample, torch.nan) for sample in samples], dtype=torch.float64)
+        atoms, one = (molecule_index(batch, "pos"), batch.atom_ind), torch.ones((), dtype=torch.float64)
+        counts = xc.new_zeros(len(xc), n_types).index_put(atoms, one, accumulate=True)
+        return torch.cat([counts, xc[:, None], torch.ones_like(xc)[:, None]], dim=1)
+
+    def predict(batch: Data) -> tuple[Tensor, Tensor]:
+        return features(batch) @ weights, torch.full_like(batch.coeffs, torch.nan, dtype=torch.float64)
+
+    rows, energies = [], []
+    for batch in batches:
+        labelled = batch.has_energy_label.reshape(-1)
+        rows.append(features(batch)[labelled])
+        energies.append(normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)[labelled])
+    # gelsd handles rank-deficient compositions: the solution has minimum norm
+    weights = torch.linalg.lstsq(torch.cat(rows), torch.cat(energies)[:, None], driver="gelsd").solution[:, 0]
+    return predict
 
 
 def read_xc_energies(source: Source, unit: str) -> XCEnergies | None:
@@ -161,12 +163,14 @@ def baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
     references = LinearReferences.from_dataset_statistics(
         datamodule.statistics, basis_info, datamodule.weigher_key, unseen_elements=unseen
     )
-    predictors: dict[str, Predictor] = {CONSTANT_PER_ELEMENT: constant_per_element(references, normalizer)}
-    predictors[REFERENCE_ONLY] = reference_only(normalizer)
+    predictors: dict[str, Predictor] = {
+        CONSTANT_PER_ELEMENT: constant_per_element(references, normalizer),
+        REFERENCE_ONLY: reference_only(normalizer),
+    }
     xc_energies = read_xc_energies(datamodule.source, datamodule.unit)
     if xc_energies is not None:
         batches = split_batches(datamodule, "train")
-        predictors[COMPOSITION_AND_XC] = CompositionAndXC(xc_energies, batches, normalizer, basis_info.n_types)
+        predictors[COMPOSITION_AND_XC] = composition_and_xc(xc_energies, batches, normalizer)
     return predictors
 
 
@@ -180,13 +184,10 @@ def split_batches(datamodule: OFDFTDataModule, split: str) -> Iterable[Data]:
 
 
 def evaluate(
-    predictors: Mapping[str, Predictor],
-    batches: Iterable[Data],
-    normalizer: Normalizer,
-    split: str,
-    metric: type[PhysicalErrors] = LabelErrors,
+    predictors: Mapping[str, Predictor], batches: Iterable[Data], normalizer: Normalizer, split: str
 ) -> list[ResultRow]:
     """Returns the errors of predictors on the labelled samples of a split, measured in this process alone."""
+    metric: type[PhysicalErrors] = EnergyForceErrors if normalizer.basis_info is None else LabelErrors
     # under DDP, samplers repeat samples to even out the ranks, and the other ranks may have ended
     metrics = {name: metric(sync_on_compute=False) for name in predictors}
     for batch in batches:
@@ -199,35 +200,24 @@ def evaluate(
 def results_table(model: Predictor, datamodule: OFDFTDataModule, splits: Sequence[str]) -> list[ResultRow]:
     """Returns the errors of the baselines and of a `MeasuredModule`'s `compare`, the model last, for each split."""
     predictors, normalizer = {**baselines(datamodule), MODEL: model}, copy.deepcopy(datamodule.normalizer)
-    metric = LabelErrors if datamodule.basis_info is not None else EnergyForceErrors
-    batches = {split: split_batches(datamodule, split) for split in splits}
-    return [row for s in splits for row in evaluate(predictors, batches[s], normalizer, s, metric)]
+    found = (evaluate(predictors, split_batches(datamodule, s), normalizer, s) for s in splits)
+    return [row for rows in found for row in rows]
 
 
-@dataclass(frozen=True)
-class SplitEnergies:
-    """Predicted and labelled energies of a split's labelled samples."""
-
-    molecules: list[str]  # of each sample
-    predicted: Tensor  # (n,) float64
-    true: Tensor
-    unit: str = "hartree"
-
-
-def predicted_energies(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> SplitEnergies:
-    """Returns predicted and labelled energies of all labelled samples; samples without a name are numbered."""
-    molecules: list[str] = []
-    columns: list[Tensor] = []
+def energy_errors(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> ErrorsByMolecule:
+    """Returns predicted minus labelled energies of all labelled samples; samples without a name are numbered."""
+    errors: ErrorsByMolecule = defaultdict(list)
     n_seen = 0
     for batch in batches:
-        labelled = has_label(batch, required=False).bool()
+        labelled = has_label(batch, required=False).tolist()
         names = batch.get("mol_id") or [f"sample {n_seen + i}" for i in range(len(labelled))]
         n_seen += len(labelled)
-        molecules += [str(name) for name, counts in zip(names, labelled.tolist(), strict=True) if counts]
         true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
-        columns.append(torch.stack([predict(batch)[0].detach(), true])[:, labelled])
-    predicted, true = torch.cat(columns, dim=1) if columns else torch.zeros(2, 0, dtype=torch.float64)
-    return SplitEnergies(molecules, predicted, true, normalizer.unit)
+        differences = (predict(batch)[0].detach() - true).tolist()
+        for name, difference, counts in zip(names, differences, labelled, strict=True):
+            if counts:
+                errors[str(name)].append(difference)
+    return errors
 
 
 # --- table and file ---------------------------------------------------------------------------------------------------
@@ -257,19 +247,17 @@ def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
         names = rows[0].metric.names(rows[0].unit)
         writer.writerow(["split", "predictor", "n_molecules", "n_samples", *names])
         for row in rows:
-            errors = (repr(row.errors[name]) for name in names)
-            writer.writerow([row.split, row.predictor, row.n_molecules, row.n_samples, *errors])
+            writer.writerow([row.split, row.predictor, row.n_molecules, row.n_samples, *row.errors.values()])
 
 
 def read_csv(path: str | Path, unit: str) -> list[ResultRow]:
     """Reads the rows of `write_csv`."""
-    rows = []
     with Path(path).open(newline="") as file:
-        for row in csv.DictReader(file):
-            metric = EnergyForceErrors if error_name("gradient_mae", unit) not in row else LabelErrors
-            errors = {name: float(row[name]) for name in metric.names(unit)}
-            sizes = int(row["n_molecules"]), int(row["n_samples"])
-            rows.append(ResultRow(row["split"], row["predictor"], *sizes, errors, unit, metric))
+        header, *lines = csv.reader(file)
+    metric, rows = next(metric for metric in HEADINGS if list(metric.names(unit)) == header[4:]), []
+    for split, predictor, n_molecules, n_samples, *values in lines:
+        errors = dict(zip(header[4:], map(float, values), strict=True))
+        rows.append(ResultRow(split, predictor, int(n_molecules), int(n_samples), errors, unit, metric))
     return rows
 
 

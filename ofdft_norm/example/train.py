@@ -20,14 +20,7 @@ from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.example.callbacks import RunRecord, log_figure, quiet_lightning
 from ofdft_norm.example.metrics import MeasuredModule, error_name
 from ofdft_norm.example.plots import plot_energies, plot_gradient_ranges, plot_normalization, save_figure
-from ofdft_norm.example.results import (
-    MODEL,
-    format_table,
-    predicted_energies,
-    results_table,
-    split_batches,
-    write_csv,
-)
+from ofdft_norm.example.results import MODEL, energy_errors, format_table, results_table, split_batches, write_csv
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
 
 log = logging.getLogger(__name__)
@@ -70,10 +63,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
             model = type(model).load_from_checkpoint(best)
         log.info("results of %s:", "the best checkpoint" if best is not None else "the last weights")
         metrics.update(write_results(model, datamodule, output_dir, trainer.loggers))
-        compared = {"hp_metric": compared_by(metrics, datamodule.unit)}
+        compared = compared_by(metrics, datamodule.unit)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and compared["hp_metric"] is not None:
-                logger.log_hyperparams(dict(model.hparams), compared)
+            if isinstance(logger, TensorBoardLogger) and compared is not None:
+                logger.log_hyperparams(dict(model.hparams), {"hp_metric": compared})
                 logger.experiment.close()
         log.info("run folder: %s", output_dir.absolute())
     return metrics
@@ -89,13 +82,9 @@ def _make_trainer(cfg: DictConfig, output_dir: Path) -> Trainer:
     # without a checkpoint callback, Lightning would add its own
     saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
     checkpointing = {} if "enable_checkpointing" in cfg.trainer else {"enable_checkpointing": saves}
-    trainer: Trainer = instantiate(
-        cfg.trainer,
-        default_root_dir=str(output_dir),
-        callbacks=[record, *callbacks],
-        logger=_instantiate_group(cfg.get("logger"), "save_dir", output_dir),
-        **checkpointing,
-    )
+    loggers = _instantiate_group(cfg.get("logger"), "save_dir", output_dir)
+    places: Any = {"default_root_dir": str(output_dir), "callbacks": [record, *callbacks], "logger": loggers}
+    trainer: Trainer = instantiate(cfg.trainer, **places, **checkpointing)
     if trainer.is_global_zero:
         write_text(output_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     return trainer
@@ -103,11 +92,9 @@ def _make_trainer(cfg: DictConfig, output_dir: Path) -> Trainer:
 
 def _instantiate_group(group: DictConfig | None, folder_key: str, folder: Path) -> list[Any]:
     """Instantiates every entry of a group; a null `folder_key` of an entry becomes the run's folder."""
-    made = []
-    for entry in () if group is None else filter(None, group.values()):
-        in_run = folder_key in entry and entry[folder_key] is None
-        made.append(instantiate(entry, **{folder_key: str(folder)} if in_run else {}))
-    return made
+    entries = filter(None, (group or {}).values())
+    in_run = {folder_key: str(folder)}
+    return [instantiate(e, **(in_run if e.get(folder_key, "") is None else {})) for e in entries]
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -120,12 +107,8 @@ def write_results(
 
     Results need a `MeasuredModule`. Returns the model's errors as ``results/<split>/<error>``.
     """
-    statistics, normalizer, basis_info = datamodule.statistics, datamodule.normalizer, datamodule.basis_info
-    key, reference = datamodule.weigher_key, datamodule.settings.reference
     write_text(output_dir / "summary.txt", datamodule.summary() + "\n")
-    name = None if reference is None else reference.statistics_name
-    figures = {"normalization": plot_normalization(statistics, normalizer, basis_info, key, name)}
-    errors = {}
+    figures, errors = {"normalization": plot_normalization(datamodule)}, {}
     if isinstance(model, MeasuredModule):
         compare = model.cpu().eval().compare
         splits = [split for split in SPLITS if split in datamodule.parts.names()]
@@ -136,14 +119,14 @@ def write_results(
         write_csv(rows, output_dir / "results.csv")
         of_model = [row for row in rows if row.predictor == MODEL]
         errors = {f"results/{row.split}/{error}": value for row in of_model for error, value in row.errors.items()}
-        energies = {s: predicted_energies(compare, split_batches(datamodule, s), normalizer) for s in splits}
-        figures["energies"] = plot_energies(energies, datamodule.energy_name or "energy")
+        energies = {s: energy_errors(compare, split_batches(datamodule, s), datamodule.normalizer) for s in splits}
+        figures["energies"] = plot_energies(energies, datamodule.unit, datamodule.energy_name or "energy")
     for name, figure in figures.items():
         save_figure(figure, output_dir / f"{name}.png")
         for logger in loggers:
             log_figure(logger, f"results/{name}", figure, 0)
-    if basis_info is not None:  # the callback gives this picture to the loggers when training starts
-        save_figure(plot_gradient_ranges(statistics, normalizer, basis_info, key), output_dir / "gradient_ranges.png")
+    if datamodule.basis_info is not None:  # the callback gives this picture to the loggers when training starts
+        save_figure(plot_gradient_ranges(datamodule), output_dir / "gradient_ranges.png")
     return errors
 
 

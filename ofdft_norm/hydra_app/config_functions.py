@@ -53,13 +53,10 @@ def irreps_per_atom(key: str = "data", *, _root_: DictConfig) -> list[str]:
 
 def _read_basis(key: str, root: DictConfig) -> BasisInfo:
     source = OmegaConf.select(root, f"{key}.source")
-    if source is None:
-        raise ConfigError(
-            f"{key}.source: the configuration has no such key, so there is no basis (config: data.source)"
-        )
-    basis: BasisInfo | None = instantiate(source).basis()
+    basis: BasisInfo | None = None if source is None else instantiate(source).basis()
     if basis is None:
+        reason = "is not in the configuration" if source is None else "has no density basis"
         raise ConfigError(
-            f"{key}.source has no density basis: give the model its size and elements as numbers (config: data.source)"
+            f"{key}.source {reason}: give the model its size and elements as numbers (config: data.source)"
         )
     return basis

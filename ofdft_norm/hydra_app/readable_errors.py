@@ -60,7 +60,7 @@ def run_readably(
     """Calls a function; prints one of the errors as a short message and exits with code 1; see `explain`."""
     if os.environ.get(_FULL) == "1" and _OURS not in os.environ:
         return function()
-    before = {name: os.environ.get(name) for name in (_FULL, _OURS)}
+    before = {name: os.environ[name] for name in (_FULL, _OURS) if name in os.environ}
     os.environ |= {_FULL: "1", _OURS: "1"}  # otherwise Hydra prints its own message and exits
     try:
         return function()
@@ -68,9 +68,9 @@ def run_readably(
         print(explain(error, overrides, primary), file=sys.stderr)
         sys.exit(1)
     finally:
-        for name, value in before.items():
+        for name in (_FULL, _OURS):
             os.environ.pop(name, None)
-            os.environ |= {} if value is None else {name: value}
+        os.environ |= before
 
 
 def explain(error: BaseException, overrides: Sequence[str] = (), primary: str = "") -> str:

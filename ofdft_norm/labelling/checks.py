@@ -64,7 +64,7 @@ class CheckReport:
 def check_labels(labels: KohnShamLabels, tolerances: CheckTolerances | None = None) -> CheckReport:
     """Checks the labels of a molecule; raises LabellingError where a number exceeds its tolerance or is not finite."""
     tolerances = tolerances or CheckTolerances()
-    rows, n_electrons = labels.has_energy_label, labels.n_electrons
+    rows, n_electrons = labels.has_energy_label, int(labels.atomic_numbers.sum())
     shifts = (labels.energies["e_kin"] - labels.ks_energies["e_kin"])[rows]
     errors = _compare_changes(labels)
     report = CheckReport(
@@ -77,11 +77,10 @@ def check_labels(labels: KohnShamLabels, tolerances: CheckTolerances | None = No
         finite_difference=float(errors.max(initial=0.0)),
         n_compared=len(errors),
     )
-    found = {name: abs(getattr(report, name)) for name in asdict(tolerances)}
     reasons = [
-        f"{name} is {value:.3e}, expected at most {getattr(tolerances, name):.0e}"
-        for name, value in found.items()
-        if not value <= getattr(tolerances, name)  # true for NaN
+        f"{name} is {abs(getattr(report, name)):.3e}, expected at most {limit:.0e}"
+        for name, limit in asdict(tolerances).items()
+        if not abs(getattr(report, name)) <= limit  # true for NaN
     ]
     if reasons:
         raise LabellingError(f"labels of molecule {report.mol_id!r} refused: {'; '.join(reasons)} (tolerance options)")
@@ -89,45 +88,30 @@ def check_labels(labels: KohnShamLabels, tolerances: CheckTolerances | None = No
 
 
 def _compare_changes(labels: KohnShamLabels) -> Array:
-    """Returns the relative errors of the energy changes that gradients predict, of all targets.
+    """Returns the relative errors of the energy changes (g0 + g1)/2 . (p1 - p0) that gradients predict, of all targets.
 
-    Errors of the trapezoidal rule come from the kinetic and the exchange-correlation energy and are the same for all
+    Errors of this trapezoidal rule come from the kinetic and the exchange-correlation energy and are the same for all
     targets, so they are divided by the change of the kinetic energy where that is larger than the target's own: the
-    total energy is stationary.
+    total energy is stationary. Gradients are not projected. Their component along w counts where a fit by least squares
+    changes the number of electrons: the kinetic label compensates for the energy of the lost electrons.
     """
     rows = labels.has_energy_label
-    kinetic = np.abs(np.diff(labels.energies["e_kin"][rows]))
+    kinetic, steps = np.abs(np.diff(labels.energies["e_kin"][rows])), np.diff(labels.coeffs[rows], axis=0)
     errors = []
     for target, gradients in labels.gradients.items():
-        changes = np.diff(labels.energies[TARGETS[target][0]][rows])
+        changes, g = np.diff(labels.energies[TARGETS[target][0]][rows]), gradients[rows]
+        predicted = np.einsum("kn,kn->k", 0.5 * (g[1:] + g[:-1]), steps)
         size = np.maximum(np.abs(changes), kinetic)
-        differences = np.abs(predict_changes(gradients[rows], labels.coeffs[rows]) - changes)
         compared = ~(size <= _SMALLEST_CHANGE)  # true for NaN
-        errors.append(differences[compared] / size[compared])
+        errors.append(np.abs(predicted - changes)[compared] / size[compared])
     return np.concatenate(errors)
-
-
-def predict_changes(gradients: Array, coeffs: Array) -> Array:
-    """Returns (g0 + g1)/2 . (p1 - p0) of neighbouring rows, (n - 1,): the energy changes by the trapezoidal rule.
-
-    Gradients are not projected. Their component along w counts where a fit by least squares changes the number of
-    electrons: the kinetic label compensates for the energy of the lost electrons.
-    """
-    return np.einsum("kn,kn->k", 0.5 * (gradients[1:] + gradients[:-1]), np.diff(coeffs, axis=0))
 
 
 def report_table(reports: Sequence[CheckReport]) -> str:
     """Returns the reports of several molecules as a text table."""
     header = ["molecule", "samples", "|w.p-N|/N", "fit [Ha/N]", "T_of-T_KS [mHa]", "dE error"]
-    rows = [
-        [
-            report.mol_id,
-            str(report.n_labelled),
-            f"{report.electrons:.1e}",
-            f"{report.fit_residual:.1e}",
-            f"{1e3 * report.kinetic_shift:+.1f}",
-            f"{report.finite_difference:.1e}",
-        ]
-        for report in reports
+    numbers = [
+        (f"{r.electrons:.1e}", f"{r.fit_residual:.1e}", f"{1e3 * r.kinetic_shift:+.1f}", f"{r.finite_difference:.1e}")
+        for r in reports
     ]
-    return text_table(header, rows)
+    return text_table(header, [[r.mol_id, str(r.n_labelled), *row] for r, row in zip(reports, numbers, strict=True)])

@@ -6,20 +6,16 @@ The basis is even-tempered (`pyscf.df.aug_etb`) and uncontracted. Functions are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.files import optional_module
-from ofdft_norm.labelling.geometries import LabellingError
 from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory
 
 Array = npt.NDArray[np.float64]
 FitMethod = Literal["least_squares", "constrained"]
-FIT_METHODS: tuple[FitMethod, ...] = get_args(FitMethod)
 
 
 def build_density_mol(orbital_mol: Any, beta: float = 2.5) -> Any:
@@ -56,27 +52,12 @@ def project_densities(mol: Any, orbital_mol: Any, density_matrices: list[Array])
     return np.stack([gamma[rows, columns] * weights for gamma in density_matrices]) @ three_centre
 
 
-@dataclass(frozen=True)
-class DensityFit:
-    """Fitted densities of all iterations of a molecule.
+def fit_densities(trajectory: KohnShamTrajectory, mol: Any, method: FitMethod) -> tuple[Array, Array]:
+    """Fits the density of every iteration; returns p, (n_iteration, n_basis), and residuals, (n_iteration,) in hartree.
 
-    Attributes:
-        coeffs: (n_iteration, n_basis) p.
-        residuals: (n_iteration,) Coulomb self-energy 1/2 (d|d) of the residual density d = rho_Gamma - rho_p [hartree].
-        coulomb: (n_basis, n_basis) (w|w) [hartree].
-    """
-
-    coeffs: Array
-    residuals: Array
-    coulomb: Array
-
-
-def fit_densities(trajectory: KohnShamTrajectory, mol: Any, method: FitMethod = "least_squares") -> DensityFit:
-    """Fits the density of every iteration.
-
-    p makes the Coulomb self-energy of the residual density small, W p = b, together with the error of the external
-    energy, v_ext.p = E_ext: the basis has no cusps at the nuclei, so a fit of the density alone misses that energy by
-    1e-2 hartree.
+    The residual is 1/2 (d|d), the Coulomb self-energy of d = rho_Gamma - rho_p. p makes it small, W p = b, and also the
+    error of the external energy, v_ext.p = E_ext: the basis has no cusps at the nuclei, so a fit of the density alone
+    misses that energy by 1e-2 hartree.
 
     ``least_squares`` solves W p = b and v_ext.p = E_ext together in the least-squares sense, as M-OFDFT does (Zhang et
     al., arXiv 2309.16578, supplementary section on density fitting). The kinetic label is within 1e-2 hartree of the
@@ -88,52 +69,35 @@ def fit_densities(trajectory: KohnShamTrajectory, mol: Any, method: FitMethod = 
     cure: it changes with the density, and energy differences between distant iterations then agree ten times worse with
     the gradients.
     """
-    if method not in FIT_METHODS:
-        raise LabellingError(f"density_fit: got {method!r}, expected one of {list(FIT_METHODS)} (option density-fit)")
     iterations = trajectory.iterations
     coulomb, external = coulomb_metric(mol), external_potential(mol)
     right = project_densities(mol, trajectory.mol, [iteration.density_matrix for iteration in iterations])
-    e_ext = np.array([iteration.energies["e_ext"] for iteration in iterations])
-    if method == "constrained":
-        values = np.stack([np.full_like(e_ext, trajectory.mol.nelectron), e_ext], axis=1)
-        coeffs = solve_constrained(coulomb, right, np.stack([integrate_basis(mol), external]), values)
-    else:
-        coeffs = solve_least_squares(coulomb, right, external, e_ext)
-    hartree = np.array([iteration.energies["e_hartree"] for iteration in iterations])
+    e_ext, hartree = (np.array([i.energies[name] for i in iterations]) for name in ("e_ext", "e_hartree"))
+    rows, values, exactly = external[None], e_ext[:, None], method == "constrained"
+    if exactly:
+        rows = np.stack([external, integrate_basis(mol)])
+        values = np.stack([e_ext, np.full_like(e_ext, trajectory.mol.nelectron)], axis=1)
+    coeffs = solve_fit(coulomb, right, rows, values, exactly)
     fitted = 0.5 * np.einsum("kn,kn->k", coeffs @ coulomb, coeffs)
-    return DensityFit(coeffs, hartree - np.einsum("kn,kn->k", coeffs, right) + fitted, coulomb)
+    return coeffs, hartree - np.einsum("kn,kn->k", coeffs, right) + fitted
 
 
-def solve_constrained(metric: Array, right: Array, constraints: Array, values: Array) -> Array:
-    """Minimises 1/2 p.W p - b.p under C p = d.
+def solve_fit(metric: Array, right: Array, rows: Array, values: Array, exactly: bool) -> Array:
+    """Minimises 1/2 p.W p - b.p under C p = d, or |W p - b|^2 + |C p - d|^2.
 
-    Shapes: W (n, n), symmetric and positive definite; b (m, n); C (c, n); d (m, c); result (m, n).
+    Shapes: W (n, n), symmetric and positive definite; b (m, n); C (c, n); d (m, c); result (m, n). Both minimisers are
+    p0 - R (C R + E)^-1 (C p0 - d) for p0 = W^-1 b, the first with R = W^-1 C^T and E = 0, the second with R = W^-2 C^T
+    and the unit matrix E: a few equations more than unknowns move the solution along fixed directions.
     """
-    solve = _factorize(metric)
-    free, response = solve(right), solve(constraints)
-    multipliers = np.linalg.solve(constraints @ response.T, (free @ constraints.T - values).T)
-    return np.asarray(free - multipliers.T @ response)
-
-
-def solve_least_squares(metric: Array, right: Array, row: Array, values: Array) -> Array:
-    """Minimises |W p - b|^2 + (v.p - d)^2 for b (m, n) and d (m,).
-
-    With u = W^-1 v and p0 = W^-1 b the minimiser is p0 - (v.p0 - d) / (1 + u.u) W^-1 u: one equation more than unknowns
-    moves the solution of the others along a fixed direction.
-    """
-    solve = _factorize(metric)
-    free, response = solve(right), solve(row)
-    return np.asarray(free - np.outer((free @ row - values) / (1.0 + response @ response), solve(response)))
-
-
-def _factorize(metric: Array) -> Callable[[Array], Array]:
-    """Returns the function that multiplies vectors, (n,) or the rows of (m, n), by W^-1."""
-    # A unit diagonal takes the span of the exponents out of the condition number.
-    scale = 1.0 / np.sqrt(np.diag(metric))
-    factor = np.linalg.cholesky(metric * scale[:, None] * scale)
+    linalg = optional_module("scipy.linalg", "labels")
+    scale = 1.0 / np.sqrt(
+        np.diag(metric)
+    )  # a unit diagonal takes the span of the exponents out of the condition number
+    factor = linalg.cho_factor(metric * scale[:, None] * scale)
 
     def solve(vectors: Array) -> Array:
-        lower = np.linalg.solve(factor, (vectors * scale).T)
-        return np.asarray(np.linalg.solve(factor.T, lower).T * scale)
+        return np.asarray(scale * linalg.cho_solve(factor, (scale * vectors).T).T)
 
-    return solve
+    free, response = solve(right), solve(rows) if exactly else solve(solve(rows))
+    system = rows @ response.T + (0.0 if exactly else np.eye(len(rows)))
+    return np.asarray(free - np.linalg.solve(system, (free @ rows.T - values).T).T @ response)

@@ -70,30 +70,23 @@ def integrate_functionals(
         check_functional(functional)
     energies = {name: np.zeros(len(coeffs)) for name in functionals}
     gradients = {name: np.zeros_like(coeffs) for name in functionals}
-    n_components = 4 if any(numint._xc_type(functional) == "GGA" for functional in functionals.values()) else 1
+    is_gga = {name: numint._xc_type(functional) == "GGA" for name, functional in functionals.items()}
+    n_components = 4 if any(is_gga.values()) else 1
     block = max(256, int(max_memory_mb * 1e6 / (8 * n_components * mol.nao)))
     for start in range(0, len(grid.weights), block):
         points, weights = grid.coords[start : start + block], grid.weights[start : start + block]
         # (component, point, function): the value and, for a GGA, the three derivatives
-        values = np.asarray(numint.eval_ao(mol, points, deriv=n_components // 4)).reshape(
-            n_components, len(weights), -1
-        )
-        densities = np.einsum("cpn,kn->kcp", values, coeffs, optimize=True)
+        values = np.asarray(numint.eval_ao(mol, points, deriv=n_components // 4))
+        values = values.reshape(n_components, len(weights), -1)
+        densities = np.einsum("cpn,kn->ckp", values, coeffs, optimize=True)
         for name, functional in functionals.items():
-            energy, fields = _evaluate_on_points(numint, functional, densities, weights)
-            energies[name] += energy
-            gradients[name] += np.einsum("kcp,cpn->kn", fields, values, optimize=True)
+            rho = densities.reshape(n_components, -1)
+            found = numint.eval_xc(functional, rho if is_gga[name] else rho[0], spin=0, deriv=1)
+            per_electron, derivatives = found[0].reshape(densities[0].shape), found[1]
+            energies[name] += (densities[0] * per_electron) @ weights
+            fields = np.zeros_like(densities)
+            fields[0] = weights * derivatives[0].reshape(densities[0].shape)
+            if is_gga[name]:
+                fields[1:] = 2.0 * weights * derivatives[1].reshape(densities[0].shape) * densities[1:]
+            gradients[name] += np.einsum("ckp,cpn->kn", fields, values, optimize=True)
     return energies, gradients
-
-
-def _evaluate_on_points(numint: Any, functional: str, densities: Array, weights: Array) -> tuple[Array, Array]:
-    """Returns the energies of points, and derivatives by density and gradient, (n_density, component, point)."""
-    energies, fields = np.zeros(len(densities)), np.zeros_like(densities)
-    is_gga = numint._xc_type(functional) == "GGA"
-    for k, density in enumerate(densities):
-        per_electron, derivatives = numint.eval_xc(functional, density if is_gga else density[0], spin=0, deriv=1)[:2]
-        energies[k] = np.dot(weights, density[0] * per_electron)
-        fields[k, 0] = weights * derivatives[0]
-        if is_gga:
-            fields[k, 1:] = 2.0 * weights * derivatives[1] * density[1:]
-    return energies, fields

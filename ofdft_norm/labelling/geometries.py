@@ -45,26 +45,24 @@ def read_geometries(paths: str | Path | Sequence[str | Path]) -> list[Geometry]:
     named after its formula and its index among all frames: ``H2O_17``.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    places: dict[str, str] = {}
-    geometries: list[Geometry] = []
+    geometries: dict[str, tuple[Geometry, str]] = {}
     for path in files:
         for index, atoms in enumerate(_read_frames(path)):
             place = f"{path}@{index}"
             geometry = _to_geometry(atoms, f"{atoms.get_chemical_formula()}_{len(geometries)}", place)
-            if geometry.mol_id in places:
+            if geometry.mol_id in geometries:
                 raise LabellingError(
-                    f"{place}: molecule id {geometry.mol_id!r} is also the id of {places[geometry.mol_id]}; expected "
-                    "one id for each frame (mol_id=... in its comment line)"
+                    f"{place}: molecule id {geometry.mol_id!r} is also the id of {geometries[geometry.mol_id][1]}; "
+                    "expected one id for each frame (mol_id=... in its comment line)"
                 )
-            places[geometry.mol_id] = place
-            geometries.append(geometry)
+            geometries[geometry.mol_id] = geometry, place
     if not geometries:
         raise LabellingError(f"no molecules in {[str(path) for path in files]}; expected at least one frame")
-    return geometries
+    return [geometry for geometry, _ in geometries.values()]
 
 
 def _read_frames(path: Path) -> Iterator[Any]:
-    """Yields the frames of a file as `ase.Atoms`."""
+    """Yields frames as `ase.Atoms`."""
     ase_io = optional_module("ase.io", "labels")
     if not path.is_file():
         raise LabellingError(f"{path}: no such file; expected one that ASE reads")
@@ -86,27 +84,20 @@ def _to_geometry(atoms: Any, default_id: str, place: str) -> Geometry:
     mol_id = str(atoms.info.get("mol_id", default_id))
     if not _SAFE_ID.fullmatch(mol_id):
         raise LabellingError(
-            f"{place}: molecule id {mol_id!r}; expected at most 200 letters, digits, '.', '_' and '-', because it "
-            "becomes a file name (mol_id=... in the comment line)"
+            f"{place}: molecule id {mol_id!r} becomes a file name; expected at most 200 letters, digits, '.', '_' and "
+            "'-' (mol_id=... in the comment line)"
         )
-    where = f"{place}: molecule {mol_id!r}"
     numbers = np.asarray(atoms.numbers, dtype=np.int64)
     positions = np.asarray(atoms.positions, dtype=np.float64) / BOHR_IN_ANGSTROM
-    if len(numbers) == 0 or (numbers < 1).any() or not np.isfinite(positions).all():
-        found = f"{atoms.symbols} at {positions.tolist()} bohr"
-        raise LabellingError(f"{where}: has {found}; expected elements at finite positions")
     charge = float(atoms.info.get("charge", 0)) + float(atoms.get_initial_charges().sum())
-    if charge != 0 or atoms.pbc.any():
-        periodic = atoms.pbc.tolist()
-        raise LabellingError(
-            f"{where}: has charge {charge:g} and periodic directions {periodic}; expected a neutral molecule without "
-            "periodic directions"
-        )
-    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    closest = float((distances + np.diag(np.full(len(numbers), np.inf))).min())
-    if closest < _CLOSEST_BOHR:
-        raise LabellingError(
-            f"{where}: has two atoms {closest:.3f} bohr apart; expected at least {_CLOSEST_BOHR} bohr (positions are "
-            "read in angstrom)"
-        )
+    distances = np.linalg.norm(positions[:, None] - positions, axis=-1) + np.diag(np.full(len(numbers), np.inf))
+    closest, wrong = distances.min(initial=np.inf), ""
+    if len(numbers) == 0 or (numbers < 1).any() or not np.isfinite(positions).all():
+        wrong = f"has {atoms.symbols} at {positions.tolist()} bohr; expected elements at finite positions"
+    elif charge != 0 or atoms.pbc.any():
+        wrong = f"has charge {charge:g} and periodic directions {atoms.pbc.tolist()}; expected a neutral molecule"
+    elif closest < _CLOSEST_BOHR:
+        wrong = f"has two atoms {closest:.3f} bohr apart; expected at least {_CLOSEST_BOHR} (files are in angstrom)"
+    if wrong:
+        raise LabellingError(f"{place}: molecule {mol_id!r}: {wrong}")
     return Geometry(mol_id, numbers, positions, str(atoms.info.get("source", "")))

@@ -63,16 +63,13 @@ class KohnShamTrajectory:
     mol: Any
     grid: Any
     iterations: list[KohnShamIteration]
-    converged: bool
 
 
 def build_molecule(geometry: Geometry, basis: str) -> Any:
     """Builds PySCF's molecule; open shells and elements without the orbital basis raise LabellingError."""
     if geometry.n_electrons % 2:
-        raise LabellingError(
-            f"molecule {geometry.mol_id!r} has {geometry.n_electrons} electrons; expected an even number: labels are "
-            "made with restricted (closed-shell) Kohn-Sham theory"
-        )
+        n = geometry.n_electrons
+        raise LabellingError(f"molecule {geometry.mol_id!r} has {n} electrons; expected an even number (closed shells)")
     atoms = list(zip(geometry.atomic_numbers.tolist(), geometry.positions.tolist(), strict=True))
     try:
         with warnings.catch_warnings():
@@ -80,8 +77,8 @@ def build_molecule(geometry: Geometry, basis: str) -> Any:
             return optional_module("pyscf.gto", "labels").M(atom=atoms, basis=basis, unit="Bohr", verbose=0)
     except (RuntimeError, KeyError) as error:
         raise LabellingError(
-            f"molecule {geometry.mol_id!r} has the elements {np.unique(geometry.atomic_numbers).tolist()}, and PySCF "
-            f"lacks the orbital basis {basis!r} for one of them: {str(error).strip()} (option basis)"
+            f"molecule {geometry.mol_id!r} has the elements {np.unique(geometry.atomic_numbers).tolist()}; PySCF lacks "
+            f"the orbital basis {basis!r} for one of them: {str(error).strip()} (option basis)"
         ) from error
 
 
@@ -96,10 +93,7 @@ def check_functional(xc: str) -> None:
     except (KeyError, ValueError) as error:
         raise LabellingError(f"xc: PySCF does not know the functional {xc!r}: {error} (option xc)") from error
     if not semi_local:
-        raise LabellingError(
-            f"xc: got {xc!r}, which is a hybrid, a meta-GGA, or has a non-local correlation; expected an LDA or GGA "
-            "functional, such as PBE (option xc)"
-        )
+        raise LabellingError(f"xc: got {xc!r}; expected an LDA or GGA without exact exchange, such as PBE (option xc)")
 
 
 def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) -> KohnShamTrajectory:
@@ -110,61 +104,39 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
     mean_field = optional_module("pyscf.dft", "labels").RKS(mol, xc=settings.xc)
     mean_field.grids.level = settings.grid_level
     mean_field.grids.build(with_non0tab=True)
-    trajectory = _iterate(mol, mean_field, settings)
-    if not trajectory.converged:
-        change = trajectory.iterations[-1].energies["e_tot"] - trajectory.iterations[-2].energies["e_tot"]
-        raise LabellingError(
-            f"molecule {geometry.mol_id!r}: not converged after {settings.max_iterations} iterations (last energy "
-            f"change {change:.2e} Ha, expected below {settings.energy_tolerance:.0e}; option max_iterations)"
-        )
-    return trajectory
-
-
-def _iterate(mol: Any, mean_field: Any, settings: KohnShamSettings) -> KohnShamTrajectory:
-    overlap = mean_field.get_ovlp()
-    kinetic, core = mol.intor_symmetric("int1e_kin"), mean_field.get_hcore()
+    overlap, kinetic, core = mean_field.get_ovlp(), mol.intor_symmetric("int1e_kin"), mean_field.get_hcore()
     values, vectors = np.linalg.eigh(overlap)
-    root = (vectors / np.sqrt(values)) @ vectors.T
-    density = np.asarray(mean_field.get_init_guess(key=settings.initial_guess))
-    weights: Array = np.zeros(0)
-    diis = RecordingDIIS(settings.diis_space, settings.damping, settings.damping_threshold)
+    root = (vectors / np.sqrt(values)) @ vectors.T  # S^(-1/2)
+    density, weights, change = np.asarray(mean_field.get_init_guess(key=settings.initial_guess)), np.zeros(0), np.inf
     iterations: list[KohnShamIteration] = []
-    converged = False
+    focks: list[Array] = []
+    errors: list[Array] = []
     for k in range(settings.max_iterations + 1):
         effective = mean_field.get_veff(mol, density)
-        energies = _split_energy(mol, density, kinetic, core, effective)
+        energies = {
+            "e_kin": float(np.vdot(kinetic, density)),
+            "e_hartree": float(effective.ecoul),
+            "e_xc": float(effective.exc),
+            "e_ext": float(np.vdot(core - kinetic, density)),
+        }
+        energies["e_electron"], energies["e_nuc_nuc"] = sum(energies.values()), float(mol.energy_nuc())
+        energies["e_tot"] = energies["e_electron"] + energies["e_nuc_nuc"]
         iterations.append(KohnShamIteration(density, energies, weights))
-        fock = core + np.asarray(effective)
-        commutator = fock @ density @ overlap
-        error = root @ (commutator - commutator.T) @ root
-        if k > 0:
-            change = abs(energies["e_tot"] - iterations[-2].energies["e_tot"])
-            small = float(np.linalg.norm(error)) < settings.commutator_tolerance
-            converged = change < settings.energy_tolerance and small
-        if converged and k >= settings.min_labelled:
-            break
-        mixed, weights = diis.extrapolate(fock, error)
-        density = _fill_lowest_orbitals(mixed, root, mol.nelectron // 2)
-    return KohnShamTrajectory(mol, mean_field.grids, iterations, converged)
-
-
-def _fill_lowest_orbitals(fock: Array, root: Array, n_pairs: int) -> Array:
-    """Returns the density matrix of the n_pairs lowest orbitals of a Fock matrix; root is S^(-1/2)."""
-    _, vectors = np.linalg.eigh(root @ fock @ root)
-    occupied = root @ vectors[:, :n_pairs]
-    return np.asarray(2.0 * occupied @ occupied.T)
-
-
-def _split_energy(mol: Any, density: Array, kinetic: Array, core: Array, effective: Any) -> dict[str, float]:
-    """Splits the energy of a density matrix into its parts, in hartree."""
-    parts = {
-        "e_kin": float(np.vdot(kinetic, density)),
-        "e_hartree": float(effective.ecoul),
-        "e_xc": float(effective.exc),
-        "e_ext": float(np.vdot(core - kinetic, density)),
-    }
-    electronic, nuclear = sum(parts.values()), float(mol.energy_nuc())
-    return {**parts, "e_electron": electronic, "e_nuc_nuc": nuclear, "e_tot": electronic + nuclear}
+        focks.append(core + np.asarray(effective))
+        commutator = focks[-1] @ density @ overlap
+        errors.append(root @ (commutator - commutator.T) @ root)
+        if k >= settings.min_labelled:
+            change = energies["e_tot"] - iterations[-2].energies["e_tot"]
+            if abs(change) < settings.energy_tolerance and np.linalg.norm(errors[-1]) < settings.commutator_tolerance:
+                return KohnShamTrajectory(mol, mean_field.grids, iterations)
+        weights = mixing_weights(errors, weights, settings)
+        _, orbitals = np.linalg.eigh(root @ np.tensordot(weights, focks, axes=1) @ root)
+        occupied = root @ orbitals[:, : mol.nelectron // 2]
+        density = 2.0 * occupied @ occupied.T
+    raise LabellingError(
+        f"molecule {geometry.mol_id!r}: not converged after {settings.max_iterations} iterations (last energy change "
+        f"{change:.2e} Ha, expected below {settings.energy_tolerance:.0e}; option max_iterations)"
+    )
 
 
 def pulay_weights(errors: list[Array]) -> Array:
@@ -183,30 +155,16 @@ def pulay_weights(errors: list[Array]) -> Array:
     return np.asarray(weights / weights.sum())
 
 
-class RecordingDIIS:
-    """Extrapolates Fock matrices by Pulay's method and returns the weights of all earlier iterations.
+def mixing_weights(errors: list[Array], previous: Array, settings: KohnShamSettings) -> Array:
+    """Returns Pulay's weights of all Fock matrices so far, from their commutators; 0 outside of the subspace.
 
-    The gradient label of the next density is built with exactly these weights; a matrix outside of the subspace has
-    weight 0. Far from convergence the extrapolated matrix is mixed with the previous one: without damping, the first
-    steps rotate up to one electron pair into other orbitals, and energy differences over such a step do not follow
-    from the gradients at its ends.
+    The gradient label of the next density is built with exactly these weights. Far from convergence they are mixed with
+    the `previous` ones: without damping, the first steps rotate up to one electron pair into other orbitals, and energy
+    differences over such a step do not follow from the gradients at its ends.
     """
-
-    def __init__(self, space: int, damping: float, damping_threshold: float) -> None:
-        self.space, self.damping, self.damping_threshold = space, damping, damping_threshold
-        self._focks: list[Array] = []
-        self._errors: list[Array] = []
-        self._weights: Array = np.zeros(0)
-
-    def extrapolate(self, fock: Array, error: Array) -> tuple[Array, Array]:
-        """Adds an iteration with its commutator; returns sum_k pi_k F_k and pi, a weight for each iteration so far."""
-        self._focks.append(fock)
-        self._errors.append(error)
-        first = max(0, len(self._focks) - self.space)
-        weights = np.zeros(len(self._focks))
-        weights[first:] = pulay_weights(self._errors[first:])
-        if len(self._weights) and np.linalg.norm(error) > self.damping_threshold:
-            weights *= 1.0 - self.damping
-            weights[:-1] += self.damping * self._weights
-        self._weights = weights
-        return np.einsum("k,kab->ab", weights, np.stack(self._focks)), weights.copy()
+    first, weights = max(0, len(errors) - settings.diis_space), np.zeros(len(errors))
+    weights[first:] = pulay_weights(errors[first:])
+    if len(previous) and np.linalg.norm(errors[-1]) > settings.damping_threshold:
+        weights *= 1.0 - settings.damping
+        weights[:-1] += settings.damping * previous
+    return weights

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ofdft_norm.data.label_file import LabelFileContent
 from ofdft_norm.labelling.density_fit import FitMethod, build_density_mol, fit_densities, integrate_basis
-from ofdft_norm.labelling.functional import Potentials, evaluate_potentials
+from ofdft_norm.labelling.functional import evaluate_potentials
 from ofdft_norm.labelling.geometries import Geometry
 from ofdft_norm.labelling.kohn_sham import KohnShamSettings, KohnShamTrajectory, run_kohn_sham
 from ofdft_norm.settings import Settings
@@ -22,13 +22,13 @@ Target = Literal["grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe", "grad_to
 TARGET_NAMES: tuple[Target, ...] = get_args(Target)
 DEFAULT_TARGETS: tuple[Target, ...] = ("grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe")
 
-# For each gradient: the energy that it belongs to, and the energies that this one has besides the kinetic energy. Names
-# and formulas are those of STRUCTURES25; e_kinapbe is the kinetic energy of the functional APBE (libxc: GGA_K_APBE).
+# For each gradient: its energy, and the sum of energies that this one is. Names and formulas are those of
+# STRUCTURES25; e_kinapbe is the kinetic energy of the functional APBE (libxc: GGA_K_APBE).
 TARGETS: dict[str, tuple[str, dict[str, float]]] = {
-    "grad_kin": ("e_kin", {}),
-    "grad_kin_plus_xc": ("e_kin_plus_xc", {"e_xc": 1.0}),
-    "grad_kin_minus_apbe": ("e_kin_minus_apbe", {"e_kinapbe": -1.0}),
-    "grad_tot": ("e_tot", {"e_hartree": 1.0, "e_xc": 1.0, "e_ext": 1.0}),
+    "grad_kin": ("e_kin", {"e_kin": 1.0}),
+    "grad_kin_plus_xc": ("e_kin_plus_xc", {"e_kin": 1.0, "e_xc": 1.0}),
+    "grad_kin_minus_apbe": ("e_kin_minus_apbe", {"e_kin": 1.0, "e_kinapbe": -1.0}),
+    "grad_tot": ("e_tot", {"e_kin": 1.0, "e_hartree": 1.0, "e_xc": 1.0, "e_ext": 1.0}),
 }
 
 
@@ -52,48 +52,50 @@ class KohnShamLabels(LabelFileContent):
 
     fit_residuals: Array = field(kw_only=True)
 
-    @property
-    def n_electrons(self) -> int:
-        """Number of electrons of the molecule."""
-        return int(self.atomic_numbers.sum())
-
 
 def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> KohnShamLabels:
     """Makes the labels of a molecule, without checks; raises LabellingError where a calculation fails."""
     settings = settings or LabelSettings()
     trajectory = run_kohn_sham(geometry, settings.kohn_sham)
     mol = build_density_mol(trajectory.mol, settings.beta)
-    fit = fit_densities(trajectory, mol, settings.density_fit)
+    coeffs, residuals = fit_densities(trajectory, mol, settings.density_fit)
     functionals = {"e_xc": settings.kohn_sham.xc, "e_kinapbe": "GGA_K_APBE"}
-    potentials = evaluate_potentials(fit.coeffs, mol, trajectory.grid, functionals, fit.coulomb)
+    potentials = evaluate_potentials(coeffs, mol, trajectory.grid, functionals)
     iterations = trajectory.iterations
     ks_energies = {name: np.array([i.energies[name] for i in iterations]) for name in iterations[0].energies}
-    kinetic = kinetic_gradients(trajectory, potentials.effective_potential)
-    gradients = {
-        target: kinetic + sum((sign * potentials.gradients[part] for part, sign in parts.items()), np.zeros(()))
-        for target, (_, parts) in TARGETS.items()
-        if target in settings.targets
-    }
+    # the kinetic energy makes the total energy that of Kohn and Sham
+    energies = {**potentials.energies, "e_kin": ks_energies["e_electron"] - potentials.effective_energy}
+    gradients = {**potentials.gradients, "e_kin": kinetic_gradients(trajectory, potentials.effective_potential)}
+    energies |= {energy: _combine(energies, parts) for energy, parts in TARGETS.values()}
+    energies |= {name: ks_energies[name] for name in ("e_electron", "e_tot")}
     labelled = np.arange(len(iterations)) > 0
     return KohnShamLabels(
         mol_id=geometry.mol_id,
         atomic_numbers=geometry.atomic_numbers,
         positions=geometry.positions,
-        coeffs=fit.coeffs,
-        gradients={target: np.where(labelled[:, None], values, 0.0) for target, values in gradients.items()},
+        coeffs=coeffs,
+        gradients={
+            target: np.where(labelled[:, None], _combine(gradients, parts), 0.0)
+            for target, (_, parts) in TARGETS.items()
+            if target in settings.targets
+        },
         dual_basis_integrals=integrate_basis(mol),
-        energies={n: np.where(labelled, e, 0.0) for n, e in _sum_energies(ks_energies, potentials).items()},
+        energies={name: np.where(labelled, values, 0.0) for name, values in energies.items()},
         # the nuclear repulsion does not depend on the density: the initial guess has it, too
         ks_energies={n: e if n == "e_nuc_nuc" else np.where(labelled, e, 0.0) for n, e in ks_energies.items()},
         has_energy_label=labelled,
         density_basis=f"even_tempered_{settings.beta:g}",
         orbital_basis=settings.kohn_sham.basis,
-        fit_residuals=fit.residuals,
+        fit_residuals=residuals,
     )
 
 
+def _combine(values: dict[str, Array], parts: dict[str, float]) -> Array:
+    return sum((sign * values[part] for part, sign in parts.items()), np.zeros(()))
+
+
 def kinetic_gradients(trajectory: KohnShamTrajectory, effective_potential: Array) -> Array:
-    """Returns dT/dp of every iteration up to a multiple of w, (n_scf, n_basis) in hartree, from v_eff(p_k).
+    """Returns dT/dp of each iteration up to a multiple of w, (n_scf, n_basis) in hartree, from v_eff(p_k).
 
     Gamma_k minimises T_s + tr(V Gamma) for the potential V of the extrapolated Fock matrix. So the kinetic gradient at
     p_k is minus that potential, -sum_j pi_j v_eff(p_j) over the earlier iterations j < k (Zhang et al., arXiv
@@ -103,14 +105,3 @@ def kinetic_gradients(trajectory: KohnShamTrajectory, effective_potential: Array
     for k, iteration in enumerate(trajectory.iterations[1:], start=1):
         gradients[k] = -iteration.fock_weights @ effective_potential[:k]
     return gradients
-
-
-def _sum_energies(ks_energies: dict[str, Array], potentials: Potentials) -> dict[str, Array]:
-    """Returns the energies of the fitted densities; the kinetic one makes the total energy that of Kohn and Sham."""
-    exact = {name: ks_energies[name] for name in ("e_electron", "e_tot")}
-    parts = {**potentials.energies, "e_kin": exact["e_electron"] - potentials.effective_energy}
-    sums = {
-        energy: parts["e_kin"] + sum((sign * parts[part] for part, sign in added.items()), np.zeros(()))
-        for energy, added in TARGETS.values()
-    }
-    return {**sums, **parts, **exact}

@@ -69,10 +69,9 @@ class AtomRef(Reference):
     ) -> None:
         super().__init__()
         self.set_output_dtype(output_dtype)
-        self.register_float64("t_z", t_z)
-        self.register_float64("t_global", torch.as_tensor(t_global, dtype=torch.float64).reshape(()))
-        self.register_float64("g_z", g_z)
-        for name in ("t_z", "t_global", "g_z"):
+        constant = torch.as_tensor(t_global, dtype=torch.float64).reshape(())
+        for name, value in (("t_z", t_z), ("t_global", constant), ("g_z", g_z)):
+            self.register_float64(name, value)
             if not torch.isfinite(getattr(self, name)).all():
                 raise StatisticsError(f"AtomRef: {name} has values that are not finite")
 
@@ -92,7 +91,7 @@ class AtomRef(Reference):
             basis_info: The basis; required if `scalar_only`.
             weigher_key: Key of the weigher of these statistics.
             scalar_only: Use gbar for l = 0 only, so that the reference is invariant under rotations of the molecule.
-            output_dtype: ``float64`` or ``input``, see the class.
+            output_dtype: See the class.
 
         Raises:
             StatisticsError: If a statistic is missing or does not fit the basis.
@@ -124,9 +123,7 @@ class AtomRef(Reference):
         """
         return self.as_output(self.energy_of(sample_or_batch), sample_or_batch["coeffs"])
 
-    def forward(self, sample_or_batch: Data) -> Tensor:
-        """Returns the same as `sample_forward`."""
-        return self.sample_forward(sample_or_batch)
+    forward = sample_forward
 
     def energy_of(self, sample_or_batch: Data) -> Tensor:
         """Returns E_ref, (n_molecules,) float64 [hartree]."""
@@ -148,9 +145,7 @@ class AtomRef(Reference):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
         if prefix + "t_global" not in state_dict and "t_global" not in local_metadata:
-            message = (
-                "the state dict of an AtomRef has no t_global, which STRUCTURES25 does not store: %s hartree stays"
-            )
+            message = "the state dict of an AtomRef has no t_global (STRUCTURES25 stores none): %s hartree stays"
             logger.warning(message, float(self.t_global))
             state_dict[prefix + "t_global"] = self.t_global
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)

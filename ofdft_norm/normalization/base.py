@@ -154,17 +154,15 @@ def get_function_index(name: str, values: Tensor, batch: Fields) -> Tensor:
     A prediction of shape (n_basis, 1) would broadcast against (n_basis,) factors to a matrix.
     """
     index = require_field("basis_function_ind", batch)
-    if values.shape != index.shape or values.is_complex():
-        raise make_shape_error(name, values, tuple(index.shape), batch)
+    check_shape(name, values, batch, tuple(index.shape))
     return index
 
 
-def make_shape_error(name: str, values: Tensor, expected: tuple[int, ...], batch: Fields) -> NormalizationError:
-    """Returns the error for values of a wrong shape, or complex ones, which would lose their imaginary part."""
-    return NormalizationError(
-        f"{describe(batch)}: {name!r} has shape {tuple(values.shape)} and dtype {values.dtype}, expected {expected} "
-        "real numbers"
-    )
+def check_shape(name: str, values: Tensor, batch: Fields, *expected: tuple[int, ...]) -> None:
+    """Raises NormalizationError for values of a wrong shape, or complex ones, which would lose their imaginary part."""
+    if values.shape not in expected or values.is_complex():
+        what = f"shape {tuple(values.shape)} and dtype {values.dtype}, expected {expected[0]} real numbers"
+        raise NormalizationError(f"{describe(batch)}: {name!r} has {what}")
 
 
 def describe(batch: Fields) -> str:

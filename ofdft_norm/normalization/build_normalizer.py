@@ -21,7 +21,7 @@ from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.reference_files import read_given_references
 from ofdft_norm.normalization.training_range import TrainingRange
 from ofdft_norm.statistics.references import ATOM_REFERENCES, LINEAR_REFERENCES, linear_residual
-from ofdft_norm.statistics.store import DatasetStatistics, ResidualStatistics
+from ofdft_norm.statistics.store import DatasetStatistics, ResidualStatistics, WeigherStatistics
 from ofdft_norm.units import conversion
 
 _SCALES = {"std": "std", "rmsd": "rms", "mae": "mae"}
@@ -54,24 +54,20 @@ class NormalizerSettings:
         """Raises ConfigError for settings that need density coefficients where the samples have none."""
         if basis_info is None and (isinstance(self.reference, AtomRefConfig) or self.rescaling is not None):
             raise ConfigError(
-                "the atomic reference and rescaling need density coefficients, which the samples lack (config: "
-                "data.source.basis_info is not given): choose data/reference=linear (or fixed, none) and "
-                "data/rescaling=none"
+                "the atomic reference and rescaling need density coefficients, which the samples lack: give "
+                "data.source.basis_info, or choose data/reference=linear (fixed, none) and data/rescaling=none"
             )
 
     def describe_difference(self, normalizer: Normalizer) -> str:
         """Returns the differences between these settings and a normaliser in words; empty if there are none."""
-        by = isinstance(self.reference, LinearReferencesConfig) and self.reference.by is not None
-        linear = "DatasetReferences" if by else "LinearReferences"
-        expected = {
-            "reference": {AtomRefConfig: "AtomRef", LinearReferencesConfig: linear}.get(type(self.reference), "none"),
-            "rescaling": "none" if self.rescaling is None else "DimensionWiseRescaling",
-            "unit": self.unit,
-        }
-        found = {"reference": normalizer.reference, "rescaling": normalizer.rescaling}
-        names = {name: "none" if part is None else type(part).__name__ for name, part in found.items()}
-        names["unit"] = normalizer.unit
-        return "; ".join(f"{key}: {name} against {names[key]}" for key, name in expected.items() if name != names[key])
+        linear = LinearReferences if getattr(self.reference, "by", None) is None else DatasetReferences
+        kinds = {AtomRefConfig: AtomRef, LinearReferencesConfig: linear, RescalingConfig: DimensionWiseRescaling}
+        pairs = {"unit": (self.unit, normalizer.unit)}
+        for name in ("reference", "rescaling"):
+            part = getattr(normalizer, name)
+            found = "none" if part is None else type(part).__name__
+            pairs[name] = (getattr(kinds.get(type(getattr(self, name))), "__name__", "none"), found)
+        return "; ".join(f"{name}: {a} against {b}" for name, (a, b) in sorted(pairs.items()) if a != b)
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def build_normalizer(
         basis_info: The basis of the samples; None for samples without density coefficients.
         settings: What the normaliser consists of.
         fields: Names of fields; None: the default ones.
-        weigher_key: Key of the weigher whose statistics are used.
+        weigher_key: Key of the weigher of the statistics to use.
         by_dataset: References of each data set, where `settings.reference.by` asks for them.
 
     Raises:
@@ -113,29 +109,61 @@ def build_normalizer(
     """
     fields = fields or NormalizedFields()
     settings.check(basis_info)
-    options: dict[str, Any] = {}
+    rescaling = training_range = seen_elements = None
     if basis_info is not None:
         check_basis(statistics, basis_info, len(statistics.load_statistic(weigher_key, "coeffs/mean")))
-        options["training_range"] = TrainingRange.from_dataset_statistics(statistics, basis_info, weigher_key)
+        training_range = TrainingRange.from_dataset_statistics(statistics, basis_info, weigher_key)
         if settings.unseen_elements == "error":
-            options["seen_elements"] = find_seen_elements(statistics, basis_info, weigher_key)
-    if settings.rescaling is not None:
-        config = settings.rescaling
+            seen_elements = _find_seen_elements(statistics[weigher_key], basis_info)
+    if (config := settings.rescaling) is not None:
         s_grad = config.s_grad * conversion("hartree", settings.unit)
-        options["rescaling"] = DimensionWiseRescaling.from_dataset_statistics(
+        rescaling = DimensionWiseRescaling.from_dataset_statistics(
             statistics, basis_info, weigher_key, config.equivariant, config.s_coeff, s_grad, config.epsilon
         )
-    reference = by_dataset or _build_reference(statistics, basis_info, settings, fields, weigher_key)
+    reference: Reference | None = by_dataset
+    if isinstance(settings.reference, AtomRefConfig):
+        reference = AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, settings.reference.scalar_only)
+    elif settings.reference is not None and by_dataset is None:
+        linear = settings.reference
+        given = read_given_references(linear, settings.unit)
+        if given is not None and linear.base is None:
+            given.atomic_numbers_field = fields.atomic_numbers
+            reference = given
+        else:
+            reference = LinearReferences.from_dataset_statistics(
+                statistics,
+                basis_info,
+                weigher_key,
+                linear.count_by,
+                linear.ridge,
+                given,
+                linear.max_num_elements,
+                unseen_elements=linear.unseen_elements,
+                atomic_numbers_field=fields.atomic_numbers,
+            )
     return Normalizer(
         reference,
-        energy_scale=resolve_energy_scale(settings, statistics, weigher_key, reference, basis_info),
-        energy_field=fields.energy,
-        forces_field=fields.forces,
-        basis_info=basis_info,
-        coordinates=statistics.attributes.get("coordinates"),
-        unit=settings.unit,
-        **options,
+        rescaling,
+        _resolve_energy_scale(settings, statistics, weigher_key, reference, basis_info),
+        seen_elements,
+        fields.energy,
+        fields.forces,
+        basis_info,
+        statistics.attributes.get("coordinates"),
+        training_range,
+        settings.unit,
     )
+
+
+def _find_seen_elements(weigher: WeigherStatistics, basis_info: BasisInfo) -> Tensor:
+    """Returns (119,) bool by atomic number; without atom counts, unseen elements are those with zeros throughout."""
+    n_atoms = weigher.n_atoms
+    if n_atoms is None:
+        largest = weigher.load("coeffs/abs_max")
+        n_atoms = np.array([largest[i].any() for i in basis_info.atom_ind_to_basis_function_ind])
+    flags = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool)
+    flags[basis_info.atomic_numbers[n_atoms > 0]] = True
+    return flags
 
 
 def fit_references_of_config(
@@ -148,37 +176,8 @@ def fit_references_of_config(
     return fit_references_by_dataset([fields.energy], dataset, str(config.by), **options)[fields.energy]
 
 
-def _build_reference(
-    statistics: DatasetStatistics,
-    basis_info: BasisInfo | None,
-    settings: NormalizerSettings,
-    fields: NormalizedFields,
-    weigher_key: str,
-) -> Reference | None:
-    config = settings.reference
-    if config is None:
-        return None
-    if isinstance(config, AtomRefConfig):
-        return AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, config.scalar_only)
-    given = read_given_references(config, settings.unit)
-    if given is not None and config.base is None:
-        given.atomic_numbers_field = fields.atomic_numbers
-        return given
-    return LinearReferences.from_dataset_statistics(
-        statistics,
-        basis_info,
-        weigher_key,
-        config.count_by,
-        config.ridge,
-        given,
-        config.max_num_elements,
-        unseen_elements=config.unseen_elements,
-        atomic_numbers_field=fields.atomic_numbers,
-    )
-
-
 def find_residual(
-    statistics: DatasetStatistics, weigher_key: str, reference: Reference | None, basis_info: BasisInfo | None
+    statistics: DatasetStatistics, weigher_key: str, reference: Any, basis_info: BasisInfo | None
 ) -> tuple[str, ResidualStatistics | None]:
     """Returns the name of a reference, one of `REFERENCES` if it is stored, and the energies minus it.
 
@@ -194,15 +193,13 @@ def find_residual(
     numbers = statistics.elements(basis_info)
     if isinstance(reference, AtomRef):
         values = reference.t_z.cpu().numpy()
-    elif isinstance(reference, LinearReferences):
-        table, own = np.zeros(MAX_ATOMIC_NUMBER + 1), reference.element_references[: MAX_ATOMIC_NUMBER + 1]
-        table[: len(own)] = own.cpu().numpy()
-        values = table[numbers]
+    else:
+        values = np.pad(reference.element_references.cpu().numpy(), (0, MAX_ATOMIC_NUMBER))[numbers]
     for name in ATOM_REFERENCES if isinstance(reference, AtomRef) else LINEAR_REFERENCES:
         fitted = weigher.reference(name)
         if fitted is not None and np.array_equal(values, fitted.t_z):
             return name, fitted.residual
-    if not isinstance(reference, LinearReferences) or weigher.energy_factor is None:
+    if isinstance(reference, AtomRef) or weigher.energy_factor is None:
         return "other", None
     seen = torch.as_tensor(numbers)[torch.as_tensor(weigher.load("n_atoms") > 0)]
     reference.check_numbers(seen.to(reference.seen_elements.device), "the training split")
@@ -211,12 +208,12 @@ def find_residual(
     return name, ResidualStatistics(mean, std, math.hypot(mean, std), None, None)
 
 
-def resolve_energy_scale(
+def _resolve_energy_scale(
     settings: NormalizerSettings,
     statistics: DatasetStatistics,
     weigher_key: str,
     reference: Reference | None,
-    basis_info: BasisInfo | None = None,
+    basis_info: BasisInfo | None,
 ) -> float:
     """Returns the energy scale of the settings as a number.
 
@@ -225,7 +222,7 @@ def resolve_energy_scale(
     is, whatever `energy_scale_per_atom`.
     """
     spec = settings.energy_scale
-    if isinstance(spec, int | float) and not isinstance(spec, bool) and 0 < spec < math.inf:
+    if isinstance(spec, int | float) and not isinstance(spec, bool):
         return float(spec)
     if spec not in _SCALES:
         raise ConfigError(
@@ -234,29 +231,16 @@ def resolve_energy_scale(
         )
     _, residual = find_residual(statistics, weigher_key, reference, basis_info)
     name = "std" if spec == "rmsd" and reference is None else _SCALES[spec]
-    scale: float | None = None if residual is None else getattr(residual, name)
+    scale: float | None = getattr(residual, name, None)
     if scale is None:
         raise StatisticsError(
             f"energy_scale = {spec!r} is not known for {weigher_key!r}: set data.statistics.residuals=true; "
             "for references that are given, or fitted with a ridge, choose std or rmsd (config: data.energy_scale)"
         )
     if scale < _SMALLEST_SCALE:
-        raise StatisticsError(
-            f"energy_scale = {spec!r} is {scale:.3g}: the reference explains the training energies exactly: give a "
-            "number (config: data.energy_scale=1.0)"
-        )
+        what = f"energy_scale = {spec!r} is {scale:.3g}: the reference explains the training energies exactly"
+        raise StatisticsError(f"{what}: give a number (config: data.energy_scale=1.0)")
     if not settings.energy_scale_per_atom:
         return scale
     weigher = statistics[weigher_key]
     return float(scale * weigher.load("n_samples") / weigher.load("n_atoms").sum())
-
-
-def find_seen_elements(statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str) -> Tensor:
-    """Returns (119,) bool by atomic number; without atom counts, unseen elements are those with zeros throughout."""
-    n_atoms = statistics[weigher_key].n_atoms
-    if n_atoms is None:
-        largest = statistics.load_statistic(weigher_key, "coeffs/abs_max")
-        n_atoms = np.array([largest[i].any() for i in basis_info.atom_ind_to_basis_function_ind])
-    flags = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool)
-    flags[basis_info.atomic_numbers[n_atoms > 0]] = True
-    return flags

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.sample import VECTORS
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.base import (
     Affine,
@@ -30,8 +32,6 @@ S_COEFF = 50.0
 S_GRAD = 0.05  # hartree
 EPSILON = 1e-8
 
-_RANGE = ("coeffs_range/minimum", "coeffs_range/maximum")
-
 
 class RescalingConfig(Settings):
     """Dimension-wise rescaling of coefficients and gradients (`DimensionWiseRescaling`).
@@ -48,20 +48,6 @@ class RescalingConfig(Settings):
     s_grad: Scale = S_GRAD
     epsilon: NonNegative = EPSILON
     config_key = "data.rescaling"
-
-
-class RescalingMaps(NamedTuple):
-    """How the fields of some basis functions are rescaled.
-
-    Attributes:
-        coeffs: p' = lambda (p - pbar).
-        gradient: g' = g / (lambda + epsilon).
-        integrals: w' = w / lambda, so that w'.p' + w.pbar = w.p.
-    """
-
-    coeffs: Affine
-    gradient: Affine
-    integrals: Affine
 
 
 class DimensionWiseRescaling(Float64Module):
@@ -109,22 +95,17 @@ class DimensionWiseRescaling(Float64Module):
         settings = RescalingConfig(s_coeff=float(s_coeff), s_grad=float(s_grad), epsilon=float(epsilon))
         self.s_coeff, self.s_grad, self.epsilon = settings.s_coeff, settings.s_grad, settings.epsilon
         self.set_output_dtype(output_dtype)
-        self.register_float64("coeff_biases", coeff_biases)
-        self.register_float64("coeff_stds", coeff_stds)
-        self.register_float64("max_grads", max_grads)
-        self._check_statistics()
-        self.register_float64("lambda_z", torch.ones_like(self.coeff_biases))
-        self.init_lambda_z()
-
-    def _check_statistics(self) -> None:
-        for name in ("coeff_biases", "coeff_stds", "max_grads"):
-            values, is_scale = getattr(self, name), name != "coeff_biases"
+        for name, given in (("coeff_biases", coeff_biases), ("coeff_stds", coeff_stds), ("max_grads", max_grads)):
+            self.register_float64(name, given)
+            values = getattr(self, name)
             if values.ndim != 1 or values.shape != self.coeff_biases.shape:
                 raise StatisticsError(f"{name} has shape {tuple(values.shape)}, expected that of coeff_biases, (n,)")
-            bad = (~torch.isfinite(values) | (is_scale & (values < 0))).nonzero()
+            bad = (~torch.isfinite(values) | ((values < 0) & (name != "coeff_biases"))).nonzero()
             if len(bad):
                 found = f"{name}[{int(bad[0])}] is {float(values[bad[0]])}"
                 raise StatisticsError(f"{found}, expected a finite scale or mean (config: data.statistics.path)")
+        self.register_float64("lambda_z", torch.ones_like(self.coeff_biases))
+        self.init_lambda_z()
 
     def init_lambda_z(self) -> None:
         """Computes `lambda_z` from the statistics ([M-OFDFT] eq. 4)."""
@@ -141,11 +122,12 @@ class DimensionWiseRescaling(Float64Module):
         by_gradient = rescaled & (self.max_grads * self.coeff_stds <= self.s_coeff * self.s_grad)
         return {"gradient": by_gradient, "coefficient": rescaled & ~by_gradient, "unscaled": ~rescaled}
 
-    def maps(self, index: Tensor) -> RescalingMaps:
-        """Returns how the fields of some basis functions are rescaled."""
+    def maps(self, index: Tensor) -> dict[str, Affine]:
+        """Returns how each field of some basis functions is rescaled; w' = w / lambda, so that w'.p' + w.pbar = w.p."""
         # index_select is several times faster than indexing
         bias, scale = self.coeff_biases.index_select(0, index), self.lambda_z.index_select(0, index)
-        return RescalingMaps(Affine(bias, scale.reciprocal()), Affine(None, scale + self.epsilon), Affine(None, scale))
+        duals = {"gradient_label": Affine(None, scale + self.epsilon), "dual_basis_integrals": Affine(None, scale)}
+        return dict.fromkeys(VECTORS, Affine(bias, scale.reciprocal())) | duals
 
     # --- samples and batches --------------------------------------------------------------------------------------
 
@@ -170,8 +152,7 @@ class DimensionWiseRescaling(Float64Module):
 
     def scale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Returns p' = lambda (p - pbar), the inverse of `unscale_coeffs`."""
-        maps = self.maps(get_function_index("coeffs", coeffs, sample))
-        return self.as_output(maps.coeffs.normalize(coeffs), coeffs)
+        return self._map("coeffs", coeffs, sample, Affine.normalize)
 
     def unscale_coeffs(self, coeffs: Tensor, sample: Data) -> Tensor:
         """Returns p = p' / lambda + pbar.
@@ -186,18 +167,19 @@ class DimensionWiseRescaling(Float64Module):
         Raises:
             NormalizationError: If the coefficients are not one for each basis function of the sample.
         """
-        maps = self.maps(get_function_index("coeffs", coeffs, sample))
-        return self.as_output(maps.coeffs.denormalize(coeffs), coeffs)
+        return self._map("coeffs", coeffs, sample, Affine.denormalize)
 
     def scale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Returns g' = g / (lambda + epsilon), the inverse of `unscale_gradient`."""
-        maps = self.maps(get_function_index("gradient", gradient, sample))
-        return self.as_output(maps.gradient.normalize(gradient), gradient)
+        return self._map("gradient_label", gradient, sample, Affine.normalize)
 
     def unscale_gradient(self, gradient: Tensor, sample: Data) -> Tensor:
         """Returns g = (lambda + epsilon) g' [hartree]; arguments and result as in `unscale_coeffs`."""
-        maps = self.maps(get_function_index("gradient", gradient, sample))
-        return self.as_output(maps.gradient.denormalize(gradient), gradient)
+        return self._map("gradient_label", gradient, sample, Affine.denormalize)
+
+    def _map(self, field: str, values: Tensor, sample: Data, function: Callable[[Affine, Tensor], Tensor]) -> Tensor:
+        affine = self.maps(get_function_index(field, values, sample))[field]
+        return self.as_output(function(affine, values), values)
 
     # --- statistics -----------------------------------------------------------------------------------------------
 
@@ -230,10 +212,9 @@ class DimensionWiseRescaling(Float64Module):
             StatisticsError: If a statistic is missing or does not fit the basis.
             ConfigError: If `equivariant` is set without a basis.
         """
-        suffix = "scalar_atom_ref" if equivariant else "atom_ref"
-        biases = dataset_statistics.load_statistic(weigher_key, "coeffs/mean")
-        stds = dataset_statistics.load_statistic(weigher_key, "coeffs/std")
-        max_grads = dataset_statistics.load_statistic(weigher_key, f"gradient_max_after_{suffix}")
+        reference = "scalar_atom_ref" if equivariant else "atom_ref"
+        names = ("coeffs/mean", "coeffs/std", f"gradient_max_after_{reference}")
+        biases, stds, max_grads = (dataset_statistics.load_statistic(weigher_key, name) for name in names)
         check_basis(dataset_statistics, basis_info, len(biases))
         if equivariant:
             if basis_info is None:
@@ -259,7 +240,7 @@ class DimensionWiseRescaling(Float64Module):
         Args:
             dataset_statistics: Statistics to transform, for all their weighers; also the rescaling's parameters.
             output_path: Where to write the new statistics; None: keep them in memory.
-            weigher_key: Key of the weigher whose statistics define the rescaling.
+            weigher_key: Key of the weigher of the statistics that define the rescaling.
             **kwargs: Arguments of `from_dataset_statistics`.
 
         Returns:
@@ -272,18 +253,33 @@ class DimensionWiseRescaling(Float64Module):
         basis = kwargs.get("basis_info") or dataset_statistics.basis_info
         if basis is None:
             raise StatisticsError(f"{dataset_statistics.path or 'the statistics'}: have no basis: pass basis_info")
+        scale, pbar = (buffer.cpu().numpy() for buffer in (rescaling.lambda_z, rescaling.coeff_biases))
         new: dict[str, Any] = {}
         for key in dataset_statistics.keys_recursive():
-            weigher, statistic = key.split("/", 1)
-            value = _rescale_statistic(dataset_statistics[weigher], statistic, rescaling, basis)
-            if value is None:
-                warnings.warn(f"{key!r} cannot be transformed without minimum and maximum: left out", stacklevel=2)
-                continue
-            new[key] = value
-            if statistic.startswith("energy_minus_") and statistic.endswith("/std"):
+            weigher, (folder, _, name) = dataset_statistics[key.split("/")[0]], key.rpartition("/")
+            folder, value = folder.partition("/")[2], dataset_statistics.load_statistic(*key.split("/", 1))
+            if folder in ("coeffs", "coeffs_range") and name in ("mean", "minimum", "maximum"):
+                value = scale * (value - np.where(_is_seen(weigher, folder, basis), pbar, 0.0))
+            elif (folder, name) == ("coeffs", "std") or folder == "initial_guess_delta":  # of differences
+                value = scale * value
+            elif folder == "gradient_label" or name.startswith("gradient_max_after_"):
+                value = value / (scale + rescaling.epsilon)
+            elif name in ("atom_ref_atom_type_bias", "scalar_atom_ref_atom_type_bias"):
+                gbar = weigher.load("gradient_label/mean")
+                linear = reference_gradient(name.removesuffix("_atom_type_bias"), gbar, basis) * pbar
+                value = value + np.array([linear[i].sum() for i in basis.atom_ind_to_basis_function_ind])
+            elif folder.startswith("energy_minus_") and name == "std":
                 # STRUCTURES25 stores the uncentred value under std; a stored rms marks std as centred
-                rms = statistic.removesuffix("std") + "rms"
-                new[f"{weigher}/{rms}"] = dataset_statistics.load_statistic(weigher, rms)
+                new[f"{weigher.key}/{folder}/rms"] = weigher.load(f"{folder}/rms")
+            new[key] = value
+        for key in dataset_statistics.weigher_keys():
+            largest, lowest, highest = (f"{key}/coeffs/{name}" for name in ("abs_max", "minimum", "maximum"))
+            if new.pop(largest, None) is None:
+                continue
+            if lowest in new and highest in new:
+                new[largest] = np.maximum(np.abs(new[lowest]), np.abs(new[highest]))
+            else:
+                warnings.warn(f"{largest!r} cannot be transformed without minimum and maximum: left out", stacklevel=2)
         attributes = {**dataset_statistics.attributes, "rescaled_by": repr(rescaling)}
         transformed = DatasetStatistics.from_arrays(new, attributes)
         if output_path is not None:
@@ -295,33 +291,10 @@ class DimensionWiseRescaling(Float64Module):
         return f"n_basis={len(self.lambda_z)}, s_coeff={self.s_coeff}, s_grad={self.s_grad}, epsilon={self.epsilon}"
 
 
-def _rescale_statistic(
-    weigher: WeigherStatistics, statistic: str, rescaling: DimensionWiseRescaling, basis: BasisInfo
-) -> Array | None:
-    """Returns one statistic of the rescaled data; None where it needs minimum and maximum, and they are not stored."""
-    scale, bias = (buffer.cpu().numpy() for buffer in (rescaling.lambda_z, rescaling.coeff_biases))
-    value = weigher.load(statistic)
-    folder, _, name = statistic.rpartition("/")
-    if name in ("mean", "minimum", "maximum") and folder in ("coeffs", "coeffs_range"):
-        # entries of elements without atoms stay neutral; the range is that of all samples, whatever the weigher
-        low, high, n_atoms = (weigher.get(key) for key in (*_RANGE, "n_atoms"))
-        if folder == "coeffs_range" and low is not None and high is not None:
-            bias = np.where((low != 0) | (high != 0), bias, 0.0)
-        elif n_atoms is not None:
-            bias = np.where(np.repeat(n_atoms > 0, basis.basis_dim_per_atom), bias, 0.0)
-        return scale * (value - bias)
-    if statistic == "coeffs/abs_max":
-        names = ("coeffs/minimum", "coeffs/maximum")
-        if any(weigher.get(limit) is None for limit in names):
-            return None
-        limits = [np.asarray(_rescale_statistic(weigher, limit, rescaling, basis)) for limit in names]
-        return np.asarray(np.abs(np.stack(limits)).max(0))
-    if statistic == "coeffs/std" or folder == "initial_guess_delta":  # of differences: the origin cancels
-        return scale * value
-    if folder == "gradient_label" or statistic.startswith("gradient_max_after_"):
-        return value / (scale + rescaling.epsilon)
-    if statistic in ("atom_ref_atom_type_bias", "scalar_atom_ref_atom_type_bias"):
-        reference = statistic.removesuffix("_atom_type_bias")
-        linear = reference_gradient(reference, weigher.load("gradient_label/mean"), basis) * bias
-        return value + np.array([linear[i].sum() for i in basis.atom_ind_to_basis_function_ind])
-    return value
+def _is_seen(weigher: WeigherStatistics, folder: str, basis: BasisInfo) -> Array:
+    """Returns which entries belong to elements with atoms; others are 0. The range is that of all samples."""
+    low, high = (weigher.get(f"coeffs_range/{limit}") for limit in ("minimum", "maximum"))
+    if folder == "coeffs_range" and low is not None and high is not None:
+        return (low != 0) | (high != 0)
+    n_atoms = np.ones(basis.n_types) if weigher.n_atoms is None else weigher.n_atoms
+    return np.repeat(n_atoms > 0, basis.basis_dim_per_atom)

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,13 +20,7 @@ from ofdft_norm.settings import NonNegative, NonNegativeInt, PositiveInt, Settin
 from ofdft_norm.statistics.distributed import Ranks, current_ranks
 from ofdft_norm.statistics.energy_table import EnergyTable, read_energy_table, table_statistics
 from ofdft_norm.statistics.reading import SAMPLES_PER_BATCH, sample_reader
-from ofdft_norm.statistics.references import (
-    Array,
-    CountBy,
-    check_driver,
-    linear_reference_name,
-    solve_least_squares,
-)
+from ofdft_norm.statistics.references import CountBy, linear_reference_name, solve_least_squares
 from ofdft_norm.statistics.store import DatasetStatistics
 from ofdft_norm.statistics.weighers import ConstantSampleWeigher, FieldSampleWeigher, SampleWeigher
 
@@ -40,7 +34,7 @@ class ReferenceFitOptions(Settings):
     num_batches: PositiveInt | None = None
     num_workers: NonNegativeInt = 0
     max_num_elements: PositiveInt = MAX_ATOMIC_NUMBER
-    driver: str | None = None
+    driver: Literal["gels", "gelsy", "gelsd", "gelss"] | None = None
     shuffle: bool = False
     seed: int = 0
     ridge: NonNegative = 0.0
@@ -54,21 +48,20 @@ class ReferenceFitOptions(Settings):
 
     def make_weigher(self) -> SampleWeigher:
         """Returns the weigher of the argument `weights`."""
-        if self.weights is None:
-            return ConstantSampleWeigher()
-        return FieldSampleWeigher(self.weights) if isinstance(self.weights, str) else self.weights
+        if isinstance(self.weights, str):
+            return FieldSampleWeigher(self.weights)
+        return self.weights or ConstantSampleWeigher()
 
     def select_samples(self, n: int) -> Sequence[int]:
         """Returns the samples of the fit among n, in the order of reading."""
         available = -(-n // self.batch_size)
-        if self.num_batches is not None and self.num_batches > available:
-            message = f"num_batches = {self.num_batches}, but {n} samples make {available} batches of {self.batch_size}"
+        n_batches = available if self.num_batches is None else self.num_batches
+        if n_batches > available:
+            message = f"num_batches = {n_batches}, but {n} samples make {available} batches of {self.batch_size}"
             warnings.warn(f"{message}: all are used", stacklevel=4)
-        n_used = n if self.num_batches is None else min(n, self.num_batches * self.batch_size)
-        if not self.shuffle:
-            return range(n_used)
-        order: list[int] = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:n_used].tolist()
-        return order
+        generator = torch.Generator().manual_seed(self.seed)
+        order: Sequence[int] = torch.randperm(n, generator=generator).tolist() if self.shuffle else range(n)
+        return order[: n_batches * self.batch_size]
 
 
 def fit_linear_references(
@@ -139,12 +132,9 @@ def fit_linear_references(
     arguments = {name: value for name, value in locals().items() if name in ReferenceFitOptions.__annotations__}
     arguments |= {"driver": None if use_numpy else driver or "gelsy", "n_worst": n_worst if log_metrics else None}
     options = ReferenceFitOptions(**arguments)
-    key = options.make_weigher().summary_string()
     table = _read_table(targets, dataset, options)
-    references = {}
-    for t, target in enumerate(targets):
-        _, (references[target],) = _fit_target(table, [key], t, target, options)
-    return references
+    keys = [options.make_weigher().summary_string()]
+    return {target: _fit_target(table, keys, t, target, options)[1][0] for t, target in enumerate(targets)}
 
 
 def fit_references_by_dataset(
@@ -169,13 +159,9 @@ def fit_references_by_dataset(
     """
     settings = ReferenceFitOptions(**options)
     names, table = _read_table(targets, dataset, settings, by).by_group()
-    n_labelled = table.counts()["n_labelled_samples"]
-    if not n_labelled.all():
-        empty = [name for name, n in zip(names, n_labelled, strict=True) if n == 0]
-        raise StatisticsError(
-            f"the data sets {empty} (field {by!r}) have no sample with a label and a positive weight: leave them out "
-            "(argument weights, config: data.split)"
-        )
+    empty = np.array(names)[table.counts()["n_labelled_samples"] == 0].tolist()
+    if empty:
+        raise StatisticsError(f"the data sets {empty} (field {by!r}) have no sample with a label and a positive weight")
     keys = [f"{by}_is_{name}".replace("/", "_") for name in names]
     references = {}
     for t, target in enumerate(targets):
@@ -183,9 +169,9 @@ def fit_references_by_dataset(
         common = _choose_smallest_shifts(parts, statistics, keys, settings.count_by)
         values, seen = torch.stack([p.element_references for p in parts]), torch.stack([p.seen_elements for p in parts])
         fields = (settings.unseen_elements, settings.atomic_numbers_field)
-        references[target] = DatasetReferences(values, names, common, by, seen, *fields)
-        references[target].fit_reports = [part.fit_report for part in parts]
-        references[target].residuals = _combine_residuals(statistics, keys, settings.count_by)
+        references[target] = found = DatasetReferences(values, names, common, by, seen, *fields)
+        found.fit_reports = [part.fit_report for part in parts]
+        found.residuals = _combine_residuals(statistics, keys, settings.count_by)
     return references
 
 
@@ -194,8 +180,6 @@ def _read_table(targets: Any, dataset: Any, options: ReferenceFitOptions, by: st
         raise ConfigError(f"targets = {targets!r}: expected a list of different names, such as ['energy']")
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ConfigError(f"dataset is a {type(dataset).__name__}: expected a data set with a length and an index")
-    if options.driver is not None:
-        check_driver(options.driver)
     ranks = current_ranks() if options.distributed else Ranks()
     # a few large batches cost less than many small ones, and give the same
     size = max(options.batch_size, SAMPLES_PER_BATCH)
@@ -214,14 +198,13 @@ def _fit_target(
     arrays, attributes = table_statistics(
         table, keys, names, t, ridge=options.ridge, driver=options.driver, n_worst=options.n_worst
     )
-    attributes["atomic_numbers"] = table.elements.tolist()
-    statistics = DatasetStatistics.from_arrays(arrays, attributes)
-    chosen = {name: getattr(options, name) for name in ("count_by", "ridge", "max_num_elements")}
-    chosen |= {name: getattr(options, name) for name in ("unseen_elements", "atomic_numbers_field")}
+    statistics = DatasetStatistics.from_arrays(arrays, {**attributes, "atomic_numbers": table.elements.tolist()})
+    arguments = ("count_by", "ridge", "max_num_elements", "unseen_elements", "atomic_numbers_field")
+    chosen = {name: getattr(options, name) for name in arguments}
     references = [LinearReferences.from_dataset_statistics(statistics, None, key, **chosen) for key in keys]
     for found in references:
-        report = found.fit_report = replace(found.fit_report or FitReport(), target=target)
-        if report.rank is not None and report.rank < len(report.atomic_numbers):
+        report = found.fit_report = replace(cast(FitReport, found.fit_report), target=target)
+        if cast(int, report.rank) < len(report.atomic_numbers):
             elements = [element_name(z) for z in report.atomic_numbers]
             message = "references of %r: the compositions have rank %d for the %d elements %s: minimum norm is chosen"
             logger.warning(message, target, report.rank, len(elements), elements)
@@ -240,15 +223,14 @@ def _choose_smallest_shifts(
     (sum P_d) c = sum r_d.
     """
     elements = torch.tensor(statistics.elements())
-    projectors, solutions = [], []
-    for key, part in zip(keys, parts, strict=True):
+    solutions = np.array([part.element_references[elements].numpy() for part in parts])
+    projectors = np.empty((len(parts), len(elements), len(elements)))
+    for projector, key in zip(projectors, keys, strict=True):
         problem = load_linear_problem(statistics, key, count_by)
         null_space = solve_least_squares(problem[:-1, :-1], problem[:-1, -1]).null_space
-        projectors.append(np.eye(len(elements)) - null_space.T @ null_space)
-        solutions.append(part.element_references[elements].numpy())
-    chosen: Array = solve_least_squares(np.sum(projectors, axis=0), np.sum(solutions, axis=0)).x
-    for part, projector, solution in zip(parts, projectors, solutions, strict=True):
-        values = torch.as_tensor(solution + chosen - projector @ chosen)
+        projector[:] = np.eye(len(elements)) - null_space.T @ null_space
+    chosen = solve_least_squares(projectors.sum(0), solutions.sum(0)).x
+    for part, values in zip(parts, torch.as_tensor(solutions + chosen - projectors @ chosen), strict=True):
         part.element_references[elements] = torch.where(part.seen_elements[elements], values, 0.0)
     common = torch.zeros_like(parts[0].element_references)
     common[elements] = torch.as_tensor(chosen)
@@ -259,11 +241,7 @@ def _combine_residuals(statistics: DatasetStatistics, keys: Sequence[str], count
     """Returns mean, std, rms and mae of the residual energies of all data sets together."""
     folder = f"energy_minus_{linear_reference_name(count_by)}"
     weights = [float(statistics.load_statistic(key, "energy_factor")[0, 0]) ** 2 for key in keys]
-
-    def average(statistic: str, power: int) -> float:
-        values = [float(statistics.load_statistic(key, f"{folder}/{statistic}")) ** power for key in keys]
-        return float(np.average(values, weights=weights))
-
-    mean, mean_square = average("mean", 1), average("rms", 2)
-    std = math.sqrt(max(mean_square - mean**2, 0.0))
-    return {"mean": mean, "rms": math.sqrt(mean_square), "std": std, "mae": average("mae", 1)}
+    names = [f"{folder}/{name}" for name in ("mean", "rms", "mae")]
+    rows = np.array([[statistics.load_statistic(key, name) for name in names] for key in keys])
+    mean, mean_square, mae = np.average(rows ** [1, 2, 1], axis=0, weights=weights).tolist()
+    return {"mean": mean, "rms": math.sqrt(mean_square), "std": math.sqrt(max(mean_square - mean**2, 0)), "mae": mae}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -124,17 +124,13 @@ class LinearReferences(Reference):
         self.atomic_numbers_field = atomic_numbers_field
         self.fit_report = fit_report
         self.set_output_dtype(output_dtype)
-        all_zero = element_references is None
-        self.register_float64(
-            "element_references", torch.zeros(max_num_elements + 1) if all_zero else element_references
-        )
+        given = torch.zeros(max_num_elements + 1) if element_references is None else element_references
+        self.register_float64("element_references", given)
         values = self.element_references
         if values.ndim != 1 or len(values) < 2 or not torch.isfinite(values).all():
-            raise StatisticsError(
-                f"element_references has shape {tuple(values.shape)}, expected a vector of finite numbers: index 0 is "
-                "unused, one entry for each element from hydrogen on"
-            )
-        seen = (values != 0) | all_zero if seen_elements is None else seen_elements.clone().bool()
+            shape = tuple(values.shape)
+            raise StatisticsError(f"element_references has shape {shape}, expected a vector of finite numbers")
+        seen = (values != 0) | (element_references is None) if seen_elements is None else seen_elements.clone().bool()
         self.register_buffer("seen_elements", seen)
         if seen.shape != values.shape:
             raise StatisticsError(f"seen_elements has shape {tuple(seen.shape)}, expected {tuple(values.shape)}")
@@ -168,15 +164,13 @@ class LinearReferences(Reference):
                 `max_num_elements`.
         """
         name, numbers = linear_reference_name(count_by), dataset_statistics.elements(basis_info)
-        values, n_atoms = (
-            dataset_statistics.load_statistic(weigher_key, key) for key in (f"{name}_atom_type_bias", "n_atoms")
-        )
+        values = dataset_statistics.load_statistic(weigher_key, f"{name}_atom_type_bias")
+        n_atoms = dataset_statistics.load_statistic(weigher_key, "n_atoms")
         of_base = [] if base is None else base.seen_elements.nonzero().squeeze(1).tolist()
         if not len(values) == len(n_atoms) == len(numbers) or max([*numbers, *of_base]) > max_num_elements:
             raise StatisticsError(
                 f"{dataset_statistics.path or 'the statistics'}: references of {len(values)} elements, the base of "
-                f"{of_base}; expected {numbers}, up to max_num_elements = {max_num_elements} (config: "
-                "data.statistics.path, data.source.basis_info, data.reference.max_num_elements)"
+                f"{of_base}; expected {numbers}, up to max_num_elements = {max_num_elements} (config: data.reference)"
             )
         references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
         seen = torch.zeros(max_num_elements + 1, dtype=torch.bool)
@@ -202,13 +196,12 @@ class LinearReferences(Reference):
 
     def energy_of(self, sample_or_batch: Data) -> Tensor:
         """Returns the sum over atoms of ref_Z, (n_molecules,) float64."""
-        energies = self.element_references[read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)]
-        zero = self.element_references.new_zeros(n_molecules(sample_or_batch))
-        return zero.index_add(0, molecule_index(sample_or_batch, "pos"), energies)
+        energies = self.element_references[_read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)]
+        return _sum_over_atoms(energies, sample_or_batch)
 
     def check_elements(self, sample_or_batch: Data) -> None:
         """Raises NormalizationError for atoms of elements without a reference, or beyond `max_num_elements`."""
-        numbers = read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
+        numbers = _read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
         unknown = find_unknown(self.seen_elements, numbers)
         if unknown.any():
             self.check_numbers(numbers[unknown], name_molecules(sample_or_batch, unknown))
@@ -218,11 +211,10 @@ class LinearReferences(Reference):
         outside = (numbers < 1) | (numbers > self.max_num_elements)
         unseen = numbers[outside | find_unknown(self.seen_elements, numbers)].unique().tolist()
         if outside.any() or (unseen and self.unseen_elements == "error"):
+            known = self.seen_elements.nonzero().squeeze(1).tolist()
             raise NormalizationError(
-                f"{where}: no reference energy for the elements {unseen}; references exist for "
-                f"{self.seen_elements.nonzero().squeeze(1).tolist()}, at most {self.max_num_elements}: fit on such "
-                "molecules (config: data.split), give values (config: data.reference.values), or let them have 0 "
-                "(argument or config: data.reference.unseen_elements=zero)"
+                f"{where}: no reference energy for the elements {unseen}; expected {known}, at most "
+                f"{self.max_num_elements} (config: data.reference.values, data.reference.unseen_elements=zero)"
             )
 
     def dereference(self, target: Tensor, batch: Data, reshaped: bool = True) -> Tensor:
@@ -255,8 +247,7 @@ class LinearReferences(Reference):
     def summary(self, unit: str = "") -> str:
         """Returns a table of the references with their standard errors, and lines about their fit.
 
-        Args:
-            unit: Unit of the target, for the headings.
+        The headings show the `unit` of the target.
 
         Examples:
             >>> print(LinearReferences(torch.tensor([0.0, -0.5])).summary("hartree"))
@@ -266,11 +257,9 @@ class LinearReferences(Reference):
         """
         return tabulate_elements(self.element_references.cpu(), self.seen_elements.cpu(), self.fit_report, unit)
 
-    # --- state ----------------------------------------------------------------------------------------------------
-
     def get_extra_state(self) -> dict[str, Any] | None:
         """Returns the fit report in plain types; state dicts of references without a report have no such entry."""
-        return None if self.fit_report is None else self.fit_report.to_plain()
+        return None if self.fit_report is None else asdict(self.fit_report)
 
     def set_extra_state(self, state: dict[str, Any] | None) -> None:
         """Takes a fit report in plain types."""
@@ -285,22 +274,21 @@ class LinearReferences(Reference):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
         references = state_dict.get(prefix + "element_references")
-        if references is not None:
-            # fairchem's state dicts have only the references, of any length
-            seen = local_metadata.get("seen_elements", references.reshape(-1) != 0)
-            state_dict.setdefault(prefix + "seen_elements", seen)
+        if references is not None:  # fairchem's state dicts have only these, of any length
+            known = {"seen_elements": references.reshape(-1) != 0, EXTRA_STATE: None, **local_metadata}
+            for name in self.own_entries:
+                state_dict.setdefault(prefix + name, known[name])
             if references.shape != self.element_references.shape:
                 self.element_references = self.element_references.new_zeros(references.shape)
                 self.seen_elements = self.seen_elements.new_zeros(references.shape)
-        state_dict.setdefault(prefix + EXTRA_STATE, local_metadata.get(EXTRA_STATE))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 class DatasetReferences(Reference):
-    """E_ref = sum over atoms of ref_dZ, with d the data set that a field of the sample names.
+    """E_ref = sum over atoms of ref_dZ, where a field of the sample names the data set d.
 
-    Energies determine ref_dZ as far as the compositions of data set d do. `fit_references_by_dataset` writes
-    ref_dZ = ref_Z + shift_dZ and chooses the smallest shifts among all that fit equally well.
+    `fit_references_by_dataset` writes ref_dZ = ref_Z + shift_dZ and, where several shifts fit equally well, chooses the
+    smallest.
 
     Args:
         references: (n_datasets, max_num_elements + 1) ref_dZ.
@@ -332,7 +320,8 @@ class DatasetReferences(Reference):
     ) -> None:
         super().__init__()
         self.names, self.field = list(names), field
-        self.unseen_elements, self.atomic_numbers_field = check_unseen_policy(unseen_elements), atomic_numbers_field
+        self.unseen_elements = check_unseen_policy(unseen_elements)
+        self.atomic_numbers_field = atomic_numbers_field
         self.fit_reports: list[FitReport | None] = [None] * len(self.names)
         self.residuals: dict[str, float] = {}
         self.register_float64("references", references)
@@ -352,26 +341,26 @@ class DatasetReferences(Reference):
 
     def dataset_of_atoms(self, batch: Data) -> Tensor:
         """Returns the index of the data set of each atom; raises NormalizationError for unknown data sets."""
-        names = read_dataset_names(batch, self.field)
-        unknown = sorted(set(names) - set(self.names))
-        if unknown:
-            raise NormalizationError(
-                f"field {self.field!r} names the data sets {unknown}, but references exist for {self.names}: fit on "
-                "samples of them (config: data.reference.by)"
-            )
+        value = get_field(batch, self.field)
+        if value is None:
+            raise BatchError(f"the sample lacks the field {self.field!r}, its data set (config: data.reference.by)")
+        values = value.reshape(-1).tolist() if isinstance(value, Tensor) else value
+        names = [values] if isinstance(values, str) else [str(only_name(name)) for name in values]
+        if unknown := sorted(set(names) - set(self.names)):
+            where = f"field {self.field!r} (config: data.reference.by)"
+            raise NormalizationError(f"{where} names the data sets {unknown}, expected {self.names}")
         molecule = molecule_index(batch, "pos")
         return torch.tensor([self.names.index(name) for name in names], device=molecule.device)[molecule]
 
     def energy_of(self, sample_or_batch: Data) -> Tensor:
         """Returns the sum over atoms of ref_dZ, (n_molecules,) float64."""
-        numbers = read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
+        numbers = _read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
         energies = self.references[self.dataset_of_atoms(sample_or_batch), numbers]
-        zero = self.common.new_zeros(n_molecules(sample_or_batch))
-        return zero.index_add(0, molecule_index(sample_or_batch, "pos"), energies)
+        return _sum_over_atoms(energies, sample_or_batch)
 
     def check_elements(self, sample_or_batch: Data) -> None:
         """Raises NormalizationError for atoms of elements without a reference in their data set."""
-        numbers = read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
+        numbers = _read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
         of_atom = self.dataset_of_atoms(sample_or_batch)
         for i, name in enumerate(self.names):
             unknown = (of_atom == i) & find_unknown(self.seen_elements[i], numbers)
@@ -387,36 +376,29 @@ class DatasetReferences(Reference):
             for z, i in self.seen_elements.T.nonzero().tolist()
         ]
         header = ["element", "data set", f"common energy{unit_heading(unit)}", f"shift{unit_heading(unit)}"]
-        table = text_table(header, rows, n_left=2)
-        return "\n".join([table, *(f"\n{name}:\n{self.part(name).summary(unit)}" for name in self.names)])
+        fits = (f"\n{name}:\n{self.part(name).summary(unit)}" for name in self.names)
+        return "\n".join([text_table(header, rows, n_left=2), *fits])
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns residuals and fit reports in plain types."""
-        reports = [None if report is None else report.to_plain() for report in self.fit_reports]
+        reports = [report and asdict(report) for report in self.fit_reports]
         return {"residuals": self.residuals, "fit_reports": reports}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes the result of `get_extra_state`."""
         self.residuals = dict(state["residuals"])
-        self.fit_reports = [None if report is None else FitReport.from_plain(report) for report in state["fit_reports"]]
+        self.fit_reports = [report and FitReport.from_plain(report) for report in state["fit_reports"]]
 
 
-def read_atomic_numbers(batch: Data, field: str) -> Tensor:
-    """Returns the atomic numbers of a sample or batch, (n_atom,) int64."""
-    numbers = get_field(batch, field)
-    numbers = get_field(batch, "z") if numbers is None else numbers
-    if numbers is None:
-        raise BatchError(f"the sample lacks the field {field!r} (or 'z') (config: data.source.atomic_numbers_field)")
-    return numbers.long()
+def _read_atomic_numbers(batch: Data, field: str) -> Tensor:
+    for name in (field, "z"):
+        if (numbers := get_field(batch, name)) is not None:
+            return numbers.long()
+    raise BatchError(f"the sample lacks the field {field!r} (or 'z') (config: data.source.atomic_numbers_field)")
 
 
-def read_dataset_names(batch: Any, field: str) -> list[str]:
-    """Returns the name of the data set of each sample."""
-    value = get_field(batch, field)
-    if value is None:
-        raise BatchError(f"the sample lacks the field {field!r}, the name of its data set (config: data.reference.by)")
-    values = value.reshape(-1).tolist() if isinstance(value, Tensor) else value
-    return [values] if isinstance(values, str) else [str(only_name(name)) for name in values]
+def _sum_over_atoms(energies: Tensor, batch: Data) -> Tensor:
+    return energies.new_zeros(n_molecules(batch)).index_add(0, molecule_index(batch, "pos"), energies)
 
 
 def check_unseen_policy(value: str) -> UnseenPolicy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,13 +22,7 @@ from ofdft_norm.data.sample import (
 from ofdft_norm.errors import BatchError, NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
 
-_DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-# mixed precision keeps weights and batches in float32
+# of weights; mixed precision keeps them, and batches, in float32
 _DTYPE_OF_PRECISION = {"64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
 # fields that stay float64
 _EXACT = ("energy_reference", "pos_float64")
@@ -36,7 +30,8 @@ _EXACT = ("energy_reference", "pos_float64")
 
 def batch_dtype(name: str, trainer_precision: str | None) -> torch.dtype:
     """Returns the dtype of batches: float64, float32, bfloat16, float16, or for ``auto`` that of the weights."""
-    return _DTYPES[_DTYPE_OF_PRECISION.get(str(trainer_precision), "float32") if name == "auto" else name]
+    found = _DTYPE_OF_PRECISION.get(str(trainer_precision), "float32") if name == "auto" else name
+    return cast(torch.dtype, getattr(torch, found))
 
 
 class NormalizeBatch:
@@ -61,14 +56,15 @@ class NormalizeBatch:
         follow_batch: Sequence[str] = (),
         only_check: bool = False,
     ) -> None:
-        self.normalizer = normalizer
-        self.dtype = dtype
-        self.post_transforms = list(post_transforms)
-        self.follow_batch = list(follow_batch)
-        self.only_check = only_check
+        self.normalizer, self.dtype, self.only_check = normalizer, dtype, only_check
+        self.post_transforms, self.follow_batch = list(post_transforms), list(follow_batch)
 
     def __call__(self, batch: Any) -> Any:
         """Returns the normalised sample or batch."""
+        return self.finish(self.start(batch))
+
+    def start(self, batch: Any) -> Any:
+        """Returns the sample or batch before its post-transforms."""
         if self.only_check:
             self.normalizer.check(batch)
             return batch
@@ -78,9 +74,23 @@ class NormalizeBatch:
         with torch.no_grad():
             normalized = self.normalizer.normalize(batch, check=on_cpu, share=True, dtype=dtype)
             cast_floats(normalized, self.dtype)
+        return normalized
+
+    def finish(self, batch: Any) -> Any:
+        """Applies the post-transforms to what `start` returned, and adds ``<name>_batch`` and ``<name>_ptr``."""
+        if self.only_check:
+            return batch
         for transform in self.post_transforms:
-            normalized = apply_transform(transform, normalized)
-        return add_followed(normalized, self.follow_batch)
+            batch = apply_transform(transform, batch, "data.post_transforms")
+        for name in self.follow_batch if isinstance(batch, Batch) else ():
+            ends = batch._slice_dict.get(name)
+            if ends is None:
+                known = field_names(batch)
+                raise BatchError(f"the batch has no field {name!r}; it has {known} (config: data.loader.follow_batch)")
+            ends = ends.to(batch[name].device if isinstance(batch[name], Tensor) else "cpu")
+            batch[f"{name}_ptr"] = ends
+            batch[f"{name}_batch"] = torch.arange(n_molecules(batch), device=ends.device).repeat_interleave(ends.diff())
+        return batch
 
 
 class NormalizedDataset(JoinedDataset):
@@ -89,13 +99,11 @@ class NormalizedDataset(JoinedDataset):
     Args:
         dataset: The data set.
         transform: Normalises a batch.
-        keep_in_memory: Keep each sample after it was first read.
+        keep_in_memory: Keep each sample, normalised but not post-transformed, after it was first read.
     """
 
     def __init__(self, dataset: Any, transform: NormalizeBatch, keep_in_memory: bool = False) -> None:
-        self.dataset = dataset
-        self.transform = transform
-        self.keep_in_memory = keep_in_memory
+        self.dataset, self.transform, self.keep_in_memory = dataset, transform, keep_in_memory
         self._kept: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -105,16 +113,11 @@ class NormalizedDataset(JoinedDataset):
         """Returns the normalised batch of some samples."""
         if not self.keep_in_memory:
             return self.transform(read_batch(self.dataset, samples))
-        missing = [i for i in dict.fromkeys(samples) if i not in self._kept]
+        missing = sorted(set(samples) - self._kept.keys())
         if missing:
-            batch = self.transform(read_batch(self.dataset, missing))
+            batch = self.transform.start(read_batch(self.dataset, missing))
             self._kept.update(zip(missing, batch.to_data_list(), strict=True))
-        return add_followed(join_samples([self._kept[i] for i in samples]), self.transform.follow_batch)
-
-    def names(self, samples: Sequence[int]) -> list[str]:
-        """Returns the names of some samples, for messages."""
-        known = getattr(self.dataset, "names", None)
-        return [f"sample {i}" for i in samples] if known is None else known(samples)
+        return self.transform.finish(join_samples(list(map(self._kept.__getitem__, samples))))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles without the kept samples: spawned workers stay small."""
@@ -137,23 +140,6 @@ def cast_floats(sample: Data, dtype: torch.dtype) -> None:
             if dtype == torch.float16 and (value.isfinite() & sample[field].isinf()).any():
                 largest = float(value[value.isfinite()].abs().max())
                 raise NormalizationError(
-                    f"field {field!r} has values up to {largest:.6g}, but float16 (also chosen by the trainer's "
-                    "precision 16-true) ends at 65504: choose float32 or bfloat16 (config: data.dtype), a reference "
-                    "energy (config: data/reference), or a larger energy scale (config: data.energy_scale)"
+                    f"field {field!r} has values up to {largest:.6g}, float16 (also of precision 16-true) has 65504: "
+                    "change data.dtype, data/reference or data.energy_scale"
                 )
-
-
-def add_followed(batch: Any, names: Sequence[str]) -> Any:
-    """Adds ``<name>_batch`` and ``<name>_ptr`` of fields to a joined batch, as PyG's `follow_batch`; returns it."""
-    if not isinstance(batch, Batch):
-        return batch
-    for name in names:
-        ends = batch._slice_dict.get(name)
-        if ends is None:
-            known = field_names(batch)
-            raise BatchError(f"the batch has no field {name!r}; it has {known} (config: data.loader.follow_batch)")
-        value = batch[name]
-        ends = ends.to(value.device if isinstance(value, Tensor) else "cpu")
-        batch[f"{name}_ptr"] = ends
-        batch[f"{name}_batch"] = torch.arange(n_molecules(batch), device=ends.device).repeat_interleave(ends.diff())
-    return batch

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -17,7 +16,8 @@ from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.sample import (
     DUAL_VECTORS,
     PER_FUNCTION,
-    VECTORS,
+    DataT,
+    IntArray,
     get_field,
     is_sample,
     molecule_index,
@@ -30,10 +30,10 @@ from ofdft_norm.normalization.base import (
     Fields,
     Float64Module,
     Reference,
+    check_shape,
     describe,
     find_unknown,
     get_function_index,
-    make_shape_error,
     name_molecules,
     require_field,
 )
@@ -43,11 +43,8 @@ from ofdft_norm.transforms.coordinates import change_coordinates, coordinates_of
 from ofdft_norm.transforms.project_gradient import project_gradient
 from ofdft_norm.units import check_unit
 
-DataT = TypeVar("DataT", bound=Data)
-IntArray = npt.NDArray[np.int64]
-
 # fields that `normalize` adds to a sample
-ADDED_FIELDS = ("normalized", "energy_reference", "energy_reference_coeffs")
+ADDED_FIELDS = ("normalized", "integrals_rescaled", "energy_reference", "energy_reference_coeffs")
 
 
 class Normalizer(Float64Module):
@@ -98,7 +95,8 @@ class Normalizer(Float64Module):
         super().__init__()
         self.unit = check_unit(unit)
         if not 0 < float(energy_scale) < math.inf:
-            raise ConfigError(f"energy_scale = {float(energy_scale)}: expected a positive number (data.energy_scale)")
+            what = f"energy_scale = {float(energy_scale)}"
+            raise ConfigError(f"{what}: expected a positive number (config: data.energy_scale)")
         self.energy_field, self.forces_field = energy_field, forces_field
         self.basis_info, self.coordinates = basis_info, coordinates
         self.reference, self.rescaling, self.training_range = reference, rescaling, training_range
@@ -118,7 +116,7 @@ class Normalizer(Float64Module):
 
         Vectors (`coeffs`, `ground_state_coeffs`), dual vectors (`gradient_label`, `dual_basis_integrals`), the energy
         and the forces are normalised where the sample has them. `energy_reference` [`unit`] and the flag `normalized`
-        are added.
+        are added; where there is a rescaling, also the flag `integrals_rescaled`.
 
         Args:
             sample_or_batch: Raw, in physical units.
@@ -137,23 +135,26 @@ class Normalizer(Float64Module):
             BatchError: If a batch lacks `coeffs_batch`, or its indices contradict each other.
         """
         raw = sample_or_batch
-        check_is_sample(raw)
-        if "normalized" in raw:
-            raise NormalizationError("the sample is normalised already: give normalize() raw samples")
+        if not is_sample(raw) or "normalized" in raw:
+            raise make_state_error(raw, "is normalised already: give normalize() raw samples")
         if check:
             self.check(raw)
-        names, n = self._present_fields(raw), n_molecules(raw)
-        self._check_fields(raw, names, n)
+        is_named = self.coordinates is not None and get_field(raw, "coordinates") is not None
+        if is_named and coordinates_of(raw) != self.coordinates:
+            what = f"{coordinates_of(raw)!r}, expected {self.coordinates!r}, as in the statistics"
+            keys = "(config: data.pre_transforms, data.statistics.path)"
+            raise NormalizationError(f"{describe(raw)}: field 'coordinates' is {what} {keys}")
+        n = n_molecules(raw)
         energy = self.energy_scale.new_zeros(n) if self.reference is None else self.reference.energy_of(raw)
-        affines = self._affines(names, raw, energy)
-        fields = {name: affine.normalize(raw[name]).to(dtype) for name, affine in affines.items()}
-        out = _copy_with_fields(raw, {**fields, "energy_reference": energy}, share)
-        out["normalized"] = torch.ones(n, dtype=torch.bool, device=energy.device)
+        fields = {"energy_reference": energy, "normalized": torch.ones(n, dtype=torch.bool, device=energy.device)}
+        for name, affine in self._affines(raw, energy).items():
+            fields[name] = affine.normalize(raw[name]).to(dtype)
         added: dict[str, str | None] = {"energy_reference": None, "normalized": None}
+        if self.rescaling is not None:
+            fields["integrals_rescaled"], added["integrals_rescaled"] = fields["normalized"].clone(), None
         if self.reference is not None and self.reference.depends_on_coeffs:
-            out["energy_reference_coeffs"] = out["coeffs"].clone()
-            added["energy_reference_coeffs"] = "coeffs"
-        return with_added_fields(out, added)
+            fields["energy_reference_coeffs"], added["energy_reference_coeffs"] = fields["coeffs"].clone(), "coeffs"
+        return with_added_fields(_copy_with_fields(raw, fields, share), added)
 
     def denormalize(self, sample_or_batch: DataT, coordinates: str | None = None) -> DataT:
         """Returns a copy in physical units, in float64: the inverse of `normalize`.
@@ -174,37 +175,41 @@ class Normalizer(Float64Module):
             NormalizationError: If the sample is not normalised.
         """
         batch = sample_or_batch
-        check_is_normalized(batch)
-        affines = self._affines(self._present_fields(batch), batch, batch["energy_reference"])
+        if (energy_reference := get_field(batch, "energy_reference")) is None:
+            raise make_state_error(batch)
+        affines = self._affines(batch, energy_reference)
         out = _copy_with_fields(batch, {name: affine.denormalize(batch[name]) for name, affine in affines.items()})
         for name in ADDED_FIELDS:
             if name in out:
                 del out[name]
         return out if coordinates is None else to_coordinates(out, coordinates)
 
-    def _present_fields(self, batch: Fields) -> list[str]:
-        """Returns the names of the fields to transform that a sample or batch has."""
-        names = (self.energy_field, self.forces_field, *PER_FUNCTION)
-        return [name for name in names if name is not None and get_field(batch, name) is not None]
-
-    def _affines(self, names: Sequence[str], batch: Fields, energy_reference: Tensor) -> dict[str, Affine]:
-        """Returns the affine map of each field: the formulas of this class, for both directions."""
-        affines = {self.energy_field: Affine(energy_reference, self.energy_scale)}
-        if self.forces_field is not None:  # references do not depend on positions
-            affines[self.forces_field] = Affine(unit=self.energy_scale)
-        if not affines.keys() >= set(names):
-            affines |= self._function_affines(require_field("basis_function_ind", batch))
-        return {name: affines[name] for name in names}
+    def _affines(self, batch: Fields, energy_reference: Tensor) -> dict[str, Affine]:
+        """Checks the shapes of the fields that a batch has, and returns their affine maps: this class's formulas."""
+        affines, n = {}, energy_reference.numel()
+        if (energy := get_field(batch, self.energy_field)) is not None:
+            check_shape(self.energy_field, energy, batch, (n,), (n, 1), () if n == 1 else (n,))
+            affines[self.energy_field] = Affine(energy_reference, self.energy_scale)
+        if self.forces_field is not None and (forces := get_field(batch, self.forces_field)) is not None:
+            check_shape(self.forces_field, forces, batch, (molecule_index(batch, "pos").numel(), 3))
+            affines[self.forces_field] = Affine(unit=self.energy_scale)  # references do not depend on positions
+        of_functions: dict[str, Affine] = {}
+        for name in PER_FUNCTION:
+            if (values := get_field(batch, name)) is not None:
+                index = get_function_index(name, values, batch)
+                of_functions = of_functions or self._function_affines(index)
+                affines[name] = of_functions[name]
+        if "coeffs" in affines:
+            molecule_index(batch)  # raises BatchError where a batch lacks coeffs_batch
+        return affines
 
     def _function_affines(self, index: Tensor) -> dict[str, Affine]:
         """Returns the affine map of each field of some basis functions."""
-        vectors, gradient, integrals = Affine(), Affine(unit=self.energy_scale), Affine()
-        if self.rescaling is not None:
-            vectors, gradient, integrals = self.rescaling.maps(index)
-            gradient = Affine(unit=cast(Tensor, gradient.unit) * self.energy_scale)
+        affines = dict.fromkeys(PER_FUNCTION, Affine()) if self.rescaling is None else self.rescaling.maps(index)
+        unit = affines["gradient_label"].unit
         origin = None if self.reference is None else self.reference.gradient_of(index)
-        duals = {"gradient_label": gradient._replace(origin=origin), "dual_basis_integrals": integrals}
-        return {**dict.fromkeys(VECTORS, vectors), **duals}
+        affines["gradient_label"] = Affine(origin, self.energy_scale if unit is None else unit * self.energy_scale)
+        return affines
 
     # --- single quantities ----------------------------------------------------------------------------------------
 
@@ -222,9 +227,11 @@ class Normalizer(Float64Module):
         Raises:
             NormalizationError: If the batch is not normalised, or has another number of molecules.
         """
-        check_is_normalized(batch)
-        stored, coeffs = batch["energy_reference"], get_field(batch, "coeffs")
-        check_energy("energy", energy, stored.numel(), batch)
+        stored, coeffs = get_field(batch, "energy_reference"), get_field(batch, "coeffs")
+        if stored is None:
+            raise make_state_error(batch)
+        n = stored.numel()
+        check_shape("energy", energy, batch, (n,), (n, 1), () if n == 1 else (n,))
         energies = energy.to(torch.float64) * self.energy_scale + stored.reshape(energy.shape)
         stored_coeffs = get_field(batch, "energy_reference_coeffs")
         if self.reference is None or coeffs is None or stored_coeffs is None:
@@ -299,19 +306,17 @@ class Normalizer(Float64Module):
             the values have no meaning.
 
         Raises:
-            NormalizationError: If the batch is not normalised or has no gradient label, or the gradient does not have
-                one entry for each of its basis functions.
-            BatchError: If the batch has no `dual_basis_integrals`.
+            NormalizationError: If the batch is not normalised or lacks one of these fields, or the gradient does not
+                have one entry for each of its basis functions.
         """
-        check_is_normalized(batch)
-        label = require_field("gradient_label", batch)
+        if get_field(batch, "normalized") is None:
+            raise make_state_error(batch)
+        label, integrals = (require_field(name, batch) for name in DUAL_VECTORS)
         get_function_index("gradient", gradient, batch)
         difference = gradient.to(torch.float64) - label.to(torch.float64)
         difference = self.denormalize_gradient_difference(difference, batch, coordinates)
         raw = Data(coeffs_batch=molecule_index(batch), ptr=get_field(batch, "ptr"))
-        integrals = get_field(batch, "dual_basis_integrals")
-        if integrals is not None:
-            raw.dual_basis_integrals = self.denormalize_integrals(integrals, batch, coordinates)
+        raw.dual_basis_integrals = self.denormalize_integrals(integrals, batch, coordinates)
         return project_gradient(difference, raw)
 
     def range_excess(self, sample_or_batch: Data) -> RangeExcess | None:
@@ -341,7 +346,13 @@ class Normalizer(Float64Module):
             unknown = find_unknown(self.seen_elements, numbers)
             if unknown.any():
                 self.check_numbers(numbers[unknown], name_molecules(batch, unknown))
-        check_finite(batch)
+        for name in ("coeffs", "pos"):
+            values = get_field(batch, name)
+            # the sum of finite labels is finite, and faster than a look at each entry
+            if values is not None and not torch.isfinite(values.detach().sum()) and not torch.isfinite(values).all():
+                entry = int((~torch.isfinite(values.reshape(-1))).nonzero()[0])
+                what = f"{values.reshape(-1)[entry].item()} at entry {entry}, expected finite numbers in every sample"
+                raise NormalizationError(f"{describe(batch)}: {name!r} has {what}")
         check_indices(batch, self.basis_info)
 
     def check_numbers(self, numbers: Tensor, where: str = "the samples") -> None:
@@ -362,63 +373,14 @@ class Normalizer(Float64Module):
                 "data.unseen_elements=identity)"
             )
 
-    def _check_fields(self, batch: Data, names: Sequence[str], n: int) -> None:
-        """Validates coordinates, and that fields fit the basis functions, molecules or atoms."""
-        if self.coordinates is not None and get_field(batch, "coordinates") is not None:
-            found = coordinates_of(batch)
-            if found != self.coordinates:
-                raise NormalizationError(
-                    f"{describe(batch)}: field 'coordinates' is {found!r}, but the normaliser was fitted in "
-                    f"{self.coordinates!r}: transform the samples (config: data.pre_transforms), or use statistics of "
-                    "these coordinates (config: data.statistics.path)"
-                )
-        for name in names:
-            if name == self.energy_field:
-                check_energy(name, batch[name], n, batch)
-            elif name == self.forces_field:
-                expected = (molecule_index(batch, "pos").numel(), 3)
-                if batch[name].shape != expected or batch[name].is_complex():
-                    raise make_shape_error(name, batch[name], expected, batch)
-            else:
-                get_function_index(name, batch[name], batch)
-        if "coeffs" in names:
-            molecule_index(batch)  # raises BatchError where a batch lacks coeffs_batch
 
-
-def check_is_sample(batch: Any) -> None:
-    """Raises NormalizationError for objects that are no sample or batch."""
+def make_state_error(batch: Any, state: str | None = None) -> NormalizationError:
+    """Returns the error for objects that are no sample, not normalised, or in another `state`."""
     if not is_sample(batch):
-        raise NormalizationError(
-            f"expected a sample or batch (torch_geometric.data.Data, such as OFData), got a {type(batch).__name__}"
-        )
-
-
-def check_is_normalized(batch: Any) -> None:
-    """Raises NormalizationError for objects that are no normalised sample or batch."""
-    if get_field(batch, "normalized") is None:
-        check_is_sample(batch)
-        raise NormalizationError(
-            "the batch is not normalised: use the batches of OFDFTDataModule's loaders, or call normalize() first"
-        )
-
-
-def check_energy(name: str, energy: Tensor, n: int, batch: Fields) -> None:
-    """Raises NormalizationError for energies that are not one for each of n molecules, in a row or a column."""
-    if (energy.shape not in ((n,), (n, 1)) and not (n == 1 and energy.ndim == 0)) or energy.is_complex():
-        raise make_shape_error(name, energy, (n,), batch)
-
-
-def check_finite(batch: Data) -> None:
-    """Raises NormalizationError for coefficients and positions that are not finite."""
-    for name in ("coeffs", "pos"):
-        values = get_field(batch, name)
-        # the sum of finite labels is finite, and faster than a look at each entry
-        if values is not None and not torch.isfinite(values.detach().sum()) and not torch.isfinite(values).all():
-            entry = int((~torch.isfinite(values.reshape(-1))).nonzero()[0])
-            raise NormalizationError(
-                f"{describe(batch)}: {name!r} has {values.reshape(-1)[entry].item()} at entry {entry}, expected finite "
-                "numbers for every sample, with or without labels"
-            )
+        what = f"expected a sample or batch (torch_geometric.data.Data, such as OFData), got a {type(batch).__name__}"
+        return NormalizationError(what)
+    state = state or "is not normalised: use the batches of OFDFTDataModule's loaders, or call normalize() first"
+    return NormalizationError(f"{describe(batch)} {state}")
 
 
 def check_indices(batch: Data, basis_info: BasisInfo | None) -> None:
@@ -426,51 +388,43 @@ def check_indices(batch: Data, basis_info: BasisInfo | None) -> None:
 
     Atoms that were permuted among those of one element cannot be detected.
     """
-    molecule = None if get_field(batch, "batch") is None else _integers(batch, "batch")
-    n_atoms = next((len(batch[n]) for n in ("pos", "atomic_numbers", "z") if get_field(batch, n) is not None), None)
-    if molecule is not None and n_atoms is not None:
-        in_order = len(molecule) == n_atoms and (np.diff(molecule, prepend=0) >= 0).all()
-        if not in_order or (n_atoms and molecule[-1] >= n_molecules(batch)):
-            raise BatchError(
-                f"{describe(batch)}: field 'batch' is {molecule[:20].tolist()} ..., expected the molecules of "
-                f"{n_atoms} atoms in order: join samples with PyG's DataLoader or Batch.from_data_list"
-            )
-    if basis_info is None or get_field(batch, "atomic_numbers") is None or get_field(batch, "atom_ind") is None:
-        return
-    atom_ind = basis_info.atom_indices(_integers(batch, "atomic_numbers"), describe(batch))
-    expected = {"atom_ind": atom_ind, "basis_function_ind": basis_info.basis_function_ind(atom_ind)}
-    if molecule is not None:
-        expected["coeffs_batch"] = np.repeat(molecule, basis_info.basis_dim_per_atom[atom_ind])
+    expected: dict[str, IntArray] = {}
+    if get_field(batch, "batch") is not None:
+        molecule = _integers(batch, "batch")
+        n_atoms = next((len(batch[n]) for n in ("pos", "atomic_numbers", "z") if get_field(batch, n) is not None), 0)
+        expected["batch"] = np.resize(np.sort(molecule.clip(0, n_molecules(batch) - 1)), n_atoms or len(molecule))
+    if basis_info is not None and not any(get_field(batch, name) is None for name in ("atomic_numbers", "atom_ind")):
+        atom_ind = basis_info.atom_indices(_integers(batch, "atomic_numbers"), describe(batch))
+        expected |= {"atom_ind": atom_ind, "basis_function_ind": basis_info.basis_function_ind(atom_ind)}
+        if "batch" in expected:
+            expected["coeffs_batch"] = np.repeat(expected["batch"], basis_info.basis_dim_per_atom[atom_ind])
     for name, values in expected.items():
         found = values if get_field(batch, name) is None else _integers(batch, name)
-        wrong = [-1] if found.shape != values.shape else np.flatnonzero(found != values)
-        if len(wrong):
+        if found.shape != values.shape:
             what = f"{len(found)} entries, expected {len(values)}"
-            what = what if wrong[0] < 0 else f"{found[wrong[0]]} at entry {wrong[0]}, expected {values[wrong[0]]}"
-            raise BatchError(
-                f"{describe(batch)}: field {name!r} has {what} from 'atomic_numbers' and 'batch': build samples with "
-                "OFData.construct_new and the basis of data.source.basis_info"
-            )
+        elif len(wrong := np.flatnonzero(found != values)):
+            what = f"{found[wrong[0]]} at entry {wrong[0]}, expected {values[wrong[0]]}"
+        else:
+            continue
+        raise BatchError(
+            f"{describe(batch)}: field {name!r} has {what} from the atoms of each molecule in order: build samples "
+            "with OFData.construct_new and the basis of data.source.basis_info, join them with PyG's DataLoader"
+        )
 
 
 def _integers(batch: Data, name: str) -> IntArray:
     values: IntArray = batch[name].detach().cpu().numpy()
     if values.dtype.kind not in "iu" or values.ndim != 1:
-        raise BatchError(
-            f"{describe(batch)}: field {name!r} is {values.dtype} of shape {values.shape}, expected (n,) integers"
-        )
+        what = f"{values.dtype} of shape {values.shape}, expected (n,) integers"
+        raise BatchError(f"{describe(batch)}: field {name!r} is {what}")
     return values
 
 
 def _copy_with_fields(batch: DataT, fields: Mapping[str, Tensor], share: bool = False) -> DataT:
     """Returns a copy with some fields replaced; without `share` it has no memory in common with the argument."""
-    if isinstance(batch, Data):
-        out = copy.copy(batch)
-        for name, value in batch.items():
-            if not share and name not in fields and isinstance(value, Tensor):
-                out[name] = value.clone()
-    else:  # copies of other classes may share more than their tensors
-        out = copy.deepcopy(batch)
+    # copies of other classes may share more than their tensors
+    out = copy.deepcopy(batch) if not isinstance(batch, Data) else copy.copy(batch) if share else batch.clone()
     for name, value in fields.items():
-        out[name] = value.clone() if not share and value is get_field(batch, name) else value
+        if value is not get_field(batch, name):
+            out[name] = value
     return out

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
 from ofdft_norm.data.elements import atomic_number
@@ -31,6 +31,7 @@ from ofdft_norm.normalization.linear_references import (
     check_unseen_policy,
 )
 from ofdft_norm.normalization.reference_report import FitReport
+from ofdft_norm.settings import plain
 from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.units import EnergyUnit, conversion, energy_in_hartree
 
@@ -42,9 +43,7 @@ CHECKPOINT_NAME = "element_references.pt"
 _ROUNDING = 1e-12
 _FAIRCHEM = "fairchem.core.modules.normalization.element_references"
 _KEY = "config: data.reference.values"
-
-
-# --- values -----------------------------------------------------------------------------------------------------------
+_UNIT_KEY = "config: data.reference.unit"
 
 
 def references_from_values(
@@ -77,16 +76,17 @@ def references_from_values(
         >>> references_from_values({"H": -0.5, 8: -75.06}).element_references[8].item()
         -75.06
     """
+    values = plain(values)
     if isinstance(values, str):
         try:
-            values = parse_literal(values)
-        except ValueError as error:
+            values = ast.literal_eval(values)
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise ConfigError(f"reference values {values!r:.80} are no mapping or list: {error} ({_KEY})") from None
-    if isinstance(values, Tensor | np.ndarray):
+    elif isinstance(values, Tensor | np.ndarray):
         values = _as_vector(values, "reference values").tolist()
-    if isinstance(values, Mapping | DictConfig):
+    if isinstance(values, Mapping):
         pairs = [(_parse_element(key), value) for key, value in values.items()]
-    elif isinstance(values, Sequence | ListConfig) and not isinstance(values, str):
+    elif isinstance(values, Sequence) and not isinstance(values, str):
         if len(values) and isinstance(values[0], Real):
             _check_entry_0(float(values[0]))
         pairs = [(number, value) for number, value in enumerate(values) if number and value is not None and value != 0]
@@ -94,35 +94,23 @@ def references_from_values(
         raise ConfigError(f"reference values are a {type(values).__name__}; expected a mapping or a list ({_KEY})")
     numbers = [number for number, _ in pairs]
     if not pairs or len(set(numbers)) < len(pairs) or not all(1 <= number <= max_num_elements for number in numbers):
-        raise ConfigError(
-            f"reference values for the atomic numbers {sorted(numbers)}: expected one for each of some elements, 1 ... "
-            f"{max_num_elements} ({_KEY}, data.reference.max_num_elements)"
-        )
+        expected = f"one for each of some elements 1 ... {max_num_elements}"
+        raise ConfigError(f"reference values for the atomic numbers {sorted(numbers)}: expected {expected} ({_KEY})")
     references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
     references[numbers] = torch.tensor([_parse_energy(value, number) for number, value in pairs], dtype=torch.float64)
-    references *= energy_in_hartree(unit, "config: data.reference.unit")
-    seen = torch.zeros(max_num_elements + 1, dtype=torch.bool).index_fill(0, torch.tensor(numbers), True)
+    references *= energy_in_hartree(unit, _UNIT_KEY)
+    seen = torch.zeros_like(references, dtype=torch.bool).index_fill(0, torch.tensor(numbers), True)
     return LinearReferences(references, max_num_elements, seen, unseen_elements, atomic_numbers_field)
-
-
-def parse_literal(text: str) -> Any:
-    """Parses a Python literal such as ``"{1: -13.6}"``; raises ValueError for other text."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(str(error)) from None
 
 
 def _parse_element(key: Any) -> int:
     if isinstance(key, bool):
         raise ConfigError(f"the element {key}: YAML reads the symbol No as false; write it in quotes, or 102 ({_KEY})")
-    if isinstance(key, Integral) or (isinstance(key, str) and key.isdecimal()):
-        return int(key)
-    return atomic_number(key)
+    return int(key) if isinstance(key, Integral) or str(key).isdecimal() else atomic_number(key)
 
 
 def _parse_energy(value: Any, number: int) -> float:
-    if isinstance(value, Mapping | DictConfig):  # by charge
+    if isinstance(value, Mapping):  # by charge
         value = value.get(0, value.get("0"))
     if isinstance(value, Tensor | np.ndarray) and np.prod(value.shape) == 1:
         value = value.item()
@@ -133,10 +121,7 @@ def _parse_energy(value: Any, number: int) -> float:
 
 def _check_entry_0(value: float) -> None:
     if abs(value) >= _ROUNDING:
-        raise StatisticsError(
-            f"references by atomic number have the value {value} at index 0, which belongs to no element: put 0 there, "
-            f"or, where the list begins with hydrogen, a 0 in front of it ({_KEY}, data.reference.file)"
-        )
+        raise StatisticsError(f"references by atomic number have {value} at index 0, expected 0 ({_KEY})")
 
 
 def _as_vector(value: Any, where: str) -> Tensor:
@@ -146,14 +131,9 @@ def _as_vector(value: Any, where: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         raise StatisticsError(f"{where} has no numbers: {value!r:.80}") from None
     if tensor.is_complex() or tensor.numel() < 2 or tensor.numel() != max(tensor.shape):
-        raise StatisticsError(
-            f"{where} has dtype {tensor.dtype} and shape {tuple(tensor.shape)}, expected a vector of real numbers, one "
-            "for each atomic number from 0"
-        )
+        found = f"dtype {tensor.dtype} and shape {tuple(tensor.shape)}"
+        raise StatisticsError(f"{where} has {found}, expected real numbers by atomic number from 0")
     return tensor.reshape(-1)
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def create_element_references(
@@ -183,13 +163,11 @@ def create_element_references(
         return _references_of(state_dict, "state_dict", unit)
     content = read_reference_file(Path(file))
     name = ONLY_TARGET if ONLY_TARGET in content else target
+    # a lone tensor may be a state dict of something else
     if name is None and len(content) == 1 and not isinstance(next(iter(content.values())), Tensor | np.ndarray):
-        name = next(iter(content))
+        (name,) = content
     if name not in content:
-        raise ConfigError(
-            f"{file}: target is {target!r}, but the file has {sorted(content)}: name one of them (argument target, "
-            "config: data.reference.target)"
-        )
+        raise ConfigError(f"{file}: target is {target!r}, expected {sorted(content)} (config: data.reference.target)")
     return _references_of(content[name], f"{file}: {name!r}" if name else str(file), unit)
 
 
@@ -201,27 +179,27 @@ def read_given_references(config: LinearReferencesConfig, unit: str) -> LinearRe
         references = create_element_references(config.file or config.base, target=config.target)
     else:
         return None
-    references.element_references *= conversion(config.unit or unit, unit, "config: data.reference.unit")
+    references.element_references *= conversion(config.unit or unit, unit, _UNIT_KEY)
     references.unseen_elements = config.unseen_elements
     return references
 
 
 def _references_of(content: Any, where: str, unit: EnergyUnit = "hartree") -> LinearReferences:
     """Makes references from a state dict, a vector, or the values of `references_from_values`."""
-    if not isinstance(content, Mapping) or "element_references" not in content:
-        if not isinstance(content, Tensor | np.ndarray):
-            try:
-                return references_from_values(content, unit=unit)
-            except (ConfigError, StatisticsError) as error:
-                raise type(error)(f"{where}: {error}") from None
+    if isinstance(content, Tensor | np.ndarray):
         content = {"element_references": content}
+    elif not isinstance(content, Mapping) or "element_references" not in content:
+        try:
+            return references_from_values(content, unit=unit)
+        except (ConfigError, StatisticsError) as error:
+            raise type(error)(f"{where}: {error}") from None
     values = _as_vector(content["element_references"], f"{where}: 'element_references'").to(torch.float64, copy=True)
     _check_entry_0(float(values[0]))
     values[0] = 0
     # entries that the classes of other packages lack are in the metadata of a state dict
     entries = {**getattr(content, "_metadata", {}).get("", {}), **content}
     seen, report = entries.get("seen_elements"), entries.get(EXTRA_STATE)
-    factor = energy_in_hartree(unit, "config: data.reference.unit")
+    factor = energy_in_hartree(unit, _UNIT_KEY)
     return LinearReferences(
         values * factor,
         seen_elements=None if seen is None else _as_vector(seen, f"{where}: 'seen_elements'"),
@@ -242,24 +220,17 @@ def read_reference_file(path: Path) -> dict[str, Any]:
     readers = {".npz": _read_npz, ".npy": _read_npz, ".json": _read_text, ".yaml": _read_text, ".yml": _read_text}
     readers |= dict.fromkeys((".pt", ".pth", ".ckpt"), _read_pt)
     if path.suffix not in readers:
-        raise StatisticsError(
-            f"{path}: element references are read from files of the kinds {sorted(readers)}, not {path.suffix!r} "
-            "(config: data.reference.file)"
-        )
+        raise StatisticsError(f"{path}: expected a file of {sorted(readers)} (config: data.reference.file)")
     try:
         content = readers[path.suffix](path)
     except StatisticsError:
         raise
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise StatisticsError(f"{path}: cannot be read: {error} (config: data.reference.file)") from error
-    by_element = isinstance(content, Mapping) and content and all(map(_is_number, content.values()))
-    if not isinstance(content, Mapping) or "element_references" in content or by_element:
+    if not isinstance(content, Mapping) or "element_references" in content:
         return {ONLY_TARGET: content}
-    return {str(target): value for target, value in content.items()}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | Tensor | np.ndarray | np.generic) and np.ndim(value) == 0
+    by_element = not any(isinstance(value, Sequence | Mapping) or np.ndim(value) for value in content.values())
+    return {ONLY_TARGET: content} if content and by_element else {str(key): value for key, value in content.items()}
 
 
 def _read_npz(path: Path) -> Any:
@@ -279,52 +250,38 @@ def _read_npz(path: Path) -> Any:
 
 def _read_text(path: Path) -> Any:
     content = read_json(path) if path.suffix == ".json" else read_yaml(path)
-    if isinstance(content, Mapping) and "atomic_energies" in content:  # MACE's statistics.json
-        content = content["atomic_energies"]
-    return parse_literal(content) if isinstance(content, str) else content
+    is_statistics = isinstance(content, Mapping) and "atomic_energies" in content  # of MACE
+    return content["atomic_energies"] if is_statistics else content
 
 
-class _Pickled:
-    """Stands in for fairchem's modules of references, versions 1 and 2, and keeps only their tensors."""
+class _Buffers(dict[str, Any]):
+    """Takes the place of fairchem's modules of references, versions 1 and 2, and keeps only their tensors."""
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.state = dict(state["_buffers"])
+        self.update(state["_buffers"])
 
 
 def _read_pt(path: Path) -> Any:
     # torch builds only tensors, plain containers and these
-    stand_ins: list[Any] = [(_Pickled, f"{_FAIRCHEM}.{name}") for name in ("LinearReferences", "ElementReferences")]
+    modules: list[Any] = [(_Buffers, f"{_FAIRCHEM}.{name}") for name in ("LinearReferences", "ElementReferences")]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(modules):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, KeyError, TypeError) as error:
-        raise StatisticsError(
-            f"{path}: has pickled objects, which are never loaded: save the module's state_dict() with torch.save, in "
-            "the environment of the package that wrote the file"
-        ) from error
-    if isinstance(content, Mapping) and "state_dict" in content:
-        return _find_in_checkpoint(path, content)
-    if isinstance(content, Mapping) and any(isinstance(value, _Pickled) for value in content.values()):
-        return {name: value.state if isinstance(value, _Pickled) else value for name, value in content.items()}
-    return content.state if isinstance(content, _Pickled) else content
+        message = "has pickled objects, which are never loaded: save state_dict() with the package that wrote the file"
+        raise StatisticsError(f"{path}: {message}") from error
+    return _find_in_checkpoint(path, content) if isinstance(content, Mapping) and "state_dict" in content else content
 
 
 def _find_in_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> Any:
-    """Returns the values of the linear references of the normaliser in a checkpoint, wherever it is stored."""
-    pending, found = [checkpoint], None
-    while pending and found is None:
-        mapping = pending.pop()
-        found = mapping["parts"]["reference"] if {"format", "parts"} <= mapping.keys() else None
+    """Returns the values of the linear references in a checkpoint, wherever its normaliser is stored."""
+    pending: list[Mapping[str, Any]] = [checkpoint]
+    for mapping in pending:
+        part = mapping["parts"]["reference"] if {"format", "parts"} <= mapping.keys() else None
+        if part is not None and part["class"] == "LinearReferences":
+            return part["values"]
         pending += [value for value in mapping.values() if isinstance(value, Mapping)]
-    if found is None or found["class"] != "LinearReferences":
-        raise StatisticsError(
-            f"{path}: has {'no references' if found is None else found['class']}, expected LinearReferences: give a "
-            "checkpoint with data/reference=linear or fixed (config: data.reference.base, data.reference.file)"
-        )
-    return found["values"]
-
-
-# --- configurations of several targets --------------------------------------------------------------------------------
+    raise StatisticsError(f"{path}: has no references of data/reference=linear or fixed (config: data.reference.file)")
 
 
 def load_references_from_config(
@@ -359,67 +316,65 @@ def load_references_from_config(
         StatisticsError: If a file cannot be read, or lacks a target.
     """
     fit: Any = config.get("fit")
-    fit_targets = [] if fit is None else _check_fit(fit)
-    own = {str(t): _read_target(str(t), config[t]) for t in config if t not in ("file", "fit")}
+    arguments = {} if fit is None else _check_fit(fit)
+    fit_targets, resumed = arguments.pop("targets", []), arguments.pop("fitted", False)
+    own = {str(t): _read_target(str(t), plain(config[t])) for t in config if t not in ("file", "fit")}
     in_file = {} if config.get("file") is None else _read_targets(Path(config["file"]))
+    places = {"its own entry": own, "'file'": in_file, "'fit'": fit_targets}
     for target in sorted({*in_file, *fit_targets, *own}):
-        places = (("its own entry", own), ("'file'", in_file), ("'fit'", fit_targets))
-        sources = [name for name, targets in places if target in targets]
+        sources = [name for name, targets in places.items() if target in targets]
         if len(sources) > 1:
-            message = (
-                f"the references of {target!r} have several sources, {' and '.join(sources)}: {sources[0]} is used"
-            )
+            message = f"references of {target!r} have several sources, {' and '.join(sources)}: the first is used"
             warnings.warn(message, stacklevel=2)
     references = {**in_file, **own}
     wanted = [target for target in fit_targets if target not in references]
-    resumed = fit is not None and bool(fit.get("fitted", False))
+    stored = None if checkpoint_dir is None else Path(checkpoint_dir) / CHECKPOINT_NAME
     if wanted and resumed:
-        references |= _read_fitted(wanted, checkpoint_dir)
-    elif wanted and fit is not None:
-        arguments = {key: _to_plain(value) for key, value in fit.items() if key not in ("targets", "fitted")}
+        fitted = _read_targets(stored) if stored is not None and stored.is_file() else {}
+        if missing := [target for target in wanted if target not in fitted]:
+            raise ConfigError(
+                f"fit.fitted is true, but checkpoint_dir = {checkpoint_dir} has no references of {missing}"
+            )
+        references |= {target: fitted[target] for target in wanted}
+    elif wanted:
         references |= fit_linear_references(wanted, dataset, **{"seed": seed, **arguments})
         with open_dict(fit) if isinstance(fit, DictConfig) else nullcontext():
             fit["fitted"] = True
     if not references:
         raise ConfigError("the references' config names no target: give 'file', 'fit', or an entry for a target")
-    if checkpoint_dir is not None and not resumed and current_ranks().rank == 0:
-        with written_whole(Path(checkpoint_dir) / CHECKPOINT_NAME, replace=True) as file:
+    if stored is not None and not resumed and current_ranks().rank == 0:
+        with written_whole(stored, replace=True) as file:
             torch.save({target: module.state_dict() for target, module in references.items()}, file)
     return references
 
 
-def _to_plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
-
-
-def _check_fit(fit: Any) -> list[str]:
-    """Validates the section `fit` and returns its targets."""
-    allowed = [name for name in inspect.signature(fit_linear_references).parameters if name != "dataset"]
-    keys = [str(key) for key in fit] if isinstance(fit, MutableMapping | DictConfig) else None
-    if keys is None or not {"targets", "batch_size"} <= set(keys) or not set(keys) <= {*allowed, "fitted"}:
-        raise ConfigError(f"fit has {keys or repr(fit)}: expected targets, batch_size, and perhaps others of {allowed}")
-    targets = _to_plain(fit["targets"])
+def _check_fit(fit: Any) -> dict[str, Any]:
+    """Validates the section `fit` and returns a copy of it."""
+    allowed = {*inspect.signature(fit_linear_references).parameters, "fitted"} - {"dataset"}
+    found = dict(plain(fit)) if isinstance(fit, MutableMapping | DictConfig) else {}
+    if not {"targets", "batch_size"} <= found.keys() <= allowed:
+        raise ConfigError(
+            f"fit has {list(found) or repr(fit)}: expected targets, batch_size, perhaps {sorted(allowed)}"
+        )
+    targets = plain(found["targets"])
     if not isinstance(targets, list | tuple):
         raise ConfigError(f"fit.targets = {targets!r}: expected a list of names, such as [energy]")
-    return [str(target) for target in targets]
+    return {**found, "targets": [str(target) for target in targets]}
 
 
 def _read_target(target: str, entry: Any) -> LinearReferences:
     """Reads the entry of one target: values, or a mapping with a file, values or a state dict and options."""
-    keys = [str(key) for key in entry] if isinstance(entry, Mapping | DictConfig) else []
-    sources = [key for key in keys if key in ("file", "values", "state_dict")]
+    sources = {"file", "values", "state_dict"}.intersection(entry if isinstance(entry, Mapping) else ())
     if not sources:
         return _references_of(entry, target)
-    if len(sources) > 1 or not set(keys) <= {*sources, "target", "unit", "unseen_elements"}:
-        raise ConfigError(
-            f"{target} has the keys {keys}: expected one of file, values, state_dict, with target, unit and "
-            "unseen_elements at most"
-        )
+    if len(sources) > 1 or not {*entry} <= {*sources, "target", "unit", "unseen_elements"}:
+        expected = "one of file, values, state_dict, and perhaps target, unit, unseen_elements"
+        raise ConfigError(f"{target} has the keys {[*entry]}: expected {expected}")
     unit = entry.get("unit", "hartree")
-    if sources == ["file"]:
+    if "file" in entry:
         references = create_element_references(entry["file"], target=entry.get("target"), unit=unit)
     else:
-        references = _references_of(entry[sources[0]], target, unit)
+        references = _references_of(entry[sources.pop()], target, unit)
     references.unseen_elements = check_unseen_policy(entry.get("unseen_elements", "error"))
     return references
 
@@ -428,17 +383,5 @@ def _read_targets(path: Path) -> dict[str, LinearReferences]:
     """Reads the references of several targets from one file."""
     content = read_reference_file(path)
     if ONLY_TARGET in content:
-        raise StatisticsError(f"{path}: has the references of a single target; name it: <target>: {{file: {path}}}")
+        raise StatisticsError(f"{path}: has the references of a single target; expected <target>: {{file: {path}}}")
     return {target: _references_of(state, f"{path}: {target!r}") for target, state in content.items()}
-
-
-def _read_fitted(targets: Sequence[str], checkpoint_dir: str | Path | None) -> dict[str, LinearReferences]:
-    path = None if checkpoint_dir is None else Path(checkpoint_dir) / CHECKPOINT_NAME
-    references = {} if path is None or not path.is_file() else _read_targets(path)
-    missing = [target for target in targets if target not in references]
-    if missing:
-        raise ConfigError(
-            f"fit.fitted is true, but {path or 'checkpoint_dir (not given)'} has no references of {missing}: give the "
-            "folder of the run that fitted them, or remove fit.fitted to fit again"
-        )
-    return {target: references[target] for target in targets}

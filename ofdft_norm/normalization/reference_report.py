@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from textwrap import fill
 from typing import Any, cast
@@ -71,13 +71,9 @@ class FitReport:
     null_space: list[list[float]] = field(default_factory=list)
     worst: list[WorstMolecule] = field(default_factory=list)
 
-    def to_plain(self) -> dict[str, Any]:
-        """Returns dictionaries, lists, numbers and strings."""
-        return asdict(self)
-
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> FitReport:
-        """Inverse of `to_plain`."""
+        """Inverse of `dataclasses.asdict`."""
         return cls(**{**content, "worst": [WorstMolecule(**entry) for entry in content["worst"]]})
 
     def line(self, unit: str = "") -> str:
@@ -153,55 +149,39 @@ def r_squared(residual: ResidualStatistics | None, energy: ResidualStatistics | 
 
 
 def tabulate_elements(values: Tensor, seen: Tensor, fit: FitReport | None, unit: str = "") -> str:
-    """Returns a table of references with their standard errors, and lines about their fit.
-
-    `values` and `seen` are (max_num_elements + 1,).
-    """
+    """Returns a table of references, (max_num_elements + 1,), with standard errors, and lines about their fit."""
     in_unit = unit_heading(unit)
-    header = ["element", f"energy{in_unit}", f"std. error{in_unit}", "atoms", "molecules", ""]
-    rows = [[element_name(z), f"{float(values[z]):.6f}"] for z in seen.nonzero().squeeze(1).tolist() if z > 0]
+    header = ["element", f"energy{in_unit}"]
+    rows = {z: [element_name(z), f"{float(values[z]):.6f}"] for z in seen.nonzero().squeeze(1).tolist() if z > 0}
     if fit is None:
-        return "\n".join([text_table(header[:2], rows), "given values, not fitted"])
-    header[4] = fit.rows
-    known: dict[str, list[str]] = {}
-    for i, z in enumerate(fit.atomic_numbers):
-        alone = all(abs(combination[i]) < _ZERO for combination in fit.null_space)
-        numbers = [
-            None if column is None else column[i] for column in (fit.standard_errors, fit.n_atoms, fit.n_molecules)
-        ]
-        cells = [_number(numbers[0], ".2g"), *map(_number, numbers[1:])]
-        known[element_name(z)] = [*cells, "" if alone else "not determined alone"]
-    table = text_table(header, [[*row, *known.get(row[0], ["-", "-", "-", ""])] for row in rows])
+        return "\n".join([text_table(header, list(rows.values())), "given values, not fitted"])
+    header += [f"std. error{in_unit}", "atoms", fit.rows, ""]
+    numbers = (fit.standard_errors, fit.n_atoms, fit.n_molecules)
+    for z, row in rows.items():
+        i = fit.atomic_numbers.index(z) if z in fit.atomic_numbers else None
+        row += [_number(None if i is None or column is None else column[i], ".2g") for column in numbers]
+        free = i is not None and any(abs(combination[i]) >= _ZERO for combination in fit.null_space)
+        row.append("not determined alone" if free else "")
     sentences = [fit.line(in_unit)]
     if fit.moved is not None:
-        sentences.append(f"correction of the base{in_unit}: {describe_correction(fit)}")
+        moves = (f"{element_name(z)} {by:+.3g}" for z, by in zip(fit.atomic_numbers, fit.moved, strict=True))
+        sentences.append(f"correction of the base{in_unit}: {', '.join(moves)}")
     combinations = describe_null_space(np.array(fit.null_space), fit.atomic_numbers)
     sentences += [f"undetermined, minimum norm chosen: {text}" for text in combinations]
-    lines = [table, *(fill(sentence, WIDTH, subsequent_indent="  ") for sentence in sentences)]
-    worst = [
-        [w.name or "-", w.formula, _place(w), f"{w.target:.6f}", f"{w.residual:+.3g}"]
-        for w in fit.worst[:_SHOWN_MOLECULES]
-    ]
-    headings = ["largest residuals", "formula", "sample", f"target{in_unit}", f"residual{in_unit}"]
-    if worst:
-        lines.append(text_table(headings, worst))
+    lines = [text_table(header, list(rows.values())), *(fill(s, WIDTH, subsequent_indent="  ") for s in sentences)]
+    if fit.worst:
+        headings = ["largest residuals", "formula", "sample", f"target{in_unit}", f"residual{in_unit}"]
+        cells = []
+        for w in fit.worst[:_SHOWN_MOLECULES]:
+            place = _number(w.index) if w.scf_iteration is None else f"SCF iteration {w.scf_iteration}"
+            cells.append([w.name or "-", w.formula, place, f"{w.target:.6f}", f"{w.residual:+.3g}"])
+        lines.append(text_table(headings, cells))
     return "\n".join(lines)
 
 
 def unit_heading(unit: str) -> str:
     """Returns a unit's symbol in brackets for headings, ``" [Ha]"``; empty for none."""
     return f" [{shown(unit).symbol if unit in ENERGY_UNITS else unit}]" if unit else ""
-
-
-def describe_correction(fit: FitReport) -> str:
-    """Returns the corrections of a base in words.
-
-    Examples:
-        >>> describe_correction(FitReport(atomic_numbers=[1, 8], moved=[0.01, -0.25]))
-        'H +0.01, O -0.25'
-    """
-    pairs = zip(fit.atomic_numbers, fit.moved or [], strict=True)
-    return ", ".join(f"{element_name(z)} {by:+.3g}" for z, by in pairs)
 
 
 def element_name(z: int) -> str:
@@ -213,15 +193,6 @@ def _number(value: float | None, digits: str = ".3g") -> str:
     if value is None or math.isnan(value):
         return "-"
     return str(value) if isinstance(value, int) else format(value, digits)
-
-
-def _place(molecule: WorstMolecule) -> str:
-    if molecule.scf_iteration is not None:
-        return f"SCF iteration {molecule.scf_iteration}"
-    return "-" if molecule.index is None else str(molecule.index)
-
-
-# --- undetermined combinations in words -------------------------------------------------------------------------------
 
 
 def describe_null_space(null_space: Array, atomic_numbers: Sequence[int]) -> list[str]:
@@ -255,21 +226,19 @@ def _row_echelon(matrix: Array) -> Array:
 
 
 def _as_integers(row: list[float]) -> Sequence[float]:
+    """Returns the smallest integers in the same proportion; the row itself where there are none."""
     ratios = [Fraction(x).limit_denominator(_LARGEST_DENOMINATOR) for x in row]
     if any(abs(float(ratio) - x) > 1e-7 for ratio, x in zip(ratios, row, strict=True)):
         return row
-    scale = math.lcm(*(ratio.denominator for ratio in ratios))
-    integers = [int(ratio * scale) for ratio in ratios]
-    return [i // math.gcd(*integers) for i in integers]
+    scale = Fraction(math.lcm(*(r.denominator for r in ratios)), math.gcd(*(r.numerator for r in ratios)))
+    return [int(ratio * scale) for ratio in ratios]
 
 
 def _sentence(combination: Sequence[float], names: Sequence[str]) -> str:
     terms = [(c, name) for c, name in zip(combination, names, strict=True) if c != 0]
     left, right = [(c, s) for c, s in terms if c > 0], [(-c, s) for c, s in terms if c < 0]
     if len(left) == len(right) == 1:
-        (a, first), (b, second) = ((abs(c), name) for c, name in terms)
-        return f"{first} and {second} only ever appear as {b:g}:{a:g}"
-    if len(right) == 1:
-        left, right = right, left
+        (a, first), (b, second) = terms
+        return f"{first} and {second} only ever appear as {abs(b):g}:{abs(a):g}"
     sides = [" + ".join(f"n({s})" if c == 1 else f"{c:.6g} n({s})" for c, s in side) or "0" for side in (left, right)]
-    return f"{sides[0]} = {sides[1]} in every molecule"
+    return " = ".join(reversed(sides) if len(right) == 1 else sides) + " in every molecule"

@@ -30,7 +30,7 @@ _SETTINGS: dict[type[Float64Module], tuple[str, ...]] = {
     DimensionWiseRescaling: ("s_coeff", "s_grad", "epsilon", "output_dtype"),
     TrainingRange: (),
 }
-_CLASSES: dict[str, type[Float64Module]] = {cls.__name__: cls for cls in _SETTINGS}
+_CLASSES = {cls.__name__: cls for cls in _SETTINGS}
 _PARTS = ("reference", "rescaling", "training_range")
 _OWN = ("energy_field", "forces_field", "coordinates", "unit")
 
@@ -82,10 +82,8 @@ def _part_from_state(state: Mapping[str, Any] | None) -> Any:
     if state is None:
         return None
     if state["class"] not in _CLASSES:
-        raise NormalizationError(
-            f"the normaliser of this checkpoint has a part of class {state['class']!r}, expected one of "
-            f"{sorted(_CLASSES)}"
-        )
+        what = f"the normaliser of this checkpoint has a part of class {state['class']!r}"
+        raise NormalizationError(f"{what}, expected one of {sorted(_CLASSES)}")
     cls, values = _CLASSES[state["class"]], dict(state["values"])
     tensors = {name: values[name] for name in inspect.signature(cls).parameters if name in values}
     module = cls(**tensors, **state["settings"])
@@ -96,7 +94,8 @@ def _part_from_state(state: Mapping[str, Any] | None) -> Any:
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Returns the differences of two normaliser states in words; empty if they are equal to the last bit."""
     a, b = _flatten(old), _flatten(new)
-    return "; ".join(text for name in sorted(a.keys() | b.keys()) if (text := _compare(name, a.get(name), b.get(name))))
+    found = (_compare(name, a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()))
+    return "; ".join(filter(None, found))
 
 
 def _flatten(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,14 +138,14 @@ def find_lambda_holders(
     if low is None or high is None:
         return None
     gradient, shell = weigher.gradient_label, basis_info.basis_func_to_shell
-    for equivariant in (False, True):
-        origin = np.where(equivariant & (basis_info.l_per_basis_func > 0), 0.0, gradient.mean)
+    dimensions, by_gradient = np.arange(len(shell)), rescaling.branches()["gradient"].cpu().numpy()
+    for group, is_centred in ((dimensions, True), (shell, basis_info.l_per_basis_func == 0)):
+        origin = np.where(is_centred, gradient.mean, 0.0)
         below, above = origin - gradient.minimum, gradient.maximum - origin
         largest, holder = np.maximum(below, above), np.where(above >= below, high, low)
-        if equivariant:  # the component of the shell with the largest gradient
-            order = np.lexsort((largest, shell))
-            last = order[np.flatnonzero(np.diff(shell[order], append=-1))]
-            largest, holder = largest[last][shell], holder[last][shell]
-        if np.allclose(largest, rescaling.max_grads.cpu().numpy(), rtol=1e-9, atol=0):
-            return np.where(rescaling.branches()["gradient"].cpu().numpy(), holder, -1)
+        # the component of the group (one dimension, or a shell) with the largest gradient
+        order = np.lexsort((largest, group))
+        of_group = order[np.searchsorted(group[order], group, side="right") - 1]
+        if np.allclose(largest[of_group], rescaling.max_grads.cpu().numpy(), rtol=1e-9, atol=0):
+            return np.where(by_gradient, holder[of_group], -1)
     return None

@@ -9,35 +9,26 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ofdft_norm.data.ase import ASEDataset
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import MoleculeDataset
 from ofdft_norm.data.files import default_cache_dir
 from ofdft_norm.data.identity import identity
-from ofdft_norm.errors import StatisticsError
+from ofdft_norm.errors import MissingStatisticsFileError, StatisticsError
 from ofdft_norm.statistics import fit_statistics as fit
-from ofdft_norm.statistics.distributed import Ranks, current_ranks, waiting_at_most
+from ofdft_norm.statistics.distributed import Ranks, current_ranks
 from ofdft_norm.statistics.fit_statistics import STATISTICS_VERSION, StatisticsConfig
 from ofdft_norm.statistics.store import DatasetStatistics
 from ofdft_norm.statistics.weighers import ConstantSampleWeigher
 
 logger = logging.getLogger(__name__)
 
-# What statistics must have in common with the present configuration, and the keys that choose it.
-_CHOSEN_BY = {
-    "pre_transforms": "data.pre_transforms",
-    "energy_key": "data.source.energy_key",
-    "gradient_key": "data.source.gradient_key",
-    "unit": "data.unit",
-}
 
-
-@dataclass(frozen=True)
-class FittedStatistics:
+class FittedStatistics(NamedTuple):
     """Statistics of a training split."""
 
     statistics: DatasetStatistics
@@ -60,28 +51,43 @@ def load_or_fit(
     """
     if config.path is not None:
         given = DatasetStatistics(Path(config.path).expanduser())
-        _refuse_other_origin(given, origin)
+        for name, expected in origin.items():
+            # without a statement energies are in hartree, as in STRUCTURES25
+            found = given.attributes.get(name, "hartree" if name == "unit" else None)
+            if found is not None and found != expected:
+                key = f"data.source.{name}" if name.endswith("_key") else f"data.{name}"
+                raise StatisticsError(
+                    f"{config.path}: taken with {name} = {found}, but the configuration has {expected}: give other "
+                    f"statistics (config: data.statistics.path), or change the configuration (config: {key})"
+                )
         return FittedStatistics(given, None, True)
     fields = (energy_field, atomic_numbers_field)
     if basis_info is None:
         config = replace(config, weigher_key="constant", weighers=(ConstantSampleWeigher(),), initial_guess_weighers=())
-    with waiting_at_most(config.rank_timeout):
-        ranks = current_ranks()
-        with ranks.together():
-            dataset = open_dataset()
-            described = _describe(dataset, basis_info, config, fields)
+    ranks, path, found = current_ranks(config.rank_timeout), None, None
+    with ranks.together():
+        dataset = open_dataset()
+        described = _describe(dataset, basis_info, config, fields)
+    if ranks.group is not None:
         _refuse_different_ranks(described, ranks)
-        fingerprint = None if None in described.values() else _digest(described)
-        path = None if fingerprint is None else _folder(config) / f"{fingerprint[:32]}.npz"
-        with ranks.together():
-            found = None if path is None or ranks.rank > 0 else _read_entry(path, fingerprint)
-        found = ranks.gathered(found)[0]
-        if found is not None:
-            return FittedStatistics(found, fingerprint, True)
-        with ranks.together():
-            if isinstance(dataset, MoleculeDataset):
-                dataset.verify()
-        arrays, attributes = fit.fit_statistics(dataset, basis_info, config, *fields)
+    fingerprint = _digest(described)
+    if fingerprint is not None:
+        folder = config.dir or os.environ.get("OFDFT_NORM_CACHE")
+        path = (Path(folder).expanduser() if folder else default_cache_dir()) / f"{fingerprint[:32]}.npz"
+        if ranks.rank == 0:
+            try:
+                found = DatasetStatistics(path)
+            except MissingStatisticsFileError:
+                pass
+            except StatisticsError as error:
+                warnings.warn(f"{error}; fitting again", stacklevel=2)
+    found = ranks.gathered(found)[0]
+    if found is not None and found.attributes.get("fingerprint") == fingerprint:
+        return FittedStatistics(found, fingerprint, True)
+    with ranks.together():
+        if isinstance(dataset, MoleculeDataset):
+            dataset.verify()
+    arrays, attributes = fit.fit_statistics(dataset, basis_info, config, *fields)
     statistics = DatasetStatistics.from_arrays(arrays, {**attributes, **origin, "fingerprint": fingerprint})
     statistics.path = path
     if path is not None and ranks.rank == 0:
@@ -100,24 +106,23 @@ def compute_fingerprint(
     dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig, fields: tuple[str, str]
 ) -> str | None:
     """Returns the fingerprint of a training split's statistics; None if the data cannot be recognised."""
-    described = _describe(dataset, basis_info, config, fields)
-    return None if None in described.values() else _digest(described)
+    return _digest(_describe(dataset, basis_info, config, fields))
 
 
-def _folder(config: StatisticsConfig) -> Path:
-    given = config.dir or os.environ.get("OFDFT_NORM_CACHE")
-    return default_cache_dir() if given is None else Path(given).expanduser()
+def _digest(described: dict[str, Any]) -> str | None:
+    if None in described.values():
+        return None
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(
     dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig, fields: tuple[str, str]
 ) -> dict[str, Any]:
-    """Describes all that a fit depends on in plain data; None where something cannot be recognised later."""
-    weighers = [list(config.weighers), list(config.initial_guess_weighers)]
+    """Describes all that a fit depends on in plain data; None stands for what cannot be recognised later."""
     described = {
         "version": STATISTICS_VERSION,
         "settings": [config.with_bias, config.min_atoms_per_type, config.n_batches, config.residuals, *fields],
-        "weighers": "" if basis_info is None else identity(weighers),
+        "weighers": "" if basis_info is None else identity([[*config.weighers], [*config.initial_guess_weighers]]),
         "basis": "" if basis_info is None else basis_info.fingerprint(),
     }
     if not isinstance(dataset, MoleculeDataset | ASEDataset):
@@ -134,47 +139,15 @@ def _log_once(message: str) -> None:
     logger.warning(message)
 
 
-def _digest(described: Any) -> str:
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
 def _refuse_different_ranks(described: dict[str, Any], ranks: Ranks) -> None:
     """Refuses ranks that are about to fit different data."""
-    if ranks.group is None:
-        return
-    digests = ranks.gathered(_digest(described))
-    other = next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None)
-    if other is None:
-        return
-    everything = ranks.gathered(described)
-    mine, theirs = everything[0], everything[other]
-    different = [key for key in mine if mine[key] != theirs[key]]
-    files = [{json.dumps(file) for file in (d["samples"] or {}).get("files", [])} for d in (mine, theirs)]
-    raise StatisticsError(
-        f"ranks 0 and {other} have different {different}, such as {sorted(files[0] ^ files[1])[:5]}: give every node "
-        "the same files; where copies differ in time alone, compare contents (config: data.source.paths, "
-        "data.statistics.fingerprint)"
-    )
-
-
-def _read_entry(path: Path, fingerprint: str | None) -> DatasetStatistics | None:
-    if not os.path.exists(path):  # pathlib's raises where the folder may not be read
-        return None
-    try:
-        statistics = DatasetStatistics(path)
-    except StatisticsError as error:
-        warnings.warn(f"{error}; fitting again", stacklevel=2)
-        return None
-    return statistics if statistics.attributes.get("fingerprint") == fingerprint else None
-
-
-def _refuse_other_origin(statistics: DatasetStatistics, origin: Mapping[str, Any]) -> None:
-    """Refuses statistics that state other pre-transforms or another target."""
-    for name, expected in origin.items():
-        # without a statement energies are in hartree, as in STRUCTURES25
-        found = statistics.attributes.get(name, "hartree" if name == "unit" else None)
-        if name in _CHOSEN_BY and found is not None and found != expected:
+    mine, *others = ranks.gathered(described)
+    for rank, theirs in enumerate(others, 1):
+        different = [key for key in mine if mine[key] != theirs.get(key)]
+        if different:
+            files = [set(map(json.dumps, (d["samples"] or {}).get("files", []))) for d in (mine, theirs)]
             raise StatisticsError(
-                f"{statistics.path}: taken with {name} = {found}, but the configuration has {expected}: give other "
-                f"statistics (config: data.statistics.path), or change the configuration (config: {_CHOSEN_BY[name]})"
+                f"ranks 0 and {rank} have different {different}, such as {sorted(files[0] ^ files[1])[:5]}: give every "
+                "node the same files; where copies differ in time alone, compare contents (config: data.source.paths, "
+                "data.statistics.fingerprint)"
             )

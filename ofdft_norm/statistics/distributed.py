@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -18,26 +17,22 @@ from ofdft_norm.errors import OFDFTNormError, StatisticsError
 Value = TypeVar("Value")
 
 DEFAULT_MINUTES = 30.0
-_minutes: ContextVar[float] = ContextVar("minutes", default=DEFAULT_MINUTES)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers; all methods but `shard` are collectives: every rank must call them."""
+    """This process among its peers; all methods are collectives: every rank must call them."""
 
     rank: int = 0
     world_size: int = 1
     group: Any = None  # process group for CPU tensors; None for a single process
     minutes: float = DEFAULT_MINUTES  # that ranks wait for one another
 
-    def shard(self, n: int) -> range:
-        """Returns this rank's indices among n: each index is on one rank, without padding."""
-        return range(self.rank, n, self.world_size)
-
-    def meet(self) -> None:
-        """Waits for all ranks; raises if one does not come in time, or its process has ended."""
+    def gathered(self, value: Value) -> list[Value]:
+        """Returns the values of all ranks, in the order of ranks; raises if a rank does not come in time."""
+        values = [value] * self.world_size
         if self.group is None:
-            return
+            return values
         try:
             dist.monitored_barrier(self.group, timedelta(minutes=self.minutes), wait_all_ranks=True)
         except RuntimeError as error:
@@ -46,13 +41,7 @@ class Ranks:
                 f"({error}): check whether a process has ended or hangs (a process that the system killed prints "
                 "nothing), or allow more time (config: data.statistics.rank_timeout)"
             ) from error
-
-    def gathered(self, value: Value) -> list[Value]:
-        """Returns the values of all ranks, in the order of ranks."""
-        values = [value] * self.world_size
-        if self.group is not None:
-            self.meet()
-            dist.all_gather_object(values, value, group=self.group)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     @contextmanager
@@ -72,21 +61,11 @@ class Ranks:
                 raise kinds.get(message[0], StatisticsError)(f"{message[1]} (raised on rank {rank})")
 
 
-def current_ranks() -> Ranks:
+def current_ranks(minutes: float = DEFAULT_MINUTES) -> Ranks:
     """Returns this process's place in the default process group; without a group, that of a single process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
-    return Ranks(dist.get_rank(), dist.get_world_size(), _own_group(dist.group.WORLD), _minutes.get())
-
-
-@contextmanager
-def waiting_at_most(minutes: float) -> Iterator[None]:
-    """Sets the time that the ranks of `current_ranks` wait for one another."""
-    before = _minutes.set(minutes)
-    try:
-        yield
-    finally:
-        _minutes.reset(before)
+    return Ranks(dist.get_rank(), dist.get_world_size(), _own_group(dist.group.WORLD, minutes), minutes)
 
 
 @contextmanager
@@ -101,6 +80,6 @@ def single_threaded() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _own_group(world: Any) -> Any:
+def _own_group(world: Any, minutes: float) -> Any:
     """Returns a gloo group beside the default one, made once: it takes CPU tensors, with the timeout of a fit."""
-    return dist.new_group(backend="gloo", timeout=timedelta(minutes=_minutes.get()))
+    return dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))

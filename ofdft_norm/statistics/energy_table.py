@@ -5,9 +5,9 @@ A row takes about 150 bytes: all ranks hold the table of the whole data set, as 
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,15 @@ import numpy.typing as npt
 
 from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.data.elements import formula
-from ofdft_norm.data.sample import get_field
-from ofdft_norm.errors import BatchError, StatisticsError
+from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.moments import WeighedBatch, refuse_value
 from ofdft_norm.statistics.reading import Reader, SampleBatch, fit_fields
 from ofdft_norm.statistics.references import (
     ATOM_REFERENCES,
     LINEAR_REFERENCES,
     REFERENCES,
-    FittedReference,
     fit_reference,
     linear_problem,
-    residual_folder,
     row_factor,
 )
 from ofdft_norm.statistics.weighers import SampleWeigher, has_label, sample_weights
@@ -87,9 +84,6 @@ class EnergyTable:
         return {name: values.astype(np.int64) for name, values in found.items()}
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 def read_energy_table(
     reader: Reader,
     weighers: Sequence[SampleWeigher],
@@ -101,14 +95,8 @@ def read_energy_table(
 ) -> EnergyTable:
     """Makes a pass over a data set and returns its table.
 
-    Args:
-        reader: Of the data set.
-        weighers: K weighers, those of references first.
-        energy_fields: Fields with one energy for each sample.
-        basis_info: The density basis; None: samples without coefficients, with the elements that occur.
-        gradients: (K_ref, n_slopes, n_basis) gradients for each reference weigher; None: K_ref is K, without slopes.
-        max_atomic_number: Largest atomic number without a basis.
-        by: Field that groups samples, see `EnergyTable.by_group`.
+    The weighers of references come first, and have (K_ref, n_slopes, n_basis) gradients each; without gradients K_ref
+    is K. Without a basis, samples need no coefficients. The field `by` groups samples, see `EnergyTable.by_group`.
     """
     gradients = np.zeros((len(weighers), 0, 0)) if gradients is None else gradients
     parts: list[dict[str, Any]] = []
@@ -117,7 +105,7 @@ def read_energy_table(
         weights = sample_weights(weighers, batch.data).numpy()
         labelled = has_label(batch.data, required=basis_info is not None).numpy()
         used = np.any(weights, axis=0)
-        energies = np.stack([_energies(batch, name) for name in energy_fields])
+        energies = np.stack([batch.vector(name, one_number=True) for name in energy_fields])
         bad = np.argwhere(~np.isfinite(energies) & labelled & weights[: len(gradients)].any(0))
         for target, sample in bad[:1].tolist():
             refuse_value(batch, sample, energy_fields[target], float(energies[target, sample]))
@@ -132,13 +120,13 @@ def read_energy_table(
             "names": np.array(batch.names, dtype=object),
             "indices": batch.indices,
             "iterations": batch.iterations,
-            "groups": _texts(batch, by),
+            "groups": np.array([""] * batch.n_samples if by is None else batch.texts(by), dtype=object),
         }
         parts.append({"elements": elements, **{name: values[used] for name, values in columns.items()}})
 
     extra = ["pos", *(["coeffs"] if gradients.size else []), *([] if by is None else [by])]
     reader.for_each(fit_fields(weighers, extra, energy_fields), collect, "statistics: energies")
-    found = [part for parts_of_rank in reader.ranks.gathered(parts) for part in parts_of_rank]
+    found = list(itertools.chain(*reader.ranks.gathered(parts)))
     elements = np.unique(np.concatenate([part["elements"] for part in found]))
     elements = elements if basis_info is None else basis_info.atomic_numbers
     for part in found:
@@ -148,26 +136,6 @@ def read_energy_table(
     joined = {name: values[order] for name, values in joined.items()}
     joined |= {"weights": joined["weights"].T.copy(), "slopes": joined["slopes"].transpose(1, 2, 0).copy()}
     return EnergyTable(elements, by_molecule=reader.whole_molecules, **joined)
-
-
-def _energies(batch: SampleBatch, name: str) -> Array:
-    values = batch.vector(name)
-    if len(values) != batch.n_samples:
-        raise BatchError(
-            f"{batch.place(0)} and {batch.n_samples - 1} others: field {name!r} has {len(values)} values, expected one "
-            "for each sample (config: data.source.energy_field)"
-        )
-    return values
-
-
-def _texts(batch: SampleBatch, name: str | None) -> npt.NDArray[Any]:
-    if name is None:
-        return np.full(batch.n_samples, "", dtype=object)
-    value = get_field(batch.data, name)
-    if value is None:
-        raise BatchError(f"{batch.place(0)} lacks the field {name!r}, which groups samples (config: data.reference.by)")
-    values = [value] if isinstance(value, str) else value if isinstance(value, list) else value.reshape(-1).tolist()
-    return np.array(list(map(str, values)), dtype=object)
 
 
 def _composition(
@@ -200,14 +168,11 @@ def _slopes(batch: SampleBatch, gradients: Array, basis_info: BasisInfo | None) 
         sorted_atoms = WeighedBatch(batch, np.ones((1, n_samples)), basis_info)
         flat = gradients.reshape(n_columns, -1)
         with np.errstate(all="ignore"):  # samples of weight 0 may hold anything
-            for rows, matrix in sorted_atoms.matrices("coeffs", np.array([True])):
+            for rows, matrix in sorted_atoms.matrices("coeffs"):
                 of_atoms = matrix @ flat[:, rows.columns].T
                 for total, values in zip(slopes, of_atoms.T, strict=True):
                     total += np.bincount(rows.samples, weights=values, minlength=n_samples)
     return slopes.reshape(*gradients.shape[:2], n_samples).transpose(2, 0, 1)
-
-
-# --- statistics -------------------------------------------------------------------------------------------------------
 
 
 def table_statistics(
@@ -220,22 +185,21 @@ def table_statistics(
     driver: str | None = None,
     n_worst: int | None = N_WORST,
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Fits references; returns arrays and attributes as `DatasetStatistics` stores them.
+    """Fits references to one energy; returns arrays and attributes as `DatasetStatistics` stores them.
 
-    Args:
-        table: The table.
-        keys: (K,) keys of the weighers.
-        names: References to fit.
-        target: Index of the energy.
-        with_bias: Whether atomic references have a constant.
-        ridge: Relative ridge of linear references.
-        driver: LAPACK driver for linear references.
-        n_worst: Number of worst molecules; None: neither these nor `mae` and `abs_max`.
+    There is one of `keys` for each weigher. `with_bias` is for atomic references, `ridge` and the LAPACK `driver` for
+    linear ones. Without `n_worst` there are no worst molecules, `mae` or `abs_max`.
     """
     counts, n_types = table.counts(), len(table.elements)
     arrays: dict[str, Any] = {f"{key}/{name}": counts[name][k] for k, key in enumerate(keys) for name in counts}
-    for key in keys:
-        _refuse_no_sample(key, arrays, key in keys[: len(table.slopes)])
+    for k, key in enumerate(keys):
+        n, n_labelled = counts["n_samples"][k], counts["n_labelled_samples"][k]
+        if n == 0 or (k < len(table.slopes) and n_labelled == 0):
+            raise StatisticsError(
+                f"the weigher {key!r} gives no sample{' with energy and gradient labels' if n else ''} of the training "
+                "split a positive weight: choose another weigher (config: data.statistics.weighers, "
+                "data.statistics.initial_guess_weighers) or check the split"
+            )
     worst: dict[str, dict[str, Any]] = {attribute: {} for attribute in WORST_MOLECULES.values()}
     for k, (key, slopes) in enumerate(zip(keys, table.slopes, strict=False)):
         w = table.weights[k] * table.labelled
@@ -244,35 +208,33 @@ def table_statistics(
         rows, w = np.column_stack(columns)[used], w[used, None]
         means = _means(table.molecules[used], rows * w)
         samples, molecules = row_factor(rows * np.sqrt(w)), row_factor(means)
-        composition, energy = molecules[:, 1 : 1 + n_types], molecules[:, 1 + n_types]
         factor = row_factor(samples[:, : 2 + n_types])
+        energies, mean = rows[:, 1 + n_types], factor[0, -1] / factor[0, 0]
         arrays |= {
             f"{key}/n_molecules": len(means),
             f"{key}/n_molecules_per_element": (means[:, 1 : 1 + n_types] > 0).sum(0),
             f"{key}/energy_factor": factor,
-            f"{key}/linear_ref_factor": linear_problem(composition, energy),
+            f"{key}/linear_ref_factor": linear_problem(molecules[:, 1 : 1 + n_types], molecules[:, 1 + n_types]),
+            **_residual_arrays(f"{key}/energy", energies - mean, w[:, 0], n_worst is not None),
         }
-        fitted = [FittedReference("none", np.zeros(n_types), factor[0, -1] / factor[0, 0])]
+        arrays[f"{key}/energy/mean"] += mean
         for name in names:
-            of_rows = samples if name == LINEAR_REFERENCES[1] else molecules
-            fitted.append(fit_reference(name, of_rows, n_types, with_bias, ridge, driver))
-        for reference in fitted:
-            residuals = reference.residuals(rows)
-            arrays |= _reference_arrays(key, reference, residuals, w[:, 0], n_worst is not None)
-            if reference.name in WORST_MOLECULES and n_worst is not None:
-                found = _worst_molecules(table, used, residuals, target, n_worst)
-                worst[WORST_MOLECULES[reference.name]][key] = [asdict(molecule) for molecule in found]
+            of_rows, folder = samples if name == LINEAR_REFERENCES[1] else molecules, f"{key}/energy_minus_{name}"
+            t_z, t_global, solution = fit_reference(name, of_rows, n_types, with_bias, ridge, driver)
+            residuals = energies - rows[:, 1 : 1 + n_types] @ t_z - t_global
+            if name in ATOM_REFERENCES:
+                residuals -= rows[:, 2 + n_types + ATOM_REFERENCES.index(name)]
+                arrays[f"{key}/{name}_global_bias"] = t_global
+            arrays |= _residual_arrays(folder, residuals, w[:, 0], n_worst is not None)
+            arrays |= {
+                f"{folder}/rms": np.hypot(arrays[f"{folder}/mean"], arrays[f"{folder}/std"]),
+                f"{key}/{name}_atom_type_bias": t_z,
+                f"{key}/{name}_rank": solution.rank,
+                f"{key}/{name}_condition_number": solution.condition_number,
+            }
+            if name in WORST_MOLECULES and n_worst is not None:
+                worst[WORST_MOLECULES[name]][key] = _worst_molecules(table, used, residuals, target, n_worst)
     return {key: np.array(value) for key, value in arrays.items()}, worst
-
-
-def _refuse_no_sample(key: str, arrays: dict[str, Any], labelled: bool) -> None:
-    n, n_labelled = arrays[f"{key}/n_samples"], arrays[f"{key}/n_labelled_samples"]
-    if n == 0 or (labelled and n_labelled == 0):
-        raise StatisticsError(
-            f"the weigher {key!r} gives no sample{' with energy and gradient labels' if n else ''} of the training "
-            "split a positive weight: choose another weigher (config: data.statistics.weighers, "
-            "data.statistics.initial_guess_weighers) or check the split"
-        )
 
 
 def _means(keys: IntArray, rows: Array) -> Array:
@@ -283,44 +245,25 @@ def _means(keys: IntArray, rows: Array) -> Array:
     return sums / sums[:, :1]
 
 
-def _reference_arrays(
-    key: str, fitted: FittedReference, residuals: Array, weights: Array, extremes: bool
-) -> dict[str, Any]:
-    folder, mean = f"{key}/{residual_folder(fitted.name)}", float(np.average(residuals, weights=weights))
-    std = math.sqrt(np.average(np.square(residuals - mean), weights=weights))
-    arrays: dict[str, Any] = {f"{folder}/mean": mean, f"{folder}/std": std}
-    if fitted.solution is None:
-        arrays[f"{folder}/mean"] += fitted.t_global
-    else:
-        arrays |= {
-            f"{folder}/rms": math.hypot(mean, std),
-            f"{key}/{fitted.name}_atom_type_bias": fitted.t_z,
-            f"{key}/{fitted.name}_rank": fitted.solution.rank,
-            f"{key}/{fitted.name}_condition_number": fitted.solution.condition_number,
-        }
-    if fitted.name in ATOM_REFERENCES:
-        arrays[f"{key}/{fitted.name}_global_bias"] = fitted.t_global
-    if extremes:
-        sizes = np.abs(residuals)
-        arrays |= {f"{folder}/mae": np.average(sizes, weights=weights), f"{folder}/abs_max": sizes.max()}
-    return arrays
+def _residual_arrays(folder: str, residuals: Array, weights: Array, extremes: bool) -> dict[str, Any]:
+    mean, sizes = np.average(residuals, weights=weights), np.abs(residuals)
+    std = np.sqrt(np.average(np.square(residuals - mean), weights=weights))
+    more = {f"{folder}/mae": np.average(sizes, weights=weights), f"{folder}/abs_max": sizes.max()}
+    return {f"{folder}/mean": mean, f"{folder}/std": std, **(more if extremes else {})}
 
 
-def _worst_molecules(table: EnergyTable, used: IntArray, residuals: Array, target: int, n: int) -> list[WorstMolecule]:
-    """Returns the samples with the largest residuals, at most one for each molecule."""
+def _worst_molecules(table: EnergyTable, used: IntArray, residuals: Array, target: int, n: int) -> list[dict[str, Any]]:
+    """Returns `WorstMolecule`s as plain data: the samples with the largest residuals, at most one for each molecule."""
     order = np.argsort(-np.abs(residuals), kind="stable")
     first = np.sort(np.unique(table.molecules[used[order]], return_index=True)[1])[:n]
-    found = []
-    for i, sample in zip(order[first].tolist(), used[order[first]].tolist(), strict=True):
-        iteration = int(table.iterations[sample])
-        found.append(
-            WorstMolecule(
-                name=str(table.names[sample]),
-                formula=formula(np.repeat(table.elements, table.composition[sample].astype(np.int64))),
-                target=float(table.energies[sample, target]),
-                residual=float(residuals[i]),
-                index=None if table.by_molecule else int(table.indices[sample]),
-                scf_iteration=None if iteration < 0 else iteration,
-            )
-        )
-    return found
+    return [
+        {
+            "name": str(table.names[sample]),
+            "formula": formula(np.repeat(table.elements, table.composition[sample].astype(np.int64))),
+            "target": float(table.energies[sample, target]),
+            "residual": float(residual),
+            "index": None if table.by_molecule else int(table.indices[sample]),
+            "scf_iteration": None if table.iterations[sample] < 0 else int(table.iterations[sample]),
+        }
+        for sample, residual in zip(used[order[first]], residuals[order[first]], strict=True)
+    ]

@@ -88,7 +88,7 @@ def fit_statistics(
     atomic_numbers_field: str = "atomic_numbers",
 ) -> tuple[Arrays, dict[str, Any]]:
     """Returns the arrays and attributes of `DatasetStatistics`, the same bits on every rank."""
-    ranks = current_ranks()
+    ranks = current_ranks(config.rank_timeout)
     with ranks.together():
         reader = reader_of(dataset, ranks, config.n_batches)
     reader = replace(reader, atomic_numbers=atomic_numbers_field, progress=config.progress)
@@ -99,8 +99,7 @@ def fit_statistics(
     samples: dict[str, Any] = {}
     gradients = coordinates = None
     if basis_info is not None:
-        moments, coordinates = _fit_moments(reader, basis_info, weighers, n)
-        arrays, samples = _moment_arrays(moments, keys, basis_info)
+        arrays, samples, coordinates = _fit_moments(reader, basis_info, weighers, n)
         _refuse_non_finite(arrays)
         means = [arrays[f"{key}/gradient_label/mean"] for key in keys[:n]]
         gradients = np.array([[reference_gradient(n, gbar, basis_info) for n in ATOM_REFERENCES] for gbar in means])
@@ -110,11 +109,15 @@ def fit_statistics(
     arrays |= found
     _refuse_non_finite(arrays)
     _check_atoms(arrays, keys, table.elements.tolist(), config.min_atoms_per_type, basis_info is not None)
+    fitted_on: dict[str, Any] = {"type": type(dataset).__name__}
+    if isinstance(dataset, MoleculeDataset):
+        fitted_on |= {"energy_key": dataset.energy_key, "gradient_key": dataset.gradient_key}
+        fitted_on |= {"n_molecules": dataset.n_molecules, "transform": repr(dataset.transform)}
     attributes = {
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "created_by": f"ofdft_norm {package_version()}",
         "statistics_version": STATISTICS_VERSION,
-        "fitted_on": _description(dataset),
+        "fitted_on": fitted_on,
         "basis_info": None if basis_info is None else basis_info.to_dict(),
         "atomic_numbers": table.elements.tolist(),
         "weighers": keys[:n],
@@ -131,14 +134,14 @@ def fit_statistics(
 
 def _fit_moments(
     reader: Reader, basis_info: BasisInfo, weighers: Sequence[SampleWeigher], n: int
-) -> tuple[list[Moments], str | None]:
-    """Makes the first pass; returns moments and coordinates of the samples.
+) -> tuple[Arrays, dict[str, Any], str | None]:
+    """Makes the first pass; the first n weighers are for coefficients and gradients.
 
-    The first n weighers are for coefficients and gradients. The coefficients have one more, which counts every sample.
+    Returns the arrays, the samples that hold extremes of the gradient for each of the n weighers, and the coordinates.
     """
     coordinates: set[str] = set()
-    gradient = Moments("gradient_label", slice(0, n), basis_info.n_basis, with_holders=True)
-    coeffs = Moments("coeffs", slice(n, 2 * n + 1), basis_info.n_basis)
+    gradient = Moments("gradient_label", slice(0, n), basis_info.n_basis)
+    coeffs = Moments("coeffs", slice(n, 2 * n + 1), basis_info.n_basis)  # the last row counts every sample
     delta = Moments("initial_guess_delta", slice(2 * n + 1, 1 + n + len(weighers)), basis_info.n_basis)
 
     def update(batch: SampleBatch) -> None:
@@ -152,40 +155,31 @@ def _fit_moments(
             if not np.isfinite(values.sum()):  # samples of weight 0 may hold anything
                 sums = np.bincount(molecule_index(batch.data).cpu().numpy(), values, batch.n_samples)
                 everything[0, ~weights[:n].any(0) & ~np.isfinite(sums)] = 0
-        rows = np.concatenate([labelled, weights[:n], everything, weights[n:]])
-        weighed = WeighedBatch(batch, rows, basis_info)
+        weighed = WeighedBatch(batch, np.concatenate([labelled, weights[:n], everything, weights[n:]]), basis_info)
         for moments in (gradient, coeffs, delta):
             moments.update(weighed)
 
     fields = ["coordinates", "coeffs", "gradient_label", *(["ground_state_coeffs"] if len(weighers) > n else [])]
     reader.for_each(fit_fields(weighers, fields), update, "statistics: moments")
-    of_ranks = list(zip(*reader.ranks.gathered((coordinates, gradient, coeffs, delta)), strict=True))
-    for moments, parts in zip((gradient, coeffs, delta), of_ranks[1:], strict=True):
+    found, *of_ranks = zip(*reader.ranks.gathered((coordinates, gradient, coeffs, delta)), strict=True)
+    for moments, parts in zip((gradient, coeffs, delta), of_ranks, strict=True):
         moments.merge(parts)
-    found = set().union(*of_ranks[0])
-    if len(found) > 1:
-        raise StatisticsError(f"samples of the training split are in the coordinates {sorted(found)}, expected one")
-    return [gradient, coeffs, delta], next(iter(found), None)
-
-
-def _moment_arrays(
-    moments: Sequence[Moments], keys: Sequence[str], basis_info: BasisInfo
-) -> tuple[Arrays, dict[str, Any]]:
-    """Returns arrays of all weighers, and for each reference weigher the samples that hold extremes of the gradient."""
-    gradient, coeffs, delta = moments
-    n = gradient.state.shape[1]
-    everything = coeffs.results(n)
+    coordinates = set().union(*found)
+    if len(coordinates) > 1:
+        raise StatisticsError(
+            f"samples of the training split are in the coordinates {sorted(coordinates)}, expected one"
+        )
     arrays: Arrays = {}
     samples: dict[str, Any] = {}
-    for k, key in enumerate(keys[:n]):
+    limits = {name: coeffs.results(n)[name] for name in ("minimum", "maximum")}
+    scalar = basis_info.l_per_basis_func == 0
+    for k, key in enumerate(w.summary_string() for w in weighers[:n]):
         of_gradient = gradient.results(k)
-        arrays |= {f"{key}/coeffs/{name}": values for name, values in coeffs.results(k).items()}
-        arrays |= {f"{key}/coeffs_range/{name}": everything[name] for name in ("minimum", "maximum")}
-        arrays |= {f"{key}/gradient_label/{name}": values for name, values in of_gradient.items()}
-        gbar = of_gradient["mean"]
-        largest = np.maximum(of_gradient["maximum"] - gbar, gbar - of_gradient["minimum"])
+        gbar, low, high = (of_gradient[name] for name in ("mean", "minimum", "maximum"))
+        largest = np.maximum(high - gbar, gbar - low)
+        by_folder = {"coeffs": coeffs.results(k), "coeffs_range": limits, "gradient_label": of_gradient}
+        arrays |= {f"{key}/{folder}/{name}": v for folder, of in by_folder.items() for name, v in of.items()}
         arrays[f"{key}/gradient_max_after_atom_ref"] = largest
-        scalar = basis_info.l_per_basis_func == 0
         arrays[f"{key}/gradient_max_after_scalar_atom_ref"] = np.where(scalar, largest, of_gradient["abs_max"])
         holders = gradient.holders[:, k]
         numbers = sorted(set(holders.flat) - {NOBODY}, key=lambda number: (*gradient.names[number], number))
@@ -194,10 +188,10 @@ def _moment_arrays(
             arrays[f"{key}/gradient_label_samples/{name}"] = np.array([row_of.get(n, -1) for n in holders[side]])
         named = [gradient.names[number] for number in numbers]
         samples[key] = [{"name": name, "scf_iteration": i if i >= 0 else None} for name, i in named]
-    for k, key in enumerate(keys[n:]):
-        found = delta.results(k)
-        arrays |= {f"{key}/initial_guess_delta/{name}": found[name] for name in ("mean", "std", "abs_max")}
-    return arrays, samples
+    for k, weigher in enumerate(weighers[n:]):
+        key, of_delta = f"{weigher.summary_string()}/initial_guess_delta", delta.results(k)
+        arrays |= {f"{key}/{name}": of_delta[name] for name in ("mean", "std", "abs_max")}
+    return arrays, samples, next(iter(coordinates), None)
 
 
 def _refuse_non_finite(arrays: Arrays) -> None:
@@ -214,8 +208,7 @@ def _check_atoms(arrays: Arrays, keys: Sequence[str], elements: Sequence[int], m
         if few:
             raise StatisticsError(
                 f"the weigher {key!r} saw too few atoms of some elements (atomic number: atoms): {few}; expected at "
-                f"least {min_atoms} of each: add such molecules to the training split or lower "
-                "data.statistics.min_atoms_per_type"
+                f"least {min_atoms} of each (config: data.split, data.statistics.min_atoms_per_type)"
             )
         absent = [z for z, n in atoms.items() if n == 0]
         if absent and expected:
@@ -225,12 +218,3 @@ def _check_atoms(arrays: Arrays, keys: Sequence[str], elements: Sequence[int], m
                 "unseen_elements='identity'",
                 stacklevel=2,
             )
-
-
-def _description(dataset: Any) -> dict[str, Any]:
-    """Describes a data set in plain data."""
-    described: dict[str, Any] = {"type": type(dataset).__name__}
-    if isinstance(dataset, MoleculeDataset):
-        described |= {"energy_key": dataset.energy_key, "gradient_key": dataset.gradient_key}
-        described |= {"n_molecules": dataset.n_molecules, "transform": repr(dataset.transform)}
-    return described

@@ -8,6 +8,7 @@ never subtracts large sums.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,13 +37,6 @@ class ElementRows(NamedTuple):
     bounds: IntArray  # first atom of each of these groups
     counts: IntArray  # number of their atoms
 
-    def select(self, groups: npt.NDArray[np.bool_]) -> ElementRows:
-        """Returns the atoms of some groups; (G,) bool."""
-        kept = groups[self.groups]
-        atoms, counts = np.repeat(kept, self.counts), self.counts[kept]
-        bounds = np.cumsum(counts) - counts
-        return ElementRows(self.columns, self.starts[atoms], self.samples[atoms], self.groups[kept], bounds, counts)
-
 
 class WeighedBatch:
     """A batch sorted by element and by group of samples of equal weights; of R weighers, `weights` is (R, S)."""
@@ -69,8 +63,8 @@ class WeighedBatch:
             rows = ElementRows(columns, starts[atoms], samples[atoms], groups[own], bounds[own] - begin, counts[own])
             self.elements.append(rows)
 
-    def matrices(self, field: str, groups: npt.NDArray[np.bool_]) -> list[tuple[ElementRows, Array]]:
-        """Returns the (atoms, functions) matrix of a field for each element, of the atoms of some groups; (G,) bool."""
+    def matrices(self, field: str) -> list[tuple[ElementRows, Array]]:
+        """Returns the (atoms, functions) matrix of a field for each element."""
         values = self.batch.vector(field)
         if len(values) != self.n_functions:
             raise BatchError(
@@ -78,13 +72,9 @@ class WeighedBatch:
                 f"expected {self.n_functions} for their atoms in the basis {self.basis_info}: the samples were made "
                 "with another basis, or lack values (config: data.source.basis_info)"
             )
-        found = []
-        for element in self.elements:
-            rows = element if groups.all() else element.select(groups)
-            if len(rows.starts):
-                width = rows.columns.stop - rows.columns.start
-                found.append((rows, np.lib.stride_tricks.sliding_window_view(values, width)[rows.starts]))
-        return found
+        windows = np.lib.stride_tricks.sliding_window_view
+        widths = [rows.columns.stop - rows.columns.start for rows in self.elements]
+        return [(r, windows(values, width)[r.starts]) for r, width in zip(self.elements, widths, strict=True)]
 
 
 def refuse_value(batch: SampleBatch, sample: int, field: str, value: float) -> None:
@@ -99,12 +89,11 @@ class Moments:
     """Moments of a per-function field for K weighers, which have some `rows` of the weights of a `WeighedBatch`.
 
     `state` (5, K, n_basis) has weight, mean, sum of squared deviations, minimum and maximum; `holders` (2, K, n_basis)
-    the numbers of the samples with minimum and maximum (the first ones), `names` their molecules and SCF iterations.
+    the numbers of the first samples with minimum and maximum gradient, `names` their molecules and SCF iterations.
     """
 
-    def __init__(self, field: str, rows: slice, n_basis: int, with_holders: bool = False) -> None:
-        n_weighers = rows.stop - rows.start
-        self.field, self.rows, self.with_holders = field, rows, with_holders
+    def __init__(self, field: str, rows: slice, n_basis: int) -> None:
+        self.field, self.rows, n_weighers = field, rows, rows.stop - rows.start
         self.state = np.broadcast_to(_EMPTY[:, 0], (5, n_weighers, n_basis)).copy()
         self.holders = np.full((2, n_weighers, n_basis), NOBODY)
         self.names: dict[int, tuple[str, int]] = {}
@@ -115,7 +104,7 @@ class Moments:
         weights = batch.group_weights[self.rows]
         if not weights.any():
             return
-        matrices = batch.matrices(self.field, np.any(weights, axis=0))
+        matrices = batch.matrices(self.field)
         parts = np.zeros((5, weights.shape[1], 1, self.state.shape[2]))
         for rows, x in matrices:
             counts = rows.counts[:, None]
@@ -127,34 +116,34 @@ class Moments:
             part[MINIMUM, rows.groups] = np.minimum.reduceat(x, rows.bounds)
             part[MAXIMUM, rows.groups] = np.maximum.reduceat(x, rows.bounds)
         counts_here = weights.T[..., None] * (parts[WEIGHT] > 0) > 0  # (G, K, n_basis)
-        counted = np.where(counts_here, parts, _EMPTY)
-        counted[[WEIGHT, M2]] *= weights.T[..., None]
-        before, self.state = self.state, merge_moments(np.concatenate([self.state[:, None], counted], axis=1))
+        parts = np.where(counts_here, parts, _EMPTY)
+        parts[[WEIGHT, M2]] *= weights.T[..., None]
+        before, self.state = self.state, merge_moments(np.concatenate([self.state[:, None], parts], axis=1))
         if not np.isfinite(self.state[M2].sum()):
             for rows, x in matrices:
-                for atom, column in np.argwhere(~np.isfinite(x))[:1]:
+                counted = np.repeat(np.any(weights, axis=0)[rows.groups], rows.counts)
+                for atom, column in np.argwhere(~np.isfinite(x) & counted[:, None])[:1]:
                     refuse_value(batch.batch, int(rows.samples[atom]), self.field, float(x[atom, column]))
-        if self.with_holders:
-            self._find_holders(batch, matrices, before)
+        if self.field == "gradient_label":
+            self._find_holders(batch, matrices, before, weights)
 
-    def _find_holders(self, batch: WeighedBatch, matrices: Sequence[tuple[ElementRows, Array]], before: Array) -> None:
+    def _find_holders(
+        self, batch: WeighedBatch, matrices: Sequence[tuple[ElementRows, Array]], before: Array, weights: Array
+    ) -> None:
         """Finds the samples of the extremes that a batch has changed: few, after the first batches."""
-        weights, samples = batch.group_weights[self.rows], set[int]()
-        for side, changed in enumerate(self.state[[MINIMUM, MAXIMUM]] != before[[MINIMUM, MAXIMUM]]):
-            for k in np.flatnonzero(changed.any(1)):
-                for rows, x in matrices:
-                    columns = np.flatnonzero(changed[k, rows.columns])
-                    if len(columns):
-                        atoms = np.flatnonzero(np.repeat(weights[k, rows.groups], rows.counts))
-                        atoms = atoms[np.argsort(rows.samples[atoms], kind="stable")]
-                        candidates = x[np.ix_(atoms, columns)]
-                        found = rows.samples[atoms[candidates.argmax(0) if side else candidates.argmin(0)]]
-                        self.holders[side, k, rows.columns.start + columns] = batch.batch.indices[found]
-                        samples.update(found.tolist())
         of = batch.batch
-        self.names |= {
-            int(of.indices[s]): (of.names[s] or f"sample {of.indices[s]}", int(of.iterations[s])) for s in samples
-        }
+        for side, changed in enumerate(self.state[[MINIMUM, MAXIMUM]] != before[[MINIMUM, MAXIMUM]]):
+            for k, (rows, x) in itertools.product(np.flatnonzero(changed.any(1)), matrices):
+                columns = np.flatnonzero(changed[k, rows.columns])
+                if len(columns):
+                    atoms = np.flatnonzero(np.repeat(weights[k, rows.groups], rows.counts))
+                    atoms = atoms[np.argsort(rows.samples[atoms], kind="stable")]
+                    candidates = x[np.ix_(atoms, columns)]
+                    found = rows.samples[atoms[candidates.argmax(0) if side else candidates.argmin(0)]]
+                    self.holders[side, k, rows.columns.start + columns] = of.indices[found]
+                    for s in found.tolist():
+                        number = int(of.indices[s])
+                        self.names[number] = (of.names[s] or f"sample {number}", int(of.iterations[s]))
 
     def merge(self, others: Sequence[Moments]) -> None:
         """Takes over what the ranks have found together."""

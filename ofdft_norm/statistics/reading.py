@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -73,23 +72,34 @@ class SampleBatch:
             raise BatchError("the batch has no 'batch': give the samples 'pos', from which PyG counts atoms")
         self.sample_of_atom = np.zeros(len(numbers), dtype=np.int64) if index is None else index.numpy()
 
-    def vector(self, name: str) -> npt.NDArray[np.float64]:
-        """Returns the values of a field, flat; ``initial_guess_delta`` is coeffs - ground_state_coeffs."""
+    def vector(self, name: str, one_number: bool = False) -> npt.NDArray[np.float64]:
+        """Returns the values of a field, flat, perhaps one for each sample; ``initial_guess_delta`` is a difference."""
         if name == "initial_guess_delta":
             return self.vector("coeffs") - self.vector("ground_state_coeffs")
+        values = torch.as_tensor(self._field(name)).detach().reshape(-1).to(torch.float64).numpy()
+        if one_number and len(values) != self.n_samples:
+            raise BatchError(
+                f"{self.place(0)} and {self.n_samples - 1} others: field {name!r} has {len(values)} values, expected "
+                "one for each sample (config: data.source.energy_field)"
+            )
+        return values
+
+    def texts(self, name: str) -> list[str]:
+        """Returns the values of a field of texts or numbers, one for each sample."""
+        value = self._field(name)
+        value = value.reshape(-1).tolist() if isinstance(value, Tensor) else value
+        return [value] if isinstance(value, str) else list(map(str, value))
+
+    def _field(self, name: str) -> Any:
         value = get_field(self.data, name)
         if value is None:
-            raise BatchError(
-                f"{self.place(0)}: the fit needs the field {name!r}, which the sample lacks (config: data.source)"
-            )
-        return torch.as_tensor(value).detach().reshape(-1).to(torch.float64).numpy()
+            raise BatchError(f"{self.place(0)} lacks the field {name!r}, which the fit needs (config: data.source)")
+        return value
 
     @cached_property
     def names(self) -> list[str]:
         """(S,) names of molecules; empty where there are none."""
-        names = get_field(self.data, "mol_id")
-        names = [""] * self.n_samples if names is None else [names] if isinstance(names, str) else names
-        return names if isinstance(names[0], str) else list(map(str, torch.as_tensor(names).tolist()))
+        return [""] * self.n_samples if get_field(self.data, "mol_id") is None else self.texts("mol_id")
 
     @cached_property
     def iterations(self) -> IntArray:
@@ -108,24 +118,22 @@ class SampleBatch:
             return self._molecules
         if get_field(self.data, "mol_id") is None:
             return -1 - self.indices  # hashes are not negative
-        columns, pos = [self.atomic_numbers[:, None].astype(np.float64)], get_field(self.data, "pos")
-        if pos is not None:
-            columns.append(pos.detach().to(torch.float64).numpy() + 0.0)  # + 0.0 turns -0.0 into 0.0
-        table = np.concatenate(columns, axis=1)
-        ends = np.cumsum(np.bincount(self.sample_of_atom, minlength=self.n_samples)).tolist()
+        pos, numbers = get_field(self.data, "pos"), self.atomic_numbers[:, None].astype(np.float64)
+        # + 0.0 turns -0.0 into 0.0
+        table = numbers if pos is None else np.column_stack([numbers, pos.detach().to(torch.float64).numpy() + 0.0])
+        ends = np.cumsum(np.bincount(self.sample_of_atom, minlength=self.n_samples))
         keys = []
-        for name, begin, end in zip(self.names, [0, *ends[:-1]], ends, strict=True):
-            text = name.encode()
-            content = len(text).to_bytes(4, "little") + text + table[begin:end].tobytes()
+        for name, atoms in zip(map(str.encode, self.names), np.split(table, ends[:-1]), strict=True):
+            content = len(name).to_bytes(4, "little") + name + atoms.tobytes()
             keys.append(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1)
         return np.array(keys, dtype=np.int64)
 
     def place(self, sample: int) -> str:
         """Returns which sample this is, for messages."""
-        name, iteration = self.names[sample], int(self.iterations[sample])
-        words = [] if self._molecules is not None else [f"sample {self.indices[sample]}"]
-        words += [f"SCF iteration {iteration}"] if iteration >= 0 else []
-        return f"molecule {name!r} ({', '.join(words)})" if name else ", ".join(words)
+        name, iteration = self.names[sample], self.iterations[sample]
+        number = [f"sample {self.indices[sample]}"] if self._molecules is None else []
+        words = ", ".join(number + ([f"SCF iteration {iteration}"] if iteration >= 0 else []))
+        return f"molecule {name!r} ({words})" if name else words
 
 
 def _atomic_numbers(data: Any, name: str, index: int) -> Tensor:
@@ -152,17 +160,14 @@ class Reader:
 
     def for_each(self, fields: SampleFields, action: Callable[[SampleBatch], None], what: str) -> None:
         """Makes one pass; an error on one rank is an error on all ranks, at the end of their passes."""
-        begin, n_samples = time.perf_counter(), 0
-        unit = " molecules" if self.whole_molecules else " samples"
+        n_samples, unit = 0, " molecules" if self.whole_molecules else " samples"
         hidden = not self.progress or self.ranks.rank > 0
         bar = tqdm(total=self.n_items, desc=what, unit=unit, disable=hidden)
         with self.ranks.together(), torch.no_grad(), single_threaded(), bar:
             for batch in self.batches(replace(fields, atomic_numbers=self.atomic_numbers)):
                 action(batch)
                 n_samples += batch.n_samples
-                if not hidden:
-                    bar.set_postfix_str(f"{n_samples / (time.perf_counter() - begin):.0f} samples/s", refresh=False)
-                    bar.update(len(np.unique(batch.molecules)) if self.whole_molecules else batch.n_samples)
+                bar.update(len(np.unique(batch.molecules)) if self.whole_molecules else batch.n_samples)
         if sum(self.ranks.gathered(n_samples)) == 0:
             raise StatisticsError(
                 "the training split has no sample, or its loader can be read only once (config: data.split)"
@@ -199,7 +204,7 @@ def reader_of(dataset: Any, ranks: Ranks, n_batches: int | None = None) -> Reade
 
 
 def _molecule_reader(dataset: MoleculeDataset, ranks: Ranks, n_used: int) -> Reader:
-    share = np.array(ranks.shard(n_used), dtype=np.int64)
+    share = np.arange(ranks.rank, n_used, ranks.world_size)
 
     def batches(fields: SampleFields) -> Iterator[SampleBatch]:
         names = None if fields.names is None else (*fields.names, *fields.numbers, fields.atomic_numbers)
@@ -266,17 +271,17 @@ class _ReadSamples:
     def _values(self, name: str, samples: Sequence[dict[str, Any]], indices: Sequence[int]) -> list[Any]:
         """Returns a field of all samples as tensors or texts; nothing where all samples lack it."""
         values, is_number = [sample.get(name) for sample in samples], name in self.fields.numbers
-        missing = [i for i, value in enumerate(values) if value is None]
-        if len(missing) == len(values) and not is_number:
+        if not is_number and all(value is None for value in values):
             return []
-        for i in missing:
+        for i, value in enumerate(values):
             flag = samples[i].get("has_energy_label")
-            if not is_number or flag is None or torch.as_tensor(flag).any():
+            if value is None and is_number and flag is not None and not torch.as_tensor(flag).any():
+                values[i] = float("nan")  # an energy without label is not used
+            elif value is None:
                 raise BatchError(
                     f"sample {indices[i]} (molecule {samples[i].get('mol_id')!r}) lacks the field {name!r}; it has "
                     f"{field_names(samples[i])} (config: data.source)"
                 )
-            values[i] = float("nan")  # an energy without label is not used
         if isinstance(values[0], str | list):
             return [only_name(value) for value in values]
         tensors = [v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for v in values]

@@ -6,15 +6,13 @@ a QR decomposition, and the factors of several parts stack (TSQR). So 1e-6 hartr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.errors import ConfigError
 
 Array = npt.NDArray[np.float64]
 CountBy = Literal["molecule", "sample"]
@@ -34,11 +32,6 @@ DRIVERS = ("gels", "gelsy", "gelsd", "gelss")
 def linear_reference_name(count_by: CountBy) -> str:
     """Returns the name of the linear references that count each molecule, or each sample, once."""
     return LINEAR_REFERENCES[0] if count_by == "molecule" else LINEAR_REFERENCES[1]
-
-
-def residual_folder(name: str) -> str:
-    """Returns the key of the residuals of a reference; those of the name ``none`` are the energies themselves."""
-    return "energy" if name == "none" else f"energy_minus_{name}"
 
 
 def reference_gradient(name: str, gbar: Array, basis_info: BasisInfo) -> Array:
@@ -85,8 +78,7 @@ def linear_residual(energy_factor: Array, values: Array) -> tuple[float, float]:
     return float(turned[0] / energy_factor[0, 0]), float(np.linalg.norm(turned[1:]) / energy_factor[0, 0])
 
 
-@dataclass(frozen=True)
-class LeastSquaresSolution:
+class LeastSquaresSolution(NamedTuple):
     """Minimum-norm solution of a least-squares problem."""
 
     x: Array  # (n,)
@@ -111,7 +103,6 @@ def solve_least_squares(
     if ridge > 0 or driver is None:
         x = row_space.T @ (s / (s**2 + (ridge * largest) ** 2) * (u.T @ right))
     else:
-        check_driver(driver)
         # within the row space every driver has full column rank: gelsy misjudges the rank of singular triangles, and
         # gels takes full rank for granted
         projected = torch.from_numpy(left @ row_space.T), torch.from_numpy(right)[:, None]
@@ -125,42 +116,18 @@ def solve_least_squares(
     )
 
 
-def check_driver(driver: str) -> None:
-    """Refuses a LAPACK driver that `torch.linalg.lstsq` does not know."""
-    if driver not in DRIVERS:
-        raise ConfigError(f"driver = {driver!r}: expected one of {list(DRIVERS)} or None (argument driver)")
-
-
-@dataclass(frozen=True)
-class FittedReference:
-    """A reference E_ref = gradient.p + sum_atoms t_Z + t_global."""
-
-    name: str  # one of `REFERENCES`; ``none``: a constant alone
-    t_z: Array  # (n_types,)
-    t_global: float = 0.0
-    solution: LeastSquaresSolution | None = None  # None: values that were not fitted
-
-    def residuals(self, rows: Array) -> Array:
-        """Returns E - E_ref of rows [1 | composition | energy | slopes of ATOM_REFERENCES]."""
-        n_types = len(self.t_z)
-        residuals: Array = rows[:, 1 + n_types] - rows[:, 1 : 1 + n_types] @ self.t_z - self.t_global
-        if self.name in ATOM_REFERENCES:
-            residuals -= rows[:, 2 + n_types + ATOM_REFERENCES.index(self.name)]
-        return residuals
-
-
 def fit_reference(
     name: str, factor: Array, n_types: int, with_bias: bool = True, ridge: float = 0.0, driver: str | None = None
-) -> FittedReference:
+) -> tuple[Array, float, LeastSquaresSolution]:
     """Fits one of `REFERENCES` to the `row_factor` of rows [1 | composition | energy | slopes of ATOM_REFERENCES].
 
-    Atomic references have a constant if `with_bias`; `ridge` and `driver` are for linear ones.
+    The reference is E_ref = gradient.p + sum_atoms t_Z + t_global: returns (n_types,) t_z, t_global and the solution.
     """
     composition, energy = factor[:, 1 : 1 + n_types], factor[:, 1 + n_types]
     if name in LINEAR_REFERENCES:
         problem = linear_problem(composition, energy)
         solution = solve_least_squares(problem[:-1, :-1], problem[:-1, -1], ridge, driver)
-        return FittedReference(name, solution.x, 0.0, solution)
-    left = np.column_stack([composition, factor[:, 0]]) if with_bias else composition
-    solution = solve_least_squares(left, energy - factor[:, 2 + n_types + ATOM_REFERENCES.index(name)])
-    return FittedReference(name, solution.x[:n_types], float(solution.x[-1]) if with_bias else 0.0, solution)
+    else:
+        left = np.column_stack([composition, factor[:, 0]]) if with_bias else composition
+        solution = solve_least_squares(left, energy - factor[:, 2 + n_types + ATOM_REFERENCES.index(name)])
+    return solution.x[:n_types], float(solution.x[n_types:].sum()), solution

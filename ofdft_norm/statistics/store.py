@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from ofdft_norm.statistics import fit_statistics as fit
 from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.statistics.energy_table import WORST_MOLECULES, WorstMolecule
 from ofdft_norm.statistics.fit_statistics import EXTREME_SAMPLES, StatisticsConfig
-from ofdft_norm.statistics.references import CountBy, linear_problem, residual_folder
+from ofdft_norm.statistics.references import CountBy, linear_problem
 from ofdft_norm.statistics.weighers import HasEnergyLabelSampleWeigher, SampleWeigher
 
 Array = npt.NDArray[Any]
@@ -59,27 +60,24 @@ class DatasetStatistics:
         self.path = None if path is None else Path(path)
         self.attributes: dict[str, Any] = {}
         self._arrays: dict[str, Array] = {}
-        if self.path is not None and (self.path.exists() or not create_store):
-            self._load(self.path)
-
-    def _load(self, path: Path) -> None:
-        if not path.exists():
+        found = path is not None and os.path.exists(path)  # pathlib's raises where the folder may not be read
+        if self.path is None or (create_store and not found):
+            return
+        if not found:
             raise MissingStatisticsFileError(f"{path}: there are no statistics (config: data.statistics.path)")
         try:
-            self._arrays, self.attributes = (_read_npz if path.suffix == ".npz" else _read_zarr)(path)
+            self._arrays, self.attributes = _read(self.path)
             _ = self.basis_info
+            if not self._arrays:
+                raise StatisticsError("it has no array such as 'has_energy_label/coeffs/mean'")
+            for key, array in self._arrays.items():
+                if array.dtype.kind not in _NUMBERS or not np.isfinite(array).all():
+                    raise StatisticsError(f"{key!r} has values that are no finite numbers")
         except Exception as error:  # damaged files raise many types
             raise StatisticsError(
-                f"{path}: cannot be read as dataset statistics: {error}; delete it, or give another one (config: "
+                f"{path}: cannot be read as dataset statistics: {error}; delete the file, or give another one (config: "
                 "data.statistics.path)"
             ) from error
-        bad = [k for k, a in self._arrays.items() if a.dtype.kind not in _NUMBERS or not np.isfinite(a).all()]
-        if bad or not self._arrays:
-            what = f"{bad} hold no finite numbers" if bad else "holds no array such as 'has_energy_label/coeffs/mean'"
-            raise StatisticsError(
-                f"{path}: {what}: it is truncated, or no dataset statistics; delete it, or give another one (config: "
-                "data.statistics.path)"
-            )
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> DatasetStatistics:
@@ -92,16 +90,6 @@ class DatasetStatistics:
         statistics = cls()
         statistics._arrays = {key: np.asarray(value) for key, value in arrays.items()}
         statistics.attributes = dict(attributes or {})
-        return statistics
-
-    def with_arrays(self, arrays: Mapping[str, Array]) -> DatasetStatistics:
-        """Returns a copy in memory with more arrays, or other ones.
-
-        Args:
-            arrays: Arrays by key.
-        """
-        statistics = DatasetStatistics.from_arrays({**self._arrays, **arrays}, self.attributes)
-        statistics.path = self.path
         return statistics
 
     def to_arrays(self) -> dict[str, Array]:
@@ -197,7 +185,7 @@ class DatasetStatistics:
                 f"{self.path or 'statistics'}: the elements are not stored in these statistics: pass basis_info "
                 "(config: data.source.basis_info)"
             )
-        return [int(z) for z in stored]
+        return list(map(int, stored))
 
     def keys_recursive(self) -> list[str]:
         """Returns all keys, sorted."""
@@ -209,7 +197,7 @@ class DatasetStatistics:
 
     def __contains__(self, key: str) -> bool:
         """Returns whether there is a statistic or a weigher of this key."""
-        return key in self._arrays or any(name.startswith(f"{key}/") for name in self._arrays)
+        return key in self._arrays or any(map(methodcaller("startswith", f"{key}/"), self._arrays))
 
     def __getitem__(self, weigher_key: str) -> WeigherStatistics:
         """Returns the statistics of a weigher.
@@ -218,7 +206,7 @@ class DatasetStatistics:
             MissingStatisticError: If there are none.
         """
         if weigher_key not in self:
-            self._raise_missing(weigher_key, "")
+            raise self._missing(weigher_key, "")
         return WeigherStatistics(self, weigher_key)
 
     def load_statistic(self, weigher_key: str, statistic_key: str) -> Array:
@@ -234,27 +222,30 @@ class DatasetStatistics:
         Raises:
             MissingStatisticError: If there is no such statistic; the message lists the keys that exist. A `KeyError`.
         """
-        folder, _, name = f"{weigher_key}/{statistic_key}".rpartition("/")
-        if name in ("std", "rms") and "/energy_minus_" in folder and f"{folder}/rms" not in self._arrays:
-            uncentred = self._arrays.get(f"{folder}/std")
-            if uncentred is not None:
-                mean = self._arrays[f"{folder}/mean"] if name == "std" else 0.0
-                return np.sqrt(np.maximum(np.square(uncentred) - np.square(mean), 0))
-        if f"{folder}/{name}" not in self._arrays:
-            self._raise_missing(weigher_key, statistic_key)
-        return self._arrays[f"{folder}/{name}"].copy()
+        array = self._find(weigher_key, statistic_key)
+        if array is None:
+            raise self._missing(weigher_key, statistic_key)
+        return array
 
-    def _raise_missing(self, weigher_key: str, statistic_key: str) -> None:
-        where, prefix = f"{self.path or 'these statistics'}", f"{weigher_key}/"
+    def _find(self, weigher_key: str, statistic_key: str) -> Array | None:
+        key = f"{weigher_key}/{statistic_key}"
+        folder, _, name = key.rpartition("/")
+        uncentred = self._arrays.get(f"{folder}/std")
+        centred = f"{folder}/rms" in self._arrays or "/energy_minus_" not in folder
+        if name in ("std", "rms") and uncentred is not None and not centred:
+            mean = self._arrays[f"{folder}/mean"] if name == "std" else 0.0
+            return np.sqrt(np.maximum(np.square(uncentred) - np.square(mean), 0))
+        array = self._arrays.get(key)
+        return None if array is None else array.copy()
+
+    def _missing(self, weigher_key: str, statistic_key: str) -> MissingStatisticError:
+        where, prefix = self.path or "these statistics", f"{weigher_key}/"
         have = [key.removeprefix(prefix) for key in self.keys_recursive() if key.startswith(prefix)]
         if have:
-            raise MissingStatisticError(
-                f"{where}: the weigher {weigher_key!r} has no statistic {statistic_key!r}; it has {have}"
-            )
-        raise MissingStatisticError(
-            f"{where}: no statistics for the weigher {weigher_key!r}; there are {self.weigher_keys()} (config: "
-            "data.statistics.weigher_key, data.statistics.weighers)"
-        )
+            message = f"the weigher {weigher_key!r} has no statistic {statistic_key!r}; it has {have}"
+        else:
+            message = f"no statistics for the weigher {weigher_key!r}; there are {self.weigher_keys()}"
+        return MissingStatisticError(f"{where}: {message} (config: data.statistics.weigher_key)")
 
     def save_statistic(self, weigher_key: str, statistic_key: str, data: Any, overwrite: bool = False) -> None:
         """Stores one statistic, in memory and, where the statistics have a path, on disk.
@@ -273,13 +264,11 @@ class DatasetStatistics:
             raise StatisticsError(f"{key!r} is given as {array.dtype}, expected real numbers")
         old = self._arrays.get(key)
         if old is not None:
-            if (old.shape, old.dtype, old.tobytes()) == (array.shape, array.dtype, array.tobytes()):
+            if old.dtype == array.dtype and old.shape == array.shape and old.tobytes() == array.tobytes():
                 return
             if not overwrite:
-                raise StatisticsError(
-                    f"{self.path or 'statistics'}: {key!r} is already stored with other values; pass overwrite=True "
-                    "to replace it"
-                )
+                where = self.path or "these statistics"
+                raise StatisticsError(f"{where}: {key!r} is already stored with other values; pass overwrite=True")
         if self.path is not None:
             _write(self.path, {**self._arrays, key: array}, self.attributes)
         self._arrays[key] = array
@@ -298,14 +287,12 @@ class DatasetStatistics:
             StatisticsError: If there is other content, and `overwrite` is False.
         """
         path = Path(path)
-        is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-        if overwrite or is_new:
-            _write(path, self._arrays, self.attributes)
-            return
-        with contextlib.suppress(StatisticsError):
-            if DatasetStatistics(path).equals(self):
-                return
-        raise StatisticsError(f"{path} already holds other statistics; pass overwrite=True to replace them")
+        if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            with contextlib.suppress(StatisticsError):
+                if DatasetStatistics(path).equals(self):
+                    return
+            raise StatisticsError(f"{path} already holds other statistics; pass overwrite=True to replace them")
+        _write(path, self._arrays, self.attributes)
 
     def equals(self, other: DatasetStatistics) -> bool:
         """Returns whether both hold the same keys with the same values, to rounding in the last digits.
@@ -322,12 +309,10 @@ class DatasetStatistics:
         return f"DatasetStatistics({self.path or 'in memory'}, weighers {self.weigher_keys()})"
 
 
-def _read_zarr(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    with ZarrGroup(path) as group:
-        return {name: group.read(name) for name in group.arrays()}, group.attributes()
-
-
-def _read_npz(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    if path.suffix != ".npz":
+        with ZarrGroup(path) as group:
+            return {name: group.read(name) for name in group.arrays()}, group.attributes()
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         arrays = dict(file)
     return arrays, json.loads(arrays.pop(_ATTRIBUTES).tobytes())
@@ -342,11 +327,7 @@ def _write(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any
         np.savez(file, **{**arrays, _ATTRIBUTES: content})  # type: ignore[arg-type]
 
 
-# --- typed views ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FieldStatistics:
+class FieldStatistics(NamedTuple):
     """Statistics of a per-function field, each (n_basis,)."""
 
     mean: Array
@@ -356,8 +337,7 @@ class FieldStatistics:
     maximum: Array | None
 
 
-@dataclass(frozen=True)
-class ResidualStatistics:
+class ResidualStatistics(NamedTuple):
     """Statistics of energies minus a reference, over samples; `mae` and `abs_max` where they were fitted."""
 
     mean: float
@@ -367,8 +347,7 @@ class ResidualStatistics:
     abs_max: float | None
 
 
-@dataclass(frozen=True)
-class ReferenceStatistics:
+class ReferenceStatistics(NamedTuple):
     """A fitted reference; what is not known is None or empty."""
 
     t_z: Array  # (n_types,) energies of the elements
@@ -379,8 +358,7 @@ class ReferenceStatistics:
     worst: list[WorstMolecule]  # at most one sample of each molecule
 
 
-@dataclass(frozen=True)
-class GradientExtremes:
+class GradientExtremes(NamedTuple):
     """The samples that hold the smallest and the largest gradient of each dimension."""
 
     names: list[str]  # of molecules of some samples
@@ -394,16 +372,18 @@ class WeigherStatistics:
 
     def __init__(self, statistics: DatasetStatistics, key: str) -> None:
         self.key, self._statistics = key, statistics
-        # samples of positive weight, these with label, molecules with such samples
-        self.n_samples = self._integer("n_samples")
-        self.n_labelled_samples = self._integer("n_labelled_samples")
-        self.n_molecules = self._integer("n_molecules")
+        # samples of positive weight, those of them with label, molecules with such samples
+        self.n_samples: int | None = self._scalar("n_samples")
+        self.n_labelled_samples: int | None = self._scalar("n_labelled_samples")
+        self.n_molecules: int | None = self._scalar("n_molecules")
         # (n_types,)
         self.n_atoms = self.get("n_atoms")
         self.n_molecules_per_element = self.get("n_molecules_per_element")
         self.n_labelled_samples_per_element = self.get("n_labelled_samples_per_element")
         # `row_factor` of rows [1 | composition | energy] of samples
         self.energy_factor = self.get("energy_factor")
+        # `mae` and `abs_max` are deviations from the mean energy
+        self.energy = self.residual("none")
 
     def load(self, name: str) -> Array:
         """Returns an array; raises `MissingStatisticError` if there is none."""
@@ -411,15 +391,11 @@ class WeigherStatistics:
 
     def get(self, name: str) -> Array | None:
         """Returns an array, or None."""
-        return self.load(name) if f"{self.key}/{name}" in self._statistics else None
+        return self._statistics._find(self.key, name)
 
-    def _number(self, name: str) -> float | None:
+    def _scalar(self, name: str) -> Any:
         value = self.get(name)
-        return None if value is None else float(value)
-
-    def _integer(self, name: str) -> int | None:
-        value = self.get(name)
-        return None if value is None else int(value)
+        return None if value is None else value.item()
 
     def _field(self, name: str) -> FieldStatistics:
         mean, std, abs_max = (self.load(f"{name}/{statistic}") for statistic in ("mean", "std", "abs_max"))
@@ -440,19 +416,14 @@ class WeigherStatistics:
         """Statistics of coeffs - ground_state_coeffs."""
         return self._field("initial_guess_delta")
 
-    @property
-    def energy(self) -> ResidualStatistics | None:
-        """Statistics of the energies; `mae` and `abs_max` are deviations from their mean."""
-        return self.residual("none")
-
     def residual(self, name: str) -> ResidualStatistics | None:
-        """Returns the statistics of energies minus a reference."""
-        folder = residual_folder(name)
-        if f"{self.key}/{folder}/std" not in self._statistics:
+        """Returns the statistics of energies minus a reference; of the energies themselves for ``none``."""
+        folder = "energy" if name == "none" else f"energy_minus_{name}"
+        mean, std = self._scalar(f"{folder}/mean"), self._scalar(f"{folder}/std")
+        if std is None:
             return None
-        mean, std = float(self.load(f"{folder}/mean")), float(self.load(f"{folder}/std"))
         rms = math.hypot(mean, std)
-        return ResidualStatistics(mean, std, rms, self._number(f"{folder}/mae"), self._number(f"{folder}/abs_max"))
+        return ResidualStatistics(mean, std, rms, self._scalar(f"{folder}/mae"), self._scalar(f"{folder}/abs_max"))
 
     def reference(self, name: str) -> ReferenceStatistics | None:
         """Returns one of `REFERENCES`."""
@@ -462,24 +433,24 @@ class WeigherStatistics:
         worst = self._statistics.attributes.get(WORST_MOLECULES.get(name, ""), {}).get(self.key, [])
         return ReferenceStatistics(
             t_z=t_z,
-            t_global=self._number(f"{name}_global_bias") or 0.0,
-            rank=self._integer(f"{name}_rank"),
-            condition_number=self._number(f"{name}_condition_number"),
+            t_global=self._scalar(f"{name}_global_bias") or 0.0,
+            rank=self._scalar(f"{name}_rank"),
+            condition_number=self._scalar(f"{name}_condition_number"),
             residual=self.residual(name),
             worst=[WorstMolecule(**entry) for entry in worst],
         )
 
     def linear_problem(self, count_by: CountBy) -> Array | None:
         """Returns the (n_types + 1, n_types + 1) `references.linear_problem` of molecules, or of samples."""
+        if count_by == "molecule":
+            return self.get("linear_ref_factor")
         factor = self.energy_factor
-        if count_by == "molecule" or factor is None:
-            return self.get("linear_ref_factor") if count_by == "molecule" else None
-        return linear_problem(factor[:, 1:-1], factor[:, -1])
+        return None if factor is None else linear_problem(factor[:, 1:-1], factor[:, -1])
 
     @property
     def gradient_extremes(self) -> GradientExtremes | None:
         """The samples that hold the extremes of the gradient."""
-        low, high = (self.get(f"gradient_label_samples/{name}") for name in ("minimum", "maximum"))
+        low, high = self.get("gradient_label_samples/minimum"), self.get("gradient_label_samples/maximum")
         table = self._statistics.attributes.get(EXTREME_SAMPLES, {}).get(self.key)
         if low is None or high is None or table is None:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -17,8 +18,6 @@ from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE
 
 _RANGE = f"0, or {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"  # of weights: within it, sums of squares stay finite
-
-
 # Coefficients that differ by less than this fraction of the largest one are the same density.
 _SAME = 1e-11
 
@@ -81,7 +80,7 @@ class ConstantSampleWeigher(SampleWeigher):
 
     def __init__(self, weight: float = 1) -> None:
         number = isinstance(weight, Real) and not isinstance(weight, bool)
-        if not number or not (weight == 0 or SMALLEST_SCALE <= weight <= LARGEST_SCALE):
+        if not (number and (weight == 0 or SMALLEST_SCALE <= weight <= LARGEST_SCALE)):
             raise StatisticsError(
                 f"ConstantSampleWeigher: weight = {weight!r}, expected {_RANGE} (config: data.statistics.weighers)"
             )
@@ -158,13 +157,12 @@ class GroundStateOnlySampleWeigher(SampleWeigher):
     Key: ``ground_state_only``.
     """
 
-    fields = ("coeffs", "ground_state_coeffs")
+    fields: tuple[str, ...] = ("coeffs", "ground_state_coeffs")
     key = "ground_state_only"
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        names = ("coeffs", "ground_state_coeffs")
-        coeffs, ground_state = (self._field(batch, name).detach().cpu().numpy() for name in names)
+        coeffs, ground_state = (self._field(batch, name).detach().cpu().numpy() for name in self.fields)
         first = np.searchsorted(molecule_index(batch).cpu().numpy(), np.arange(n_molecules(batch)))
         distance, size = (np.maximum.reduceat(np.abs(x), first) for x in (coeffs - ground_state, ground_state))
         # a change of basis rounds equal coefficients differently
@@ -196,14 +194,12 @@ class ProductSampleWeigher(SampleWeigher):
 
 def check_keys(weighers: Sequence[SampleWeigher]) -> None:
     """Refuses different weighers of one key; equal ones may occur several times."""
-    by_key: dict[str, SampleWeigher] = {}
-    for weigher in weighers:
-        key = weigher.summary_string()
-        other = by_key.setdefault(key, weigher)
-        if other is not weigher and (identity(other) is None or identity(other) != identity(weigher)):
+    for a, b in itertools.combinations(weighers, 2):
+        known = identity(a) is not None and identity(a) == identity(b)
+        if a is not b and a.summary_string() == b.summary_string() and not known:
             raise StatisticsError(
-                f"two different weighers, a {type(other).__name__} and a {type(weigher).__name__}, have the key "
-                f"{key!r}: give one of them another summary_string() (config: data.statistics.weighers)"
+                f"two different weighers, a {type(a).__name__} and a {type(b).__name__}, have the key "
+                f"{a.summary_string()!r}: give one of them another key (config: data.statistics.weighers)"
             )
 
 

@@ -42,21 +42,16 @@ from ofdft_norm.settings import check_arguments
 Array = npt.NDArray[np.float64]
 DataT = TypeVar("DataT", bound=Data)
 
-# What is remembered of molecules: steps of a few large ones, or of a batch of small ones.
-_CACHE_BYTES = 128 * 2**20
+_CACHE_BYTES = 128 * 2**20  # of remembered steps: those of a few large molecules, or of a batch of small ones
 _known: dict[str, BasisTransform] = {}
-# Integrals may differ by this much relative to the largest; labels have at least single precision.
-_ACCURACY = 1e-5
-
-
-# --- molecules --------------------------------------------------------------------------------------------------------
+_ACCURACY = 1e-5  # of integrals, relative to the largest; labels have at least single precision
 
 
 @dataclass(frozen=True)
 class Molecule:
     """Geometry and basis of one molecule: everything that a change of basis depends on."""
 
-    name: str  # for messages
+    name: str
     pos: Array  # (n_atom, 3) [bohr]
     atomic_numbers: npt.NDArray[np.int64]
     basis_info: BasisInfo
@@ -77,28 +72,25 @@ def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
     missing = [n for n in ("pos", "atomic_numbers", "basis_function_ind", "basis_info") if data.get(n) is None]
     if missing:
         raise BatchError(
-            f"molecule {sample_name(data, 0)!r}: lacks the fields {missing}, which a change of basis needs: build "
-            "samples with OFData.construct_new, or leave the transform out (config: data.pre_transforms)"
+            f"molecule {sample_name(data, 0)!r}: lacks the fields {missing}, which a change of basis needs (config: "
+            "data.pre_transforms)"
         )
-    pos = _array(data["pos"] if data.get("pos_float64") is None else data["pos_float64"]).astype(np.float64, copy=False)
-    numbers, functions = _array(data["atomic_numbers"]), _array(data["basis_function_ind"])
+    exact = "pos" if data.get("pos_float64") is None else "pos_float64"
+    names = exact, "atomic_numbers", "basis_function_ind"
+    pos, numbers, functions = (data[name].detach().cpu().numpy() for name in names)
     # a sample without coefficients has a change of basis, too
     ranges = [slice(0, len(functions))] if n_molecules(data) == 1 else _ranges(data, "coeffs")
     overlaps = _overlaps(data, [where.stop - where.start for where in ranges])
     found: list[tuple[Molecule, slice]] = []
     for i, (atoms, where) in enumerate(zip(_ranges(data, "pos"), ranges, strict=True)):
         basis_info = data["basis_info"][i] if isinstance(data["basis_info"], list) else data["basis_info"]
-        name = sample_name(data, i) or f"sample {i}"
-        molecule = Molecule(name, pos[atoms], numbers[atoms], basis_info, functions[where], overlaps[i])
+        atoms_of = pos[atoms].astype(np.float64), numbers[atoms]
+        molecule = Molecule(sample_name(data, i) or f"sample {i}", *atoms_of, basis_info, functions[where], overlaps[i])
         if found and found[-1][0].key == molecule.key:
             found[-1] = (found[-1][0], slice(found[-1][1].start, where.stop))
         else:
             found.append((molecule, where))
     return found
-
-
-def _array(tensor: Tensor) -> npt.NDArray[Any]:
-    return tensor.detach().cpu().numpy()
 
 
 def _ranges(data: Data, field: str) -> list[slice]:
@@ -110,16 +102,13 @@ def _overlaps(data: Data, sizes: list[int]) -> list[npt.NDArray[Any] | None]:
     """Returns each molecule's own overlap, from matrices that PyG joined in whatever shape."""
     if data.get("overlap_matrix") is None:
         return [None] * len(sizes)
-    flat, ends = _array(data["overlap_matrix"]).reshape(-1), np.cumsum(np.square(sizes))
+    flat, ends = data["overlap_matrix"].detach().cpu().numpy().reshape(-1), np.cumsum(np.square(sizes))
     if len(flat) != ends[-1]:
         raise BatchError(
-            f"field 'overlap_matrix' has {len(flat)} entries, expected {ends[-1]}: (n_basis, n_basis) for each of the "
-            f"molecules, which have {sizes} functions"
+            f"field 'overlap_matrix' has {len(flat)} entries, expected {ends[-1]}: (n_basis, n_basis) for molecules of "
+            f"{sizes} functions"
         )
     return [matrix.reshape(n, n) for n, matrix in zip(sizes, np.split(flat, ends[:-1]), strict=True)]
-
-
-# --- changes of basis -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -266,7 +255,7 @@ Changes = tuple[BasisTransform, ...]
 
 
 def register(*transforms: BasisTransform) -> None:
-    """Makes changes of basis known by their names, which samples state as their `coordinates`."""
+    """Makes the names of changes of basis known, of which the `coordinates` of a sample consist."""
     _known.update({transform.name: transform for transform in transforms})
 
 
@@ -304,27 +293,20 @@ def coordinates_of(data: Data) -> str:
     return names.pop()
 
 
-# --- applying them ----------------------------------------------------------------------------------------------------
-
-
 def to_coordinates(data: DataT, coordinates: str) -> DataT:
     """Returns a copy of a sample or batch, not normalised, in coordinates of a name, from whichever it is in."""
     return _move(data.__copy__(), transforms_of(coordinates_of(data)), transforms_of(coordinates))
 
 
-def change_coordinates(
-    values: Tensor, data: Data, dual: bool, start: str, target: str, integrals: Tensor | None = None
-) -> Tensor:
+def change_coordinates(values: Tensor, data: Data, dual: bool, start: str, target: str) -> Tensor:
     """Brings vectors or dual vectors of a sample or batch from one system of coordinates to another.
 
-    Autograd goes through. The values may be of any dtype, (n_basis,); the result is float64. `integrals`, those of the
-    basis functions in the first coordinates, are compared with what the change of basis gives.
+    Autograd goes through. The values may be of any dtype, (n_basis,); the result is float64.
     """
     if start == target:
         return values.to(torch.float64)
     field = "gradient_label" if dual else "coeffs"
-    fields = {field: values} if integrals is None else {field: values, "dual_basis_integrals": integrals}
-    return _change(fields, data, transforms_of(start), transforms_of(target))[field]
+    return _change({field: values}, data, transforms_of(start), transforms_of(target))[field]
 
 
 def forget_molecules() -> None:
@@ -352,7 +334,8 @@ def _change(fields: dict[str, Tensor], data: Data, old: Changes, new: Changes) -
     for molecule, where in molecules:
         rows = {n: v[where].to(torch.float64).reshape(-1, len(molecule.functions)) for n, v in fields.items()}
         # values that all densities of a molecule share, such as integrals, are changed once
-        distinct = {name: own[:1] if _all_equal(own) else own for name, own in rows.items()}
+        shared = (not own.requires_grad and bool((own == own[:1]).all()) for own in rows.values())
+        distinct = {name: own[:1] if once else own for (name, own), once in zip(rows.items(), shared, strict=True)}
         if "dual_basis_integrals" in distinct:
             _check_integrals(distinct["dual_basis_integrals"].detach().cpu(), molecule, old, accuracy)
         dual = [name in DUAL_VECTORS for name, own in distinct.items() for _ in own]
@@ -361,10 +344,6 @@ def _change(fields: dict[str, Tensor], data: Data, old: Changes, new: Changes) -
         for name, own in zip(fields, changed.split([len(own) for own in distinct.values()]), strict=True):
             out[name].append(own.expand_as(rows[name]).reshape(-1))
     return {name: torch.cat(changed) for name, changed in out.items()}
-
-
-def _all_equal(rows: Tensor) -> bool:
-    return len(rows) > 1 and not rows.requires_grad and bool((rows == rows[0]).all())
 
 
 def _between(old: Changes, new: Changes, molecule: Molecule, rows: Tensor, dual: Tensor) -> Tensor:

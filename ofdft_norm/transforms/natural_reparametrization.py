@@ -87,9 +87,8 @@ class NaturalReparametrization(BasisTransform):
             what = "density basis's overlap" if molecule.overlap is None else "field 'overlap_matrix'"
             raise BasisError(
                 f"molecule {molecule.name!r}: the smallest eigenvalue of the {what} is {smallest:.2e}, expected at "
-                f"least {self.min_eigenvalue:.0e}: its inverse root would be noise. Are two atoms too close, or the "
-                "exponents too dense? Accept it with a smaller min_eigenvalue (config: data.pre_transforms), or leave "
-                "the molecule out (config: data.source.exclude)"
+                f"least {self.min_eigenvalue:.0e}: atoms are too close, or exponents too dense. Give a smaller "
+                "min_eigenvalue (config: data.pre_transforms), or omit the molecule (config: data.source.exclude)"
             )
 
     def __repr__(self) -> str:

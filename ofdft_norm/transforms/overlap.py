@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.files import optional_module
 from ofdft_norm.errors import BasisError
@@ -15,8 +14,7 @@ from ofdft_norm.transforms.coordinates import Molecule
 
 Array = npt.NDArray[np.float64]
 
-# relative to the largest entry; a matrix has at least single precision
-_SYMMETRIC = 1e-6
+_SYMMETRIC = 1e-6  # relative to the largest entry; a matrix has at least single precision
 
 
 def overlap_of(molecule: Molecule) -> Array:
@@ -37,8 +35,7 @@ def pyscf_molecule(molecule: Molecule) -> Any:
 
 def _checked(overlap: npt.NDArray[Any], name: str) -> Array:
     finite = np.where(np.isfinite(overlap), overlap, np.nan)
-    largest = np.abs(np.nan_to_num(finite)).max()
-    wrong = np.iscomplexobj(overlap) | ~(np.abs(finite - finite.T) <= _SYMMETRIC * largest)
+    wrong = np.iscomplexobj(overlap) | ~(np.abs(finite - finite.T) <= _SYMMETRIC * np.nanmax(np.abs(finite), initial=0))
     if wrong.any():
         i, j = np.argwhere(wrong)[0]
         raise BasisError(
@@ -53,25 +50,22 @@ def _atoms(molecule: Molecule) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def _basis(molecule: Molecule) -> dict[str, list[list[Any]]]:
-    """Returns the shells of each of a molecule's elements."""
-    exponents = molecule.basis_info.exponent_per_shell
-    if exponents is None:
-        raise BasisError(
-            f"molecule {molecule.name!r}: integrals over the density basis need exponents, which the basis lacks, and "
-            "the sample has no field 'overlap_matrix': give a basis with exponents_per_atom, as "
-            "BasisInfo.from_dataset_info_yaml makes them (config: data.source.basis_info)"
-        )
-    numbers = sorted(set(molecule.atomic_numbers.tolist()))
-    return {symbol(number): _shells(molecule.basis_info, number, exponents) for number in numbers}
-
-
-def _shells(basis_info: BasisInfo, number: int, exponents: Array) -> list[list[Any]]:
-    """Returns one element's shells as PySCF takes them: angular momentum, then exponents with their coefficients.
+    """Returns the shells of each element as PySCF takes them: angular momentum, then exponents with coefficients.
 
     Shells of equal angular momentum are one of PySCF's, contracted with the unit matrix: integrals take half the time.
     """
-    own = basis_info.atom_ind_to_basis_function_ind[int(basis_info.atomic_number_to_atom_index[number])]
-    shells, first = np.unique(basis_info.basis_func_to_shell[own], return_index=True)
-    momenta = basis_info.l_per_basis_func[own][first]
-    blocks = [(l, exponents[shells[momenta == l]]) for l in np.unique(momenta)]
-    return [[int(l), *np.column_stack([of_l, np.eye(len(of_l))]).tolist()] for l, of_l in blocks]
+    basis_info, exponents = molecule.basis_info, molecule.basis_info.exponent_per_shell
+    if exponents is None:
+        raise BasisError(
+            f"molecule {molecule.name!r}: integrals over the density basis need exponents, which the basis lacks, and "
+            "the sample has no field 'overlap_matrix': give a basis with exponents_per_atom "
+            "(config: data.source.basis_info)"
+        )
+    found = {}
+    for number in np.unique(molecule.atomic_numbers):
+        own = basis_info.atom_ind_to_basis_function_ind[int(basis_info.atomic_number_to_atom_index[number])]
+        shells, first = np.unique(basis_info.basis_func_to_shell[own], return_index=True)
+        momenta = basis_info.l_per_basis_func[own][first]
+        blocks = [(l, exponents[shells[momenta == l]]) for l in np.unique(momenta)]
+        found[symbol(int(number))] = [[int(l), *np.column_stack([a, np.eye(len(a))]).tolist()] for l, a in blocks]
+    return found

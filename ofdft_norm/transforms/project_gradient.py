@@ -32,26 +32,21 @@ def project_gradient(gradient: Tensor, sample_or_batch: Data) -> Tensor:
         in float64. Where all integrals of a molecule are 0 there is nothing to project out.
 
     Raises:
-        BatchError: If the sample is normalised, has no `dual_basis_integrals` of the gradient's length, or a batch has
-            no `coeffs_batch`.
+        BatchError: If the integrals are rescaled, `dual_basis_integrals` is missing or has another length than the
+            gradient, or a batch has no `coeffs_batch`.
     """
-    if "normalized" in sample_or_batch:
-        raise BatchError(
-            "the batch is normalised, and its 'dual_basis_integrals' are rescaled: expected the original ones, as in "
-            "the batch that Normalizer.denormalize returns"
-        )
+    if "integrals_rescaled" in sample_or_batch:
+        raise BatchError("'dual_basis_integrals' of a normalised batch are rescaled: first call Normalizer.denormalize")
     integrals = get_field(sample_or_batch, "dual_basis_integrals")
     if integrals is None:
         raise BatchError(
-            "the sample lacks the field 'dual_basis_integrals', which projecting a gradient needs: write it into the "
-            "labels (of_labels/spatial/dual_basis_integrals) or leave ProjectGradient out (config: data.pre_transforms)"
+            "the sample lacks 'dual_basis_integrals', which a projection needs: write it into the labels "
+            "(of_labels/spatial/dual_basis_integrals) or omit ProjectGradient (config: data.pre_transforms)"
         )
     if gradient.shape != integrals.shape:
         # (n_basis, 1) against (n_basis,) would broadcast to a matrix
-        raise BatchError(
-            f"the gradient has shape {tuple(gradient.shape)}, but the field 'dual_basis_integrals' has "
-            f"{tuple(integrals.shape)}: expected one entry for each basis function"
-        )
+        shape = tuple(integrals.shape)
+        raise BatchError(f"gradient: shape {tuple(gradient.shape)}, expected {shape}, as of 'dual_basis_integrals'")
     index = molecule_index(sample_or_batch)
     g, w = gradient.to(torch.float64), integrals.to(torch.float64)
     sums = g.new_zeros(2, n_molecules(sample_or_batch)).index_add(1, index, torch.stack([w * g, w * w]))

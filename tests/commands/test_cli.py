@@ -6,6 +6,7 @@ import runpy
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,9 +34,7 @@ def test_it_is_installed_and_lists_all_commands(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_explains_a_command(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_explains_a_command(name: str, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
@@ -79,9 +78,7 @@ def test_scripts_call_the_commands(script: str, monkeypatch: pytest.MonkeyPatch)
         ("predict ckpt_path={xyz} output={run}", "output"),
     ],
 )
-def test_wrong_input_ends_in_one_line(
-    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_input_ends_in_one_line(words: str, message: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     xyz, bad, run = tmp_path / "water.xyz", tmp_path / "latin.xyz", tmp_path / "run"
     xyz.write_text("3\n\nO 0 0 0\nH 0 0.76 0.59\nH 0 -0.76 0.59\n")
@@ -98,15 +95,10 @@ def test_wrong_input_ends_in_one_line(
     assert "Traceback" not in "\n".join(rest)
 
 
-def test_labels_are_packed_and_verified_with_either_form_of_options(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_labels_are_packed_and_verified_with_either_form_of_options(tmp_path: Path, capsys: Any) -> None:
     molecules = LabelledMolecules(tmp_path, ("methyl_nitrite", "nitromethane"))
-    forms = (
-        [f"basis_info={molecules.basis_info}", "targets=[kin,kin_plus_xc]"],
-        ["--basis-info", molecules.basis_info],
-    )
-    for number, form in enumerate(forms):
+    first = [f"basis_info={molecules.basis_info}", "targets=[kin,kin_plus_xc]"]
+    for number, form in enumerate([first, ["--basis-info", molecules.basis_info]]):
         output = str(tmp_path / f"packed_{number}")
         assert main(["pack", str(molecules.labels), output, *form, "--pre-transforms", "natrep", "verify=3"]) == 0
         assert f"2 molecules in {output}" in capsys.readouterr().out

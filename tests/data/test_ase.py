@@ -80,7 +80,7 @@ def write_frames(path: Path, atoms: list[Atoms]) -> Path:
     "name", ["data.xyz", "data.extxyz", "data.db", "data.traj", "data.json", "z@3.json", "z@3.xyz", "d[1].xyz"]
 )
 def test_every_format_and_name_gives_the_same_samples(tmp_path: Path, name: str) -> None:
-    for other in ("z", "d1.xyz"):  # what the name could be mistaken for
+    for other in ("z", "d1.xyz"):  # ASE could read these instead
         (tmp_path / other).write_text("another file")
     path = write_frames(tmp_path / name, frames())
     dataset = everything(ASEFiles(str(path)))
@@ -111,43 +111,12 @@ def test_frames_are_divided_by_file_by_key_and_at_random(tmp_path: Path) -> None
     assert [len(part) for part in drawn.values()] == [15, 5, 5]
 
 
-def test_the_random_split_is_that_of_earlier_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_frames(Path("d.xyz"), frames(23))
-    parts = ASEFiles("d.xyz").parts(SplitConfig())
-    assert (parts["val"], parts["test"]) == (["d.xyz@20", "d.xyz@5"], ["d.xyz@14", "d.xyz@6"])
-
-
-@pytest.mark.parametrize(
-    ("paths", "val", "words"),
-    [
-        (["d.xyz", "./d.xyz"], None, "d.xyz (in train and train)"),
-        (["d.xyz", "link.xyz"], None, "link.xyz (in train and train; the same file as d.xyz)"),
-        (["*.xyz", "d*.xyz"], None, "d.xyz (in train and train"),
-        ("d.xyz", "d.xyz", "d.xyz (in train and val)"),
-        ("d.xyz", "{root}/d.xyz", "d.xyz (in train and val; the same file as d.xyz)"),
-    ],
-)
-def test_a_file_that_is_given_twice_is_refused(
-    paths: Any, val: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_frames(Path("d.xyz"), frames(5))
-    Path("link.xyz").symlink_to("d.xyz")
-    source = ASEFiles(paths, val=val and val.format(root=tmp_path))
-    for use in (source.everything, lambda: source.parts(SplitConfig(0.6, 0.2, 0.2))):
-        with pytest.raises(SplitError, match=r"data.source: files that are listed twice") as error:
-            use()
-        assert words in str(error.value)
-
-
 def test_labels_of_other_names_are_found(tmp_path: Path) -> None:
     expected = frames()
     path = write_frames(tmp_path / "data.xyz", expected)
-    sample = train(ASEFiles(str(path), energy="e_other", forces="f_other"))[3]
-    i = int(sample.mol_id.rpartition("@")[2])
-    assert float(sample.energy) == pytest.approx(expected[i].get_potential_energy() / 2, rel=1e-8)
-    np.testing.assert_allclose(sample.forces, expected[i].get_forces() / 2, rtol=0, atol=1e-7)
+    for i, sample in enumerate(everything(ASEFiles(str(path), energy="e_other", forces="f_other"))):
+        assert float(sample.energy) == pytest.approx(expected[i].get_potential_energy() / 2, rel=1e-8)
+        np.testing.assert_allclose(sample.forces, expected[i].get_forces() / 2, rtol=0, atol=1e-7)
     with ase.db.connect(tmp_path / "data.db") as database:
         database.write(expected[0], key_value_pairs={"e_other": 3.0})
     assert float(everything(ASEFiles(str(tmp_path / "data.db"), energy="e_other"))[0].energy) == 3.0
@@ -156,8 +125,6 @@ def test_labels_of_other_names_are_found(tmp_path: Path) -> None:
 def test_results_of_another_geometry_are_no_labels() -> None:
     atoms = Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 1.2]], calculator=LennardJones())
     check = AtomsCheck("energy", "forces")
-    with pytest.raises(LabelFileError, match="structure 0: lacks 'energy'"):
-        check(atoms, "structure 0")
     energy, forces = atoms.get_potential_energy(), atoms.get_forces()
     sample = check(atoms, "structure 0")
     assert float(sample.energy) == energy
@@ -173,13 +140,8 @@ def test_results_of_another_geometry_are_no_labels() -> None:
     [
         (27, lambda x: "0", ":28: begins with '0', expected the number of atoms of a frame"),
         (28, lambda x: x.replace("energy=", "Energie="), "@5: lacks 'energy'; it has ['Energie', 'e_other']; did you"),
-        (
-            28,
-            lambda x: re.sub("energy=[^ ]*", "energy=1e300", x),
-            "@5: field 'energy' is 1e+300 at entry [0], expected",
-        ),
+        (28, lambda x: re.sub("energy=[^ ]*", "energy=1e300", x), "@5: field 'energy' is 1e+300 at entry [0]"),
         (28, lambda x: f'{x} Lattice="inf 0 0 0 1 0 0 0 1"', "@5: field 'cell' is inf"),
-        (29, lambda x: f"Q{x[1:]}", "@5: ASE cannot read this: KeyError: 'Q'"),
         (29, lambda x: "O 1 2", "@5: ASE cannot read this"),
         (29, lambda x: f"{x.rsplit(maxsplit=1)[0]} nan", "@5: field 'forces' is nan at entry [0, 2], expected finite"),
         (29, lambda x: f"X{x[1:]}", "@5: field 'atomic_numbers' has shape (3,) and the wrong values [0], expected"),
@@ -200,12 +162,6 @@ def test_a_bad_frame_is_named(tmp_path: Path, line: int, change: Callable[[str],
         list(train(ASEFiles(str(path))))
 
 
-def test_frames_without_atoms_in_other_formats_are_refused(tmp_path: Path) -> None:
-    path = write_frames(tmp_path / "data.traj", [*frames(2), Atoms(info={"split": "train"})])
-    with pytest.raises(LabelFileError, match=re.escape(f"{path}@2: has no atoms")):
-        list(everything(ASEFiles(str(path))))
-
-
 def test_blank_lines_between_frames_end_nothing(tmp_path: Path) -> None:
     path = tmp_path / "data.xyz"
     write(path, frames(2), columns=["symbols", "positions", "forces"])
@@ -220,19 +176,21 @@ def test_frames_without_labels_can_be_predicted(tmp_path: Path) -> None:
     dataset = everything(source)
     assert [bool(sample.has_energy_label) for sample in dataset] == [False, True, True]
     assert dataset[0].forces.isnan().all()
-    with pytest.raises(LabelFileError, match=r"@0: lacks 'energy'; it has no value .* \(argument energy, config: data"):
+    with pytest.raises(LabelFileError, match=r"@0: lacks 'energy'; it has no value .*data\.source\.energy"):
         list(train(source))
 
 
-def test_what_a_source_lacks_is_named(tmp_path: Path) -> None:
+def test_wrong_sources_are_named(tmp_path: Path) -> None:
     path = tmp_path / "data.xyz"
-    with pytest.raises(ConfigError, match=r"data.xyz: no such file \(config: data.source.paths"):
+    with pytest.raises(ConfigError, match=r"data.xyz: no regular file there \(config: data.source.paths"):
         ASEFiles(str(path)).parts(ALL)
     os.mkfifo(path)  # opening it would wait for a writer
-    with pytest.raises(ConfigError, match=r"data.xyz: is no regular file"):
+    with pytest.raises(ConfigError, match=r"data.xyz: no regular file"):
         ASEFiles(str(path)).parts(ALL)
     path.unlink()
     write_frames(path, frames(4))
+    with pytest.raises(SplitError, match=r"data.source: files that are listed twice.*(?s:.*)in train and val"):
+        ASEFiles(str(path), val=str(tmp_path / "*.xyz")).parts(ALL)
     with pytest.raises(SplitError, match=r"data.xyz@0: info\['spilt'\] is None.*did you mean 'split'"):
         ASEFiles(str(path), split_key="spilt").parts(ALL)
     with pytest.raises(ConfigError, match=r"data.split.file lists label files, not frames"):
@@ -242,6 +200,9 @@ def test_what_a_source_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.xyz").write_text("\n")
     with pytest.raises(LabelFileError, match=r"empty.xyz: has no frame"):
         ASEFiles(str(tmp_path / "empty.xyz")).everything()
+    write_frames(tmp_path / "data.traj", [*frames(2), Atoms(info={"split": "train"})])
+    with pytest.raises(LabelFileError, match=r"data.traj@2: has no atoms"):
+        list(everything(ASEFiles(str(tmp_path / "data.traj"))))
 
 
 # --- files that change ------------------------------------------------------------------------------------------------

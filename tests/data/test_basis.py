@@ -51,18 +51,13 @@ def test_attributes_equal_a_naive_construction(data: st.DataObject, some_bases: 
 @given(data=st.data())
 def test_indices_of_a_molecule_equal_loops_over_its_atoms(data: st.DataObject, some_bases: Any) -> None:
     basis = data.draw(some_bases)
-    numbers = data.draw(st.lists(st.sampled_from(basis.atomic_numbers.tolist()), max_size=6))
-    atom_ind: list[int] = []
-    function_ind: list[int] = []
-    for z in numbers:
-        element = basis.atomic_numbers.tolist().index(z)
-        atom_ind.append(element)
-        start = sum(basis.basis_dim_per_atom[:element])
-        function_ind += range(start, start + basis.basis_dim_per_atom[element])
+    elements = basis.atomic_numbers.tolist()
+    numbers = data.draw(st.lists(st.sampled_from(elements), max_size=6))
+    functions = [i for z in numbers for i in basis.atom_ind_to_basis_function_ind[elements.index(z)].tolist()]
     for dtype in (np.uint8, np.int32, np.float64):
         indices = basis.atom_indices(np.array(numbers, dtype=dtype))
-        assert indices.tolist() == atom_ind
-        assert basis.basis_function_ind(indices).tolist() == function_ind
+        assert indices.tolist() == [elements.index(z) for z in numbers]
+        assert basis.basis_function_ind(indices).tolist() == functions
 
 
 @given(data=st.data())
@@ -82,37 +77,12 @@ def test_json_and_pickle_keep_everything(data: st.DataObject, some_bases: Any, t
 def test_fields_are_split_by_element(data: st.DataObject, some_bases: Any) -> None:
     basis = data.draw(some_bases)
     values = np.random.default_rng(0).normal(size=(2, basis.n_basis))
-    expected = [values[:, index] for index in basis.atom_ind_to_basis_function_ind]
-    for found in (
-        basis.split_field_by_atom_type(values, axis=1),
-        basis.split_field_by_atom_type(torch.from_numpy(values), axis=-1),
-    ):
-        for own, theirs in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(np.asarray(own), theirs)
+    for given_values in (values, torch.from_numpy(values)):
+        found = basis.split_field_by_atom_type(given_values, axis=1)
+        for own, index in zip(found, basis.atom_ind_to_basis_function_ind, strict=True):
+            np.testing.assert_array_equal(np.asarray(own), values[:, index])
     with pytest.raises(BasisError, match="the basis has"):
-        basis.split_field_by_atom_type(np.zeros((2, basis.n_basis + 1)))
-
-
-@pytest.mark.parametrize(
-    ("irreps", "message"),
-    [
-        *((irreps, "not sorted") for irreps in ("1x0e+1x2e+1x1o", "1x1o+1x0e", "2x0e+1x1o+1x0e")),
-        *((irreps, "6x0e") for irreps in ("", "s+p", "1x0e,1x1o", "0e", "-1x0e", "1x0x", "1x0e+", "1x13o", "9999x0e")),
-        ("1x0o", "parity"),
-        ("0x0e", "no function"),
-    ],
-)
-def test_irreps_that_cannot_be_a_basis_are_refused(irreps: str, message: str) -> None:
-    with pytest.raises(BasisError, match=f"element 8.*{message}"):
-        BasisInfo([1, 8], ["1x0e", irreps])
-
-
-@pytest.mark.parametrize(
-    "elements", [[1, 1], [1, 0], [1, 119], [1, -1], [1], [], [1, 6.5], [1, np.nan], ["H", "C"], [[1], [6]]]
-)
-def test_elements_that_cannot_be_a_basis_are_refused(elements: list[Any]) -> None:
-    with pytest.raises(BasisError, match="atomic_numbers"):
-        BasisInfo(elements, ["1x0e", "1x0e"])
+        basis.split_field_by_atom_type(values)
 
 
 @pytest.mark.parametrize("numbers", [[2], [0], [-1], [119], [-(2**40)], [1.5], [np.nan], [[1, 8]], ["H"], 1])
@@ -132,7 +102,7 @@ def test_the_index_of_an_unknown_element_never_picks_another_one() -> None:
             basis.basis_function_ind(np.array([0, wrong]))
 
 
-def test_bases_that_differ_are_not_equal() -> None:
+def test_bases_are_compared_by_elements_functions_and_known_exponents() -> None:
     basis = BasisInfo([1, 8], ["1x0e", "2x0e"], [[1.0], [2.0, 3.0]])
     others = (
         BasisInfo([8, 1], ["2x0e", "1x0e"]),
@@ -140,22 +110,14 @@ def test_bases_that_differ_are_not_equal() -> None:
         BasisInfo([1], ["1x0e"]),
         BasisInfo([1, 8], ["1x0e", "2x0e"], [[1.0], [2.0, 3.1]]),
     )
-    for other in others:
-        assert basis != other
-        assert basis.fingerprint() != other.fingerprint()
+    assert [other == basis for other in others] == [False] * 4
+    assert len({other.fingerprint() for other in (*others, basis)}) == 5
     unknown_exponents = BasisInfo([1, 8], ["1x0e", "1x0e+1x0e"])
-    assert basis == unknown_exponents
-    assert hash(basis) == hash(unknown_exponents)
+    assert (basis, hash(basis)) == (unknown_exponents, hash(unknown_exponents))
     assert basis.fingerprint() != unknown_exponents.fingerprint()
     assert basis != "a string"
-
-
-def test_a_subset_has_every_element_with_the_same_functions() -> None:
-    large = BasisInfo([1, 6, 8], ["2x0e", "3x0e+1x1o", "2x0e+1x1o"])
-    assert large.is_subset(large)
-    assert BasisInfo([8, 1], ["1x0e+1x0e+1x1o", "2x0e"]).is_subset(large)
-    assert not large.is_subset(BasisInfo([1, 6], ["2x0e", "3x0e+1x1o"]))
-    assert not BasisInfo([8], ["3x0e+1x1o"]).is_subset(large)
+    assert [other.is_subset(basis) for other in others] == [True, False, True, True]
+    assert not basis.is_subset(others[2])
 
 
 def test_exponents_are_kept_for_each_shell() -> None:
@@ -173,31 +135,20 @@ def test_exponents_are_kept_for_each_shell() -> None:
     ("content", "message"),
     [
         (None, "No such file"),
-        (b"{", "no density basis"),
-        (b"\xff\xfe\x00", "no density basis"),
-        (b"[1, 2]", "no density basis"),
+        (b"\xff{}", "utf-8"),
+        (b"[1]", "is no density basis"),
         (b'{"atomic_numbers": [1]}', "lacks 'irreps_per_atom'"),
-        (b'{"atomic_numbers": [1], "irreps_per_atom": ["p"]}', "6x0e"),
-        (b'{"atomic_numbers": [1], "irreps_per_atom": null}', "NoneType"),
+        (b'{"atomic_numbers": [1], "irreps_per_atom": ["1x0o"]}', "element 1.*parity"),
         (b'{"atomic_numbers": [1], "irreps_per_atom": ["1x0e"], "exponents_per_atom": [[NaN]]}', "nan"),
         (b'{"atomic_numbers": [1], "irreps_per_atom": ["1x0e"], "p_order": "yzx"}', "'xyz': ofdft_norm 0.2"),
-        (b'{"atomic_numbers": null, "irreps_per_atom": ["1x0e"]}', "whole numbers"),
     ],
 )
 def test_a_bad_basis_file_is_named_with_the_config_key(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "basis.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(BasisError, match=message) as error:
+    with pytest.raises(BasisError, match=rf"basis\.json.*{message}.*data\.source\.basis_info"):
         BasisInfo.from_json(path)
-    assert str(path) in str(error.value)
-    assert "data.source.basis_info" in str(error.value)
-
-
-def test_a_file_may_state_the_order_of_p_functions(tmp_path: Path) -> None:
-    path = tmp_path / "basis.json"
-    path.write_text('{"atomic_numbers": [8], "irreps_per_atom": ["1x0e+1x1o"], "p_order": "xyz"}')
-    assert BasisInfo.from_json(path) == BasisInfo([8], ["1x0e+1x1o"])
 
 
 def test_the_basis_of_a_pyscf_molecule_is_described_as_it_is() -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,12 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch.utils.data import DataLoader
 from torch_geometric.transforms import Compose
 
 from ofdft_norm import BasisInfo, OFData, OFDataset, ProjectGradient
 from ofdft_norm.data import dataset as dataset_module
 from ofdft_norm.data.dataset import Composed, apply_transform, compose, file_states, single_transforms
-from ofdft_norm.data.sample import collate_joined
-from ofdft_norm.errors import BasisError, BatchError, ConfigError, LabelFileError
-from tests import processes
+from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
 
 
 @pytest.fixture
@@ -53,25 +49,22 @@ def test_samples_are_the_rows_of_the_files_in_float64(paths: list[Path], labels:
     assert dataset.sample_offsets.tolist() == [0, 4, 7, 12]
     assert dataset.elements() == {1, 6, 8}
     rows = [(path, row) for path, n in zip(paths, (4, 3, 5), strict=True) for row in range(n)]
-    assert dataset.names(range(12)) == [str(path) for path, _ in rows]
     for index, (path, row) in enumerate(rows):
-        arrays = labels.written[path]
-        for sample in (dataset[index], dataset[index - 12]):
-            expected = {
-                "coeffs": arrays["of_labels/spatial/coeffs"][row],
-                "ground_state_coeffs": arrays["of_labels/spatial/coeffs"][-1],
-                "gradient_label": arrays["of_labels/spatial/grad_kin"][row],
-                "dual_basis_integrals": arrays["of_labels/spatial/dual_basis_integrals"][row],
-                "energy_label": arrays["of_labels/energies/e_kin"][[row]],
-                "pos": arrays["geometry/atom_pos"],
-            }
-            for field, values in expected.items():
-                assert sample[field].dtype == torch.float64
-                np.testing.assert_array_equal(sample[field].numpy(), values)
-            assert sample.has_energy_label.tolist() == [row > 0]
-            assert sample.scf_iteration.tolist() == [row]
-            assert (sample.mol_id, sample.coordinates) == (path.name.split(".")[0], "raw")
-            assert sample.atomic_numbers.tolist() == arrays["geometry/atomic_numbers"].tolist()
+        arrays, sample = labels.written[path], dataset[index - 12]
+        expected = {
+            "coeffs": arrays["of_labels/spatial/coeffs"][row],
+            "ground_state_coeffs": arrays["of_labels/spatial/coeffs"][-1],
+            "gradient_label": arrays["of_labels/spatial/grad_kin"][row],
+            "dual_basis_integrals": arrays["of_labels/spatial/dual_basis_integrals"][row],
+            "energy_label": arrays["of_labels/energies/e_kin"][[row]],
+            "pos": arrays["geometry/atom_pos"],
+        }
+        for field, values in expected.items():
+            assert sample[field].dtype == torch.float64
+            np.testing.assert_array_equal(sample[field].numpy(), values)
+        assert (sample.has_energy_label.tolist(), sample.scf_iteration.tolist()) == ([row > 0], [row])
+        assert (sample.mol_id, sample.coordinates) == (path.name.split(".")[0], "raw")
+        assert sample.atomic_numbers.tolist() == arrays["geometry/atomic_numbers"].tolist()
 
 
 @pytest.mark.parametrize("transform", [None, ProjectGradient(), add_norm, compose([add_norm, ProjectGradient()])])
@@ -112,11 +105,10 @@ def test_selected_scf_iterations(limit: Any, selected: list[int], keep: bool, la
     assert all(torch.equal(s.ground_state_coeffs, dataset[0].ground_state_coeffs) for s in dataset)
 
 
-@pytest.mark.parametrize("limit", [9, [], [7], [-5], [0, -4]])
+@pytest.mark.parametrize("limit", [9, [], [0, -4, 7, -5]])
 def test_a_file_without_a_selected_iteration_is_an_error(limit: Any, labels: Any, basis_info: Any) -> None:
     dataset = OFDataset([labels.write()], basis_info, limit_scf_iterations=limit, keep_initial_guess=False)
-    actions: list[Callable[[], Any]] = [lambda: dataset.molecules([0]), lambda: len(dataset), lambda: dataset[0]]
-    for action in actions:
+    for action in (lambda: dataset.molecules([0]), lambda: len(dataset)):
         with pytest.raises(LabelFileError, match=r"water\.zarr\.zip: none of its 4 SCF.*limit_scf_iterations"):
             action()
 
@@ -130,31 +122,17 @@ def test_a_selection_of_another_kind_is_refused(limit: Any, basis_info: Any) -> 
 # --- opening files ----------------------------------------------------------------------------------------------------
 
 
-def test_whole_molecules_are_read_by_opening_each_file_once(
+def test_no_file_is_opened_twice_for_whole_molecules_and_headers(
     paths: list[Path], basis_info: Any, opened: list[str]
 ) -> None:
     dataset = OFDataset(paths, basis_info, limit_scf_iterations=-2)
-    names = [path.name for path in paths]
-    assert not opened
-    dataset.molecules([0, 1])
-    dataset.molecules([2])
-    assert opened == names
-    assert (len(dataset), dataset.elements()) == (9, {1, 6, 8})  # known by now
-    assert opened == names
-    copied = pickle.loads(pickle.dumps(dataset))
-    assert len(copied) == 9
-    assert opened == names
-
-
-def test_headers_are_read_only_of_files_that_were_not_read(
-    paths: list[Path], basis_info: Any, opened: list[str]
-) -> None:
-    dataset = OFDataset(paths, basis_info)
     dataset.molecules([1])
-    assert len(dataset) == 12
+    assert opened == [paths[1].name]
+    assert len(dataset) == 9
+    for known in (dataset, pickle.loads(pickle.dumps(dataset))):
+        assert (len(known), known.elements()) == (9, {1, 6, 8})
     assert opened == [paths[1].name, paths[0].name, paths[2].name]
-    given = OFDataset(paths, basis_info, n_scf_iterations=[4, 3, 5])
-    assert len(given) == 12
+    assert len(OFDataset(paths, basis_info, n_scf_iterations=[4, 3, 5])) == 12
     assert len(opened) == 3
 
 
@@ -163,8 +141,7 @@ def test_another_number_of_iterations_than_the_split_states_is_named(
     n: int, paths: list[Path], basis_info: Any
 ) -> None:
     dataset = OFDataset(paths, basis_info, n_scf_iterations=[n, 3, 5])
-    actions: list[Callable[[], Any]] = [lambda: dataset[1], lambda: dataset.molecules([0]), dataset.elements]
-    for action in actions:
+    for action in (lambda: dataset.molecules([0]), dataset.elements):
         with pytest.raises(LabelFileError, match=rf"water\.zarr\.zip: .*expected {n}.*data\.split\.file"):
             action()
     with pytest.raises(ConfigError, match="n_scf_iterations has 2 entries for 3"):
@@ -190,21 +167,8 @@ def test_labels_of_another_basis_name_file_and_molecule(labels: Any) -> None:
         (BasisInfo([1, 6, 8], ["2x0e+1x1o", "2x0e", "3x0e"]), LabelFileError, "coefficients"),
     ):
         dataset = OFDataset([path], basis)
-        for action in (lambda d=dataset: d[0], lambda d=dataset: d.molecules([0])):
-            with pytest.raises(error, match=rf"formaldehyde'.*{words}.*data\.source\.basis_info") as found:
-                action()
-            assert str(path) in str(found.value)
-
-
-@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("forkserver", 1)])
-def test_loader_workers_give_the_same_batches(
-    context: str, workers: int, paths: list[Path], basis_info: Any, assert_same_fields: Any
-) -> None:
-    processes.context()
-    dataset = OFDataset(paths, basis_info, "e_tot", "grad_tot", ProjectGradient(), -2)
-    loader = DataLoader(dataset, 5, num_workers=workers, multiprocessing_context=context, collate_fn=collate_joined)
-    for start, batch in zip(range(0, len(dataset), 5), loader, strict=True):
-        assert_same_fields(batch, dataset.__getitems__(range(start, min(start + 5, len(dataset)))))
+        with pytest.raises(error, match=rf"{path}: molecule 'formaldehyde'.*{words}.*data\.source\.basis_info"):
+            dataset.molecules([0])
 
 
 def test_an_empty_data_set_has_no_sample(basis_info: Any) -> None:
@@ -225,19 +189,6 @@ def test_compositions_are_taken_apart() -> None:
     assert single_transforms([nested, first]) == [first, second, add_norm, first]
 
 
-def test_samples_that_a_transform_leaves_with_different_fields_are_not_joined(
-    paths: list[Path], basis_info: Any
-) -> None:
-    def without_integrals_of_water(sample: Any) -> Any:
-        if sample.mol_id == "water":
-            del sample.dual_basis_integrals
-        return sample
-
-    dataset = OFDataset(paths, basis_info, transform=without_integrals_of_water)
-    with pytest.raises(BatchError, match=r"dual_basis_integrals.*data\.pre_transforms"):
-        dataset.molecules([0, 1])
-
-
 @pytest.mark.parametrize("works_on_batches", [True, False])
 def test_an_error_of_a_transform_gets_a_note_with_the_molecules(
     works_on_batches: bool, paths: list[Path], basis_info: Any
@@ -253,43 +204,28 @@ def test_an_error_of_a_transform_gets_a_note_with_the_molecules(
     (note,) = error.value.__notes__
     assert "methane" in note
     assert ("water" in note) == works_on_batches
-    with pytest.raises(ZeroDivisionError):
-        apply_transform(Failing(), dataset.with_target("kin")._read_samples(np.array([0]), np.array([0]), None)[0])
+    with pytest.raises(ZeroDivisionError) as error:
+        apply_transform(Failing(), OFDataset(paths, basis_info).molecules([1, 0]), config="data.post_transforms")
+    assert "methane" in error.value.__notes__[0]
+    assert "(config: data.post_transforms)" in error.value.__notes__[0]
 
 
 # --- states -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_state_tells_samples_apart(paths: list[Path], basis_info: Any) -> None:
-    settings: list[dict[str, Any]] = [
-        {},
-        {"limit_scf_iterations": -1},
-        {"limit_scf_iterations": [-1]},
-        {"keep_initial_guess": False},
-        {"energy_key": "e_tot"},
-        {"gradient_key": "grad_tot"},
-        {"paths": paths[:2]},
-    ]
+    settings: Any = ({"limit_scf_iterations": -1}, {"limit_scf_iterations": [-1]}, {"keep_initial_guess": False})
+    settings += ({}, {"energy_key": "e_tot"}, {"gradient_key": "grad_tot"}, {"paths": paths[:2]})
     states = [OFDataset(**{"paths": paths, "basis_info": basis_info} | chosen).state() for chosen in settings]
-    assert OFDataset(paths, basis_info, transform=add_norm).state() == states[0]
+    assert OFDataset(paths, basis_info, transform=add_norm).state() == states[3]
     assert len({repr(state) for state in states}) == len(states)
     other = OFDataset(paths, basis_info).with_target("tot").state()
     assert (other["energy_key"], other["gradient_key"]) == ("e_tot", "grad_tot")
 
 
-def linked(source: Path, target: Path) -> None:
-    target.symlink_to(source)
-
-
-def copied(source: Path, target: Path) -> None:
-    shutil.copytree(source, target)
-
-
-@pytest.mark.parametrize("put", [linked, copied, os.rename])
+@pytest.mark.parametrize("put", [lambda source, target: target.symlink_to(source), shutil.copytree, os.rename])
 @pytest.mark.parametrize("contents", [False, True])
-def test_a_label_set_is_the_same_in_another_place(
-    put: Callable[[Path, Path], None], contents: bool, labels: Any, tmp_path: Path
-) -> None:
+def test_a_label_set_is_the_same_in_another_place(put: Any, contents: bool, labels: Any, tmp_path: Path) -> None:
     labels.folder = tmp_path / "set"
     labels.folder.mkdir()
     paths = labels.write_several()

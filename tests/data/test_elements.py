@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ofdft_norm.data.elements import SYMBOLS, atomic_number, formula, hill_order, symbol
+from ofdft_norm.data.elements import SYMBOLS, atomic_number, formula, symbol
 from ofdft_norm.errors import ConfigError
 
 
@@ -12,16 +12,10 @@ def test_symbols_and_numbers_are_inverse() -> None:
     assert [symbol(z) for z in (1, 6, 17, 26, 79, 118)] == ["H", "C", "Cl", "Fe", "Au", "Og"]
 
 
-@pytest.mark.parametrize(("given", "hint"), [("CL", "Cl"), ("Xx", None), ("", None), ("h", "H")])
-def test_unknown_symbols_name_the_closest(given: str, hint: str | None) -> None:
-    with pytest.raises(ConfigError, match=f"{given!r}.*{hint or ''}"):
-        atomic_number(given)
-
-
-@pytest.mark.parametrize("number", [0, -1, 119])
-def test_numbers_without_an_element_are_refused(number: int) -> None:
-    with pytest.raises(ConfigError, match=str(number)):
-        symbol(number)
+@pytest.mark.parametrize(("given", "words"), [("CL", "'CL'.*Cl"), ("", "''"), (0, "0"), (-1, "-1"), (119, "119")])
+def test_unknown_elements_are_refused(given: str | int, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        atomic_number(given) if isinstance(given, str) else symbol(given)
 
 
 @pytest.mark.parametrize(
@@ -30,4 +24,3 @@ def test_numbers_without_an_element_are_refused(number: int) -> None:
 )
 def test_formulas_are_in_hills_order(numbers: list[int], expected: str) -> None:
     assert formula(numbers) == expected
-    assert "".join(symbol(z) for z in hill_order(numbers)) == "".join(c for c in expected if not c.isdigit())

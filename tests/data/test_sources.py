@@ -1,11 +1,10 @@
-"""Sources of labels and samples: what they list, what they open, and what they refuse."""
+"""Sources of labels and samples: their members, their data sets, and their refusals."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,9 @@ def parts_of(source: Source, split: SplitConfig = SPLIT, transforms: Any = ()) -
 
 def test_folders_files_and_patterns_list_the_same(paths: list[Path], basis_file: str) -> None:
     folder = paths[0].parent
-    expected = [str(path) for path in paths]
-    for given in (
-        str(folder),
-        str(folder / "mol*"),
-        list(map(str, paths[::-1])),
-        [str(folder), str(folder / "m*.zip")],
-    ):
-        assert LabelFiles(given, basis_file).everything() == expected
+    for given in (folder, [folder / "mol*"], paths[::-1], [folder, folder / "m*.zip"]):
+        found = LabelFiles(list(map(str, given)) if isinstance(given, list) else str(given), basis_file).everything()
+        assert found == list(map(str, paths))
     weird = folder / "set[1]@2"
     weird.mkdir()
     os.rename(paths[0], weird / "a[0].zarr.zip")
@@ -78,18 +72,13 @@ def test_the_split_decides_by_settings_files_and_content(paths: list[Path], basi
     assert dataclasses.replace(source, energy_key="e_tot").split_identity(SPLIT) == identities[0]
 
 
-def test_numbers_of_iterations_in_a_split_file_spare_headers_and_must_be_right(
+def test_numbers_of_iterations_in_a_split_file_spare_headers(
     paths: list[Path], basis_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "split.json"
-    file.write_text(json.dumps({"train": [("", paths[0].name, 3), ("", paths[1].name, 5)]}))
-    source = LabelFiles(str(tmp_path), basis_file)
-    with monkeypatch.context() as patched:
-        patched.setattr("ofdft_norm.data.dataset.read_header", lambda path: pytest.fail("was opened"))
-        dataset = parts_of(source, SplitConfig(file=str(file)))["train"]
-        assert len(dataset) == 8
-    with pytest.raises(LabelFileError, match=r"molecule_1.zarr.zip.* 4 SCF iterations.*data\.split\.file"):
-        list(dataset)
+    file.write_text(json.dumps({"train": [("", paths[0].name, 3), ("", paths[1].name, 4)]}))
+    monkeypatch.setattr("ofdft_norm.data.dataset.read_header", lambda path: pytest.fail("was opened"))
+    assert len(parts_of(LabelFiles(str(tmp_path), basis_file), SplitConfig(file=str(file)))["train"]) == 7
 
 
 def test_missing_files_and_pipes_are_listed_when_a_part_is_used(
@@ -97,23 +86,22 @@ def test_missing_files_and_pipes_are_listed_when_a_part_is_used(
 ) -> None:
     os.mkfifo(tmp_path / "pipe.zarr.zip")  # opening it would wait for a writer
     file = tmp_path / "split.json"
-    entries = {"train": ["gone.zarr", "absent.zarr.zip", "pipe.zarr.zip", paths[0].name], "test": [paths[1].name]}
-    file.write_text(json.dumps(entries))
+    file.write_text(json.dumps({"train": ["gone.zarr", "pipe.zarr.zip", paths[0].name], "test": [paths[1].name]}))
     source = LabelFiles(str(tmp_path), basis_file)
     parts = source.parts(SplitConfig(file=str(file)))
     assert len(source.open("test", parts["test"], [])) == 4
-    with pytest.raises(SplitError, match=r"label files of the train split that do not exist.*: 3 ") as error:
+    with pytest.raises(SplitError, match=r"missing label files of the train split: 2 .*(?s:.*)gone.*(?s:.*)pipe"):
         source.open("train", parts["train"], [])
-    assert all(name in str(error.value) for name in ("gone.zarr", "absent.zarr.zip", "pipe.zarr.zip"))
-    assert paths[0].name not in str(error.value)
 
 
 # --- packed labels ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("applied", [[], [ProjectGradient()]])  # a packed transform is not applied again
 def test_parts_of_packed_labels_are_those_of_the_label_files(
-    packed: Path, paths: list[Path], basis_file: str, assert_same_fields: Any
+    applied: Any, paths: list[Path], basis_info: BasisInfo, basis_file: str, tmp_path: Path, assert_same_fields: Any
 ) -> None:
+    packed = pack_labels(OFDataset(paths, basis_info), tmp_path / "set", pre_transforms=applied, progress=False)
     options: dict[str, Any] = {"limit_scf_iterations": -2, "exclude": ["molecule_4.zarr.zip"]}
     files = LabelFiles(str(paths[0].parent), basis_file, **options)
     source = PackedLabels(str(packed), basis_file, **options)
@@ -124,6 +112,7 @@ def test_parts_of_packed_labels_are_those_of_the_label_files(
         assert [p.name for p in found[part].paths] == [p.name for p in expected[part].paths]
         for a, b in zip(found[part], expected[part], strict=True):
             assert_same_fields(a, b)
+        assert (found[part].transform is None) == bool(applied)
     assert [os.path.basename(p) for p in source.everything()] == [os.path.basename(p) for p in files.everything()]
 
 
@@ -149,30 +138,12 @@ def test_a_split_file_names_molecules_of_one_or_several_sets(
         parts_of(both, split)
 
 
-def test_transforms_that_were_packed_are_not_applied_again(
-    paths: list[Path], packed: Path, basis_info: BasisInfo, tmp_path: Path, assert_same_fields: Any
-) -> None:
-    raw = OFDataset(paths, basis_info)
-    output = pack_labels(raw, tmp_path / "projected", pre_transforms=[ProjectGradient()], progress=False)
-    projected, plain = PackedLabels(str(output)), PackedLabels(str(packed))
-    expected: Any = plain.open("all", plain.everything(), [ProjectGradient()])
-    found: Any = projected.open("all", projected.everything(), [ProjectGradient()])
-    assert expected.transform is not None
-    assert found.transform is None
-    for a, b in zip(found, expected, strict=True):
-        assert_same_fields(a, b)
-    with pytest.raises(ConfigError, match=r"projected: was packed .*data\.pre_transforms"):
-        projected.open("all", projected.everything(), [])
-
-
 def test_packed_labels_that_do_not_fit_are_refused(packed: Path, basis_file: str, tmp_path: Path) -> None:
     source = PackedLabels(str(packed))
     with pytest.raises(ConfigError, match=r"no packed set .meta\.json. there.*data\.source\.paths"):
         PackedLabels(str(tmp_path / "absent*")).everything()
     with pytest.raises(ConfigError, match=r"exclude has \['other.zarr'\].*data\.source\.exclude"):
         PackedLabels(str(packed), exclude=["other.zarr"]).everything()
-    with pytest.raises(LabelFileError, match=r"lacks 'e_tot'.*data\.source\.energy_key"):
-        PackedLabels(str(packed), energy_key="e_tot").open("all", source.everything(), [])
     Path(basis_file).write_text(json.dumps({"atomic_numbers": [1], "irreps_per_atom": ["1x0e"]}))
     with pytest.raises(BasisError, match=r"was packed in the basis .*data\.source\.basis_info"):
         PackedLabels(str(packed), basis_file).basis()
@@ -202,9 +173,7 @@ def samples(make_sample: Any, basis_info: BasisInfo) -> list[Any]:
     return [make_sample(basis_info, rng, numbers, f"m{len(numbers)}") for numbers in ((8, 1, 1), (6, 1), (1, 6, 8, 1))]
 
 
-@pytest.mark.parametrize(
-    "change", [{}, {"dual_basis_integrals": None}, {"mol_id": None}, {"coordinates": np.array("natural_symmetric")}]
-)
+@pytest.mark.parametrize("change", [{}, {"dual_basis_integrals": None, "mol_id": None, "coordinates": np.array("x")}])
 def test_samples_of_a_file_are_those_that_were_written(
     change: dict[str, Any], samples: list[Any], basis_file: str, tmp_path: Path
 ) -> None:
@@ -214,57 +183,52 @@ def test_samples_of_a_file_are_those_that_were_written(
     source = SampleFile(str(tmp_path / "samples.npz"), basis_file)
     dataset: Any = source.open("all", source.everything(), [])
     assert source.parts(SPLIT) == {}
-    assert len(dataset) == 3
-    assert dataset.elements() == {1, 6, 8}
+    assert (len(dataset), dataset.elements()) == (3, {1, 6, 8})
     for i, (found, sample) in enumerate(zip(dataset, samples, strict=True)):
         assert torch.equal(found.coeffs, sample.coeffs.float().double())
-        assert torch.equal(found.basis_function_ind, sample.basis_function_ind)
-        assert found.mol_id == (str(i) if "mol_id" in change else sample.mol_id)
-        assert found.coordinates == str(change.get("coordinates", "raw"))
+        for name in ("pos", "atomic_numbers", "basis_function_ind"):
+            assert torch.equal(found[name], sample[name])
+        assert (found.mol_id, found.coordinates) == ((str(i), "x") if change else (sample.mol_id, "raw"))
         assert not found.has_energy_label
-        if "dual_basis_integrals" in found:
-            assert torch.equal(found.dual_basis_integrals, sample.dual_basis_integrals)
+        assert change or torch.equal(found.dual_basis_integrals, sample.dual_basis_integrals)
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("name", "change", "expected"),
     [
-        ({"coeffs": None}, "lacks the arrays ['coeffs']"),
-        ({"coeffs": lambda a: a[:-1]}, "molecule 'm4': field 'coeffs' has .*33.* expected .*34"),
-        ({"coeffs": lambda a: np.append(a, 0.0)}, "molecule 'm4': field 'coeffs' has .*35.* expected .*34"),
-        ({"coeffs": lambda a: a * 1j}, "field 'coeffs' has dtype .*complex128"),
-        ({"coeffs": lambda a: a / 0}, "(molecule 'm3'): field 'coeffs' is "),
-        ({"pos": lambda a: a * np.nan}, "(molecule 'm3'): field 'pos' is nan at entry [0, 0]"),
-        ({"pos": lambda a: a[:, :2]}, "field 'pos' has .*(3, 2).* expected .*(3, 3)"),
-        ({"n_atoms": lambda a: a + 1}, "'n_atoms' is not one positive integer for each sample, 9 atoms in all"),
-        ({"n_atoms": lambda a: a.astype(float)}, "'n_atoms' is not one positive integer"),
-        ({"n_atoms": lambda a: np.array([-3, 3, 9])}, "'n_atoms' is not one positive integer"),
-        ({"mol_id": lambda a: a[:2]}, "'n_atoms' is not one positive integer"),
-        ({"atomic_numbers": lambda a: a + 1}, "the basis"),
+        ("coeffs", lambda a: None, r"lacks the arrays \['coeffs'\]"),
+        ("coeffs", lambda a: a[:-1], r"m4.*: field 'coeffs' has .*33.* expected .*34"),
+        ("coeffs", lambda a: np.append(a, 0.0), r"m4.*: field 'coeffs' has .*35.* expected .*34"),
+        ("coeffs", lambda a: a * 1j, r"field 'coeffs' is .*j.* expected .* real"),
+        ("coeffs", lambda a: a / 0, r"\(molecule 'm3'\): field 'coeffs' is "),
+        ("pos", lambda a: a[:, :2], r"field 'pos' has .*\(3, 2\).* expected .*\(3, 3\)"),
+        ("n_atoms", lambda a: a + 1, "'n_atoms' is not one positive integer for each sample, 9 atoms in all"),
+        ("n_atoms", lambda a: a.astype(float), "'n_atoms' is not one positive integer"),
+        ("n_atoms", lambda a: np.array([-3, 3, 9]), "'n_atoms' is not one positive integer"),
+        ("mol_id", lambda a: a[:2], "'n_atoms' is not one positive integer"),
+        ("atomic_numbers", lambda a: a + 1, "the basis"),
     ],
 )
 def test_a_sample_file_that_does_not_fit_is_named(
-    change: dict[str, Any], expected: str, samples: list[Any], basis_file: str, tmp_path: Path
+    name: str, change: Any, expected: str, samples: list[Any], basis_file: str, tmp_path: Path
 ) -> None:
     arrays = arrays_of(samples)
     with np.errstate(all="ignore"):
-        changed = {name: make and make(arrays[name]) for name, make in change.items()}
-    np.savez(tmp_path / "samples.npz", **{k: v for k, v in (arrays | changed).items() if v is not None})
+        arrays[name] = change(arrays[name])
+    np.savez(tmp_path / "samples.npz", **{k: v for k, v in arrays.items() if v is not None})
     source = SampleFile(str(tmp_path / "samples.npz"), basis_file)
-    with pytest.raises((LabelFileError, ValueError), match=re.escape(expected).replace(r"\.\*", ".*")) as error:
+    with pytest.raises((LabelFileError, ValueError), match=rf"samples\.npz.*{expected}"):
         list(source.open("all", source.everything(), []))
-    assert "samples.npz" in str(error.value)
 
 
 def test_a_file_that_is_no_sample_file_is_named(basis_file: str, tmp_path: Path) -> None:
     path = tmp_path / "samples.npz"
     source = SampleFile(str(path), basis_file)
-    np.save(tmp_path / "array.npy", np.zeros(3))
-    for content in (None, b"no zip", (tmp_path / "array.npy").read_bytes()):
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(LabelFileError, match=r"samples\.npz: cannot be read as an npz file"):
-            source.open("all", source.everything(), [])
+    with pytest.raises(LabelFileError, match=r"samples\.npz: cannot be read as an npz file"):
+        source.open("all", source.everything(), [])
+    path.write_bytes(b"no zip")
+    with pytest.raises(LabelFileError, match=r"samples\.npz: cannot be read as an npz file"):
+        source.open("all", source.everything(), [])
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(LabelFileError, match=r"samples\.npz: is no regular file"):

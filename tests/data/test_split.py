@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,52 +95,32 @@ def test_shares_that_leave_a_part_empty_are_refused() -> None:
 
 # --- one label file, reached on two paths -----------------------------------------------------------------------------
 
-Change = Callable[[Path], Any]
 
-
-def linked_folder(root: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["QM9/labels", "{root}/QM9/labels"],
+        ["QM9/labels", "QM9/labels/../labels"],
+        ["{root}/QM9/labels", f"QM9/labels/{NAMES[2]}"],
+        ["QM9/labels", "link/labels"],
+        ["far", f"QM9/labels/{NAMES[0]}"],
+        ["far", "QMUGS/second.zarr.zip"],
+        ["QM9/labels/*.zarr.zip", "./QM9/../QM9/l*/*_2.zarr.zip"],
+    ],
+)
+def test_one_label_file_on_two_paths(paths: list[str], whole: bool, root: Path) -> None:
     (root / "link").symlink_to(root / "QM9")
-
-
-def linked_file(root: Path) -> None:
-    (root / "QM9/labels/other_name.zarr.zip").symlink_to(root / "QM9/labels" / NAMES[0])
-
-
-def linked_chain(root: Path) -> None:
     (root / "far").mkdir()
     (root / "far/first.zarr.zip").symlink_to(root / "QM9/labels" / NAMES[0])
-    (root / "QM9/labels/second.zarr.zip").symlink_to("../../far/first.zarr.zip")
-
-
-def nothing(root: Path) -> None:
-    pass
-
-
-TWICE: list[tuple[str, Change, list[str]]] = [
-    ("relative and absolute", nothing, ["QM9/labels", "{root}/QM9/labels"]),
-    ("through the folder above", nothing, ["QM9/labels", "QM9/labels/../labels"]),
-    ("a file of the folder", nothing, ["{root}/QM9/labels", f"QM9/labels/{NAMES[2]}"]),
-    ("a folder by a link", linked_folder, ["QM9/labels", "link/labels"]),
-    ("a file by a link", linked_file, ["QM9/labels"]),
-    ("a file by a chain of links", linked_chain, ["QM9/labels"]),
-    ("a link and its target", linked_chain, ["far", f"QM9/labels/{NAMES[0]}"]),
-    ("patterns", nothing, ["QM9/labels/*.zarr.zip", "./QM9/../QM9/l*/*_2.zarr.zip"]),
-]
-
-
-@pytest.mark.parametrize(("change", "paths"), [case[1:] for case in TWICE], ids=[case[0] for case in TWICE])
-@pytest.mark.parametrize("whole", [False, True])
-def test_one_label_file_on_two_paths(change: Change, paths: list[str], whole: bool, root: Path) -> None:
-    change(root)
+    (root / "QMUGS/second.zarr.zip").symlink_to("../far/first.zarr.zip")
     source = files(*(path.format(root=root) for path in paths))
-    with pytest.raises(SplitError, match=r"listed twice: \d+ \(config: data\.split\.file.*(?s:.*)molecule_") as error:
+    with pytest.raises(SplitError, match=r"listed twice: \d+ \(config: data\.split\.file.*(?s:.*)the same file as"):
         source.everything() if whole else source.parts(SplitConfig(0.5, 0.5, 0.0))
-    assert "the same file as" in str(error.value)
 
 
 def test_overlapping_patterns_of_one_spelling_are_harmless(root: Path) -> None:
-    parts = files("QM9/labels", "QM9/labels/molecule_*.zarr.zip").parts(SplitConfig(0.5, 0.25, 0.25))
-    assert sum(map(len, parts.values())) == 7
+    assert len(files("QM9/labels", "QM9/labels/molecule_*.zarr.zip").everything()) == 7
 
 
 # --- copies of labels -------------------------------------------------------------------------------------------------
@@ -159,7 +138,7 @@ def test_copies_of_labels_in_two_folders_are_refused(packed: bool, labels: Any, 
         shutil.move(labels.write(name), folders[i % 2] / name)
     shutil.copy(folders[0] / names[0], folders[1] / names[0])  # a copy
     shutil.move(labels.write(names[1]), folders[0] / names[1])  # another geometry under the same name
-    source: Any = LabelFiles([str(folder) for folder in folders], str(basis))
+    source: Any = LabelFiles(list(map(str, folders)), str(basis))
     if packed:
         sets = [OFDataset(sorted(folder.iterdir()), labels.basis_info) for folder in folders]
         source = PackedLabels([str(pack_labels(s, tmp_path / f"{i}", progress=False)) for i, s in enumerate(sets)])
@@ -209,23 +188,11 @@ def test_an_entry_finds_the_file_of_its_data_set_or_is_ambiguous(
     ("split", "words"),
     [
         ({"train": [NAMES[1], NAMES[1]]}, "(in train and train)"),
-        ({"train": [NAMES[1]], "val": [NAMES[1]]}, "(in train and val)"),
         ({"train": [NAMES[1]], "test": [f"./QM9/labels/{NAMES[1]}"]}, "(in train and test)"),
         ({"train": [NAMES[1]], "val": [f"{{root}}/QM9/labels/{NAMES[1]}"]}, "(in train and val; the same file as"),
         ({"train": [("QM9", NAMES[1], 4)], "val": [("other", NAMES[1], 3)]}, "(in train and val)"),
         ({"val": [NAMES[1]], "train": []}, "the training split has no molecule"),
-        ({"val": []}, "expected a mapping with the keys"),
-        ({"train": [], "dev": []}, "expected a mapping with the keys"),
-        ([NAMES[1]], "found a list"),
-        ({"train": NAMES[1]}, "train is a str, expected a list"),
-        *[
-            ({"train": [entry]}, "train has the entry")
-            for entry in ("", "..", "molecule_1", 3, None, ["QM9", NAMES[1]], ["QM9", NAMES[1], 0])
-        ],
-        *[
-            ({"train": [entry]}, "train has the entry")
-            for entry in (["QM9", NAMES[1], "many"], ["QM9", NAMES[1], True], ["QM9", "molecule_1", 4], {"a": 1})
-        ],
+        ({"train": [("QM9", NAMES[1], True)]}, "train has the entry"),
     ],
 )
 def test_wrong_split_files_are_named(split: Any, words: str, root: Path) -> None:
@@ -253,13 +220,11 @@ def test_pickled_splits_are_never_opened_and_the_proposed_conversion_works(root:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (root / "exploded",)
 
-    array = root / "split.npz"
-    np.savez(array, train=np.array([Bomb()], dtype=object))
-    with pytest.raises(SplitError, match=r"split\.npz: cannot be read as a split"):
-        files("QM9/labels").parts(SplitConfig(file=str(array)))
+    np.savez(root / "split.npz", train=np.array([Bomb()], dtype=object))
     write_split(root / "bomb.pkl", {"train": [Bomb()]})
-    with pytest.raises(SplitError, match=r"pickle\.load"):
-        files("QM9/labels").parts(SplitConfig(file=str(root / "bomb.pkl")))
+    for name, words in (("split.npz", "cannot be read as a split"), ("bomb.pkl", r"pickle\.load")):
+        with pytest.raises(SplitError, match=rf"{name}: .*{words}"):
+            files("QM9/labels").parts(SplitConfig(file=str(root / name)))
     assert not (root / "exploded").exists()
     good = write_split(root / "good.pkl", {"train": [("QM9", NAMES[0], 4)]})
     with pytest.raises(SplitError) as caught:

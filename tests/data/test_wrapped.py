@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.wrapped import WrappedData
 from ofdft_norm.errors import BasisError, BatchError, ConfigError, LabelFileError, NormalizationError, SplitError
 
+ALL = SplitConfig(1.0, 0.0, 0.0)
 OPTIONS: dict[str, Any] = {"energy_field": "y", "forces_field": "force"}
 
 
@@ -57,27 +57,28 @@ def assert_equal_samples(found: Any, expected: list[Data]) -> None:
         assert torch.equal(a.force, b.force)
 
 
-# --- data sets --------------------------------------------------------------------------------------------------------
+def changed(sample: Data, **fields: Any) -> Data:
+    """A copy with other fields; None removes one."""
+    kept = {**sample.to_dict(), **fields}
+    return Data(**{name: value for name, value in kept.items() if value is not None})
 
 
 def test_data_sets_are_read_as_they_are() -> None:
     train, test = molecules(9), molecules(5, 1)
+    test = [changed(m, y=float(m.y), force=m.force.numpy(), z=m.z.tolist()) for m in test]  # become float64 tensors
     before = copy.deepcopy(train)
     parts = parts_of(WrappedData(train=train, test=Subset(test, [3, 1]), **OPTIONS))
     assert parts.names() == ["train", "test"]
     assert parts.loader("train") is None
     assert_equal_samples(parts["train"], train)
-    assert_equal_samples(parts["test"], [test[3], test[1]])
-    assert parts.elements("train") == {1, 6, 8}
-    assert parts.elements("test") is None
-    assert parts.state() is None
-    with pytest.raises(SplitError, match="no 'val' split; they have"):
+    assert_equal_samples(parts["test"], [molecules(5, 1)[i] for i in (3, 1)])
+    assert (parts.elements("train"), parts.elements("test"), parts.state()) == ({1, 6, 8}, None, None)
+    with pytest.raises(SplitError, match="no 'val' split"):
         _ = parts["val"]
-    with pytest.raises(ConfigError, match="wrapped data have train, val, test and predict parts"):
+    with pytest.raises(ConfigError, match="train, val, test and predict parts"):
         _ = parts["all"]
-    for old, new in zip(before, train, strict=True):  # nobody's samples were changed
-        assert old.keys() == new.keys()
-        assert torch.equal(old.y, new.y)
+    assert [sample.keys() for sample in train] == [sample.keys() for sample in before]  # ours are copies
+    assert_equal_samples(train, before)
 
 
 def test_a_split_divides_a_single_data_set_and_is_refused_for_divided_data() -> None:
@@ -86,10 +87,9 @@ def test_a_split_divides_a_single_data_set_and_is_refused_for_divided_data() -> 
     found = {part: [int(sample.number) for sample in parts[part]] for part in parts.names()}
     assert {part: len(numbers) for part, numbers in found.items()} == {"train": 12, "val": 4, "test": 4}
     assert sorted(number for numbers in found.values() for number in numbers) == list(range(20))
-    assert all(numbers == sorted(numbers) for numbers in found.values())
-    assert_equal_samples(parts_of(WrappedData(train=data, **OPTIONS), SplitConfig(1.0, 0.0, 0.0))["train"], data)
+    assert_equal_samples(parts_of(WrappedData(train=data, **OPTIONS), ALL)["train"], data)
     for source in (WrappedData(train=data, val=data[:2], **OPTIONS), WrappedData(OwnLoaders(), **OPTIONS)):
-        with pytest.raises(ConfigError, match=r"data\.split = .*wrapped data come split"):
+        with pytest.raises(ConfigError, match=r"data\.split"):
             parts_of(source, split).names()
     with pytest.raises(ConfigError, match="a split file lists label files"):
         parts_of(WrappedData(train=data), SplitConfig(file="split.yaml")).names()
@@ -101,139 +101,109 @@ def test_a_split_never_divides_the_scf_iterations_of_a_molecule(make_sample: Any
     rng = np.random.default_rng(0)
     data = [make_sample(basis_info, rng, (8, 1, 1), f"water {i % 10}", scf_iteration=i // 10) for i in range(40)]
     parts = parts_of(WrappedData(train=data, basis_info=basis_info), SplitConfig(0.6, 0.2, 0.2))
-    names = {part: {sample.mol_id for sample in parts[part]} for part in parts.names()}
-    assert {part: (len(names[part]), len(parts[part])) for part in names} == {
-        "train": (6, 24),
-        "val": (2, 8),
-        "test": (2, 8),
-    }
-    assert len(set.union(*names.values())) == 10
+    names = [{sample.mol_id for sample in parts[part]} for part in parts.names()]
+    assert [(len(own), len(parts[part])) for own, part in zip(names, parts.names(), strict=True)] == [
+        (6, 24),
+        (2, 8),
+        (2, 8),
+    ]
+    assert len(set.union(*names)) == 10
 
 
 def test_structures_of_ase_are_converted() -> None:
-    structures = []
-    for i, name in enumerate(("H2O", "CH4", "NH3")):
-        atoms = molecule(name)
-        forces = np.full((len(atoms), 3), float(i))
-        atoms.calc = SinglePointCalculator(atoms, energy=-10.0 * i, forces=forces)
-        structures.append(atoms)
-    parts = parts_of(WrappedData(train=structures, forces_field="forces"), SplitConfig(1.0, 0.0, 0.0))
+    structures = [molecule(name) for name in ("H2O", "CH4", "NH3")]
+    for i, atoms in enumerate(structures):
+        atoms.calc = SinglePointCalculator(atoms, energy=-10.0 * i, forces=np.full((len(atoms), 3), float(i)))
+    parts = parts_of(WrappedData(train=structures, forces_field="forces"), ALL)
     for i, sample in enumerate(parts["train"]):
         assert sample.atomic_numbers.tolist() == structures[i].numbers.tolist()
-        assert float(sample.energy_label) == -10.0 * i
-        assert float(sample.forces.mean()) == i
+        assert (float(sample.energy_label), float(sample.forces.mean())) == (-10.0 * i, i)
         assert sample.mol_id == f"sample {i} of the train data"
     assert parts.elements("train") == {1, 6, 7, 8}
     with pytest.raises(LabelFileError, match="sample 0 of the train data: lacks 'y'"):
-        list(parts_of(WrappedData(train=structures, energy_field="y"), SplitConfig(1.0, 0.0, 0.0))["train"])
+        list(parts_of(WrappedData(train=structures, energy_field="y"), ALL)["train"])
 
 
 def test_label_files_are_not_checked_again(labels: Any) -> None:
     dataset = OFDataset(labels.write_several(), labels.basis_info)
-    parts = parts_of(WrappedData(train=dataset, val=[], basis_info=labels.basis_info))
+    parts = parts_of(WrappedData(train=dataset, val=Subset(dataset, [5, 2]), basis_info=labels.basis_info))
     assert parts.elements("train") == {1, 6, 8}
     assert [sample.mol_id for sample in parts["train"]] == [sample.mol_id for sample in dataset]
-    inside = parts_of(WrappedData(train=Subset(dataset, [5, 2]), val=[], basis_info=labels.basis_info))["train"]
-    assert [int(sample.scf_iteration) for sample in inside] == [int(dataset[i].scf_iteration) for i in (5, 2)]
+    assert [int(s.scf_iteration) for s in parts["val"]] == [int(dataset[i].scf_iteration) for i in (5, 2)]
 
 
 # --- the check of samples ---------------------------------------------------------------------------------------------
 
 
-def without(sample: Data, field: str) -> Data:
-    changed = copy.copy(sample)
-    del changed[field]
-    return changed
-
-
-def changed(sample: Data, **fields: Any) -> Data:
-    out = copy.copy(sample)
-    for field, value in fields.items():
-        out[field] = value
-    return out
-
-
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda m: without(m, "force"), "lacks the field 'force'; it has .* (config: data.source.forces_field)"),
-        (lambda m: without(m, "y"), "lacks the field 'y'; it has ['force', 'mol_id', 'number', 'pos', 'z']"),
-        (lambda m: without(m, "z"), "lacks the field 'atomic_numbers'; it has "),
-        (lambda m: changed(m, force=m.force.T), "field 'force' has shape (3, 5), expected (5, 3)"),
-        (lambda m: changed(m, y=torch.zeros(2)), "field 'y' has shape (2,), expected one number"),
-        (lambda m: changed(m, y=torch.tensor(torch.nan)), "field 'y' is nan at entry [], expected finite numbers"),
-        (lambda m: changed(m, y=torch.tensor(1e300, dtype=torch.float64)), "field 'y' is 1e+300"),
-        (lambda m: changed(m, y=torch.tensor(1j)), "field 'y' has dtype torch.complex64, expected real numbers"),
-        (lambda m: changed(m, y=1j), "field 'y' is 1j, expected a tensor of real numbers"),
-        (lambda m: changed(m, y="low"), "field 'y' is 'low', expected a tensor of real numbers"),
-        (lambda m: changed(m, force=m.force / 0), "field 'force' is .*inf at entry [0, 0], expected finite"),
-        (lambda m: changed(m, pos=m.pos / 0), "field 'pos' is .*inf at entry [0, 0], expected finite"),
-        (lambda m: changed(m, z=m.z + 0.5), "field 'z' has shape (5,) and the wrong values [.*.5, "),
-        (lambda m: changed(m, z=-m.z), "field 'z' has shape (5,) and the wrong values [-"),
-        (lambda m: changed(m, z=m.z[None]), "field 'z' has shape (1, 5) and the wrong values"),
-        (lambda m: m.to_dict(), "is a dict, expected a torch_geometric.data.Data"),
+        (lambda m: changed(m, force=None), "lacks the field 'force'; it has .*data.source.forces_field"),
+        (lambda m: changed(m, y=None), "lacks the field 'y'"),
+        (lambda m: changed(m, z=None), "lacks the field 'atomic_numbers'"),
+        (lambda m: changed(m, force=m.force.T), r"field 'force' has .*\(3, 5\), expected .*\(5, 3\)"),
+        (lambda m: changed(m, y=torch.zeros(2)), r"field 'y' has .*\(2,\), expected one number"),
+        (lambda m: changed(m, y=torch.tensor(torch.nan)), r"field 'y' is nan at entry \[\], expected finite numbers"),
+        (lambda m: changed(m, y=torch.tensor(1e300, dtype=torch.float64)), r"field 'y' is 1e\+300"),
+        (lambda m: changed(m, y=torch.tensor(1j)), "field 'y' has dtype torch.complex64"),
+        (lambda m: changed(m, y=1j), "field 'y' is 1j"),
+        (lambda m: changed(m, y=[[1.0], [2.0, 3.0]]), "field 'y' is"),
+        (lambda m: changed(m, force=m.force / 0), r"field 'force' is .*inf at entry \[0, 0\]"),
+        (lambda m: changed(m, pos=m.pos / 0), r"field 'pos' is .*inf at entry \[0, 0\]"),
+        (lambda m: changed(m, z=m.z + 0.5), r"field 'z' has shape \(5,\) and the wrong values \[.*\.5, "),
+        (lambda m: changed(m, z=-m.z), r"field 'z' has shape \(5,\) and the wrong values \[-"),
+        (lambda m: changed(m, z=m.z[None]), r"field 'z' has shape \(1, 5\)"),
+        (lambda m: m.to_dict(), "is a dict"),
         (lambda m: changed(m, normalized=torch.tensor([True])), "is normalised already"),
     ],
 )
 def test_a_wrong_sample_is_named(make: Callable[[Data], Any], expected: str) -> None:
-    data = [changed(m, mol_id=f"molecule_{i}") for i, m in enumerate(molecules(9))]
+    data: list[Any] = molecules(9)
     data[3] = make(data[3])
-    pattern = re.escape(expected).replace(r"\.\*", ".*")
     for part in ("train", "test"):
         parts = parts_of(WrappedData(**{"train": molecules(2), part: data, "val": []}, **OPTIONS))
-        with pytest.raises((BatchError, NormalizationError), match=rf"sample 3 of the {part} data.*{pattern}"):
+        with pytest.raises((BatchError, NormalizationError), match=rf"sample 3 of the {part} data.*{expected}"):
             parts[part].__getitems__(range(9))
-
-
-def test_a_wrong_name_is_answered_by_the_closest_field() -> None:
-    source = WrappedData(train=molecules(3), val=[], energy_field="y", forces_field="forces")
-    with pytest.raises(BatchError, match=r"lacks the field 'forces'; .* did you mean 'force'"):
-        _ = parts_of(source)["train"][0]
-
-
-def test_samples_marked_as_unlabelled_need_no_labels() -> None:
-    sample = changed(molecules(1)[0], y=torch.full((1, 1), torch.nan), has_energy_label=torch.tensor([False]))
-    assert parts_of(WrappedData(train=[without(sample, "force")], val=[], **OPTIONS))["train"][0].y.isnan().all()
-
-
-def test_python_numbers_and_arrays_are_read_in_float64() -> None:
-    exact = molecules(5)
-    plain = [changed(m, y=float(m.y), force=m.force.numpy(), z=m.z.tolist()) for m in exact]
-    found = parts_of(WrappedData(train=plain, val=[], **OPTIONS))["train"]
-    assert_equal_samples(found, exact)
-    assert [sample.z.tolist() for sample in found] == [m.z.tolist() for m in exact]
 
 
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda s: {"coeffs": s.coeffs[:-1]}, r"field 'coeffs' has shape \(19,\), expected \(20,\)"),
-        (lambda s: {"coeffs": s.coeffs.log() * 1j}, "field 'coeffs' has dtype torch.complex128"),
+        (lambda s: {"coeffs": s.coeffs[:-1]}, r"field 'coeffs' has .*\(19,\), expected .*\(20,\)"),
         (lambda s: {"coeffs": s.coeffs * torch.nan}, r"field 'coeffs' is nan at entry \[0\]"),
         (lambda s: {"gradient_label": s.gradient_label / 0}, "field 'gradient_label' is"),
         (lambda s: {"dual_basis_integrals": s.coeffs / 0}, "field 'dual_basis_integrals' is"),
-        (lambda s: {"atom_ind": s.atom_ind.flip(0)}, "field 'atom_ind' contradicts BasisInfo"),
+        (lambda s: {"atom_ind": s.atom_ind.flip(0)}, "field 'atom_ind' contradicts"),
         (lambda s: {"basis_function_ind": s.basis_function_ind.flip(0)}, "field 'basis_function_ind' contradicts"),
         (lambda s: {"atomic_numbers": torch.tensor([9, 1, 1])}, "9"),
         (lambda s: {"coeffs": None}, "lacks the field 'coeffs'"),
     ],
 )
-def test_densities_that_do_not_fit_the_basis_are_named(
+def test_a_density_that_does_not_fit_the_basis_is_named(
     change: Any, error: str, make_sample: Any, basis_info: BasisInfo
 ) -> None:
     sample = make_sample(basis_info, np.random.default_rng(0), (8, 1, 1))
-    good = parts_of(WrappedData(train=[sample], val=[], basis_info=basis_info))["train"][0]
-    assert torch.equal(good.coeffs, sample.coeffs)
-    fields = {**sample.to_dict(), **change(sample)}
-    bad = Data(**{name: value for name, value in fields.items() if value is not None})
-    with pytest.raises((BatchError, BasisError), match=rf"sample 0 of the train data.*{error}"):
-        _ = parts_of(WrappedData(train=[bad], val=[], basis_info=basis_info))["train"][0]
+    train = [sample, changed(sample, **change(sample))]
+    dataset = parts_of(WrappedData(train=train, val=[], basis_info=basis_info))["train"]
+    assert torch.equal(dataset[0].coeffs, sample.coeffs)
+    with pytest.raises((BatchError, BasisError), match=rf"sample 1 of the train data.*{error}"):
+        _ = dataset[1]
+
+
+def test_samples_marked_as_unlabelled_need_no_labels() -> None:
+    sample = changed(molecules(1)[0], force=None, y=torch.tensor(torch.nan), has_energy_label=torch.tensor([False]))
+    assert parts_of(WrappedData(train=[sample], val=[], **OPTIONS))["train"][0].y.isnan().all()
 
 
 def test_indices_that_other_packages_lack_are_added(make_sample: Any, basis_info: BasisInfo) -> None:
+    class Strict(Data):
+        def __setattr__(self, name: str, value: Any) -> None:  # as a package that logs fields that it does not know
+            assert name != "basis_info"
+            super().__setattr__(name, value)
+
     sample = make_sample(basis_info, np.random.default_rng(0), (6, 1, 8))
     names = ("pos", "atomic_numbers", "coeffs", "gradient_label", "energy_label")
-    bare = Data(**{name: sample[name] for name in names})
+    bare = Strict(**{name: sample[name] for name in names})
     found = parts_of(WrappedData(train=[bare], val=[], basis_info=basis_info))["train"][0]
     for name in ("atom_ind", "basis_function_ind"):
         assert torch.equal(found[name], sample[name])
@@ -243,35 +213,49 @@ def test_indices_that_other_packages_lack_are_added(make_sample: Any, basis_info
 # --- data modules -----------------------------------------------------------------------------------------------------
 
 
+def datamodule(**loaders: Callable[[], Any]) -> Any:
+    """A data module with these loaders; its methods have no module, as in a class that `exec` made."""
+    hooks: dict[str, Any] = {f"{part}_dataloader": lambda _, make=make: make() for part, make in loaders.items()}
+    for hook in hooks.values():
+        hook.__module__ = None
+    return type("Theirs", (LightningDataModule,), hooks)()
+
+
 class OwnLoaders(LightningDataModule):
     """Sets up parts by stage, as many do."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[str] = []
+        self.parts: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
         self.calls.append("prepare")
 
-    def setup(self, stage: str) -> None:
-        self.calls.append(stage)
+    def setup(self, stage: str | None = None) -> None:
+        self.calls.append(str(stage))
         torch.ones(1, requires_grad=True).sum().backward()  # as modules that compute something
-        if stage == "fit":
-            self.train, self.val = molecules(9), molecules(4, 1)
-        if stage == "test":
-            self.test = molecules(3, 2)
+        new = {"train": molecules(9), "val": molecules(4, 1)} if stage == "fit" else {"test": molecules(3, 2)}
+        self.parts.update(new)
 
     def teardown(self, stage: str) -> None:
         self.calls.append(f"end of {stage}")
 
     def train_dataloader(self) -> Any:
-        return DataLoader(self.train, batch_size=2, shuffle=True)
+        return DataLoader(self.parts["train"], batch_size=4, shuffle=True)
 
     def val_dataloader(self) -> Any:
-        return [DataLoader(self.val, batch_size=3)]
+        return [DataLoader(self.parts["val"], batch_size=4)]
 
     def test_dataloader(self) -> Any:
-        return DataLoader(self.test, batch_size=3)
+        return DataLoader(self.parts["test"], batch_size=4)
+
+
+class RandomSplit(OwnLoaders):
+    """Divides its data anew in every setup, whatever the stage, as Lightning's documentation does."""
+
+    def setup(self, stage: str | None = None) -> None:
+        self.parts = dict(zip(("train", "val", "test"), random_split(molecules(30), [18, 6, 6]), strict=True))
 
 
 def test_a_data_module_is_set_up_once_for_each_stage() -> None:
@@ -283,11 +267,11 @@ def test_a_data_module_is_set_up_once_for_each_stage() -> None:
         source.setup("fit", trainer)
     assert theirs.trainer is trainer
     assert parts.names() == ["train", "val", "test"]
-    loaders = [parts.loader("train"), parts.loader("val")]
+    loaders: list[Any] = [parts.loader("train"), parts.loader("val")]
     assert [len(parts["train"]), len(parts["val"])] == [9, 4]
     source.setup("fit", trainer)
     assert theirs.calls == ["prepare", "fit"]
-    assert [len(list(loader)) for loader in loaders if loader is not None] == [5, 2]
+    assert [len(list(loader)) for loader in loaders] == [3, 1]
     assert len(parts["test"]) == 3  # outside of a run: it was not set up
     assert theirs.calls == ["prepare", "fit", "test"]
     source.teardown("fit")
@@ -295,71 +279,33 @@ def test_a_data_module_is_set_up_once_for_each_stage() -> None:
     assert theirs.calls[-2:] == ["end of fit", "fit"]
 
 
-class RandomSplit(LightningDataModule):
-    """Divides its data anew in every setup, whatever the stage, as Lightning's documentation does."""
-
-    def setup(self, stage: str | None = None) -> None:
-        self.parts: list[Any] = random_split(molecules(30), [18, 6, 6])
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(self.parts[0], batch_size=4)
-
-    def val_dataloader(self) -> Any:
-        return DataLoader(self.parts[1], batch_size=4)
-
-    def test_dataloader(self) -> Any:
-        return DataLoader(self.parts[2], batch_size=4)
-
-
 @pytest.mark.parametrize("stage", [None, "fit"])
 def test_a_module_that_splits_at_random_has_one_split(stage: str | None) -> None:
     source = WrappedData(RandomSplit(), **OPTIONS)
     source.setup(stage, None)
     parts = parts_of(source)
-    found = [{int(sample.number) for sample in parts[part]} for part in ("train", "val", "test")]
-    loaded = [{int(n) for batch in parts.loader(part) or () for n in batch.number} for part in ("train", "val", "test")]
-    assert found == loaded
+    found = [{int(sample.number) for sample in parts[part]} for part in parts.names()]
+    assert found == [{int(n) for batch in parts.loader(part) or () for n in batch.number} for part in parts.names()]
     assert len(set.union(*found)) == 30
 
 
 def test_a_subset_of_a_sampler_trains_alone() -> None:
-    class BySampler(LightningDataModule):
-        def train_dataloader(self) -> Any:
-            return DataLoader(molecules(10), batch_size=4, sampler=SubsetRandomSampler([7, 2, 5]))
-
-    found = parts_of(WrappedData(BySampler(), **OPTIONS))["train"]
-    assert [int(sample.number) for sample in found] == [7, 2, 5]
-
-
-def test_loaders_check_and_transform_samples() -> None:
-    class Bad(OwnLoaders):
-        def val_dataloader(self) -> Any:
-            return DataLoader([changed(m, y=m.y / 0, mol_id="CO") for m in molecules(2)])
-
-    parts = parts_of(WrappedData(Bad(), basis_info=None, **OPTIONS))
-    with pytest.raises(BatchError, match=r"a sample of the val data \(molecule 'CO'\): field 'y' is"):
-        list(parts.loader("val") or ())
+    theirs = datamodule(train=lambda: DataLoader(molecules(10), sampler=SubsetRandomSampler([7, 2, 5])))
+    assert [int(sample.number) for sample in parts_of(WrappedData(theirs, **OPTIONS))["train"]] == [7, 2, 5]
 
 
 def test_other_loaders_than_expected_are_refused() -> None:
-    class Untrained(LightningDataModule):
-        def test_dataloader(self) -> Any:
-            return DataLoader(molecules(2))
-
-    with pytest.raises(SplitError, match="Untrained has no train_dataloader"):
-        parts_of(WrappedData(Untrained())).names()
-
-    class Streaming(LightningDataModule):
-        def train_dataloader(self) -> Any:
-            return iter(molecules(2))
-
-        def val_dataloader(self) -> Any:
-            return TorchLoader(molecules(2), batch_size=None)
-
-    parts = parts_of(WrappedData(Streaming(), energy_field="y"))
+    with pytest.raises(SplitError, match="Theirs has no train_dataloader"):
+        parts_of(WrappedData(datamodule(test=list))).names()
+    streaming = datamodule(train=lambda: iter(molecules(2)), val=lambda: TorchLoader(molecules(2), batch_size=None))
+    parts = parts_of(WrappedData(streaming, energy_field="y"))
     for part, kind in (("train", "list_iterator"), ("val", "DataLoader")):
-        with pytest.raises(SplitError, match=rf"Streaming\.{part}_dataloader\(\) returned a {kind}"):
+        with pytest.raises(SplitError, match=rf"Theirs\.{part}_dataloader\(\) returned a {kind}"):
             _ = parts[part]
+    bad = [changed(m, y=m.y / 0, mol_id="CO") for m in molecules(2)]
+    checked = parts_of(WrappedData(datamodule(train=lambda: DataLoader(bad)), **OPTIONS)).loader("train")
+    with pytest.raises(BatchError, match=r"a sample of the train data \(molecule 'CO'\): field 'y' is"):
+        list(checked or ())
 
 
 # --- the whole way ----------------------------------------------------------------------------------------------------
@@ -400,24 +346,21 @@ class InMemory(InMemoryDataset):
         self.data, self.slices = self.collate(data)
 
 
-def trainer(folder: Path) -> Trainer:
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(accelerator="cpu", devices=1, max_epochs=1, default_root_dir=folder, **quiet)
-
-
 @pytest.mark.parametrize("kind", ["lists", "in_memory", "random_split", "divided"])
 @pytest.mark.parametrize("apply", ["dataset", "batch"])
 def test_no_sample_trains_and_validates_and_labels_come_back(kind: str, apply: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {**OPTIONS, "energy_scale": "std", "dtype": "float64", "apply": apply}
-    data, theirs = molecules(30), RandomSplit()
+    data = molecules(30)
+    make: Any = InMemory if kind == "in_memory" else list
+    given: dict[str, Any] = {"train": make(data[:18]), "val": make(data[18:24]), "test": make(data[24:])}
     if kind == "random_split":
-        datamodule = OFDFTDataModule.wrap(theirs, **options)
+        given = {"datamodule": RandomSplit()}
     elif kind == "divided":
-        datamodule = OFDFTDataModule.wrap(train=data, split=SplitConfig(0.6, 0.2, 0.2), **options)
-    else:
-        make = InMemory if kind == "in_memory" else list
-        datamodule = OFDFTDataModule.wrap(train=make(data[:18]), val=make(data[18:24]), test=make(data[24:]), **options)
-    model, run = Potential(), trainer(tmp_path)
+        given = {"train": data, "split": SplitConfig(0.6, 0.2, 0.2)}
+    datamodule = OFDFTDataModule.wrap(**given, **options)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    model = Potential()
+    run = Trainer(accelerator="cpu", devices=1, max_epochs=1, default_root_dir=tmp_path, **quiet)
     run.fit(model, datamodule=datamodule)
     assert (len(model.seen["train"]), len(model.seen["val"])) == (18, 6)
     assert not model.seen["train"] & model.seen["val"]
@@ -425,9 +368,9 @@ def test_no_sample_trains_and_validates_and_labels_come_back(kind: str, apply: A
     counts = np.array([[(m.z == z).sum().item() for z in (1, 6, 8)] for m in train], dtype=float)
     energies = np.array([float(m.y) for m in train])
     expected = np.linalg.lstsq(counts, energies, rcond=None)[0]
-    normalizer = model.normalizer
-    np.testing.assert_allclose(normalizer.reference.element_references[[1, 6, 8]], expected, rtol=0, atol=1e-10)
-    assert float(normalizer.energy_scale) == pytest.approx((energies - counts @ expected).std(), rel=1e-9)
+    references = model.normalizer.reference.element_references[[1, 6, 8]]
+    np.testing.assert_allclose(references, expected, rtol=0, atol=1e-10)
+    assert float(model.normalizer.energy_scale) == pytest.approx((energies - counts @ expected).std(), rel=1e-9)
     predicted = run.predict(model, datamodule=datamodule)
     test = list(datamodule.parts["test"])
     torch.testing.assert_close(torch.cat([e for e, _ in predicted]), torch.cat([m.y.reshape(-1) for m in test]))
@@ -437,17 +380,15 @@ def test_no_sample_trains_and_validates_and_labels_come_back(kind: str, apply: A
 def test_densities_of_other_packages_are_normalised_as_ours(tmp_path: Path) -> None:
     options: dict[str, Any] = {"dtype": "float64", "pre_transforms": [ProjectGradient()]}
     options["loader"] = LoaderConfig(batch_size=8, shuffle=False)
-    modules = []
-    for name in ("ours", "theirs"):
-        options["statistics"] = StatisticsConfig(dir=str(tmp_path / name), progress=False)
-        if name == "ours":
-            modules.append(OFDFTDataModule(split=SplitConfig(0.2, 0.1, 0.7), **options))
-        else:
-            parts = DataParts(EmbeddedLabels(), SplitConfig(0.2, 0.1, 0.7), [])
-            data = {part: list(parts[part]) for part in ("train", "val")}
-            reference: dict[str, Any] = {"reference": AtomRefConfig(), "rescaling": RescalingConfig()}
-            modules.append(OFDFTDataModule.wrap(**data, basis_info=modules[0].basis_info, **reference, **options))
-        modules[-1].setup("fit")
+    split = SplitConfig(0.2, 0.1, 0.7)
+    statistics = [StatisticsConfig(dir=str(tmp_path / name), progress=False) for name in ("ours", "theirs")]
+    ours = OFDFTDataModule(split=split, statistics=statistics[0], **options)
+    parts = DataParts(EmbeddedLabels(), split, [])
+    data = {part: list(parts[part]) for part in ("train", "val")}
+    options |= {"reference": AtomRefConfig(), "rescaling": RescalingConfig(), "basis_info": ours.basis_info}
+    modules = [ours, OFDFTDataModule.wrap(**data, statistics=statistics[1], **options)]
+    for module in modules:
+        module.setup("fit")
     assert modules[1].fingerprint is None  # a list may change: its statistics are fitted each time
     for loader in ("train_dataloader", "val_dataloader"):
         for a, b in zip(*(getattr(module, loader)() for module in modules), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,18 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch_geometric.data import Batch
 
 from ofdft_norm import Normalizer
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import EMTClusters, PotentialModule
 from ofdft_norm.example.metrics import EnergyForceErrors
-from ofdft_norm.example.potential import PairsWithin, labelled_clusters
+from ofdft_norm.example.potential import labelled_clusters, pairs_within
 from ofdft_norm.example.predict import predict
 from ofdft_norm.example.train import train
-from ofdft_norm.hydra_app.readable_errors import config_dir
+from tests.hydra.composing import composed
 
 QUICK = ("logger=none", "callbacks=none", "trainer=debug", "trainer.enable_progress_bar=false")
-
-
-def composed(name: str, *overrides: str) -> Any:
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose(name, [*overrides])
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +35,9 @@ def clusters() -> list[Any]:
 def test_pairs_are_those_within_the_cutoff_of_one_molecule() -> None:
     rng = np.random.default_rng(0)
     pos, batch = torch.tensor(rng.uniform(0, 3, (9, 3))), torch.tensor([0] * 5 + [1] * 4)
-    edges, distances = PairsWithin(2.0)(pos, batch)
-    expected = {
-        (i, j): float((pos[i] - pos[j]).norm())
-        for i in range(9)
-        for j in range(9)
-        if i != j and batch[i] == batch[j] and (pos[i] - pos[j]).norm() <= 2.0
-    }
+    edges, distances = pairs_within(2.0, pos, batch)
+    pairs = ((i, j) for i, j in permutations(range(9), 2) if batch[i] == batch[j])
+    expected = {(i, j): d for i, j in pairs if (d := float((pos[i] - pos[j]).norm())) <= 2.0}
     assert {tuple(e): pytest.approx(float(d)) for e, d in zip(edges.T.tolist(), distances, strict=True)} == expected
 
 
@@ -106,15 +97,12 @@ def test_a_checkpoint_predicts_files_of_ase(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["model=potential"], r"the data have no forces: .*model=density"),
-        (
-            ["data/source=ase", "data/reference=linear", "data/rescaling=none"],
-            r"the samples have none: .*model",
-        ),
+        (["data/source=ase", "data/reference=linear", "data/rescaling=none", "data.unit=eV"], "have none: .*model"),
     ],
 )
 def test_each_model_refuses_data_without_its_labels(overrides: list[str], message: str, tmp_path: Path) -> None:
-    if "data/source=ase" in overrides:
+    if len(overrides) > 1:
         ase.io.write(tmp_path / "data.xyz", labelled_clusters(12))
-        overrides = [*overrides, f"data.source.paths={tmp_path / 'data.xyz'}", "data.unit=eV"]
+        overrides = [*overrides, f"data.source.paths={tmp_path / 'data.xyz'}"]
     with pytest.raises(ConfigError, match=message):
         train(composed("train", *overrides, f"output_dir={tmp_path}", *QUICK))

@@ -13,7 +13,6 @@ import ase.units
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from lightning import Trainer
 
 from ofdft_norm.config import EmbeddedLabels, SplitConfig
@@ -24,12 +23,11 @@ from ofdft_norm.example import DensityModule
 from ofdft_norm.example.callbacks import CountOutOfRange
 from ofdft_norm.example.metrics import MODEL_KEY
 from ofdft_norm.example.predict import predict, to_csv, to_xyz
-from ofdft_norm.hydra_app.readable_errors import config_dir
+from tests.hydra.composing import composed as composed_by_name
 
 
 def composed(*overrides: str) -> Any:
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("predict", overrides=["accelerator=cpu", "range_tolerance=1e3", *overrides])
+    return composed_by_name("predict", "accelerator=cpu", "range_tolerance=1e3", *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Baselines and the results table: against NumPy, as text and as CSV."""
+"""Errors, baselines and the table of results, against NumPy sample by sample."""
 
 from __future__ import annotations
 
@@ -7,93 +7,154 @@ import csv
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch_geometric.loader import DataLoader
 
 from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, LinearReferences, Normalizer
 from ofdft_norm.example import LabelErrors
 from ofdft_norm.example.results import (
     HEADINGS,
-    CompositionAndXC,
     ResultRow,
+    composition_and_xc,
     constant_per_element,
+    energy_errors,
     evaluate,
     format_table,
-    predicted_energies,
     read_csv,
     reference_only,
     write_csv,
 )
+from tests.processes import on_ranks
 
 BASIS = BasisInfo([1, 8], ["2x0e+1x1o", "3x0e+1x1o"])
 
 
-@pytest.fixture
-def normalizer():
+def make_normalizer(energy_scale: float = 2.0) -> Normalizer:
     rng, n = np.random.default_rng(0), BASIS.n_basis
     rescaling = DimensionWiseRescaling(rng.normal(size=n), rng.uniform(0.5, 2, n), rng.uniform(0.01, 3, n))
-    return Normalizer(AtomRef(rng.normal(size=2), 0.3, rng.normal(size=n)), rescaling, 1.7, basis_info=BASIS)
+    return Normalizer(AtomRef(rng.normal(size=2), 0.3, rng.normal(size=n)), rescaling, energy_scale, basis_info=BASIS)
+
+
+def naive_errors(samples, energies, gradients):
+    """Predicted energies and gradients [hartree] against the raw samples' labels."""
+    errors, electrons, differences = [], [], []
+    by_molecule: dict[str, list[float]] = {}
+    for sample, energy, gradient in zip(samples, energies, gradients, strict=True):
+        if not sample.has_energy_label.item():
+            continue
+        w, difference = sample.dual_basis_integrals.numpy(), gradient - sample.gradient_label.numpy()
+        differences.append(difference - w * (w @ difference) / (w @ w))
+        errors.append(energy - sample.energy_label.item())
+        by_molecule.setdefault(sample.mol_id, []).append(errors[-1])
+        electrons.append(w @ sample.coeffs.numpy())
+    within = np.concatenate([np.abs(np.array(errors) - np.mean(errors)) for errors in by_molecule.values()])
+    return {
+        "energy_mae_mHa": 1000 * np.mean(np.abs(errors)),
+        "energy_median_mHa": 1000 * np.median(np.abs(errors)),
+        "energy_mae_within_molecule_mHa": 1000 * np.mean(within),
+        "energy_rmse_mHa": 1000 * np.sqrt(np.mean(np.square(errors))),
+        "energy_mae_per_electron_mHa": 1000 * np.mean(np.abs(errors) / np.array(electrons)),
+        "gradient_mae_mHa": 1000 * np.mean(np.abs(np.concatenate(differences))),
+        "gradient_norm_mHa": 1000 * np.mean([np.linalg.norm(difference) for difference in differences]),
+    }
 
 
 @pytest.fixture
-def samples(make_sample):
+def predicted(make_sample):
+    """Samples of three molecules, the third sample without label, and predictions."""
     rng = np.random.default_rng(1)
-    numbers = ([8, 1, 1], [1, 1], [8], [8, 8], [1, 8])
-    return [make_sample(BASIS, rng, z, has_energy_label=i != 1) for i, z in enumerate(numbers)]
+    numbers = [rng.choice([1, 8], 1 + i % 3).tolist() for i in range(7)]
+    samples = [make_sample(BASIS, rng, z, f"molecule_{i % 3}", has_energy_label=i != 2) for i, z in enumerate(numbers)]
+    for sample in samples:
+        sample.coeffs = sample.coeffs.abs()  # a positive number of electrons
+    energies = [sample.energy_label.item() + rng.normal() for sample in samples]
+    gradients = [sample.gradient_label.numpy() + rng.normal(size=len(sample.coeffs)) for sample in samples]
+    samples[2].energy_label = torch.full((1,), torch.nan, dtype=torch.float64)
+    samples[2].gradient_label = torch.full_like(samples[2].gradient_label, torch.nan)
+    return samples, energies, gradients
 
 
-@pytest.fixture
-def batches(samples, normalizer):
-    return list(DataLoader([normalizer.normalize(sample) for sample in samples], 2, follow_batch=["coeffs"]))
+def update(metric, make_batch, samples, energies, gradients, scale=2.0):
+    """Gives a metric a batch of predictions as a model does: normalised gradients."""
+    normalizer, batch = make_normalizer(scale), make_batch(samples)
+    as_label = batch.clone()
+    as_label.gradient_label, as_label.energy_label = torch.tensor(np.concatenate(gradients)), torch.zeros(len(samples))
+    as_label.has_energy_label = torch.ones(len(samples), dtype=torch.bool)
+    normalized = normalizer.normalize(batch)
+    difference = normalizer.gradient_difference(normalizer.normalize(as_label).gradient_label, normalized)
+    metric.update(normalizer, normalized, torch.tensor(energies, dtype=torch.float64), difference)
 
 
-def norm_of_projected(difference, w):
-    return np.linalg.norm(difference - w * (w @ difference) / (w @ w))
+@pytest.mark.parametrize(("batch_size", "scale"), [(1, 1.0), (2, 2.5), (7, 2.5)])
+def test_errors_are_those_of_raw_samples(make_batch, predicted, batch_size, scale):
+    metric = LabelErrors()
+    for i in range(0, 7, batch_size):
+        update(metric, make_batch, *(values[i : i + batch_size] for values in predicted), scale)
+    got = {name: float(value) for name, value in metric.compute().items()}
+    assert got == pytest.approx(naive_errors(*predicted), rel=1e-8)
+    assert metric.sizes() == (3, 6)
 
 
-def test_baselines_against_numpy(samples, batches, normalizer):
+def test_without_labelled_samples_errors_are_nan_and_nameless_samples_are_molecules(make_batch, predicted):
+    metric = LabelErrors()
+    update(metric, make_batch, *(values[2:3] for values in predicted))
+    assert all(torch.isnan(value) for value in metric.compute().values())
+    for sample in predicted[0]:
+        del sample.mol_id
+    update(metric, make_batch, *predicted)
+    assert metric.sizes() == (6, 6)
+    assert float(metric.compute()["energy_mae_within_molecule_mHa"]) == 0
+
+
+def errors_of_all_ranks(states: list[tuple[torch.Tensor, ...]]) -> dict[str, float]:
+    metric = LabelErrors()
+    metric.rows, metric.molecules = ([state] for state in states[dist.get_rank()])
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def test_two_processes_give_the_errors_of_all_samples(make_batch, predicted):
+    states = []
+    for part in (slice(0, 5), slice(5, None)):
+        metric = LabelErrors()
+        update(metric, make_batch, *(values[part] for values in predicted))
+        states.append((torch.cat(metric.rows), torch.cat(metric.molecules)))
+    for got in on_ranks(errors_of_all_ranks, states):
+        assert got == pytest.approx(naive_errors(*predicted), rel=1e-8)
+
+
+# --- baselines and table ----------------------------------------------------------------------------------------------
+
+
+def test_baselines_against_numpy(predicted):
+    samples, normalizer = predicted[0], make_normalizer()
     references = torch.zeros(119, dtype=torch.float64)
     references[[1, 8]] = torch.tensor([-0.5, -75.0], dtype=torch.float64)
     predictors = {
         "constant": constant_per_element(LinearReferences(references), normalizer),
         "ref": reference_only(normalizer),
     }
-    rows = {row.predictor: row for row in evaluate(predictors, batches, normalizer, "val")}
-
-    errors: dict[str, list[float]] = {"constant": [], "ref": []}
-    gradients: dict[str, list[float]] = {"constant": [], "ref": []}
-    for sample in samples:
-        if not sample.has_energy_label.item():
-            continue
-        label, gradient = sample.energy_label.item(), sample.gradient_label.numpy()
-        w, z = sample.dual_basis_integrals.numpy(), sample.atomic_numbers.numpy()
-        slope = normalizer.reference.g_z.numpy()[sample.basis_function_ind]
-        reference = slope @ sample.coeffs.numpy() + 0.3 + normalizer.reference.t_z.numpy()[sample.atom_ind].sum()
-        errors["constant"].append(abs((z == 1).sum() * -0.5 + (z == 8).sum() * -75.0 - label))
-        errors["ref"].append(abs(reference - label))
-        gradients["constant"].append(norm_of_projected(gradient, w))
-        gradients["ref"].append(norm_of_projected(slope - gradient, w))
-    for name, row in rows.items():
-        assert row.n_samples == 4
-        assert row.errors["energy_mae_mHa"] == pytest.approx(1000 * np.mean(errors[name]), rel=1e-9)
-        assert row.errors["energy_rmse_mHa"] == pytest.approx(
-            1000 * np.sqrt(np.mean(np.square(errors[name]))), rel=1e-9
-        )
-        assert row.errors["gradient_norm_mHa"] == pytest.approx(1000 * np.mean(gradients[name]), rel=1e-6)
+    batches = list(DataLoader([normalizer.normalize(sample) for sample in samples], 2, follow_batch=["coeffs"]))
+    slopes = [normalizer.reference.g_z.numpy()[sample.basis_function_ind] for sample in samples]
+    energies = {
+        "constant": [float(references[sample.atomic_numbers].sum()) for sample in samples],
+        "ref": [
+            slope @ sample.coeffs.numpy() + 0.3 + normalizer.reference.t_z.numpy()[sample.atom_ind].sum()
+            for sample, slope in zip(samples, slopes, strict=True)
+        ],
+    }
+    gradients = {"constant": [np.zeros_like(slope) for slope in slopes], "ref": slopes}
+    for row in evaluate(predictors, batches, normalizer, "val"):
+        expected = naive_errors(samples, energies[row.predictor], gradients[row.predictor])
+        assert row.errors == pytest.approx(expected, rel=1e-6)
+    expected_errors: dict[str, list[float]] = {}
+    for sample, energy in zip(samples, energies["ref"], strict=True):
+        if sample.has_energy_label.item():
+            expected_errors.setdefault(sample.mol_id, []).append(energy - sample.energy_label.item())
+    found = energy_errors(predictors["ref"], batches, normalizer)
+    assert found == {name: pytest.approx(errors, rel=1e-9) for name, errors in expected_errors.items()}
 
 
-def test_a_perfect_predictor_has_no_error(samples, batches, normalizer):
-    def perfect(batch):
-        return normalizer.denormalize(batch).energy_label, normalizer.gradient_difference(batch.gradient_label, batch)
-
-    (row,) = evaluate({"perfect": perfect}, batches, normalizer, "test")
-    assert row.errors == pytest.approx(dict.fromkeys(LabelErrors.names("hartree"), 0), abs=1e-9)
-    energies = predicted_energies(lambda batch: (batch.energy_reference + 1, batch.coeffs), batches, normalizer)
-    labels = [sample.energy_label.item() for sample in samples if sample.has_energy_label.item()]
-    assert energies.true.tolist() == pytest.approx(labels, rel=1e-12)
-    assert energies.molecules == [sample.mol_id for sample in samples if sample.has_energy_label.item()]
-
-
-def test_planted_weights_of_composition_and_xc_come_back(make_sample, make_batch):
+def test_composition_and_xc_find_planted_weights(make_sample, make_batch):
     rng = np.random.default_rng(0)
     weights = np.array([0.5, 60.0, -1.2, 0.25])  # of H, O, E_xc, and the constant
     samples, xc_energies = [], dict[tuple[str, int], float]()
@@ -106,9 +167,9 @@ def test_planted_weights_of_composition_and_xc_come_back(make_sample, make_batch
         xc_energies |= {(sample.mol_id, i): xc} if i != 3 else {}
         samples.append(sample)
     batch = make_batch([Normalizer().normalize(sample) for sample in samples])
-    baseline = CompositionAndXC(xc_energies, [batch], Normalizer(), BASIS.n_types)
-    np.testing.assert_allclose(baseline.weights, weights, rtol=1e-8)
-    energies, differences = baseline(batch)
+    energies, differences = composition_and_xc(xc_energies, [batch], Normalizer(basis_info=BASIS))(batch)
+    labelled = batch.has_energy_label
+    np.testing.assert_allclose(energies[labelled], batch.energy_label[labelled], rtol=1e-8)
     assert torch.isnan(energies).tolist() == [i == 3 for i in range(20)]
     assert torch.isnan(differences).all()
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,33 +22,29 @@ from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import DensityModule
 from ofdft_norm.example.report import write_report
 from ofdft_norm.example.train import compared_by, train
-from ofdft_norm.hydra_app.readable_errors import config_dir
+from tests.hydra.composing import composed as composed_by_name
 
 SPLIT = {
     "train": ["water.zarr.zip", "methane.zarr.zip", "methanol.zarr.zip", "ammonia.zarr.zip", "formaldehyde.zarr.zip"],
     "val": ["methylamine.zarr.zip"],
     "test": ["hydrogen_peroxide.zarr.zip"],
 }
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list`"),
-    pytest.mark.filterwarnings("ignore:the basis has the elements"),
-    pytest.mark.filterwarnings("ignore:. of . labelled validation samples"),  # five molecules cover no range
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The number of training batches",
+    "ignore:Total length of `list`",
+    "ignore:the basis has the elements",
+    "ignore:. of . labelled validation samples",  # five molecules cover no range
+)
 
 
 def composed(folder: Path, *overrides: str, split: Any = SPLIT) -> Any:
     (folder / "split.yaml").write_text(yaml.safe_dump(split))
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose(
-            "train",
-            [
-                *("data/split=file", f"data.split.file={folder / 'split.yaml'}", "data.statistics.progress=false"),
-                *(f"data.statistics.dir={folder / 'statistics'}", "data.unseen_elements=identity"),
-                *("data.loader.batch_size=8", "model.width=16", "model.rank=4", "trainer.enable_progress_bar=false"),
-                *(f"output_dir={folder / 'output'}", *overrides),
-            ],
-        )
+    data = (f"data.split.file={folder / 'split.yaml'}", f"data.statistics.dir={folder / 'statistics'}")
+    settings = (
+        *("data/split=file", *data, "data.statistics.progress=false", "data.unseen_elements=identity"),
+        *("data.loader.batch_size=8", "model.width=16", "model.rank=4", "trainer.enable_progress_bar=false"),
+    )
+    return composed_by_name("train", *settings, f"output_dir={folder / 'output'}", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +71,6 @@ def test_run_folder_is_complete_and_the_loss_falls(run: Any, folder: Path) -> No
     assert written == OmegaConf.create(OmegaConf.to_container(run[0], resolve=True))
     lines = (folder / "output" / "results.txt").read_text().splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 25
     with (folder / "output" / "results.csv").open(newline="") as file:
         rows = [(row["split"], row["predictor"]) for row in csv.DictReader(file)]
     predictors = ["constant per element", "reference only", "composition and E_xc", "model"]
@@ -121,16 +115,6 @@ def test_logged_errors_are_those_of_the_labels_in_hartree(run: Any, folder: Path
     assert run[1]["test/energy_mae_mHa"] == pytest.approx(1000 * np.mean(errors), rel=1e-3)
     assert run[1]["test/gradient_norm_mHa"] == pytest.approx(1000 * np.mean(norms), rel=1e-3)
     assert run[1]["results/test/energy_mae_mHa"] == pytest.approx(run[1]["test/energy_mae_mHa"], rel=1e-5)
-
-
-def test_a_checkpoint_holds_the_basis_once(run: Any, folder: Path) -> None:
-    def count(value: Any) -> int:
-        if not isinstance(value, dict):
-            return sum(map(count, value)) if isinstance(value, list | tuple) else 0
-        return ("irreps_per_atom" in value) + sum(map(count, value.values()))
-
-    checkpoint = torch.load(folder / "output" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert count(checkpoint) == 1
 
 
 @pytest.mark.parametrize(("rescaling", "held_out"), [("none", "val"), ("equivariant", "test")])

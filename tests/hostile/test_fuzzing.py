@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from ofdft_norm.errors import OFDFTNormError
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-MANY = settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW, MANY = (settings(max_examples=n, suppress_health_check=[HealthCheck.too_slow]) for n in (40, 2000))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 40) | st.sampled_from([10**12, 1e300, -1.5]) | st.text(max_size=4),
@@ -24,25 +26,13 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="session")
 def config() -> dict[str, Any]:
-    """The composed configuration of the data module."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
     with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
         found = OmegaConf.to_container(compose("train", overrides=["data=ofdft_norm"]).data, resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
-
-
-def instantiated(config: dict[str, Any]) -> str:
-    from hydra.utils import instantiate
-
-    datamodule = instantiate(config, _convert_="all")
-    return repr(sorted((key, repr(value)) for key, value in vars(datamodule).items() if "config" in key))
+    return cast("dict[str, Any]", found)
 
 
 def places_of(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths to all entries but those that name what is built: another name builds something else."""
+    """Paths to all entries but the names of classes, which would build something else."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     return [p for key, value in items if key != "_target_" for p in [(*path, key), *places_of(value, (*path, key))]]
 
@@ -53,11 +43,10 @@ def check_config(data: st.DataObject, config: dict[str, Any]) -> None:
     node: Any = mutated
     for key in way:
         node = node[key]
-    value = data.draw(JSON.filter(lambda v: v != node[last]))
-    before = node[last]
+    before, value = node[last], data.draw(JSON.filter(lambda v: v != node[last]))
     node[last] = value
     try:
-        instantiated(mutated)
+        instantiate(mutated, _convert_="all")
     except Exception as error:  # hydra wraps what a constructor raises
         causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:

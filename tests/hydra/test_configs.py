@@ -8,12 +8,12 @@ from typing import Any
 import hydra
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
 from ofdft_norm.settings import plain
 from ofdft_norm.transforms import transforms_by_default
+from tests.hydra.composing import composed as composed_by_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
@@ -44,8 +44,7 @@ def composed(name: str, *overrides: str) -> DictConfig:
     wanted = [f"{group}={option}", *NEEDS.get(f"{group}/{option}", [])] if group else []
     primary = "train" if group else option
     folder = ["output_dir=run"] if primary == "train" else []
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(config_name=primary, overrides=[*folder, *wanted, *overrides])
+    return composed_by_name(primary, *folder, *wanted, *overrides)
 
 
 def keys_without_comment(lines: list[str], node: yaml.Node, path: str = "") -> Iterator[str]:
@@ -117,8 +116,7 @@ def test_keys_are_arguments_and_values_are_defaults(name: str) -> None:
 
 
 def test_defaults_of_the_data_config_are_those_of_the_data_module() -> None:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        alone = compose(config_name="data/ofdft_norm").data
+    alone = composed_by_name("data/ofdft_norm").data
     assert alone == composed("train").data
     datamodule = hydra.utils.instantiate(alone)
     assert repr(datamodule.pre_transforms) == repr(transforms_by_default())

@@ -10,6 +10,7 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import yaml
 from ofdft_norm import DatasetStatistics
 
 ROOT = Path(__file__).parents[2]
-Process = subprocess.CompletedProcess[str]
 QUIET = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
 
 TRAIN = """\
@@ -39,36 +39,29 @@ if __name__ == "__main__":
 """
 
 
-def run(*command: str | Path, cwd: Path, check: bool = True, **environment: str) -> Process:
-    """Runs a command, without the variables that would change what is tested."""
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """Returns what a command prints, without the variables that would change what is tested."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HYDRA_FULL_ERROR", "COMP_LINE")}
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**inherited, "PYTHONWARNINGS": "ignore", **environment},
-        text=True,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+    words, env = [str(part) for part in command], {**inherited, "PYTHONWARNINGS": "ignore", **environment}
+    done = subprocess.run(words, cwd=cwd, env=env, text=True, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done + done.stderr
+    return done.stdout
 
 
-def new_environment(folder: Path) -> Path:
-    """Makes an environment that sees the present one's packages, but none of its editable installs."""
+def new_environment(folder: Path, *install: str | Path) -> Path:
+    """Makes an environment that sees the present one's packages, but none of its editable installs; returns its Python.
+
+    Installs without network and without dependencies.
+    """
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
-    packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).stdout.strip()
+    packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     # a .pth file adds a folder, but the .pth files in that folder are not processed
     Path(packages, "host.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    if install:
+        pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+        run(*pip, "--no-deps", "--no-index", "--no-build-isolation", *install, cwd=folder)
     return python
-
-
-def pip_install(python: Path, *what: str | Path) -> None:
-    """Installs without network and without dependencies."""
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
-    run(*pip, "--no-deps", "--no-index", "--no-build-isolation", *what, cwd=python.parent)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +74,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment in which the wheel is installed; its path has a space."""
-    executable = new_environment(tmp_path_factory.mktemp("an environment") / "env")
-    pip_install(executable, wheel)
-    return executable
+    """The Python of an environment in which the wheel is installed; its path has a space."""
+    return new_environment(tmp_path_factory.mktemp("an environment") / "env", wheel)
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +94,9 @@ def app(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def train(app: Path, python: Path, cache: Path) -> Callable[..., Process]:
+def train(app: Path, python: Path, cache: Path) -> Callable[..., str]:
     """Runs the foreign application where the wheel is installed."""
-
-    def call(*arguments: str, check: bool = True, **environment: str) -> Process:
-        return run(python, "train.py", *arguments, cwd=app, check=check, OFDFT_NORM_CACHE=str(cache), **environment)
-
-    return call
+    return partial(run, python, "train.py", cwd=app, OFDFT_NORM_CACHE=str(cache))
 
 
 def search_path(output: str) -> list[Any]:
@@ -128,13 +115,13 @@ def test_wheel_holds_the_plugin_once_and_all_config_files(wheel: Path) -> None:
 def test_wheel_has_the_command(python: Path, tmp_path: Path, cache: Path) -> None:
     command = python.parent / "ofdft-norm"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert run(command, "--version", cwd=tmp_path).stdout.strip() == project["version"]
-    composed = yaml.safe_load(run(command, "train", "--cfg", "job", "experiment=debug", cwd=tmp_path).stdout)
+    assert run(command, "--version", cwd=tmp_path).strip() == project["version"]
+    composed = yaml.safe_load(run(command, "train", "--cfg", "job", "experiment=debug", cwd=tmp_path))
     assert composed["trainer"]["limit_train_batches"] == 2
 
 
-def test_wheel_adds_its_folder_after_the_applications_own(train: Callable[..., Process], python: Path) -> None:
-    rows = search_path(train("--info", "searchpath").stdout)
+def test_wheel_adds_its_folder_after_the_applications_own(train: Callable[..., str], python: Path) -> None:
+    rows = search_path(train("--info", "searchpath"))
     assert [provider for provider, _ in rows] == ["hydra", "main", "ofdft_norm", "schema"]
     folder = Path(dict(rows)["ofdft_norm"].removeprefix("ofdft-norm://"))
     assert folder.is_relative_to(python.parents[1])
@@ -142,35 +129,35 @@ def test_wheel_adds_its_folder_after_the_applications_own(train: Callable[..., P
 
 
 def test_editable_install_uses_the_checkouts_configs(app: Path, tmp_path: Path) -> None:
-    executable = new_environment(tmp_path / "env")
-    pip_install(executable, "--editable", ROOT)
-    rows: dict[str, str] = dict(search_path(run(executable, "train.py", "--info", "searchpath", cwd=app).stdout))
+    executable = new_environment(tmp_path / "env", "--editable", ROOT)
+    rows: dict[str, str] = dict(search_path(run(executable, "train.py", "--info", "searchpath", cwd=app)))
     assert rows["ofdft_norm"] == f"ofdft-norm://{ROOT / 'configs'}"
 
 
-def test_composing_imports_neither_the_package_nor_torch(
-    train: Callable[..., Process], python: Path, app: Path
-) -> None:
-    done = run(python, "-X", "importtime", "train.py", "--cfg", "job", "data=ofdft_norm", cwd=app)
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "hydra.main" in imported
-    assert not imported & {"ofdft_norm", "torch", "lightning", "numpy"}
-    assert yaml.safe_load(done.stdout)["data"]["_target_"] == "ofdft_norm.OFDFTDataModule"
+def test_composing_imports_neither_the_package_nor_torch(python: Path, app: Path) -> None:
+    code = """
+import runpy, sys
+sys.argv = ["train.py", "--cfg", "job", "data=ofdft_norm"]
+runpy.run_path("train.py", run_name="__main__")
+assert not {"ofdft_norm", "torch", "lightning", "numpy"} & sys.modules.keys()
+"""
+    composed = yaml.safe_load(run(python, "-c", code, cwd=app))
+    assert composed["data"]["_target_"] == "ofdft_norm.OFDFTDataModule"
 
 
-def test_the_applications_own_files_win(train: Callable[..., Process], app: Path) -> None:
+def test_the_applications_own_files_win(train: Callable[..., str], app: Path) -> None:
     split = app / "conf" / "data" / "split"
     split.mkdir()
     (split / "random.yaml").write_text("_target_: ofdft_norm.config.SplitConfig\ntrain: 0.5\n")
-    composed = yaml.safe_load(train("--cfg", "job", "data=ofdft_norm").stdout)
+    composed = yaml.safe_load(train("--cfg", "job", "data=ofdft_norm"))
     assert composed["data"]["split"] == {"_target_": "ofdft_norm.config.SplitConfig", "train": 0.5}
-    assert yaml.safe_load(train("--cfg", "job").stdout) == {"data": {"_target_": "mnist.DataModule"}}
+    assert yaml.safe_load(train("--cfg", "job")) == {"data": {"_target_": "mnist.DataModule"}}
 
 
-def test_shell_completion_offers_both_sides_options(train: Callable[..., Process]) -> None:
+def test_shell_completion_offers_both_sides_options(train: Callable[..., str]) -> None:
     def complete(words: str) -> list[str]:
         line = f"python train.py {words}"
-        return train("--shell-completion", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split()
+        return train("--shell-completion", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).split()
 
     assert complete("data=") == ["data=mnist", "data=ofdft_norm"]
     assert complete("trainer=") == complete("model=") == []  # groups of this package's own commands
@@ -195,14 +182,14 @@ assert {point.load() for point in points if point.name.startswith("ofdft_norm")}
 def test_plugin_of_a_removed_package_leaves_applications_alone(tmp_path: Path, app: Path) -> None:
     shutil.copytree(ROOT / "ofdft_norm" / "hydra_app" / "hydra_plugins", app / "hydra_plugins")
     executable = new_environment(tmp_path / "env")
-    rows = search_path(run(executable, "train.py", "--info", "searchpath", cwd=app).stdout)
+    rows = search_path(run(executable, "train.py", "--info", "searchpath", cwd=app))
     assert [provider for provider, _ in rows] == ["hydra", "main", "schema"]
 
 
 def test_application_trains_in_a_sweep(
-    train: Callable[..., Process], app: Path, cache: Path, small_data: tuple[str, ...]
+    train: Callable[..., str], app: Path, cache: Path, small_data: tuple[str, ...]
 ) -> None:
-    swept = train("-m", "data=ofdft_norm", *small_data, "data/reference=atom_ref,none").stdout
+    swept = train("-m", "data=ofdft_norm", *small_data, "data/reference=atom_ref,none")
     assert "batch of 4 AtomRef" in swept
     assert "batch of 4 None" in swept
     assert {path.name for path in next(app.glob("multirun/*/*")).iterdir()} >= {"0", "1"}
@@ -220,11 +207,10 @@ READABLE = TRAIN.replace("@hydra", "@readable_errors\n@hydra").replace(
     [
         (TRAIN, "data.rescaling.s_grad=-1", "data.rescaling.s_grad = -1: "),
         (TRAIN, "data/reference=atomref", "Could not find 'data/reference/atomref'"),
-        (READABLE, "data.rescaling.s_grad=-1", "data.rescaling.s_grad = -1: "),
-        (READABLE, "data.rescaling.s_gard=1", "Key 's_gard' is not in struct"),
+        (READABLE, "data.rescaling.s_gard=1", "error: Key 's_gard' is not in struct"),
         (READABLE, "data/split=file data.split.file=no.yaml", "no.yaml: "),
     ],
-    ids=range(5),
+    ids=range(4),
 )
 def test_wrong_settings_are_readable_in_the_application(
     script: str,
@@ -244,7 +230,3 @@ def test_wrong_settings_are_readable_in_the_application(
     printed = capsys.readouterr().err
     assert expected in printed
     assert "Traceback" not in printed
-    if script == READABLE:
-        lines = [line for line in printed.splitlines() if not line.startswith("Error executing job")]
-        assert lines[0].startswith("error: ")
-        assert "HYDRA_FULL_ERROR=1" in lines[-1]

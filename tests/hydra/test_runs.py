@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
@@ -23,7 +22,7 @@ from ofdft_norm.data.dataset import compose as compose_transforms
 from ofdft_norm.data.files import package_version
 from ofdft_norm.example.callbacks import CHECKPOINT_KEY
 from ofdft_norm.example.predict import predict
-from ofdft_norm.hydra_app.readable_errors import config_dir
+from tests.hydra.composing import composed
 from tests.labelled_molecules import LabelledMolecules
 from tests.processes import as_torchrun, in_new_process, run_script
 
@@ -115,22 +114,14 @@ def raw_gradient(model: Any, sample: OFData, pre_transforms: list[Any]) -> torch
 @pytest.mark.parametrize("option", COORDINATES)
 def test_option_trains_on_raw_labels_and_predicts_gradients_in_their_basis(option: str, tmp_path: Path) -> None:
     molecules = LabelledMolecules(tmp_path, ("methyl_nitrite", "nitromethane", "cyanic_acid"))
-    labels = (
-        "data/source=label_files",
-        f"data.source.paths={molecules.labels}",
-        f"data.source.basis_info={molecules.basis_info}",
-    )
-    overrides = (
-        *(*labels, f"data/pre_transforms={option}", "data.split.train=1", "data.split.val=0", "data.split.test=0"),
-        *(f"data.statistics.dir={tmp_path}", "data.statistics.progress=false"),
-        *("trainer=debug", "trainer.detect_anomaly=false", "trainer.enable_progress_bar=false"),
-        *("model.width=8", "model.rank=2", "model.n_layers=0"),
-    )
+    files = (f"data.source.paths={molecules.labels}", f"data.source.basis_info={molecules.basis_info}")
+    labels = ("data/source=label_files", *files, "data.split.train=1", "data.split.val=0", "data.split.test=0")
+    settings = (f"data/pre_transforms={option}", f"data.statistics.dir={tmp_path}", "data.statistics.progress=false")
+    trainer = ("trainer=debug", "trainer.detect_anomaly=false", "trainer.enable_progress_bar=false")
     checkpoint = tmp_path / "run.ckpt"
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("train", list(overrides))
-        options = (f"ckpt_path={checkpoint}", f"output={tmp_path / 'out.npz'}", "head=0", "accelerator=cpu")
-        to_predict = compose("predict", [*labels, "coordinates=raw", *options])
+    config = composed("train", *labels, *settings, *trainer, "model.width=8", "model.rank=2", "model.n_layers=0")
+    options = (f"ckpt_path={checkpoint}", f"output={tmp_path / 'out.npz'}", "head=0", "accelerator=cpu")
+    to_predict = composed("predict", *labels[:3], "coordinates=raw", *options)
     datamodule, model = instantiate(config.data), instantiate(config.model)
     trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False, default_root_dir=str(tmp_path))
     trainer.fit(model, datamodule)
@@ -220,18 +211,18 @@ def test_another_application_sizes_its_model_by_the_data_and_predicts_with_the_c
 
 
 def test_resolvers_explain_a_missing_basis() -> None:
-    config = OmegaConf.create(
+    composed("train")  # Hydra loads the plug-in that registers the resolvers
+    sources = {"data": "EmbeddedLabels", "no_basis": "ASEFiles"}
+    config: Any = OmegaConf.create(
         {
-            "data": {"source": {"_target_": "ofdft_norm.config.ASEFiles", "paths": "data.xyz"}},
-            "other": {"source": {"_target_": "ofdft_norm.config.EmbeddedLabels"}},
-            "size": "${ofdft_norm.n_basis:data}",
-            "lost": "${ofdft_norm.n_basis:nothing}",
-            "shells": "${ofdft_norm.irreps_per_atom:other}",
-            "elements": "${ofdft_norm.atomic_numbers:other}",
+            **{key: {"source": {"_target_": f"ofdft_norm.config.{name}"}} for key, name in sources.items()},
+            **{"shells": "${ofdft_norm.irreps_per_atom:data}", "elements": "${ofdft_norm.atomic_numbers:data}"},
+            **{"size": "${ofdft_norm.n_basis:no_basis}", "lost": "${ofdft_norm.n_basis:nothing}"},
         }
     )
+    config.no_basis.source.paths = "data.xyz"
     assert len(config.shells) == len(config.elements) == 5
-    with pytest.raises(InterpolationResolutionError, match=r"data\.source has no density basis"):
+    with pytest.raises(InterpolationResolutionError, match=r"no_basis\.source has no density basis"):
         _ = config.size
     with pytest.raises(InterpolationResolutionError, match=r"nothing\.source"):
         _ = config.lost

@@ -3,16 +3,15 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ofdft_norm.cli import main
+from tests.hydra.composing import composed
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "ofdft_norm" / "guide" / "swapping.md", ROOT / "README.md")
@@ -42,12 +41,6 @@ def test_the_table_shows_every_option_of_the_groups() -> None:
     assert len(table()) >= 24
 
 
-def chosen(config: Any, overrides: list[str]) -> dict[str, str]:
-    """Returns what a configuration holds where overrides set a value."""
-    keys = [override.partition("=")[0] for override in overrides if "." in override.partition("=")[0]]
-    return {key: str(OmegaConf.select(config, key)) for key in keys}
-
-
 @pytest.mark.filterwarnings("ignore")  # other people's deprecations
 @pytest.mark.parametrize("overrides", [x for x in table() if x != SWEEP and not x.startswith(OTHER_DATA)])
 def test_line_of_the_table_normalises_batches(
@@ -55,9 +48,9 @@ def test_line_of_the_table_normalises_batches(
 ) -> None:
     given = shlex.split(overrides)
     settings = (f"data.statistics.dir={cache}", f"output_dir={tmp_path}")
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("train", [*small_run, *settings, *given])
-    assert chosen(config, given) == dict(override.split("=") for override in given if override.split("=")[0].count("."))
+    config = composed("train", *small_run, *settings, *given)
+    values = dict(override.split("=") for override in given if "." in override.split("=")[0])
+    assert {key: str(OmegaConf.select(config, key)) for key in values} == values
     datamodule, model = instantiate(config.data), instantiate(config.model)
     datamodule.trainer = instantiate(config.trainer, logger=False)
     datamodule.setup("fit")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from ofdft_norm.labelling import Geometry, KohnShamLabels, KohnShamSettings, LabelSettings, make_labels, run_kohn_sham
-from ofdft_norm.labelling.density_fit import FIT_METHODS, build_density_mol
+from ofdft_norm.labelling.density_fit import FitMethod, build_density_mol
 from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory
 from ofdft_norm.labelling.labels import TARGET_NAMES
 
@@ -31,8 +31,8 @@ def mol(trajectory: KohnShamTrajectory) -> Any:
 @pytest.fixture(scope="session")
 def both() -> dict[str, KohnShamLabels]:
     """Labels of all targets, by density fit."""
-    settings = {fit: LabelSettings(COARSE, density_fit=fit, targets=TARGET_NAMES) for fit in FIT_METHODS}
-    return {fit: make_labels(WATER, settings[fit]) for fit in FIT_METHODS}
+    settings = {fit: LabelSettings(COARSE, density_fit=fit, targets=TARGET_NAMES) for fit in get_args(FitMethod)}
+    return {fit: make_labels(WATER, settings[fit]) for fit in get_args(FitMethod)}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ pytest.importorskip("pyscf")
 
 from ofdft_norm import BasisInfo
 from ofdft_norm.labelling import KohnShamLabels
-from ofdft_norm.labelling.density_fit import external_potential, integrate_basis, solve_constrained, solve_least_squares
+from ofdft_norm.labelling.density_fit import external_potential, integrate_basis, solve_fit
 from ofdft_norm.labelling.functional import evaluate_potentials, integrate_functionals
 from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory
 from tests.labelling.conftest import WATER
@@ -48,10 +48,9 @@ def test_solutions_are_those_of_dense_linear_algebra() -> None:
     metric = root @ root.T + 0.1 * np.eye(7)
     system = np.block([[metric, rows.T], [rows, np.zeros((2, 2))]])
     expected = np.linalg.solve(system, np.concatenate([right, values], axis=1).T).T[:, :7]
-    np.testing.assert_allclose(solve_constrained(metric, right, rows, values), expected, atol=1e-10)
-    stacked, sides = np.vstack([metric, rows[:1]]), np.hstack([right, values[:, :1]])
-    expected = np.linalg.lstsq(stacked, sides.T, rcond=None)[0].T
-    np.testing.assert_allclose(solve_least_squares(metric, right, rows[0], values[:, 0]), expected, atol=1e-10)
+    np.testing.assert_allclose(solve_fit(metric, right, rows, values, exactly=True), expected, atol=1e-10)
+    expected = np.linalg.lstsq(np.vstack([metric, rows]), np.hstack([right, values]).T, rcond=None)[0].T
+    np.testing.assert_allclose(solve_fit(metric, right, rows, values, exactly=False), expected, atol=1e-10)
 
 
 def test_each_fit_keeps_its_promises(mol: Any, trajectory: KohnShamTrajectory, both: dict[str, KohnShamLabels]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +37,13 @@ def test_reads_frames_of_several_files_in_order_and_in_bohr(tmp_path: Path) -> N
     [
         (WATER + WATER, r"xyz@1: molecule id 'water' is also the id of .*molecules.xyz@0"),
         (WATER + "\n" + FLUORIDE, "xyz:6: ASE stops at this blank line"),
-        (WATER + "1\nmol_id=dummy\nXx 0 0 0\n", "xyz@1: ASE cannot read this frame: KeyError: 'Xx'"),
         ("1\nmol_id=dummy\nX 0 0 0\n", "'dummy': has X at .*expected elements"),
         ("3\nmol_id=x\nH 0 0 0\n", "xyz@0: ASE cannot read.*expected 3"),
-        ("0\nmol_id=x\n", "expected elements"),
         ("1\nmol_id=x\nH 0 0 nan\n", "'x': has H at"),
         ("1\nmol_id=../x\nH 0 0 0\n", "becomes a file name"),
-        (f"1\nmol_id={'x' * 300}\nH 0 0 0\n", "at most 200 letters"),
         ("1\nmol_id=ion charge=1\nH 0 0 0\n", "'ion': has charge 1 .*neutral"),
         ('1\nLattice="9 0 0 0 9 0 0 0 9"\nHe 0 0 0\n', r"'He_0': has .*periodic directions \[True, True, True\]"),
         ("2\nmol_id=x\nH 0 0 0\nH 0 0 0.1\n", "two atoms 0.189 bohr apart"),
-        ("1\nmol_id=x name=\xe9\nHe 0 0 0\n", r"xyz@\d: ASE cannot read this frame: UnicodeDecodeError"),
         ("\n\n", "no molecules"),
     ],
 )
@@ -60,7 +55,6 @@ def test_bad_frames_are_refused(tmp_path: Path, text: str, message: str) -> None
 
 
 def test_only_files_are_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.xyz")
-    for name in ("absent.xyz", "pipe.xyz", "."):
+    for name in ("absent.xyz", "."):
         with pytest.raises(LabellingError, match="no such file; expected"):
             read_geometries(tmp_path / name)

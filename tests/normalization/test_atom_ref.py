@@ -24,11 +24,13 @@ def naive_energy(basis: BasisInfo, sample: Any, t_z: Any, t_global: float, g_z: 
     return energy
 
 
-@given(data=st.data())
+@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_energies_equal_a_loop_over_atoms_and_gradients_their_derivative(
-    data: st.DataObject, some_samples: Any, make_batch: Any
+    data: st.DataObject, dtype: torch.dtype, some_samples: Any, make_batch: Any
 ) -> None:
     basis, samples, rng = data.draw(some_samples)
+    for sample in samples:
+        sample.coeffs = sample.coeffs.to(dtype)
     t_z, t_global, g_z = rng.normal(size=basis.n_types) - 40, rng.normal(), rng.normal(size=basis.n_basis)
     reference = AtomRef(t_z, t_global, g_z)
     expected = [naive_energy(basis, sample, t_z, t_global, g_z) for sample in samples]
@@ -39,16 +41,7 @@ def test_energies_equal_a_loop_over_atoms_and_gradients_their_derivative(
     assert energies.tolist() == pytest.approx(expected, rel=1e-13, abs=1e-11)
     assert [float(reference(s)) for s in samples] == pytest.approx(expected, rel=1e-13, abs=1e-11)
     (gradient,) = torch.autograd.grad(energies.sum(), batch.coeffs)
-    assert torch.equal(gradient, reference.gradient(batch))
-
-
-def test_float32_coefficients_are_summed_in_float64(basis_info: Any, make_sample: Any) -> None:
-    rng = np.random.default_rng(0)
-    sample = make_sample(basis_info, rng, [6] * 30)
-    g_z = rng.normal(size=basis_info.n_basis) * 1e4
-    sample.coeffs = sample.coeffs.float()
-    expected = naive_energy(basis_info, sample, [-1e4] * 3, 0.0, g_z)
-    assert float(AtomRef(np.full(3, -1e4), 0.0, g_z).sample_forward(sample)) == pytest.approx(expected, rel=1e-13)
+    assert torch.equal(gradient, reference.gradient(batch).to(dtype))
 
 
 def test_missing_fields_and_wrong_lengths_are_named(basis_info: Any, make_sample: Any, make_batch: Any) -> None:
@@ -59,8 +52,6 @@ def test_missing_fields_and_wrong_lengths_are_named(basis_info: Any, make_sample
         del sample[field]
         with pytest.raises(NormalizationError, match=rf"molecule 'water'.*'{field}'"):
             reference.sample_forward(sample)
-    with pytest.raises(NormalizationError, match="basis_function_ind"):
-        reference.gradient(sample)
     sample = make_sample(basis_info, rng, mol_id="water")
     sample.coeffs = sample.coeffs[:-1]
     with pytest.raises(NormalizationError, match=r"molecule 'water': 'coeffs' has shape"):
@@ -72,10 +63,9 @@ def test_missing_fields_and_wrong_lengths_are_named(basis_info: Any, make_sample
 
 
 @pytest.mark.parametrize("name", ["t_z", "t_global", "g_z"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused(name: str, value: float) -> None:
-    values: dict[str, Any] = {"t_z": np.zeros(2), "t_global": 0.0, "g_z": np.zeros(4)}
-    values[name] = value if name == "t_global" else np.append(values[name][1:], value)
+def test_values_that_are_not_finite_are_refused(name: str) -> None:
+    values: dict[str, Any] = {"t_z": [0.0, 1.0], "t_global": [0.0], "g_z": np.zeros(4)}
+    values[name] = np.array([*values[name][1:], np.inf])
     with pytest.raises(StatisticsError, match=rf"AtomRef: {name} "):
         AtomRef(**values)
 
@@ -101,33 +91,22 @@ def test_values_come_from_the_statistics(data: st.DataObject, scalar_only: bool,
     assert float(reference.t_global) == float(statistics.load_statistic("constant", f"{prefix}_global_bias"))
 
 
-def test_errors_from_statistics_name_what_is_there_and_the_config_key(basis_info: Any) -> None:
+def test_errors_from_statistics(basis_info: Any) -> None:
     statistics = some_statistics(3, basis_info.n_basis, np.random.default_rng(0))
     build = AtomRef.from_dataset_statistics
-    with pytest.raises(StatisticsError, match=r"'has_energy_label'.*\['constant'\].*data.statistics"):
+    with pytest.raises(StatisticsError, match="has_energy_label"):
         build(statistics, basis_info)
     with pytest.raises(ConfigError, match="scalar_only=True needs basis_info"):
         build(statistics, weigher_key="constant", scalar_only=True)
-    with pytest.raises(StatisticsError, match=r"2 functions.*data.statistics.path, data.source.basis_info"):
+    with pytest.raises(StatisticsError, match="2 functions"):
         build(statistics, BasisInfo([1], ["2x0e"]), "constant")
-    partial = DatasetStatistics.from_arrays({"constant/gradient_label/mean": np.zeros(2)})
-    with pytest.raises(StatisticsError, match=r"'atom_ref_atom_type_bias'.*\['gradient_label/mean'\]"):
-        build(partial, weigher_key="constant")
-
-
-class Structures25AtomRef(torch.nn.Module):
-    """What STRUCTURES25's AtomRef is to a state dict: its constant is an attribute."""
-
-    def __init__(self, t_z: Any, t_global: float, g_z: Any) -> None:
-        super().__init__()
-        self.register_buffer("t_z", t_z)
-        self.t_global = t_global
-        self.register_buffer("g_z", g_z)
 
 
 def test_state_dicts_go_both_ways(caplog: Any) -> None:
     ours = AtomRef(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([3.0, 4.0, 5.0]))
-    theirs = Structures25AtomRef(torch.zeros(2), 0.25, torch.zeros(3))
+    theirs = torch.nn.Module()  # STRUCTURES25's constant is an attribute
+    theirs.register_buffer("t_z", torch.zeros(2))
+    theirs.register_buffer("g_z", torch.zeros(3))
     theirs.load_state_dict(ours.state_dict(), strict=True)
     assert (theirs.t_z.tolist(), theirs.g_z.tolist()) == ([1.0, 2.0], [3.0, 4.0, 5.0])
     own = AtomRef(torch.zeros(2), 0.0, torch.zeros(3))
@@ -135,5 +114,5 @@ def test_state_dicts_go_both_ways(caplog: Any) -> None:
     assert not caplog.records
     assert float(own.t_global) == 0.5
     own.load_state_dict(theirs.state_dict(), strict=True)
-    assert "no t_global, which STRUCTURES25 does not store: 0.5 hartree stays" in caplog.text
+    assert "0.5 hartree stays" in caplog.text
     assert (own.t_z.tolist(), float(own.t_global)) == ([1.0, 2.0], 0.5)

@@ -15,30 +15,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ofdft_norm import AtomRef, DimensionWiseRescaling, LinearReferences, Normalizer
+from ofdft_norm import BasisInfo
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.base import Affine, Float64Module
+from tests.normalization.conftest import random_normalizer
 
 
 def model() -> nn.ModuleDict:
-    """A layer with parameters, and one module of each kind with values that float32 cannot hold."""
-    rng = np.random.default_rng(0)
-    rescaling = DimensionWiseRescaling(rng.normal(size=4), rng.uniform(1, 2, size=4), rng.uniform(0, 1, size=4))
-    atom_ref = AtomRef(rng.normal(size=2) - 12345.678901234567, 1e5 / 3, rng.normal(size=4))
-    linear = LinearReferences(torch.tensor([0.0, *(rng.normal(size=118) - 1e5)], dtype=torch.float64))
+    """A layer with parameters, and modules of each kind with values that float32 cannot hold."""
     seen = torch.zeros(119, dtype=torch.bool).index_fill(0, torch.tensor([1, 8]), True)
-    normalizers = {"atomic": Normalizer(atom_ref, rescaling, 0.1, seen), "linear": Normalizer(linear, None, 0.1)}
-    return nn.ModuleDict({"layer": nn.Linear(2, 2), "alone": atom_ref, **normalizers})
+    basis = BasisInfo([1, 8], ["2x0e", "1x0e+1x1o"])
+    normalizers = {kind: random_normalizer(basis, 0, kind, seen_elements=seen) for kind in ("atom_ref", "linear")}
+    return nn.ModuleDict({"layer": nn.Linear(2, 2), "alone": normalizers["atom_ref"].reference, **normalizers})
+
+
+def restore(module: nn.Module) -> nn.Module:
+    """Writes the state dict to a file and reads it into another module, which another dtype was set for."""
+    file = io.BytesIO()
+    torch.save(module.half().state_dict(), file)
+    file.seek(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        target = model().bfloat16()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    check_equal(target, model())
+    for value in target.buffers():
+        value.zero_()
+    target.load_state_dict(torch.load(file, weights_only=True))
+    return target
 
 
 CASTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "float32": lambda m: m.to(torch.float32),
-    "half": lambda m: m.half(),
     "type": lambda m: m.type(torch.float16),
     "device_and_dtype": lambda m: m.to("cpu", torch.float16),
-    "deepcopy_of_half": lambda m: copy.deepcopy(m.half()).bfloat16(),
-    "pickle": lambda m: pickle.loads(pickle.dumps(m.bfloat16())),
-    "there_and_back": lambda m: m.half().float().bfloat16().double(),
+    "deepcopy": lambda m: copy.deepcopy(m.half()).bfloat16(),
+    "pickle": lambda m: pickle.loads(pickle.dumps(m.half().float().bfloat16())),
+    "restore": restore,
 }
 
 
@@ -51,32 +65,11 @@ def check_equal(found: nn.Module, expected: nn.Module) -> None:
         assert torch.equal(buffers[name].cpu(), value), name
 
 
-@pytest.mark.parametrize("cast", sorted(CASTS))
+@pytest.mark.parametrize("cast", CASTS)
 def test_buffers_survive_casts_to_the_last_bit_and_parameters_are_cast(cast: str) -> None:
     found = CASTS[cast](model())
     check_equal(found, model())
-    if cast != "there_and_back":
-        assert found["layer"].weight.dtype != torch.float64
-
-
-def test_state_dicts_survive_a_file_and_a_cast_module() -> None:
-    file = io.BytesIO()
-    torch.save(model().half().state_dict(), file)
-    file.seek(0)
-    target = model().bfloat16()
-    for value in target.buffers():
-        value.zero_()
-    target.load_state_dict(torch.load(file, weights_only=True))
-    check_equal(target, model())
-
-
-def test_construction_under_another_default_dtype() -> None:
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        found = model()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    check_equal(found, model())
+    assert found["layer"].weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])
@@ -84,10 +77,10 @@ def test_devices_change_only_the_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no accelerator")
     moved = model().to(device, torch.bfloat16)
+    assert all(buffer.device.type == device for buffer in moved.buffers())
+    assert [buffer.dtype for buffer in moved.buffers()] == [buffer.dtype for buffer in model().buffers()]
     if device == "cuda":
         check_equal(moved, model())
-    for (_, found), (_, expected) in zip(moved.named_buffers(), model().named_buffers(), strict=True):
-        assert (found.device.type, found.dtype, found.shape) == (device, expected.dtype, expected.shape)
 
 
 @pytest.mark.parametrize("value", [0.1, [0.1, 0.2], np.array([0.2, 0.1])[::-1], np.array([0.1], ">f8")])
@@ -104,16 +97,13 @@ def test_registered_values_are_exact_copies(value: Any) -> None:
     assert not module.t.requires_grad
 
 
-@pytest.mark.parametrize("value", [1j, np.array([1j]), torch.tensor([1j])])
-def test_complex_factors_are_refused(value: Any) -> None:
-    with pytest.raises(StatisticsError, match="value is complex"):
-        Float64Module().register_float64("value", value)
-
-
-@pytest.mark.parametrize("output_dtype", ["float32", None, 32, "Input"])
-def test_unknown_output_dtypes_are_refused(output_dtype: Any) -> None:
-    with pytest.raises(ConfigError, match=r"expected 'float64', 'input' or a torch\.dtype"):
-        Float64Module().set_output_dtype(output_dtype)
+def test_complex_factors_and_unknown_output_dtypes_are_refused() -> None:
+    for value in (1j, np.array([1j]), torch.tensor([1j])):
+        with pytest.raises(StatisticsError, match="value is complex"):
+            Float64Module().register_float64("value", value)
+    for output_dtype in ("float32", None, 32, "Input"):
+        with pytest.raises(ConfigError, match=r"expected 'float64', 'input' or a torch\.dtype"):
+            Float64Module().set_output_dtype(output_dtype)
 
 
 @given(seed=st.integers(0, 1000), origin=st.booleans(), unit=st.booleans())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,6 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm import (
-    AtomRef,
-    DimensionWiseRescaling,
     LinearReferences,
     Normalizer,
     OFData,
@@ -23,7 +22,7 @@ from ofdft_norm import (
 )
 from ofdft_norm.data.sample import JoinedDataset, join_samples
 from ofdft_norm.errors import BatchError, NormalizationError
-from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, batch_dtype, cast_floats
+from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, batch_dtype
 
 FIELDS = ("coeffs", "ground_state_coeffs", "gradient_label", "dual_basis_integrals", "energy_label", "pos")
 
@@ -50,10 +49,10 @@ def raw(basis_info: Any, make_sample: Any) -> Samples:
 
 
 @pytest.fixture
-def normalizer(basis_info: Any) -> Normalizer:
-    rng, n = np.random.default_rng(1), basis_info.n_basis
-    reference = AtomRef(rng.normal(size=3) * 1e5, 0.0, rng.normal(size=n))
-    return Normalizer(reference, DimensionWiseRescaling(rng.normal(size=n), np.ones(n), np.ones(n)), 0.1)
+def normalizer(basis_info: Any, make_normalizer: Any) -> Normalizer:
+    normalizer = make_normalizer(basis_info)
+    normalizer.reference.t_z *= 1e3
+    return normalizer
 
 
 @pytest.mark.parametrize("keep_in_memory", [False, True])
@@ -73,7 +72,10 @@ def test_batches_are_normalised_once_and_all_but_the_reference_energy_is_cast(
         assert batch.atomic_numbers.dtype == torch.int64
         assert batch.mol_id == ["m3", "m0", "m3"]
         assert torch.equal(batch.coeffs_batch, exact.coeffs_batch)
-        assert torch.equal(dataset[0].coeffs, batch[1].coeffs)
+        single = dataset.transform(raw.samples[0])
+        for field in ("coeffs", "energy_reference"):
+            assert torch.equal(dataset[0][field], batch[1][field])
+            assert torch.equal(single[field], batch[1][field])
         assert not any(value.requires_grad for _, value in batch if isinstance(value, Tensor))
         batch.coeffs.zero_()  # the receiver's own
     assert keep_in_memory == (len(raw.read) == 2)
@@ -81,13 +83,6 @@ def test_batches_are_normalised_once_and_all_but_the_reference_energy_is_cast(
     assert pickle.loads(pickle.dumps(dataset))[1].mol_id == "m1"
     with pytest.raises(NormalizationError, match="normalised already"):
         NormalizeBatch(normalizer)(batch)
-
-
-def test_single_samples_are_normalised_like_batches(raw: Samples, normalizer: Normalizer) -> None:
-    normalize = NormalizeBatch(normalizer, torch.float32)
-    single, batch = normalize(raw.samples[2]), normalize(join_samples(raw.samples))
-    assert torch.equal(single.coeffs, batch[2].coeffs)
-    assert torch.equal(single.energy_reference, batch[2].energy_reference)
 
 
 def test_only_checking_leaves_batches_raw(raw: Samples, normalizer: Normalizer) -> None:
@@ -114,70 +109,49 @@ def test_post_transforms_get_normalised_samples_and_fields_are_followed(raw: Sam
     for keep in (False, True):
         dataset = NormalizedDataset(raw, NormalizeBatch(normalizer, torch.float32, [AddEdges()], follow), keep)
         batch = dataset.__getitems__([4, 1])
-        sizes = [len(raw.samples[i].pos) for i in (4, 1)]
-        expected = [
-            AddEdges()(normalizer.normalize(raw.samples[i])).edge_index + offset
-            for i, offset in ((4, 0), (1, sizes[0]))
-        ]
-        assert torch.equal(batch.edge_index, torch.cat(expected, dim=1))
-        assert torch.equal(batch.atomic_numbers_batch, torch.arange(2).repeat_interleave(torch.tensor(sizes)))
+        expected = join_samples([AddEdges()(normalizer.normalize(raw.samples[i])) for i in (4, 1)])
+        assert torch.equal(batch.edge_index, expected.edge_index)
+        assert torch.equal(batch.atomic_numbers_batch, expected.batch)
+        assert torch.equal(batch.atomic_numbers_ptr, expected.ptr)
         assert torch.equal(batch.function_number_batch, batch.coeffs_batch)
-        assert batch.atomic_numbers_ptr.tolist() == [0, sizes[0], sum(sizes)]
-        assert torch.equal(batch.function_number, torch.cat([torch.arange(int(n)) for n in batch.coeffs_ptr.diff()]))
+        assert torch.equal(batch.function_number, expected.function_number)
     with pytest.raises(BatchError, match=r"no field 'nothing'.*data\.loader\.follow_batch"):
         NormalizeBatch(normalizer, follow_batch=["nothing"])(join_samples(raw.samples))
 
 
-def test_post_transforms_that_work_on_batches_get_them(raw: Samples, normalizer: Normalizer) -> None:
-    class Count:
+@pytest.mark.parametrize("keep", [False, True])
+def test_post_transforms_see_each_batch_also_of_samples_that_are_kept(
+    keep: bool, raw: Samples, normalizer: Normalizer
+) -> None:
+    class Number:
         works_on_batches = True
+        calls = 0
 
         def __call__(self, batch: Any) -> Any:
-            batch.n_samples = batch.num_graphs
+            self.calls += 1
+            batch.call, batch.n_samples = self.calls, batch.num_graphs
             return batch
 
-    assert NormalizeBatch(normalizer, post_transforms=[Count()])(join_samples(raw.samples)).n_samples == 5
+    dataset = NormalizedDataset(raw, NormalizeBatch(normalizer, post_transforms=[Number()]), keep)
+    for call, samples in enumerate(([1, 2, 4], [1, 2], [1, 3]), 1):
+        batch = dataset.__getitems__(samples)
+        assert (batch.call, batch.n_samples) == (call, len(samples))
+    assert raw.read == ([1, 2, 4, 3] if keep else [1, 2, 4, 1, 2, 1, 3])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_energies_keep_their_digits_through_low_precision(
-    dtype: torch.dtype, raw: Samples, normalizer: Normalizer
-) -> None:
-    sample = raw.samples[0]
-    sample.energy_label = normalizer.reference.energy(sample) + 1e-3
-    low = NormalizeBatch(copy.deepcopy(normalizer).to(dtype), dtype)(sample)
-    energy = normalizer.denormalize_energy(low.energy_label, low)
-    tolerance = 1e-10 if dtype == torch.float32 else 1e-5
-    assert float(energy) == pytest.approx(float(sample.energy_label), rel=0, abs=tolerance)
+def test_the_dtype_follows_the_weights() -> None:
+    precisions = {
+        None: torch.float32,
+        "64-true": torch.float64,
+        "bf16-true": torch.bfloat16,
+        "bf16-mixed": torch.float32,
+    }
+    for precision, expected in {**precisions, "16-true": torch.float16}.items():
+        assert batch_dtype("auto", precision) == expected
+    assert batch_dtype("float64", "16-true") == torch.float64
 
 
-def test_positions_stay_exact_beside_cast_ones_where_coordinates_depend_on_them(raw: Samples) -> None:
-    batch = join_samples(raw.samples)
-    cast_floats(batch, torch.bfloat16)
-    assert batch.pos.dtype == torch.bfloat16
-    assert torch.equal(batch[3].pos_float64, raw.samples[3].pos)
-    plain = OFData(a=torch.zeros(2, dtype=torch.float64), n=torch.arange(2), pos=torch.zeros(1, 3), mol_id="water")
-    cast_floats(plain, torch.float64)
-    assert (plain.a.dtype, plain.n.dtype, plain.mol_id) == (torch.float64, torch.int64, "water")
-    assert "pos_float64" not in plain
-
-
-@pytest.mark.parametrize(
-    ("name", "precision", "expected"),
-    [
-        ("float64", "16-true", torch.float64),
-        ("auto", None, torch.float32),
-        ("auto", "64-true", torch.float64),
-        ("auto", "bf16-true", torch.bfloat16),
-        ("auto", "16-true", torch.float16),
-        ("auto", "bf16-mixed", torch.float32),
-    ],
-)
-def test_the_dtype_follows_the_weights(name: str, precision: str | None, expected: torch.dtype) -> None:
-    assert batch_dtype(name, precision) == expected
-
-
-def test_what_float16_cannot_hold_is_an_error_that_says_what_to_choose() -> None:
+def test_an_overflow_of_float16_is_refused() -> None:
     sample = OFData(z=torch.tensor([8, 8]), pos=torch.zeros(2, 3), energy_label=torch.tensor([-1e5]).double())
     with pytest.raises(
         NormalizationError,
@@ -196,97 +170,58 @@ def test_what_float16_cannot_hold_is_an_error_that_says_what_to_choose() -> None
 # --- samples of another class than PyG's, with a `get` that needs a default, such as fairchem's `AtomicData` ---
 
 
-class AtomicData:
+class AtomicData(SimpleNamespace):
     """Fields as attributes, and the methods that fairchem's class has."""
 
-    def __init__(self, **fields: Any) -> None:
-        self.__dict__["names"] = set()
-        for name, value in fields.items():
-            self[name] = value
-
     def keys(self) -> set[str]:
-        return self.__dict__["names"]
+        return set(vars(self))
 
     def get(self, key: str, default: Any) -> Any:
         return getattr(self, key, default)
 
     def __contains__(self, key: str) -> bool:
-        return key in self.keys()
+        return key in vars(self)
 
     def __getitem__(self, key: str) -> Any:
-        return getattr(self, key)
+        return vars(self)[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        setattr(self, key, value)
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        super().__setattr__(key, value)
-        self.keys().add(key)
-
-    def __getattr__(self, key: str) -> Any:
-        raise AttributeError(key)
+        vars(self)[key] = value
 
     def __delitem__(self, key: str) -> None:
-        delattr(self, key)
-        self.keys().remove(key)
+        del vars(self)[key]
 
 
-def collate(samples: Sequence[AtomicData]) -> AtomicData:
-    """Joins samples as fairchem's `atomicdata_list_to_batch` does."""
-    first = samples[0]
-    joined: dict[str, Any] = {
-        name: torch.cat([s[name] for s in samples]) if isinstance(first[name], Tensor) else [s[name] for s in samples]
-        for name in first.keys()
-    }
-    joined["batch"] = torch.repeat_interleave(torch.cat([s["natoms"] for s in samples]))
-    return AtomicData(**joined)
-
-
-REFERENCES = {1: -0.5, 8: -75.0}
-
-
-def samples(n: int) -> list[AtomicData]:
-    rng = np.random.default_rng(0)
-    out = []
-    for _ in range(n):
+@pytest.mark.parametrize("n", [1, 5])
+def test_references_and_normalisers_take_samples_of_another_class(n: int) -> None:
+    rng, references = np.random.default_rng(0), torch.tensor([0, -0.5, *[0] * 6, -75.0], dtype=torch.float64)
+    data = []
+    for _ in range(20):
         z = torch.from_numpy(rng.choice([1, 8], rng.integers(1, 5)))
-        energy = sum(REFERENCES[int(i)] for i in z) + 0.01 * rng.normal()
-        fields = {"pos": torch.zeros(len(z), 3), "natoms": torch.tensor([len(z)]), "batch": torch.zeros_like(z)}
-        energies = torch.tensor([energy], dtype=torch.float64)
-        out.append(AtomicData(atomic_numbers=z, energy=energies, forces=torch.ones(len(z), 3), dataset=["a"], **fields))
-    return out
-
-
-def as_pyg(data: Sequence[AtomicData]) -> list[Data]:
-    return [Data(z=s.atomic_numbers, energy=s.energy, forces=s.forces) for s in data]
-
-
-def test_references_are_fitted_and_applied() -> None:
-    data = samples(20)
-    references = fit_linear_references(["energy"], data, batch_size=4)["energy"]
-    expected = fit_linear_references(["energy"], as_pyg(data), batch_size=4)["energy"]
-    assert torch.equal(references.element_references, expected.element_references)
-    batch = collate(data)
-    left = references.dereference(batch.energy, batch)
-    assert float(left.abs().max()) < 0.1
-    torch.testing.assert_close(references(left, batch), batch.energy, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("make", [collate, lambda data: data[0]])
-def test_the_normaliser_goes_there_and_back_and_leaves_its_argument_alone(make: Any) -> None:
-    raw = make(samples(5))
-    references = torch.tensor([0, -0.5, *[0] * 6, -75.0], dtype=torch.float64)
+        energy, forces = references[z].sum()[None] + 0.01 * rng.normal(), torch.ones(len(z), 3)
+        data.append(AtomicData(atomic_numbers=z, energy=energy, forces=forces, batch=torch.zeros_like(z)))
+    fitted = fit_linear_references(["energy"], data, batch_size=4)["energy"]
+    torch.testing.assert_close(fitted.element_references[[1, 8]], references[[1, 8]], rtol=0, atol=0.1)
+    # joined as fairchem does
+    raw = AtomicData(**{name: torch.cat([sample[name] for sample in data[:n]]) for name in data[0].keys()})
+    raw.batch = torch.arange(n).repeat_interleave(torch.tensor([len(sample.forces) for sample in data[:n]]))
+    left = fitted.dereference(raw.energy, raw)
+    torch.testing.assert_close(fitted(left, raw), raw.energy, rtol=0, atol=1e-12)
     normalizer = Normalizer(LinearReferences(references), None, 0.1, energy_field="energy", forces_field="forces")
-    energy, names = raw.energy.clone(), set(raw.keys())
+    energy, names = raw.energy.clone(), raw.keys()
     out: Any = normalizer.normalize(raw)
     assert type(out) is AtomicData
     sums = torch.zeros_like(energy).index_add(0, raw.batch, references[raw.atomic_numbers])
     torch.testing.assert_close(out.energy, (energy - sums) / 0.1, rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(out.forces, torch.ones_like(out.forces) / 0.1)
     torch.testing.assert_close(normalizer.denormalize_energy(out.energy, out), energy, rtol=0, atol=1e-10)
+    assert torch.equal(normalizer.denormalize_forces(out.forces, out), raw.forces.double())
     back: Any = normalizer.denormalize(out)
     torch.testing.assert_close(back.energy, energy, rtol=0, atol=1e-10)
-    assert set(back.keys()) == names == set(raw.keys())
+    assert back.keys() == names == raw.keys()
     assert torch.equal(raw.energy, energy)
     with pytest.raises(NormalizationError, match="normalised already"):
         normalizer.normalize(out)
+    raw.forces = raw.forces[:, :2]
+    with pytest.raises(NormalizationError, match=r"'forces' has shape .*expected \(\d+, 3\)"):
+        normalizer.normalize(raw)

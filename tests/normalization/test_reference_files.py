@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from torch_geometric.data import Data
 
 from ofdft_norm import LinearReferences, Normalizer, fit_linear_references
-from ofdft_norm.config import LinearReferencesConfig
 from ofdft_norm.errors import BatchError, ConfigError, OFDFTNormError, StatisticsError
 from ofdft_norm.normalization.reference_files import (
     create_element_references,
@@ -68,7 +67,6 @@ def test_a_mapping_may_give_zero_and_options_pass_through() -> None:
     references = references_from_values({"He": 0, "H": 1}, 5, "zero", "species")
     assert references.seen_elements.tolist() == [False, True, True, False, False, False]
     assert (references.unseen_elements, references.atomic_numbers_field) == ("zero", "species")
-    assert LinearReferencesConfig(values=BY_NUMBER).values == BY_NUMBER
 
 
 @pytest.mark.parametrize(
@@ -99,10 +97,6 @@ def test_bad_values_are_refused(values: Any, message: str) -> None:
 # --- files -----
 
 
-def schnetpack(path: Path) -> None:
-    np.savez(path, atom_ref=np.array(BY_NUMBER)[:, None])
-
-
 def checkpoint(path: Path) -> None:
     state = normalizer_to_state(Normalizer(references_from_values(ENERGIES)))
     torch.save({"state_dict": {"model_normalizer._extra_state": state}}, path)
@@ -111,7 +105,7 @@ def checkpoint(path: Path) -> None:
 FILES: dict[str, Any] = {
     "E0s.json": lambda path: path.write_text(json.dumps({str(z): e for z, e in ENERGIES.items()})),
     "statistics.json": lambda path: path.write_text(json.dumps({"atomic_energies": str(ENERGIES), "mean": 0.0})),
-    "atomref.npz": schnetpack,
+    "atomref.npz": lambda path: np.savez(path, atom_ref=np.array(BY_NUMBER)[:, None]),
     "fairchem_1.npz": lambda path: np.savez(path, element_references=np.array(BY_NUMBER)),
     "fairchem_2.npz": lambda path: np.savez(path, coeff=np.array(BY_NUMBER)),
     "uma.yaml": lambda path: path.write_text("oc20_elem_refs:\n" + "".join(f"  - {e}\n" for e in NOISE)),
@@ -140,84 +134,80 @@ def test_a_target_is_chosen_by_its_name(tmp_path: Path) -> None:
     assert found(create_element_references(path, target="energy_U0"))[1] == -27.2
     references = load_references_from_config({"file": path}, None)
     assert {target: found(r)[1] for target, r in references.items()} == {"zpve": -13.6, "energy_U0": -27.2}
+    with pytest.raises(ConfigError, match="either a file or a state_dict"):
+        create_element_references()
     for target in (None, "gap"):
         with pytest.raises(ConfigError, match=r"\['energy_U0', 'zpve'\].*data.reference.target"):
             create_element_references(path, target=target)
-
-
-class Fairchem(torch.nn.Module):
-    """What fairchem's classes are to a pickle."""
-
-    def __init__(self, element_references: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("element_references", element_references)
-
-
-class Foreign(Fairchem):
-    """A class that no reader knows."""
 
 
 @pytest.fixture
 def fairchem_file(tmp_path: Path, monkeypatch: Any) -> Any:
     """Writes modules as fairchem does, under the names of its classes, and returns the path."""
     name = "fairchem.core.modules.normalization.element_references"
-    module = types.ModuleType(name)
-    classes = {c: type(c, (Fairchem,), {"__module__": name}) for c in ("LinearReferences", "ElementReferences")}
-    vars(module).update(classes)
+    fake = types.ModuleType(name)
 
-    def write(content: Any) -> Path:
+    def module(class_name: str, factor: float = 1.0) -> torch.nn.Module:
+        cls = vars(fake).setdefault(class_name, type(class_name, (torch.nn.Module,), {"__module__": name}))
+        made: torch.nn.Module = cls()
+        made.register_buffer("element_references", factor * VECTOR)
+        return made
+
+    def write(make: Any) -> Path:
         with monkeypatch.context() as patch:
             for part in itertools.accumulate(name.split("."), "{}.{}".format):
-                patch.setitem(sys.modules, part, module)
-            torch.save(content(**classes), tmp_path / "element_references.pt")
+                patch.setitem(sys.modules, part, fake)
+            torch.save(make(module), tmp_path / "element_references.pt")
         return tmp_path / "element_references.pt"
 
     return write
 
 
 def test_fairchem_s_pickled_modules_open_without_fairchem_and_no_others(fairchem_file: Any) -> None:
-    path = fairchem_file(lambda LinearReferences, **_: {"energy": LinearReferences(VECTOR)})
+    path = fairchem_file(lambda module: {"energy": module("LinearReferences")})
     assert found(create_element_references(path)) == ENERGIES
-    fairchem_file(lambda ElementReferences, **_: ElementReferences(VECTOR))
+    fairchem_file(lambda module: module("ElementReferences"))
     assert found(create_element_references(path)) == ENERGIES
-    fairchem_file(lambda LinearReferences, **_: {str(n): LinearReferences(n * VECTOR) for n in (1, 2)})
+    fairchem_file(lambda module: {str(n): module("LinearReferences", n) for n in (1, 2)})
     assert found(create_element_references(path, target="2"))[1] == -27.2
-    for content in (
-        lambda LinearReferences, **_: {"e": LinearReferences(VECTOR), "f": Foreign(VECTOR)},
-        lambda **_: Foreign(VECTOR),
+    for make in (
+        lambda module: {"e": module("LinearReferences"), "f": module("Other")},
+        lambda module: module("Other"),
     ):
         with pytest.raises(StatisticsError, match=r"element_references.pt: has pickled objects"):
-            create_element_references(fairchem_file(content))
+            create_element_references(fairchem_file(make))
 
 
-def test_files_without_references_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "broken.json").write_text("{")
-    (tmp_path / "text.json").write_text('"H"')
-    (tmp_path / "references.csv").write_text("1,2")
-    (tmp_path / "broken.npz").write_bytes(b"PK nothing")
-    (tmp_path / "broken.pt").write_bytes(b"")
-    np.savez(tmp_path / "pickled.npz", element_references=np.array([None, {}], dtype=object))
-    torch.save({"other": torch.zeros(2)}, tmp_path / "other.pt")
-    torch.save({"state_dict": {}}, tmp_path / "empty.ckpt")
-    for name in ("broken.json", "text.json", "references.csv", "broken.npz", "broken.pt", "pickled.npz"):
-        with pytest.raises(StatisticsError, match=rf"{name}.*data\.reference\.file"):
-            create_element_references(tmp_path / name)
-    for name in ("other.pt", "empty.ckpt", "missing.pt", "missing.json"):
-        with pytest.raises(OFDFTNormError, match=name):
-            create_element_references(tmp_path / name)
-    with pytest.raises(ConfigError, match="either a file or a state_dict"):
-        create_element_references()
+BAD_FILES: dict[str, Any] = {
+    "broken.json": lambda path: path.write_text("{"),
+    "text.json": lambda path: path.write_text('"H"'),
+    "references.csv": lambda path: path.write_text("1,2"),
+    "broken.npz": lambda path: path.write_bytes(b"PK nothing"),
+    "broken.pt": lambda path: path.write_bytes(b""),
+    "pickled.npz": lambda path: np.savez(path, element_references=np.array([None, {}], dtype=object)),
+    "other.pt": lambda path: torch.save({"other": torch.zeros(2)}, path),
+    "empty.ckpt": lambda path: torch.save({"state_dict": {}}, path),
+    "missing.pt": lambda path: None,
+    "missing.json": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_without_references_are_refused(tmp_path: Path, name: str) -> None:
+    BAD_FILES[name](tmp_path / name)
+    with pytest.raises(OFDFTNormError, match=rf"{name}.*config: data\.reference"):
+        create_element_references(tmp_path / name)
 
 
 # --- configurations of several targets -----
 
 
-def molecules(n: int = 20, seed: int = 0) -> list[Data]:
-    rng = np.random.default_rng(seed)
+def molecules() -> list[Data]:
+    rng = np.random.default_rng(0)
     data = []
-    for _ in range(n):
+    for _ in range(20):
         z = torch.tensor(rng.choice([1, 6, 8], rng.integers(2, 8)))
-        data.append(Data(z=z, energy=float(-3.0 * z.sum() + rng.normal()), gap=float(rng.normal())))
+        data.append(Data(z=z, **{name: float(rng.normal()) for name in ("energy", "gap", "dipole")}))
     return data
 
 
@@ -230,34 +220,29 @@ class NeverRead:
 
 @pytest.mark.parametrize("wrap", [dict, OmegaConf.create])
 def test_a_fit_marks_the_config_writes_the_checkpoint_and_is_not_repeated(tmp_path: Path, wrap: Any) -> None:
-    data = molecules()
+    data, run = molecules(), tmp_path / "run"
     config = wrap({"fit": {"targets": ["energy", "gap"], "batch_size": 4, "num_batches": 3, "shuffle": True}})
     if not isinstance(config, dict):
         OmegaConf.set_struct(config, True)
-    references = load_references_from_config(config, data, seed=5, checkpoint_dir=tmp_path / "run")
+    references = load_references_from_config(config, data, seed=5, checkpoint_dir=run)
     expected = fit_linear_references(["energy", "gap"], data, 4, num_batches=3, seed=5)
-    for target in ("energy", "gap"):
-        assert torch.equal(references[target].element_references, expected[target].element_references)
     assert config["fit"]["fitted"] is True
-    stored = torch.load(tmp_path / "run" / "element_references.pt", weights_only=True)
-    assert set(stored) == {"energy", "gap"}
-    assert os.listdir(tmp_path / "run") == ["element_references.pt"]
-    resumed = load_references_from_config(config, NeverRead(), seed=6, checkpoint_dir=tmp_path / "run")
+    assert os.listdir(run) == ["element_references.pt"]
+    assert set(torch.load(run / "element_references.pt", weights_only=True)) == {"energy", "gap"}
+    resumed = load_references_from_config(config, NeverRead(), seed=6, checkpoint_dir=run)
     for target in ("energy", "gap"):
-        assert torch.equal(resumed[target].element_references, references[target].element_references)
-        assert resumed[target].fit_report == references[target].fit_report
+        for found in (references, resumed):
+            assert torch.equal(found[target].element_references, expected[target].element_references)
+            assert found[target].fit_report == expected[target].fit_report
     for folder in (None, tmp_path):
         with pytest.raises(ConfigError, match=r"fit\.fitted is true.*\['energy', 'gap'\]"):
             load_references_from_config(config, NeverRead(), checkpoint_dir=folder)
-
-
-def test_a_failed_fit_leaves_config_and_checkpoint_alone(tmp_path: Path) -> None:
-    config: dict[str, Any] = {"fit": {"targets": ["nothing"], "batch_size": 4}}
-    (tmp_path / "element_references.pt").write_bytes(b"from before")
+    config = wrap({"fit": {"targets": ["nothing"], "batch_size": 4}})
+    before = (run / "element_references.pt").read_bytes()
     with pytest.raises(BatchError, match="'nothing'"):
-        load_references_from_config(config, molecules(), checkpoint_dir=tmp_path)
+        load_references_from_config(config, data, checkpoint_dir=run)
     assert "fitted" not in config["fit"]
-    assert (tmp_path / "element_references.pt").read_bytes() == b"from before"
+    assert (run / "element_references.pt").read_bytes() == before
 
 
 def test_entries_of_targets_may_be_files_values_or_state_dicts(tmp_path: Path) -> None:
@@ -274,7 +259,7 @@ def test_entries_of_targets_may_be_files_values_or_state_dicts(tmp_path: Path) -
     expected = {"gap": ENERGIES, "energy": {1: -0.5, 8: -75.1}, "forces": {1: 1.5}, "state": ENERGIES}
     expected |= {"text": {1: -13.6}, "in_ev": {1: pytest.approx(-13.6 / units.Hartree, rel=1e-15)}}
     assert {target: found(r) for target, r in references.items()} == expected
-    assert references["state"].energy(Data(z=torch.tensor([6]))).tolist() == [0.0]
+    assert references["state"].unseen_elements == "zero"
     assert set(torch.load(tmp_path / "element_references.pt", weights_only=True)) == set(config)
 
 
@@ -282,15 +267,13 @@ def test_own_entries_win_over_the_file_and_the_file_over_the_fit_with_a_warning(
     data = molecules()
     given = {target: references_from_values({"H": 1.0}).state_dict() for target in ("energy", "gap", "other")}
     torch.save(given, tmp_path / "all.pt")
-    for item in data:
-        item.fitted = item.energy
-    fit = {"targets": ["energy", "gap", "fitted"], "batch_size": 4, "seed": 9, "num_batches": 2}
+    fit = {"targets": ["energy", "gap", "dipole"], "batch_size": 4, "seed": 9, "num_batches": 2}
     config = {"file": str(tmp_path / "all.pt"), "fit": fit, "gap": {"H": 7.0}}
     with pytest.warns(UserWarning, match="have several sources") as record:
         references = load_references_from_config(config, data, seed=1)
     assert sorted(str(w.message).split("'")[1] for w in record) == ["energy", "gap"]
-    expected = fit_linear_references(["fitted"], data, 4, num_batches=2, seed=9)["fitted"]
-    assert torch.equal(references["fitted"].element_references, expected.element_references)
+    expected = fit_linear_references(["dipole"], data, 4, num_batches=2, seed=9)["dipole"]
+    assert torch.equal(references["dipole"].element_references, expected.element_references)
     assert [found(references[target])[1] for target in ("energy", "gap", "other")] == [1.0, 7.0, 1.0]
 
 
@@ -298,26 +281,20 @@ def test_own_entries_win_over_the_file_and_the_file_over_the_fit_with_a_warning(
     ("config", "message"),
     [
         ({"fit": {"targets": ["energy"], "batch_size": 4, "batchsize": 4}}, "fit has .*batchsize"),
-        ({"fit": {"targets": ["energy"], "batch_size": 4, "dataset": 1}}, "fit has .*dataset"),
         ({"fit": {"batch_size": 4}}, "expected targets, batch_size"),
         ({"fit": {"targets": "energy", "batch_size": 4}}, "fit.targets = 'energy': expected a list"),
         ({"fit": "energy"}, "fit has 'energy'"),
-        ({"fti": {"targets": ["energy"], "batch_size": 4}}, "fti: unknown element 'targets'"),
         ({"fiel": "references.pt"}, "fiel: reference values 'references.pt'"),
         ({"energy": {"file": "references.pt", "values": [0, 1]}}, "expected one of file, values, state_dict"),
         ({"energy": {"file": "references.pt", "Unit": "eV"}}, "energy has the keys .*Unit"),
         ({"energy": {"values": {"H": 1.0}, "unit": "ev"}}, r"unit = 'ev'.*data\.reference\.unit"),
         ({"energy": {"values": {"H": 1.0}, "unseen_elements": "skip"}}, "unseen_elements = 'skip'"),
-        ({"energy": 3.0}, "energy: reference values are a float"),
+        ({"file": "single.pt"}, "references of a single target"),
         ({}, "names no target"),
     ],
 )
-def test_unknown_keys_and_values_are_refused(config: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_unknown_keys_and_values_are_refused(config: Any, message: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(references_from_values({"H": 1.0}).state_dict(), "single.pt")
+    with pytest.raises((ConfigError, StatisticsError), match=message):
         load_references_from_config(config, NeverRead())
-
-
-def test_a_file_of_all_targets_has_several(tmp_path: Path) -> None:
-    torch.save(references_from_values({"H": 1.0}).state_dict(), tmp_path / "single.pt")
-    with pytest.raises(StatisticsError, match="references of a single target"):
-        load_references_from_config({"file": tmp_path / "single.pt"}, NeverRead())

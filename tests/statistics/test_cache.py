@@ -31,7 +31,6 @@ from ofdft_norm.statistics.fit_statistics import StatisticsConfig
 from tests.processes import context
 
 ORIGIN = {"pre_transforms": ["ProjectGradient()"], "energy_key": "e_kin", "unit": "hartree"}
-FIELDS = ("energy_label", "atomic_numbers")
 
 
 class Scaled(BaseTransform):
@@ -43,8 +42,7 @@ class Scaled(BaseTransform):
         self.factor = factor
 
     def forward(self, data: Any) -> Any:
-        data.coeffs = data.coeffs * self.factor
-        return data
+        return doubled(data, self.factor)
 
 
 class Case:
@@ -77,19 +75,32 @@ def case(labels: Any, tmp_path: Path) -> Case:
 
 def test_nothing_changed_is_reused(case: Case) -> None:
     first, second = case.fit(), case.fit()
+    fingerprint = compute_fingerprint(case.dataset(), case.basis_info, case.config, ("energy_label", "atomic_numbers"))
     assert (first.reused, second.reused) == (False, True)
-    assert (
-        first.fingerprint
-        == second.fingerprint
-        == compute_fingerprint(case.dataset(), case.basis_info, case.config, FIELDS)
-    )
-    for key, expected in first.statistics.to_arrays().items():
-        assert second.statistics.to_arrays()[key].tobytes() == expected.tobytes()
+    assert first.fingerprint == second.fingerprint == fingerprint
+    np.testing.assert_equal(second.statistics.to_arrays(), first.statistics.to_arrays())
     assert second.statistics.attributes == first.statistics.attributes
     assert second.statistics.attributes["unit"] == "hartree"
     [entry] = (case.folder / "cache").iterdir()
     assert entry.name == f"{str(first.fingerprint)[:32]}.npz"
     assert first.statistics.path == second.statistics.path == entry
+
+
+def doubled(data: Any, factor: float = 2.0) -> Any:
+    data.coeffs = data.coeffs * factor
+    return data
+
+
+class OneKey(ConstantSampleWeigher):
+    """A weigher with the same key for all arguments."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__(weight)
+        self.key = "constant"
+
+
+def with_fluorine(basis: BasisInfo) -> BasisInfo:
+    return BasisInfo([*basis.atomic_numbers.tolist(), 9], [*basis.irreps_per_atom, "1x0e"])
 
 
 CHANGES: dict[str, Callable[[Case], FittedStatistics]] = {
@@ -106,6 +117,11 @@ CHANGES: dict[str, Callable[[Case], FittedStatistics]] = {
     "bias": lambda case: case.fit(with_bias=False),
     "residuals": lambda case: case.fit(residuals=False),
     "contents": lambda case: case.fit(fingerprint="contents"),
+    "a basis with one more element": lambda case: case.fit(basis_info=with_fluorine(case.basis_info)),
+    "a function": lambda case: case.fit(case.dataset([doubled])),
+    "a partial function": lambda case: case.fit(case.dataset([functools.partial(doubled, factor=3.0)])),
+    "another weigher of the same key": lambda case: case.fit(weighers=[OneKey(2.0)], weigher_key="constant"),
+    "energies alone": lambda case: load_or_fit(case.dataset, None, case.config, ORIGIN),
 }
 
 
@@ -113,18 +129,11 @@ CHANGES: dict[str, Callable[[Case], FittedStatistics]] = {
 @pytest.mark.filterwarnings("ignore:the basis has the elements")
 def test_any_change_leads_to_a_new_fit(case: Case, change: str) -> None:
     case.fit()
+    case.fit(weighers=[OneKey(1.0)], weigher_key="constant")
     changed, again = CHANGES[change](case), CHANGES[change](case)
     assert (changed.reused, again.reused) == (False, True)
     assert again.fingerprint == changed.fingerprint
     assert case.fit().reused
-
-
-def test_a_changed_basis_leads_to_a_new_fit(case: Case) -> None:
-    case.fit()
-    basis = case.basis_info
-    more = BasisInfo([*basis.atomic_numbers.tolist(), 9], [*basis.irreps_per_atom, "1x0e"])
-    with pytest.warns(UserWarning, match="saw no atom"):
-        assert not case.fit(basis_info=more).reused
 
 
 @pytest.mark.parametrize("name", ["formaldehyde.zarr.zip", "methanol.zarr"])
@@ -146,65 +155,26 @@ def test_changed_label_files_lead_to_a_new_fit(case: Case, name: str) -> None:
         assert not case.fit(fingerprint="contents").reused
 
 
-def doubled(data: Any, factor: float = 2.0) -> Any:
-    data.coeffs = data.coeffs * factor
-    return data
-
-
-class OneKey(ConstantSampleWeigher):
-    """A weigher with the same key for all arguments."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__(weight)
-        self.key = "constant"
-
-
-def test_functions_and_weighers_are_recognised(case: Case) -> None:
-    for transform in (doubled, functools.partial(doubled, factor=3.0)):
-        reused = [case.fit(case.dataset([transform])).reused for _ in range(2)]
-        assert reused == [False, True]
-    weighed = [case.fit(weighers=[OneKey(w)], weigher_key="constant").reused for w in (1.0, 2.0, 1.0)]
-    assert weighed == [False, False, True]
-
-
 def test_what_cannot_be_recognised_is_fitted_each_time(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     class Local(Scaled):
         lock = threading.Lock()
 
     for dataset in (case.dataset([Local(2.0)]), case.dataset([lambda data: doubled(data, 4)]), list(case.dataset())):
-        for _ in range(2):
-            fitted = case.fit(dataset)
+        for fitted in (case.fit(dataset), case.fit(dataset)):
             assert (fitted.reused, fitted.fingerprint, fitted.statistics.path) == (False, None, None)
     assert not (case.folder / "cache").exists()
     said = [r.message for r in caplog.records if "fitted in every run: the transform cannot" in r.message]
     assert len(said) == 1
 
 
-def test_energies_alone(case: Case) -> None:
-    settings = {"config": replace(case.config, weigher_key="has_energy_label"), "origin": ORIGIN}
-    first, second = (load_or_fit(case.dataset, None, **settings) for _ in range(2))
-    assert (first.reused, second.reused) == (False, True)
-    assert second.statistics.weigher_keys() == ["constant"]
-    assert compute_fingerprint(case.dataset(), None, case.config, FIELDS) == second.fingerprint
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "another's"])
-def test_a_damaged_entry_is_fitted_again(case: Case, damage: str) -> None:
-    first = case.fit()
-    assert first.statistics.path is not None
-    entry = first.statistics.path
-    content = bytearray(entry.read_bytes())
-    mean = first.statistics.load_statistic("has_energy_label", "coeffs/mean").tobytes()
-    if damage == "another's":
-        other = case.fit(with_bias=False).statistics.path
-        assert other is not None
-        entry.write_bytes(other.read_bytes())
+def test_a_damaged_entry_is_fitted_again(case: Case) -> None:
+    first, other = case.fit(), case.fit(with_bias=False)
+    paths = [Path(str(fitted.statistics.path)) for fitted in (first, other)]
+    paths[0].write_bytes(paths[1].read_bytes())
+    assert not case.fit().reused
+    paths[0].write_bytes(paths[0].read_bytes()[:-70])
+    with pytest.warns(UserWarning, match="cannot be read as dataset statistics.*fitting again"):
         again = case.fit()
-    else:
-        content[content.index(mean) + 9] ^= 1
-        entry.write_bytes(content if damage == "flipped" else content[:-70])
-        with pytest.warns(UserWarning, match="cannot be read as dataset statistics.*fitting again"):
-            again = case.fit()
     assert not again.reused
     assert again.statistics.equals(first.statistics)
     assert case.fit().reused
@@ -260,7 +230,5 @@ def test_fits_at_once_all_succeed(case: Case) -> None:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
     [entry] = (case.folder / "cache").iterdir()
-    for out in outs:
-        assert DatasetStatistics(case.folder / out).equals(DatasetStatistics(entry))
+    assert all(DatasetStatistics(case.folder / out).equals(DatasetStatistics(entry)) for out in outs)

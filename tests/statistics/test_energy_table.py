@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch_geometric.loader import DataLoader
 
-from ofdft_norm import BasisInfo, ConstantSampleWeigher, DatasetStatistics, OFData, SampleWeigher
+from ofdft_norm import BasisInfo, OFData
 from ofdft_norm.data.elements import formula
-from ofdft_norm.errors import BatchError, StatisticsError
+from ofdft_norm.errors import BatchError
 from ofdft_norm.statistics.distributed import Ranks
-from ofdft_norm.statistics.energy_table import read_energy_table, table_statistics
+from ofdft_norm.statistics.energy_table import read_energy_table
 from ofdft_norm.statistics.reading import SampleBatch, reader_of
-from ofdft_norm.statistics.weighers import FieldSampleWeigher
+from tests.statistics.common import CONSTANT, FIELD_WEIGHERS, FIELDS, fit
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,7 @@ def samples(basis_info: BasisInfo, scf_samples: Callable[..., list[OFData]]) -> 
     """Twenty molecules of four samples each, some without label, some of weight 0."""
     rng = np.random.default_rng(5)
     molecules = [rng.choice([1, 6, 8], rng.integers(2, 6)).tolist() for _ in range(20)]
-    samples = scf_samples(basis_info, rng, molecules, n_scf=4)
-    for i, sample in enumerate(samples):
-        sample.tripled = 3 * sample.energy_label
-        sample.level = ["PBE", "HF"][i % 3 == 0]
-    return samples
+    return scf_samples(basis_info, rng, molecules, n_scf=4)
 
 
 def naive_worst(samples: Sequence[OFData], weights: Sequence[float], values: Any) -> list[tuple[Any, ...]]:
@@ -44,15 +40,12 @@ def naive_worst(samples: Sequence[OFData], weights: Sequence[float], values: Any
     return sorted(worst.values(), key=lambda row: -abs(row[4]))[:10]
 
 
-def test_worst_molecules_against_a_plain_sort(
-    basis_info: BasisInfo, samples: list[OFData], field_weighers: list[SampleWeigher]
-) -> None:
+def test_worst_molecules_against_a_plain_sort(basis_info: BasisInfo, samples: list[OFData]) -> None:
     order = np.random.default_rng(0).permutation(len(samples))
     shuffled = [samples[i] for i in order]
-    statistics = DatasetStatistics.from_dataset(None, shuffled, basis_info, field_weighers, progress=False)
-    for key, name in (("field", "weight"), ("other", "other_weight")):
+    statistics = fit(shuffled, basis_info, FIELD_WEIGHERS)
+    for key, name in FIELDS.items():
         reference = statistics[key].reference("linear_ref")
-        assert reference is not None
         expected = naive_worst(samples, [float(s[name]) for s in samples], reference.t_z)
         assert len(reference.worst) == len(expected) == 10
         for w, row in zip(reference.worst, expected, strict=True):
@@ -68,41 +61,11 @@ def test_samples_without_name_are_molecules_of_their_own(basis_info: BasisInfo, 
         sample.pos = nameless[0].pos[:1].expand(len(sample.pos), 3)
         sample.has_energy_label = torch.tensor([True])
         del sample.mol_id, sample.scf_iteration
-    found = DatasetStatistics.from_dataset(None, nameless, basis_info, [ConstantSampleWeigher()], progress=False)
+    found = fit(nameless, basis_info)
     assert found["constant"].n_molecules == 12
     reference = found["constant"].reference("linear_ref")
-    assert reference is not None
     assert [w.name for w in reference.worst] == [""] * 10
     assert len({w.index for w in reference.worst}) == 10
-
-
-def test_several_energies_and_groups(samples: list[OFData]) -> None:
-    weigher = [FieldSampleWeigher("other_weight")]
-    table = read_energy_table(reader_of(samples, Ranks()), weigher, ["energy_label", "tripled"], by="level")
-    (one, _), (three, _) = (table_statistics(table, ["w"], ["linear_ref_by_sample"], t) for t in (0, 1))
-    for name in ("linear_ref_by_sample_atom_type_bias", "energy_minus_linear_ref_by_sample/mae", "energy/std"):
-        np.testing.assert_allclose(three[f"w/{name}"], 3 * one[f"w/{name}"], rtol=1e-11)
-    names, by_group = table.by_group()
-    assert names == ["HF", "PBE"]
-    found, worst = table_statistics(by_group, names, ["linear_ref"])
-    for name in names:
-        own = [s for s in samples if s.level == name]
-        alone, _ = table_statistics(read_energy_table(reader_of(own, Ranks()), weigher), ["w"], ["linear_ref"])
-        assert found[f"{name}/n_labelled_samples"] == alone["w/n_labelled_samples"]
-        for key in ("linear_ref_atom_type_bias", "energy_minus_linear_ref/std", "energy_minus_linear_ref/abs_max"):
-            np.testing.assert_allclose(found[f"{name}/{key}"], alone[f"w/{key}"], rtol=1e-11)
-        assert {w["name"] for w in worst["worst_molecules"][name]} <= {s.mol_id for s in own}
-
-
-def test_a_ridge_pulls_references_to_zero_and_drivers_agree(samples: list[OFData]) -> None:
-    table = read_energy_table(reader_of(samples, Ranks()), [ConstantSampleWeigher()])
-    key = "w/linear_ref_atom_type_bias"
-    plain, ridged, by_driver = (
-        table_statistics(table, ["w"], ["linear_ref"], **options)[0][key]
-        for options in ({}, {"ridge": 0.3}, {"driver": "gelsd"})
-    )
-    assert np.linalg.norm(ridged) < 0.9 * np.linalg.norm(plain)
-    np.testing.assert_allclose(by_driver, plain, rtol=1e-11)
 
 
 def test_molecules_are_told_apart_by_name_elements_and_geometry(
@@ -120,9 +83,8 @@ def test_molecules_are_told_apart_by_name_elements_and_geometry(
     variants[4].pos[0, 0] = torch.nextafter(variants[4].pos[0, 0], torch.tensor(9.0).double())
 
     def keys(*samples: OFData) -> list[int]:
-        found: list[int] = SampleBatch(
-            make_batch(samples), "atomic_numbers", np.arange(len(samples))
-        ).molecules.tolist()
+        batch = SampleBatch(make_batch(samples), "atomic_numbers", np.arange(len(samples)))
+        found: list[int] = batch.molecules.tolist()
         return found
 
     first, same, *others = keys(one, *variants)
@@ -138,12 +100,8 @@ def test_molecules_are_told_apart_by_name_elements_and_geometry(
     assert keys(sample) == [6530721033060159750]
 
 
-def test_bad_energies_and_groups(basis_info: BasisInfo, samples: list[OFData]) -> None:
+def test_a_field_with_several_values_is_no_energy(samples: list[OFData]) -> None:
     batches = iter(DataLoader(samples[:4], 2, follow_batch=["coeffs"]))
     for data, message in ((batches, r"has \d+ values, expected one for each"), (samples, "expected one number")):
         with pytest.raises(BatchError, match=rf"field 'coeffs' .*{message}"):
-            read_energy_table(reader_of(data, Ranks()), [ConstantSampleWeigher()], ["coeffs"])
-    with pytest.raises(BatchError, match=r"lacks the field 'set', which groups samples"):
-        read_energy_table(reader_of(samples, Ranks()), [ConstantSampleWeigher()], by="set")
-    with pytest.raises(StatisticsError, match=r"atomic number 8; expected 1 ... 7 .*max_num_elements"):
-        read_energy_table(reader_of(samples, Ranks()), [ConstantSampleWeigher()], max_atomic_number=7)
+            read_energy_table(reader_of(data, Ranks()), CONSTANT, ["coeffs"])

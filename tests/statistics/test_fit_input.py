@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,71 +12,38 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from ofdft_norm import (
-    BasisInfo,
-    ConstantSampleWeigher,
-    DatasetStatistics,
-    HasEnergyLabelSampleWeigher,
-    OFData,
-    OFDataset,
-    SampleWeigher,
-)
-from ofdft_norm.errors import BatchError, LabelFileError, StatisticsError
-
-Samples = Callable[..., list[OFData]]
+from ofdft_norm import BasisInfo, HasEnergyLabelSampleWeigher, OFData, OFDataset, SampleWeigher
+from ofdft_norm.errors import BatchError, LabelFileError, OFDFTNormError, StatisticsError
+from tests.naive_statistics import naive_statistics
+from tests.statistics.common import FIELD_WEIGHERS, FIELDS, assert_close, assert_same_statistics, fit
 
 
-def fit(dataset: Any, basis_info: BasisInfo | None, weighers: Sequence[SampleWeigher], **kwargs: Any) -> Any:
-    return DatasetStatistics.from_dataset(None, dataset, basis_info, weighers, progress=False, **kwargs)
-
-
-@pytest.fixture
-def samples(basis_info: BasisInfo, scf_samples: Samples, molecules: list[list[int]]) -> list[OFData]:
-    """Two samples of each molecule, all of them labelled."""
-    samples = scf_samples(basis_info, np.random.default_rng(0), molecules, n_scf=2)
-    for sample in samples:
-        sample.has_energy_label[:] = True
-    return samples
-
-
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("weigher", [0, 1])  # one that names its fields, and one that does not
+@pytest.mark.parametrize("weigher", FIELD_WEIGHERS)
 def test_samples_of_weight_zero_change_nothing(
-    basis_info: BasisInfo,
-    samples: list[OFData],
-    scf_samples: Samples,
-    molecules: list[list[int]],
-    field_weighers: list[SampleWeigher],
-    assert_same_statistics: Any,
-    weigher: int,
+    basis_info: BasisInfo, samples: list[OFData], weigher: SampleWeigher
 ) -> None:
-    field = ("weight", "other_weight")[weigher]
+    field = FIELDS[weigher.summary_string()]
     for sample in samples:
         sample[field] = torch.tensor([0.5], dtype=torch.float64)
-    alone = fit(samples, basis_info, [field_weighers[weigher]])
-    ignored = scf_samples(basis_info, np.random.default_rng(1), molecules, n_scf=1)
-    for sample, worst in zip(ignored, (np.nan, np.inf, -np.inf, np.nan, np.nan), strict=True):
+    ignored = [sample.clone() for sample in samples]
+    for sample, worst in zip(ignored, (np.nan, np.inf, -np.inf, np.nan, np.nan) * 2, strict=True):
         sample[field] = torch.zeros(1, dtype=torch.float64)
         sample.mol_id += " ignored"
         for name in ("coeffs", "gradient_label", "energy_label"):
             sample[name] = torch.full_like(sample[name], worst)
-    mixed = [s for pair in zip(samples, [*ignored, *ignored], strict=True) for s in pair]
+    mixed = [s for pair in zip(samples, ignored, strict=True) for s in pair]
     for data in (mixed, DataLoader(mixed, 4, follow_batch=["coeffs"])):
-        assert_same_statistics(fit(data, basis_info, [field_weighers[weigher]]).to_arrays(), alone.to_arrays())
+        assert_same_statistics(fit(data, basis_info, [weigher]), fit(samples, basis_info, [weigher]))
 
 
-def test_numbers_without_label_are_never_used(
-    basis_info: BasisInfo, samples: list[OFData], naive: Any, assert_close: Any
-) -> None:
+def test_numbers_without_label_are_never_used(basis_info: BasisInfo, samples: list[OFData]) -> None:
     for sample in samples[1::3]:
         sample.has_energy_label[:] = False
-    expected = naive(samples, basis_info, [1.0] * len(samples))
+    expected = naive_statistics(samples, basis_info, [1.0] * len(samples))
     for sample in samples[1::3]:
         sample.gradient_label = torch.full_like(sample.gradient_label, torch.nan)
         sample.energy_label = torch.full_like(sample.energy_label, torch.nan)
-    assert_close(fit(samples, basis_info, [ConstantSampleWeigher()]), "constant", expected)
+    assert_close(fit(samples, basis_info), "constant", expected)
 
 
 class FixedWeigher(SampleWeigher):
@@ -86,7 +53,8 @@ class FixedWeigher(SampleWeigher):
         self.weight = weight
 
     def get_weights(self, batch: Data) -> Tensor:
-        return torch.as_tensor(self.weight, dtype=torch.float64).expand(len(batch.ptr) - 1)
+        weight = torch.as_tensor(self.weight, dtype=torch.float64)
+        return weight if weight.ndim else weight.expand(len(batch.ptr) - 1)
 
 
 @pytest.mark.parametrize(
@@ -96,59 +64,40 @@ class FixedWeigher(SampleWeigher):
         (1e200, "the weight 1e\\+200; expected 0, or 1e-100 ... 1e\\+100"),
         (float("nan"), "the weight nan"),
         (0.0, "'fixed' gives no sample of the training split a positive weight.*data.statistics.weighers"),
+        ([1.0], r"shape \(1,\) for 10 samples"),
     ],
 )
-def test_bad_weights(basis_info: BasisInfo, samples: list[OFData], weight: float, message: str) -> None:
+def test_bad_weights(basis_info: BasisInfo, samples: list[OFData], weight: Any, message: str) -> None:
     with pytest.raises(StatisticsError, match=message):
         fit(samples, basis_info, [FixedWeigher(weight)])
 
 
-def test_a_weigher_that_returns_too_few_weights(basis_info: BasisInfo, samples: list[OFData]) -> None:
-    class Short(FixedWeigher):
-        def get_weights(self, batch: Data) -> Tensor:
-            return torch.ones(1)
-
-    with pytest.raises(StatisticsError, match=r"shape \(1,\) for 10 samples"):
-        fit(samples, basis_info, [Short(1.0)])
-
-
-def test_a_weigher_that_chooses_samples_without_label(basis_info: BasisInfo, samples: list[OFData]) -> None:
+def test_weighers_that_choose_only_samples_without_label(basis_info: BasisInfo, samples: list[OFData]) -> None:
     for sample in samples:
         sample.has_energy_label[:] = False
     with pytest.raises(StatisticsError, match="no sample with energy and gradient labels"):
-        fit(samples, basis_info, [ConstantSampleWeigher()])
+        fit(samples, basis_info)
     with pytest.raises(StatisticsError, match="'has_energy_label' gives no sample of the training split"):
         fit(samples, basis_info, [HasEnergyLabelSampleWeigher()])
-
-
-# --- what the data lack -----------------------------------------------------------------------------------------------
 
 
 def test_empty_training_split(basis_info: BasisInfo) -> None:
     nothing: list[Any] = [[], DataLoader([], follow_batch=["coeffs"]), OFDataset([], basis_info), iter([])]
     for dataset in nothing:
         with pytest.raises(StatisticsError, match=r"training split has no sample.*config: data\.split"):
-            fit(dataset, basis_info, [ConstantSampleWeigher()])
+            fit(dataset, basis_info)
 
 
-def test_too_few_atoms_of_an_element(basis_info: BasisInfo, samples: list[OFData]) -> None:
-    with pytest.raises(StatisticsError, match=r"too few atoms .*\{6: 8\}.*at least 9.*min_atoms_per_type"):
-        fit(samples, basis_info, [ConstantSampleWeigher()], min_atoms_per_type=9)
-
-
-def test_an_element_without_atoms_is_neutral(basis_info: BasisInfo, scf_samples: Samples) -> None:
+def test_an_element_without_atoms_is_neutral(basis_info: BasisInfo, scf_samples: Callable[..., list[OFData]]) -> None:
     samples = scf_samples(basis_info, np.random.default_rng(0), [[8, 1, 1], [1, 1], [8, 8]], n_scf=2)
     with pytest.warns(UserWarning, match=r"elements \[6\].*'constant'.*no atom"):
-        found = fit(samples, basis_info, [ConstantSampleWeigher()])["constant"]
+        found = fit(samples, basis_info)["constant"]
     carbon = basis_info.atom_ind_to_basis_function_ind[1]
     for key in ("coeffs/mean", "coeffs/std", "coeffs_range/maximum", "gradient_max_after_atom_ref"):
         assert not found.load(key)[carbon].any(), key
     assert (found.gradient_extremes.maximum[carbon] == -1).all()
     assert found.reference("atom_ref").t_z[1] == 0
     assert found.n_atoms.tolist() == [8, 0, 6]
-
-
-# --- bad labels -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["coeffs", "gradient_label", "energy_label"])
@@ -159,7 +108,7 @@ def test_a_number_that_is_not_finite_is_named(
     samples[5][field][-1] = torch.inf
     data: Any = DataLoader(samples, 4, follow_batch=["coeffs"]) if joined else samples
     with pytest.raises(StatisticsError, match=rf"'molecule 2' \(sample 5, SCF iteration 1\): field '{field}' is inf"):
-        fit(data, basis_info, [ConstantSampleWeigher()])
+        fit(data, basis_info)
 
 
 def test_a_bad_number_in_a_file_names_the_file(labels: Any) -> None:
@@ -168,31 +117,29 @@ def test_a_bad_number_in_a_file_names_the_file(labels: Any) -> None:
 
     bad = labels.write("methane.zarr.zip", (6, 1, 1, 1, 1), change=spoil)
     with pytest.raises(LabelFileError, match=rf"{bad}.*'methane'.*grad_kin"):
-        fit(OFDataset([labels.write(), bad], labels.basis_info), labels.basis_info, [ConstantSampleWeigher()])
+        fit(OFDataset([labels.write(), bad], labels.basis_info), labels.basis_info)
 
 
-def test_labels_beyond_float64_are_refused(basis_info: BasisInfo, samples: list[OFData]) -> None:
-    samples[3].coeffs[0] = 1e200
-    with pytest.raises(StatisticsError, match=r"'constant/coeffs/std'.* are not finite"):
-        fit(samples, basis_info, [ConstantSampleWeigher()])
+def test_bad_fields(basis_info: BasisInfo, samples: list[OFData]) -> None:
+    def refused(message: str, basis: BasisInfo = basis_info, **options: Any) -> None:
+        with pytest.raises(OFDFTNormError, match=message):
+            fit(samples, basis, **options)
 
-
-def test_missing_fields_and_foreign_bases(basis_info: BasisInfo, samples: list[OFData], make_batch: Any) -> None:
+    refused(r"too few atoms .*\{6: 8\}.*at least 9.*min_atoms_per_type", min_atoms_per_type=9)
     other = BasisInfo([1, 6, 8], ["1x0e", "1x0e", "1x0e"])
-    with pytest.raises(BatchError, match=r"samples were made with another basis.*data\.source\.basis_info"):
-        fit(samples, other, [ConstantSampleWeigher()])
+    refused(r"samples were made with another basis.*data\.source\.basis_info", other)
+    first = float(samples[3].coeffs[0])
+    samples[3].coeffs[0] = 1e200
+    refused(r"'constant/coeffs/std'.* are not finite")
+    samples[3].coeffs[0] = first
     del samples[4].gradient_label
-    with pytest.raises(BatchError, match=r"sample 4 \(molecule 'molecule 2'\) lacks the field 'gradient_label'"):
-        fit(samples, basis_info, [ConstantSampleWeigher()])
-    for sample in samples:
-        if "gradient_label" in sample:
-            del sample.gradient_label
-    with pytest.raises(BatchError, match="needs the field 'gradient_label', which the sample lacks"):
-        fit(samples, basis_info, [ConstantSampleWeigher()])
+    refused(r"sample 4 \(molecule 'molecule 2'\) lacks the field 'gradient_label'")
+    for sample in (*samples[:4], *samples[5:]):
+        del sample.gradient_label
+    refused("lacks the field 'gradient_label'")
     for sample in samples:
         del sample.has_energy_label
-    with pytest.raises(BatchError, match="lacks the field 'has_energy_label'"):
-        fit(samples, basis_info, [ConstantSampleWeigher()])
+    refused("lacks the field 'has_energy_label'")
 
 
 @pytest.mark.parametrize(
@@ -209,4 +156,4 @@ def test_energies_alone(change: dict[str, Any], message: str) -> None:
     samples = [{"z": torch.tensor([1, 1]), "energy": -1.0} for _ in range(2)]
     samples[1] = {name: value for name, value in {**samples[1], **change}.items() if value is not None}
     with pytest.raises((BatchError, StatisticsError), match=message):
-        fit(samples, None, [ConstantSampleWeigher()], energy_field="energy")
+        fit(samples, None, energy_field="energy")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofdft_norm import BasisInfo, ConstantSampleWeigher, DatasetStatistics, OFData
+from ofdft_norm import BasisInfo, OFData
 from ofdft_norm.statistics.distributed import Ranks
 from ofdft_norm.statistics.moments import NOBODY, Moments, WeighedBatch
 from ofdft_norm.statistics.reading import SampleBatch, fit_fields, reader_of
@@ -35,7 +35,7 @@ def weigh(batch: SampleBatch, basis_info: BasisInfo) -> WeighedBatch:
 
 
 def moments_of(samples: Sequence[OFData], indices: Sequence[int], basis_info: BasisInfo, size: int = 4) -> Moments:
-    moments = Moments(FIELD, slice(0, 3), basis_info.n_basis, with_holders=True)
+    moments = Moments(FIELD, slice(0, 3), basis_info.n_basis)
     fields = fit_fields([], [FIELD, "coeffs", "weight", "other_weight"])
     for first in range(0, len(indices), size):
         chosen = list(indices[first : first + size])
@@ -74,24 +74,3 @@ def test_holders_against_a_plain_search(basis_info: BasisInfo, samples: list[OFD
             smallest = min(entries, default=(0.0, NOBODY))
             largest = min(((-value, number) for value, number in entries), default=(0.0, NOBODY))
             assert moments.holders[:, k, dimension].tolist() == [smallest[1], largest[1]]
-
-
-def test_names_of_holders_in_statistics(basis_info: BasisInfo, samples: list[OFData]) -> None:
-    nameless = [sample.clone() for sample in samples[:10]]
-    for sample in nameless:
-        sample.has_energy_label[:] = True
-    for sample in nameless[:5]:
-        sample.mol_id = ""
-    found = DatasetStatistics.from_dataset(None, nameless, basis_info, [ConstantSampleWeigher()], progress=False)
-    extremes = found["constant"].gradient_extremes
-    assert extremes is not None
-    for dimension in range(basis_info.n_basis):
-        name, iteration = (
-            extremes.names[extremes.maximum[dimension]],
-            extremes.scf_iterations[extremes.maximum[dimension]],
-        )
-        number = int(name.removeprefix("sample ")) if name.startswith("sample") else 5 + iteration
-        sample = nameless[number]
-        assert (name == f"sample {number}") == (number < 5)
-        largest = sample.gradient_label[sample.basis_function_ind == dimension].max()
-        assert largest == found["constant"].gradient_label.maximum[dimension]

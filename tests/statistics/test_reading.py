@@ -12,16 +12,11 @@ from torch.utils.data import Subset
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from ofdft_norm import (
-    BasisInfo,
-    ConstantSampleWeigher,
-    DatasetStatistics,
-    HasEnergyLabelSampleWeigher,
-    OFData,
-    OFDataset,
-)
+from ofdft_norm import BasisInfo, ConstantSampleWeigher, HasEnergyLabelSampleWeigher, OFData, OFDataset
 from ofdft_norm.statistics.distributed import Ranks
-from ofdft_norm.statistics.reading import SampleBatch, fit_fields, reader_of, sample_reader
+from ofdft_norm.statistics.reading import SampleBatch, fit_fields, reader_of
+from tests.naive_statistics import naive_statistics
+from tests.statistics.common import assert_close, assert_same_statistics, fit
 
 WEIGHERS = [ConstantSampleWeigher(), HasEnergyLabelSampleWeigher()]
 
@@ -33,36 +28,8 @@ def samples(basis_info: BasisInfo, scf_samples: Callable[..., list[OFData]]) -> 
     return scf_samples(basis_info, rng, molecules, 3)
 
 
-def fit(data: Any, basis_info: BasisInfo) -> dict[str, Any]:
-    fitted = DatasetStatistics.from_dataset(None, data, basis_info, WEIGHERS, WEIGHERS[:1], progress=False)
-    return fitted.to_arrays()
-
-
-def test_joined_fields_are_those_of_pyg(samples: list[OFData]) -> None:
-    fields = fit_fields(WEIGHERS, ["coeffs", "gradient_label", "pos"], ["energy_label"])
-    (joined,) = reader_of(samples[:7], Ranks()).batches(fields)
-    expected = next(iter(DataLoader(samples[:7], 7, follow_batch=["coeffs"])))
-    for name in ("coeffs", "gradient_label", "energy_label", "atomic_numbers", "pos", "batch", "ptr", "coeffs_batch"):
-        assert torch.equal(joined.data[name], expected[name]), name
-    assert joined.names == expected.mol_id
-    assert joined.indices.tolist() == list(range(7))
-    assert "dual_basis_integrals" not in joined.data  # the fit does not read it
-
-
-def test_every_sample_once_on_several_ranks(samples: list[OFData]) -> None:
-    indices, seen = [5, 1, 2, 7, 3, 0, 8], []
-    for rank in range(3):
-        reader = sample_reader(samples, Ranks(rank, 3), indices, 2)
-        own = [i for batch in reader.batches(fit_fields([], [])) for i in batch.indices.tolist()]
-        assert len(own) == reader.n_items
-        seen += own
-    assert sorted(seen) == sorted(indices)
-
-
 @pytest.mark.parametrize("kind", ["shuffled loader", "mappings", "workers", "subset"])
-def test_kinds_of_data_sets_give_the_same(
-    kind: str, samples: list[OFData], basis_info: BasisInfo, assert_same_statistics: Any
-) -> None:
+def test_kinds_of_data_sets_give_the_same(kind: str, samples: list[OFData], basis_info: BasisInfo) -> None:
     data: Any = {
         "shuffled loader": DataLoader(samples, 4, shuffle=True, follow_batch=["coeffs"]),
         "mappings": [sample.to_dict() for sample in samples],
@@ -70,21 +37,19 @@ def test_kinds_of_data_sets_give_the_same(
         "subset": Subset(samples, range(len(samples))),
     }[kind]
     state = torch.get_rng_state()
-    found = fit(data, basis_info)
+    found = fit(data, basis_info, WEIGHERS)
     if kind != "shuffled loader":
         assert torch.equal(torch.get_rng_state(), state)
-    assert_same_statistics(found, fit(samples, basis_info))
+    assert_same_statistics(found, fit(samples, basis_info, WEIGHERS))
 
 
-def test_both_passes_read_the_samples_that_a_loader_has_drawn(
-    samples: list[OFData], basis_info: BasisInfo, assert_close: Any, naive: Any
-) -> None:
+def test_both_passes_read_the_samples_that_a_loader_has_drawn(samples: list[OFData], basis_info: BasisInfo) -> None:
     torch.manual_seed(1)
     loader = DataLoader(samples, 40, shuffle=True, drop_last=True, follow_batch=["coeffs"])
-    found = DatasetStatistics.from_dataset(None, loader, basis_info, WEIGHERS[:1], progress=False, n_batches=2)
+    found = fit(loader, basis_info, n_batches=2)
     torch.manual_seed(1)
     chosen = [samples[i] for batch in [*loader.batch_sampler][:2] for i in batch]
-    assert_close(found, "constant", naive(chosen, basis_info, [1.0] * 80))
+    assert_close(found, "constant", naive_statistics(chosen, basis_info, [1.0] * 80))
 
 
 def test_data_sets_that_read_several_samples_at_once(labels: Any, samples: list[OFData], basis_info: BasisInfo) -> None:
@@ -99,18 +64,6 @@ def test_data_sets_that_read_several_samples_at_once(labels: Any, samples: list[
     joined = OFDataset(labels.write_several(), labels.basis_info)  # a subset of it gives batches
     (batch,) = reader_of(Subset(joined, [3, 4, 11]), Ranks()).batches(fit_fields([], ["coeffs"]))
     assert batch.names == ["water", "methane", "formaldehyde"]
-
-
-def test_molecules_of_label_files(labels: Any) -> None:
-    dataset = OFDataset(labels.write_several(), labels.basis_info, limit_scf_iterations=[2], keep_initial_guess=True)
-    (batch,) = reader_of(dataset, Ranks()).batches(fit_fields([], ["coeffs"]))
-    assert batch.molecules.tolist() == [0, 0, 1, 1, 2, 2]
-    assert batch.place(1) == "molecule 'water' (SCF iteration 2)"
-    parts = [reader_of(dataset, Ranks(rank, 2)) for rank in (0, 1)]
-    assert [[m for b in part.batches(fit_fields([], [])) for m in b.molecules.tolist()] for part in parts] == [
-        [0, 0, 2, 2],
-        [1, 1],
-    ]
 
 
 def test_a_batch_of_another_device_stays_there(

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofdft_norm.errors import ConfigError
 from ofdft_norm.statistics.references import (
     DRIVERS,
     Array,
@@ -51,11 +50,6 @@ def test_fewer_rows_than_columns_and_none() -> None:
     np.testing.assert_allclose(solution.x, [2, 1, 1])
     assert (solution.rank, solution.null_space.shape) == (1, (2, 3))
     assert not row_factor(np.zeros((0, 3))).any()  # a rank without samples
-
-
-def test_unknown_drivers() -> None:
-    with pytest.raises(ConfigError, match="driver = 'nonsense': expected one of"):
-        solve_least_squares(np.eye(2), np.ones(2), driver="nonsense")
 
 
 def random_rows(rng: np.random.Generator, n: int) -> Array:

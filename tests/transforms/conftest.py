@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy.linalg
 import torch
 
 from ofdft_norm import BasisInfo, OFData
@@ -40,12 +41,11 @@ def block_diagonal(sample: OFData, block: Callable[[int, int], Array]) -> Array:
     """Dense matrix with `block(atom, l)` for each shell."""
     l_of = sample.basis_info.l_per_basis_func[sample.basis_function_ind.numpy()]
     atom_of = np.repeat(np.arange(len(sample.pos)), sample.n_basis_per_atom.numpy())
-    matrix, start = np.zeros((len(l_of), len(l_of))), 0
+    blocks, start = [], 0
     while start < len(l_of):
-        stop = start + 2 * l_of[start] + 1
-        matrix[start:stop, start:stop] = block(int(atom_of[start]), int(l_of[start]))
-        start = stop
-    return matrix
+        blocks.append(block(int(atom_of[start]), int(l_of[start])))
+        start += 2 * l_of[start] + 1
+    return np.asarray(scipy.linalg.block_diag(*blocks))
 
 
 def rotated(sample: OFData, rotation: Array) -> OFData:
@@ -72,16 +72,6 @@ def make_molecule(
     functions = basis_info.basis_function_ind(basis_info.atom_indices(np.array(numbers)))
     exponents = BASIS.exponent_per_shell[basis_info.basis_func_to_shell[functions]]
     integrals = np.where(basis_info.l_per_basis_func[functions] == 0, (2 * np.pi / exponents) ** 0.75, 0.0)
-    coeffs, ground_state, gradient = rng.normal(size=(3, len(functions)))
-    return OFData.construct_new(
-        basis_info,
-        pos,
-        numbers,
-        coeffs,
-        ground_state,
-        gradient,
-        rng.normal(),
-        dual_basis_integrals=integrals,
-        mol_id=mol_id,
-        scf_iteration=1,
-    )
+    labels = *rng.normal(size=(3, len(functions))), rng.normal()
+    fields = {"dual_basis_integrals": integrals, "mol_id": mol_id, "scf_iteration": 1}
+    return OFData.construct_new(basis_info, pos, numbers, *labels, **fields)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("pyscf")
@@ -16,6 +16,7 @@ from ofdft_norm.transforms import transforms_by_default
 from ofdft_norm.transforms.coordinates import molecules_of
 from ofdft_norm.transforms.local_frames import local_axes
 from ofdft_norm.transforms.overlap import overlap_of
+from ofdft_norm.transforms.real_harmonics import harmonics_up_to, rotations_of_harmonics
 from tests.transforms.conftest import TO_E3NN, Array, block_diagonal, make_molecule, random_rotation, rotated, wigner
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -58,11 +59,12 @@ def stored_in_natural_frames(sample: OFData, frames: Array) -> OFData:
 
 
 @given(seed=SEEDS)
-def test_axes_are_the_published_ones_where_two_heavy_neighbours_determine_them(seed: int) -> None:
-    pos = np.random.default_rng(seed).normal(size=(7, 3)) * 2
-    axes = local_axes(pos, NUMBERS)
-    for atom in range(7):
-        np.testing.assert_allclose(axes[atom], naive_axes(pos, NUMBERS, atom), atol=1e-12)
+def test_axes_are_the_published_ones_in_any_order_of_the_atoms(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pos, order = rng.normal(size=(7, 3)) * 2, rng.permutation(7)
+    axes = local_axes(pos[order], NUMBERS[order])
+    for i, atom in enumerate(order):
+        np.testing.assert_allclose(axes[i], naive_axes(pos, NUMBERS, atom), atol=1e-12)
 
 
 @pytest.mark.parametrize("pos", [None, NEARLY_TIED])
@@ -82,35 +84,17 @@ def test_labels_stored_in_random_frames_are_refused(numbers: tuple[int, ...]) ->
     rng = np.random.default_rng(1)
     sample = make_molecule(rng, numbers, mol_id="random axes")
     pos, random = sample.pos.numpy(), rng.normal(size=(len(numbers), 3))
-    x_of = [naive_axes(pos, np.array(numbers), atom, random[atom]) for atom in range(len(numbers))]
-    stored = stored_in_natural_frames(sample, published_frames(sample, lambda atom: x_of[atom]))
+    frames = published_frames(sample, lambda atom: naive_axes(pos, np.array(numbers), atom, random[atom]))
+    stored = stored_in_natural_frames(sample, frames)
     if len(numbers) == 2:  # integrals of a linear molecule do not depend on the angle around its line
         torch.testing.assert_close(BasisTransforms([])(stored).dual_basis_integrals, sample.dual_basis_integrals)
-        return
-    with pytest.raises(BasisError, match=r"'random axes'.*'dual_basis_integrals'.*stored in other axes.*data\.source"):
-        BasisTransforms([])(stored)
-
-
-@settings(max_examples=10)
-@given(seed=SEEDS)
-def test_overlap_in_local_frames_depends_neither_on_rotation_nor_on_order(seed: int) -> None:
-    """PySCF's integrals over rotated molecules: the frames' conventions are those of its functions."""
-    rng = np.random.default_rng(seed)
-    sample, order = make_molecule(rng, [6, 8, 6, 1, 8]), rng.permutation(5)
-    pos = (sample.pos.numpy() @ random_rotation(rng).T + [1.0, -2.0, 0.5])[order]
-    moved = make_molecule(rng, sample.atomic_numbers.numpy()[order], pos)
-
-    def overlap(of: OFData) -> np.ndarray:
-        inverse = LocalFrames().matrix(of)[1].numpy()
-        return inverse.T @ overlap_of(molecules_of(of)[0][0]) @ inverse
-
-    blocks = sample.split_field_by_atom(np.arange(len(sample.coeffs)))
-    functions = np.concatenate([blocks[i] for i in order])
-    np.testing.assert_allclose(overlap(moved), overlap(sample)[np.ix_(functions, functions)], atol=1e-12)
+    else:
+        with pytest.raises(BasisError, match=r"'random axes'.*'dual_basis_integrals'.*stored in other axes"):
+            BasisTransforms([])(stored)
 
 
 @pytest.mark.parametrize("numbers", [(6, 8, 6, 1, 1), (8, 1, 1), (6, 1, 1, 1), (1, 1, 8, 1), (6, 6, 6, 8, 8, 6)])
-def test_labels_after_the_default_pre_transforms_do_not_depend_on_the_molecules_rotation(numbers: list[int]) -> None:
+def test_labels_after_the_default_pre_transforms_do_not_depend_on_rotation(numbers: list[int]) -> None:
     rng = np.random.default_rng(3)
     sample = make_molecule(rng, numbers)
     other = rotated(sample, random_rotation(rng))
@@ -180,3 +164,37 @@ def test_positions_without_axes_are_refused(value: list[float]) -> None:
     sample.pos[0], sample.pos[1] = 0.0, torch.tensor(value)
     with pytest.raises(BasisError, match=r"'molecule'.*'pos'.*expected finite and different positions"):
         LocalFrames()(sample)
+
+
+def random_directions(seed: int, n: int) -> Array:
+    directions = np.random.default_rng(seed).normal(size=(n, 3))
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("l", range(7))
+def test_harmonics_are_those_of_e3nn_in_its_axes(l: int) -> None:
+    o3 = pytest.importorskip("e3nn.o3")
+    directions = random_directions(l, 20)
+    expected = o3.spherical_harmonics(l, torch.tensor(directions @ TO_E3NN.T), normalize=True, normalization="norm")
+    np.testing.assert_allclose(harmonics_up_to(l, directions)[:, l * l :], expected, rtol=1e-12, atol=1e-13)
+
+
+@given(seed=SEEDS)
+def test_wigner_matrices_are_those_of_e3nn(seed: int) -> None:
+    rotation = random_rotation(np.random.default_rng(seed))
+    for l, found in enumerate(rotations_of_harmonics(6, rotation)):
+        # e3nn takes angles by arc cosine, which keeps eight digits near the poles
+        np.testing.assert_allclose(found, wigner(l, TO_E3NN @ rotation @ TO_E3NN.T), atol=1e-7)
+
+
+@given(seed=SEEDS)
+def test_wigner_matrices_rotate_harmonics_and_multiply_as_rotations_do(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = random_rotation(rng), random_rotation(rng)
+    matrices = zip(*(rotations_of_harmonics(4, r) for r in (first, second, second @ first)), strict=True)
+    directions = random_directions(seed, 4)
+    for l, (one, two, product) in enumerate(matrices):
+        np.testing.assert_allclose(one @ one.T, np.eye(2 * l + 1), atol=1e-13)
+        np.testing.assert_allclose(product, two @ one, atol=1e-13)
+        expected = harmonics_up_to(l, directions)[:, l * l :] @ one.T
+        np.testing.assert_allclose(harmonics_up_to(l, directions @ first.T)[:, l * l :], expected, atol=1e-13)

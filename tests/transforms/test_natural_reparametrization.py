@@ -13,7 +13,6 @@ from ofdft_norm.data.sample import join_samples
 from ofdft_norm.errors import BasisError, BatchError, ConfigError
 from ofdft_norm.transforms.coordinates import molecules_of
 from ofdft_norm.transforms.overlap import overlap_of, pyscf_molecule
-from ofdft_norm.transforms.real_harmonics import harmonics_up_to
 from tests.transforms.conftest import BASIS, EXPONENTS, Array, make_molecule
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -24,9 +23,6 @@ def random_overlap(seed: int, n: int, smallest: float = 1e-3) -> Array:
     q, _ = np.linalg.qr(rng.normal(size=(n, n)))
     overlap = (q * np.geomspace(smallest, 5.0, n)) @ q.T
     return (overlap + overlap.T) / 2
-
-
-# --- coordinates ------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=10)
@@ -67,33 +63,14 @@ def test_overlaps_of_a_batch_may_have_any_shape() -> None:
         NaturalReparametrization()(join_samples(samples))
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
-def test_small_eigenvalues_are_refused_with_the_molecule_and_the_value() -> None:
-    sample = make_molecule(np.random.default_rng(3), [8, 1], mol_id="too_close")
-    del sample.dual_basis_integrals
-    sample.overlap_matrix = torch.tensor(random_overlap(0, len(sample.coeffs), smallest=1e-10))
-    with pytest.raises(BasisError, match=r"'too_close'.*'overlap_matrix'.*(1\.0\de-10|9\.\d\de-11)"):
-        NaturalReparametrization()(sample)
-    assert NaturalReparametrization(min_eigenvalue=1e-12)(sample).coordinates == "natural_symmetric"
-    with pytest.raises(BasisError, match=r"'too_close'.*expected at least 1e-09"):  # accepted a moment ago by another
-        NaturalReparametrization()(sample)
-    with pytest.raises(ConfigError, match="orthogonalization = 'lowdin'"):
-        NaturalReparametrization("lowdin")
-    with pytest.raises(ConfigError, match="min_eigenvalue = -1"):
-        NaturalReparametrization(min_eigenvalue=-1)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda s: s + 0j, "expected a real, finite, symmetric matrix"),
         (lambda s: s + np.where(np.arange(len(s)) == 3, np.nan, 0.0), "nan in row .*expected a real, finite"),
-        (lambda s: s + np.where(np.arange(len(s)) == 3, np.inf, 0.0)[:, None], "inf in row .*expected a real"),
         (lambda s: s + np.eye(len(s), k=2) * 1e-3, r"in row 0, column 2, and .* in row 2, column 0, expected"),
-        (lambda s: s - np.eye(len(s)), "smallest eigenvalue of the field 'overlap_matrix' is -9"),
         (lambda s: s * 0, r"smallest eigenvalue of the field 'overlap_matrix' is 0\.00e\+00"),
+        (lambda s: s - np.eye(len(s)), "smallest eigenvalue of the field 'overlap_matrix' is -"),
     ],
 )
 def test_a_matrix_that_is_no_overlap_is_refused(change: Any, message: str) -> None:
@@ -104,35 +81,22 @@ def test_a_matrix_that_is_no_overlap_is_refused(change: Any, message: str) -> No
             NaturalReparametrization(min_eigenvalue=least)(sample)
 
 
+def test_small_eigenvalues_are_refused_by_the_settings_limit() -> None:
+    sample = make_molecule(np.random.default_rng(3), [8, 1], mol_id="too_close")
+    del sample.dual_basis_integrals
+    sample.overlap_matrix = torch.tensor(random_overlap(0, len(sample.coeffs), smallest=1e-10))
+    assert NaturalReparametrization(min_eigenvalue=1e-12)(sample).coordinates == "natural_symmetric"
+    with pytest.raises(BasisError, match=r"'too_close'.*'overlap_matrix'.*(1\.0\de-10|9\.\d\de-11).*at least 1e-09"):
+        NaturalReparametrization()(sample)  # another instance accepted it a moment ago
+    with pytest.raises(ConfigError, match="orthogonalization = 'lowdin'"):
+        NaturalReparametrization("lowdin")
+
+
 def test_a_basis_without_exponents_names_the_remedy() -> None:
     basis_info = BasisInfo(BASIS.atomic_numbers, BASIS.irreps_per_atom)
     sample = make_molecule(np.random.default_rng(2), [8, 1], mol_id="water", basis_info=basis_info)
     with pytest.raises(BasisError, match=r"'water'.*exponents.*'overlap_matrix'.*data\.source\.basis_info"):
         NaturalReparametrization()(sample)
-
-
-# --- integrals --------------------------------------------------------------------------------------------------------
-
-
-def test_overlap_is_the_integral_over_products_of_normalised_gaussians() -> None:
-    """By quadrature on a dense grid: only as exact as the grid, but independent of PySCF."""
-    pytest.importorskip("pyscf")
-    sample = make_molecule(np.random.default_rng(0), [8, 1], np.array([[0.1, -0.2, 0.3], [0.5, 1.3, -0.6]]))
-    functions, atoms = sample.basis_function_ind.numpy(), np.repeat([0, 1], sample.n_basis_per_atom.numpy())
-    overlap = overlap_of(molecules_of(sample)[0][0])
-    axis = np.linspace(-5, 5, 51)
-    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    exponents = BASIS.exponent_per_shell[BASIS.basis_func_to_shell[functions]]
-    smooth = np.flatnonzero(exponents < 2)  # the grid resolves these
-    values = []
-    for i in smooth:
-        l, m = BASIS.l_per_basis_func[functions[i]], BASIS.m_per_basis_func[functions[i]]
-        r = grid - sample.pos[atoms[i]].numpy()
-        distance = np.linalg.norm(r, axis=1)
-        angular = harmonics_up_to(l, r / np.maximum(distance, 1e-12)[:, None])[:, l * l + l + m]
-        values.append(distance**l * angular * np.exp(-exponents[i] * distance**2))
-    values = np.array(values) / np.linalg.norm(values, axis=1, keepdims=True)
-    np.testing.assert_allclose(overlap[np.ix_(smooth, smooth)], values @ values.T, atol=1e-6)
 
 
 def test_overlap_is_that_of_pyscf_with_a_shell_for_each_exponent() -> None:

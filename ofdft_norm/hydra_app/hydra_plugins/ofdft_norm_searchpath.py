@@ -29,10 +29,6 @@ class OFDFTNormConfigSource(file_config_source.FileConfigSource):
         """Returns the prefix of search paths that this class reads."""
         return SCHEME
 
-    def available(self) -> bool:
-        """Returns whether the folder exists."""
-        return Path(self.path).is_dir()
-
     def is_group(self, config_path: str) -> bool:
         """Returns whether a name, such as ``data/split``, is a visible group."""
         return _is_visible(config_path) and super().is_group(config_path)
