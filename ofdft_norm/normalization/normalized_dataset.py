@@ -136,7 +136,7 @@ def cast_floats(sample: Data, dtype: torch.dtype) -> None:
     for field in field_names(sample):
         value = get_field(sample, field)
         if field not in _EXACT and isinstance(value, Tensor) and value.is_floating_point():
-            sample[field] = value.to(dtype)
+            sample._store[field] = value.to(dtype)
             if dtype == torch.float16 and (value.isfinite() & sample[field].isinf()).any():
                 largest = float(value[value.isfinite()].abs().max())
                 raise NormalizationError(

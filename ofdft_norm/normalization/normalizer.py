@@ -424,7 +424,9 @@ def _copy_with_fields(batch: DataT, fields: Mapping[str, Tensor], share: bool = 
     """Returns a copy with some fields replaced; without `share` it has no memory in common with the argument."""
     # copies of other classes may share more than their tensors
     out = copy.deepcopy(batch) if not isinstance(batch, Data) else copy.copy(batch) if share else batch.clone()
+    # fields are set as PyG sets them: subclasses of Data may log or refuse names that they do not know
+    store: Any = out._store if isinstance(out, Data) else out
     for name, value in fields.items():
         if value is not get_field(batch, name):
-            out[name] = value
+            store[name] = value
     return out
