@@ -130,4 +130,5 @@ def fit_reference(
     else:
         left = np.column_stack([composition, factor[:, 0]]) if with_bias else composition
         solution = solve_least_squares(left, energy - factor[:, 2 + n_types + ATOM_REFERENCES.index(name)])
+    solution.x[:n_types][~composition.any(axis=0)] = 0.0  # no atoms: exactly 0, without the SVD's rounding
     return solution.x[:n_types], float(solution.x[n_types:].sum()), solution
