@@ -147,7 +147,8 @@ def write_zarr(
             else:  # a zip file of zarr 2 cannot leave chunks out
                 empty = write_empty_chunks or zipped
                 array = root.create_dataset(name, **own, compressor=codec, write_empty_chunks=empty)
-            array[...] = values
+            if values.size:
+                array[...] = values
     store.close()
     return path
 
