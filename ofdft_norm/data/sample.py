@@ -144,6 +144,11 @@ def get_field(sample: Any, name: str) -> Any:
     return getattr(sample, name, None)
 
 
+def set_field(sample: Any, name: str, value: Any) -> None:
+    """Sets a field of a sample; subclasses of `Data` may log or refuse names that are set as attributes or items."""
+    (sample._store if isinstance(sample, Data) else sample)[name] = value
+
+
 def is_sample(value: Any) -> bool:
     """Returns whether a value is a sample or batch: PyG's `Data`, or of a class with `keys`, as fairchem's."""
     return isinstance(value, Data) or (hasattr(value, "keys") and not isinstance(value, Mapping))

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ofdft_norm.settings import NonNegative, NonNegativeInt, PositiveInt, Settin
 from ofdft_norm.statistics.distributed import Ranks, current_ranks
 from ofdft_norm.statistics.energy_table import EnergyTable, read_energy_table, table_statistics
 from ofdft_norm.statistics.reading import SAMPLES_PER_BATCH, sample_reader
-from ofdft_norm.statistics.references import CountBy, linear_reference_name, solve_least_squares
+from ofdft_norm.statistics.references import CountBy, Driver, linear_reference_name, solve_least_squares
 from ofdft_norm.statistics.store import DatasetStatistics
 from ofdft_norm.statistics.weighers import ConstantSampleWeigher, FieldSampleWeigher, SampleWeigher
 
@@ -34,7 +34,7 @@ class ReferenceFitOptions(Settings):
     num_batches: PositiveInt | None = None
     num_workers: NonNegativeInt = 0
     max_num_elements: PositiveInt = MAX_ATOMIC_NUMBER
-    driver: Literal["gels", "gelsy", "gelsd", "gelss"] | None = None
+    driver: Driver | None = None
     shuffle: bool = False
     seed: int = 0
     ridge: NonNegative = 0.0

@@ -17,6 +17,7 @@ from ofdft_norm.data.sample import (
     join_samples,
     n_molecules,
     read_batch,
+    set_field,
     with_added_fields,
 )
 from ofdft_norm.errors import BatchError, NormalizationError
@@ -131,12 +132,12 @@ def cast_floats(sample: Data, dtype: torch.dtype) -> None:
     nearly equal distances.
     """
     if get_field(sample, "coordinates") is not None and get_field(sample, "pos") is not None:
-        sample.pos_float64 = sample.pos.to(torch.float64)
+        set_field(sample, "pos_float64", sample.pos.to(torch.float64))
         with_added_fields(sample, {"pos_float64": "pos"})
     for field in field_names(sample):
         value = get_field(sample, field)
         if field not in _EXACT and isinstance(value, Tensor) and value.is_floating_point():
-            sample._store[field] = value.to(dtype)
+            set_field(sample, field, value.to(dtype))
             if dtype == torch.float16 and (value.isfinite() & sample[field].isinf()).any():
                 largest = float(value[value.isfinite()].abs().max())
                 raise NormalizationError(

@@ -22,6 +22,7 @@ from ofdft_norm.data.sample import (
     is_sample,
     molecule_index,
     n_molecules,
+    set_field,
     with_added_fields,
 )
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError
@@ -424,9 +425,7 @@ def _copy_with_fields(batch: DataT, fields: Mapping[str, Tensor], share: bool = 
     """Returns a copy with some fields replaced; without `share` it has no memory in common with the argument."""
     # copies of other classes may share more than their tensors
     out = copy.deepcopy(batch) if not isinstance(batch, Data) else copy.copy(batch) if share else batch.clone()
-    # fields are set as PyG sets them: subclasses of Data may log or refuse names that they do not know
-    store: Any = out._store if isinstance(out, Data) else out
     for name, value in fields.items():
         if value is not get_field(batch, name):
-            store[name] = value
+            set_field(out, name, value)
     return out

@@ -22,6 +22,7 @@ from ofdft_norm.statistics.references import (
     ATOM_REFERENCES,
     LINEAR_REFERENCES,
     REFERENCES,
+    Driver,
     fit_reference,
     linear_problem,
     row_factor,
@@ -182,7 +183,7 @@ def table_statistics(
     target: int = 0,
     with_bias: bool = True,
     ridge: float = 0.0,
-    driver: str | None = None,
+    driver: Driver | None = None,
     n_worst: int | None = N_WORST,
 ) -> tuple[Arrays, dict[str, Any]]:
     """Fits references to one energy; returns arrays and attributes as `DatasetStatistics` stores them.

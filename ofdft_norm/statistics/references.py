@@ -16,6 +16,7 @@ from ofdft_norm.data.basis import BasisInfo
 
 Array = npt.NDArray[np.float64]
 CountBy = Literal["molecule", "sample"]
+Driver = Literal["gels", "gelsy", "gelsd", "gelss"]  # of LAPACK, in `torch.linalg.lstsq`
 
 # A fit makes all of them for each weigher, and statistics carry these names. `linear_ref` counts every molecule once,
 # with the mean of its samples, `linear_ref_by_sample` every sample.
@@ -26,7 +27,6 @@ REFERENCES = (*ATOM_REFERENCES, *LINEAR_REFERENCES)
 # Singular values below this fraction of the largest are zero. R factors of element counts carry rounding of a few
 # float64 ulps whatever the number of rows, so the limit does not grow with it.
 RCOND = 1e-12
-DRIVERS = ("gels", "gelsy", "gelsd", "gelss")
 
 
 def linear_reference_name(count_by: CountBy) -> str:
@@ -89,7 +89,7 @@ class LeastSquaresSolution(NamedTuple):
 
 
 def solve_least_squares(
-    left: Array, right: Array, ridge: float = 0.0, driver: str | None = None
+    left: Array, right: Array, ridge: float = 0.0, driver: Driver | None = None
 ) -> LeastSquaresSolution:
     """Minimises |left x - right|^2 + (ridge s_max)^2 |x|^2, s_max the largest singular value of `left`.
 
@@ -117,7 +117,7 @@ def solve_least_squares(
 
 
 def fit_reference(
-    name: str, factor: Array, n_types: int, with_bias: bool = True, ridge: float = 0.0, driver: str | None = None
+    name: str, factor: Array, n_types: int, with_bias: bool = True, ridge: float = 0.0, driver: Driver | None = None
 ) -> tuple[Array, float, LeastSquaresSolution]:
     """Fits one of `REFERENCES` to the `row_factor` of rows [1 | composition | energy | slopes of ATOM_REFERENCES].
 
