@@ -1,15 +1,15 @@
-"""What a checkpoint holds of the data: reading it, finding the normaliser in it, arguments and labels as plain data.
+"""The data module's part of a checkpoint: reading it, finding the normaliser, arguments and labels as plain data.
 
-The normaliser has one home: the model's state dict where the model has `NormalizerMixin`, else the data module's state.
+The normaliser is stored once: in the model's state dict if the model has `NormalizerMixin`, else in the data module's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import pickle
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ import torch
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.identity import identity
-from ofdft_norm.data.sources import Source
+from ofdft_norm.data.parts import DataParts
 from ofdft_norm.errors import ConfigError, OFDFTNormError
 from ofdft_norm.normalization.state import FORMAT as NORMALIZER_FORMAT
 from ofdft_norm.settings import Settings
@@ -141,7 +141,7 @@ def from_plain(plain: Any) -> Any:
     if "mapping" in plain:
         return {from_plain(k): from_plain(v) for k, v in plain["mapping"]}
     module, name = plain["module"], plain["class"]
-    found = getattr(importlib.import_module(module), name, None) if module.startswith("ofdft_norm.") else None
+    found = getattr(sys.modules.get(module), name, None) if module.startswith("ofdft_norm.") else None
     if not isinstance(found, type) or not issubclass(found, _REBUILT):
         raise ConfigError(f"the checkpoint's configuration has the class {module}.{name}, unknown to this ofdft_norm")
     content = from_plain(plain["content"])
@@ -187,17 +187,11 @@ def compare_settings(state: Mapping[str, Any], settings: Any) -> str:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def describe_labels(source: Source, pre_transforms: Sequence[Any], unit: str) -> dict[str, Any]:
+def describe_labels(parts: DataParts) -> dict[str, Any]:
     """Returns the target, its unit and the pre-transforms of a data module, as plain data."""
-    return {
-        "energy_key": source.energy_key,
-        "gradient_key": source.gradient_key,
-        "energy_field": source.energy_field,
-        "forces_field": source.forces_field,
-        "unit": unit,
-        "pre_transforms": [getattr(t, "__qualname__", None) or repr(t) for t in pre_transforms],
-        "pre_transforms_identity": [identity(t) for t in pre_transforms],
-    }
+    source = parts.source
+    fields = {name: getattr(source, name) for name in ("energy_field", "forces_field", "stress_field")}
+    return {**parts.labels, **fields, "pre_transforms_identity": list(map(identity, parts.pre_transforms))}
 
 
 def statistics_to_state(statistics: DatasetStatistics) -> dict[str, Any]:
@@ -218,11 +212,11 @@ def refuse_other_labels(state: Mapping[str, Any], labels: Mapping[str, Any]) -> 
     """Raises ConfigError if a checkpoint was trained on another target or with other pre-transforms."""
     there = state["labels"]
     # samples to predict on have no energy: their source has no key
-    differing = [k for k in labels if there[k] != labels[k] and labels[k] is not None and k != "pre_transforms"]
+    differing = [k for k in labels if there.get(k) != labels[k] and labels[k] is not None and k != "pre_transforms"]
     shown = ["pre_transforms" if name == "pre_transforms_identity" else name for name in differing]
     if differing:
         raise ConfigError(
             "the checkpoint was trained on other labels than this data module reads: "
-            + ", ".join(f"{name} = {there[name]!r} there, {labels[name]!r} here" for name in shown)
+            + ", ".join(f"{name} = {there.get(name)!r} there, {labels[name]!r} here" for name in shown)
             + " (config: data.source, data.pre_transforms, data.unit)"
         )

@@ -1,6 +1,6 @@
-"""The command ``ofdft-norm``: train, fit and predict with Hydra; labels, pack and report with options.
+"""The command ``ofdft-norm``: train, fit and predict with Hydra; labels, pack and report with a parser of options.
 
-All commands take their input as ``key=value``; labels, pack and report also as ``--key value``.
+All commands take their input as ``key=value``; labels, pack and report also accept ``--key value``.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ import logging
 import os
 import shlex
 import sys
-from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+import textwrap
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from ofdft_norm.errors import ConfigError, counted, did_you_mean
-from ofdft_norm.hydra_app.readable_errors import config_dir, run_readably
+from ofdft_norm.hydra_app.readable_errors import find_config_dir, run_readably
 
 # Modules that take seconds to import are imported in the functions that need them.
 
@@ -46,17 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif command in OPTION_COMMANDS:
         return run_readably(lambda: _run_options(command, words), (Exception,))
     elif command in ("-h", "--help"):
-        print(usage())
+        print(format_usage())
     elif command == "--version":
         print(import_module("ofdft_norm").__version__)
     else:
         hint = did_you_mean(command, COMMANDS)
-        print(f"error: ofdft-norm has no command {command!r}{hint}\n\n{usage()}", file=sys.stderr)
+        print(f"error: ofdft-norm has no command {command!r}{hint}\n\n{format_usage()}", file=sys.stderr)
         return 2
     return 0
 
 
-def usage() -> str:
+def format_usage() -> str:
     """Returns the text of ``ofdft-norm --help``."""
     usage = "usage: ofdft-norm COMMAND [key=value ...]     (ofdft-norm COMMAND --help: its keys)\n"
     return "\n".join([usage, *(f"  {name:8} {about}" for name, about in COMMANDS.items())])
@@ -77,7 +78,7 @@ def _run_hydra(command: str, words: Sequence[str]) -> None:
 
     sys.argv = [started[0], *words]
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+        hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name=command)(task)()
     except SystemExit as stopped:
         if isinstance(stopped.code, Exception):
             raise stopped.code from stopped.code.__cause__
@@ -115,31 +116,58 @@ HYDRA_COMMANDS: dict[str, Callable[[DictConfig], Any]] = {
 # --- commands with options --------------------------------------------------------------------------------------------
 
 
+class _OptionParser(ArgumentParser):
+    """Parser of ``key=value`` and ``--key value``; lists are ``key=[a,b]``, switches are ``key=true``."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.replace(' --', ' ')} ({self.prog} --help: the keys)")
+
+    def parse(self, words: Sequence[str]) -> Namespace:
+        keys = {action.dest: action for action in self._actions}
+        first, last, unnamed, options = list[str](), list[str](), list[str](), list[str]()
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not equals or word.startswith("-"):
+                unnamed.append(word)
+                continue
+            action = keys.get(name.replace("-", "_"))
+            if action is None:
+                self.error(f"no key {name!r}{did_you_mean(name, keys)}")
+            values = [v.strip() for v in value.strip("[]").split(",")] if action.nargs == "+" else [value]
+            if not action.option_strings:
+                (last if name == "output" else first).extend(values)
+            elif action.nargs != 0:
+                options += [action.option_strings[0], *values]
+            elif value.lower() == "true":
+                options.append(action.option_strings[0])
+        return self.parse_intermixed_args([*first, *unnamed, *last, *options])
+
+    def format_help(self) -> str:
+        actions = [action for action in self._actions if action.dest != "help"]
+        needed = [f"{action.dest}=..." for action in actions if action.required]
+        lines = [" ".join([self.prog, *needed, "[key=value ...]"]), "", self.description or "", "", self.epilog or ""]
+        lines += ["", "keys, with their default values", *map(_describe_key, actions)]
+        return "\n".join([*lines, "", "--key value is accepted, too", ""])
+
+
+def _describe_key(action: Action) -> str:
+    value = action.default
+    if isinstance(value, list):
+        value = f"[{','.join(value)}]"
+    elif value in (None, SUPPRESS):
+        value = "..."
+    key, space = f"  {action.dest}={str(value).lower() if value is False else value}", " " * 26
+    text = textwrap.fill(str(action.help), 90, initial_indent=space, subsequent_indent=space)
+    return f"{key:26}{text.lstrip()}" if len(key) < 26 else f"{key}\n{text}"
+
+
 def _run_options(command: str, words: Sequence[str]) -> int:
-    parser = ArgumentParser(f"ofdft-norm {command}", formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.description = COMMANDS[command]
+    parser = _OptionParser(f"ofdft-norm {command}", description=COMMANDS[command])
     add_options, run = OPTION_COMMANDS[command]
     add_options(parser)
-    options = parser.parse_args(_with_dashes(parser, words))
+    options = parser.parse(words)
     options.command = shlex.join(["ofdft-norm", command, *words])
     return run(options)
-
-
-def _with_dashes(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
-    """Turns ``key=value`` into ``--key value``; lists are ``key=[a,b]``, switches are ``key=true``."""
-    actions = {action.dest: action for action in parser._actions}
-    found: list[str] = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        action = actions.get(name.replace("-", "_")) if equals else None
-        if action is None:
-            found.append(word)
-        elif action.nargs == 0:
-            found += action.option_strings[:1] if value.lower() == "true" else []
-        else:
-            values = value.strip("[]").split(",") if action.nargs == "+" else [value]
-            found += [*action.option_strings[:1], *map(str.strip, values)]
-    return found
 
 
 def _add_labels_options(parser: ArgumentParser) -> None:
@@ -148,18 +176,25 @@ def _add_labels_options(parser: ArgumentParser) -> None:
 
     add, defaults = parser.add_argument, LabelSettings()
     parser.epilog = (
-        "Molecules are neutral and closed-shell. Interrupted runs continue; new molecules are added to labels of equal "
-        "settings. Exits with 1 if a molecule fails its checks, which then has no label file."
+        "reads   geometries of neutral closed-shell molecules (xyz)\n"
+        "writes  a label set (output): labels/, basis_info.json, provenance.yaml\n\n"
+        "An interrupted run continues, and new molecules are added, if the settings are equal. A molecule that\n"
+        "fails its checks gets no label file, and the exit code is 1."
     )
     add("xyz", nargs="+", type=Path, help="XYZ or other files that ASE reads, in angstrom")
     add("--output", required=True, type=Path, help="folder of the label set")
     add("--workers", type=int, default=1, help="processes, one thread each")
-    add("--shard", metavar="K/N", default="1/1", help="make every N-th molecule from the K-th on")
+    add("--shard", default="1/1", help="shard=3/16: makes every 16th molecule, from the third on")
     of_targets = f"gradients to store, of {', '.join(TARGET_NAMES)}"
-    add("--targets", nargs="+", metavar="T", choices=TARGET_NAMES, default=list(defaults.targets), help=of_targets)
-    methods = "least_squares keeps the kinetic energy, constrained keeps electrons and external energy"
+    add("--targets", nargs="+", choices=TARGET_NAMES, default=list(defaults.targets), help=of_targets)
+    methods = "least_squares: keeps the kinetic energy; constrained: keeps the electrons and the external energy"
     add("--density-fit", choices=["least_squares", "constrained"], default=defaults.density_fit, help=methods)
     add("--beta", type=float, default=defaults.beta, help="ratio of exponents of the density basis")
+    perturbations = "densities of Fock matrices with a random local potential, beside the SCF iterations"
+    add("--perturbations", type=int, default=defaults.perturbations, metavar="N", help=perturbations)
+    for name, which in (("weakest_perturbation", "last"), ("strongest_perturbation", "first")):
+        text = f"standard deviation of the {which} potential's coefficients [hartree]"
+        add(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name), help=text)
     for name, text in (KOHN_SHAM_OPTIONS | CHECK_OPTIONS).items():
         default = getattr(defaults.kohn_sham, name, SUPPRESS)  # those of the checks depend on the density fit
         kind: Any = float if name in CHECK_OPTIONS else type(default)
@@ -170,7 +205,8 @@ def _labels(options: Namespace) -> int:
     from ofdft_norm.labelling import CheckTolerances, KohnShamSettings, LabelSettings, generate_labels, report_table
 
     kohn_sham = KohnShamSettings(**{name: getattr(options, name) for name in KOHN_SHAM_OPTIONS})
-    settings = LabelSettings(kohn_sham, options.beta, options.density_fit, tuple(options.targets))
+    perturbations = (options.perturbations, options.weakest_perturbation, options.strongest_perturbation)
+    settings = LabelSettings(kohn_sham, options.beta, options.density_fit, tuple(options.targets), *perturbations)
     limits: Any = {name: getattr(options, name) for name in CHECK_OPTIONS if hasattr(options, name)}
     tolerances = replace(cast(Any, CheckTolerances.for_fit(options.density_fit)), **limits)
     how = (settings, tolerances, options.workers, options.shard, options.command)
@@ -185,12 +221,12 @@ def _labels(options: Namespace) -> int:
 
 KOHN_SHAM_OPTIONS = {
     "xc": "LDA or GGA functional",
-    "basis": "orbital basis; this one has the elements H to Ar",
+    "basis": "orbital basis; 6-31G(2df,p) has the elements H to Ar",
     "grid_level": "quadrature grid, 0 to 9",
-    "energy_tolerance": "converged when the energy changes by less [hartree] ...",
-    "commutator_tolerance": "... and the norm of the orbital gradient is below this [hartree]",
-    "min_labelled": "iterations that always run",
-    "max_iterations": "more iterations are a failure",
+    "energy_tolerance": "bound of the last energy change of a converged calculation [hartree]",
+    "commutator_tolerance": "bound of the norm of its orbital gradient [hartree]",
+    "min_labelled": "smallest number of labelled iterations",
+    "max_iterations": "largest number of iterations; without convergence, the molecule fails",
     "damping": "share of the previous Fock matrix in the first iterations, 0 to 1",
 }
 CHECK_OPTIONS = {
@@ -203,17 +239,22 @@ CHECK_OPTIONS = {
 
 def _add_pack_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    parser.epilog = "Then: ofdft-norm train data/source=packed data.source.paths=FOLDER"
+    parser.epilog = (
+        "reads   label files (source)\n"
+        "writes  a packed set (output), for ofdft-norm train data/source=packed data.source.paths=..."
+    )
     sources = "label files, folders or patterns; or a data set's folder of STRUCTURES25; or the word 'embedded'"
     add("source", nargs="+", help=sources)
-    add("output", type=Path, help="folder of the packed set; must not exist, except with --verify")
+    add("output", type=Path, help="folder of the packed set; must not exist, except with verify")
     add("--basis-info", help="JSON file of the density basis, for label files")
     add("--labels", default="labels", help="folder of label files within a data set's folder")
     add("--exclude", nargs="+", default=[], help="names of label files to leave out")
     add("--targets", nargs="+", default=["kin"], help="kin (e_kin, grad_kin), kin_plus_xc, tot, ...")
     add("--pre-transforms", default="none", help="applied before packing: an option of data/pre_transforms")
     add("--dtype", default="float64", choices=["float64", "float32"], help="of coefficients and gradients")
+    add("--energies", nargs="+", default=[], help="further energies, without gradients: xc, kin_tf, kin_vw, ...")
     add("--workers", type=int, default=0, help="processes that read and transform beside this one")
+    add("--shard", metavar="K/N", help="pack one of N parts of the molecules, into a folder K-of-N in output")
     verify = "compare all digests, and every K-th molecule (100) with its labels; a set that exists is only verified"
     add("--verify", nargs="?", type=int, const=100, metavar="K", help=verify)
 
@@ -222,20 +263,28 @@ def _pack(options: Namespace) -> int:
     import torch
 
     from ofdft_norm.data.pack import pack_labels, verify_packed
+    from ofdft_norm.data.split import members_of_shard
 
     if options.verify is not None and options.verify < 1:
-        raise ConfigError(f"--verify {options.verify}: expected 1 or more: every K-th molecule is compared")
+        raise ConfigError(f"verify = {options.verify}: expected K >= 1; every K-th molecule is compared")
     torch.set_num_threads(1)  # equal bits in every process
     source = _make_source(options)
-    dataset = source.open("all", source.everything(), ())
+    members = source.everything()
+    if options.shard is not None:
+        members = members_of_shard(members, options.shard)
+        options.output /= options.shard.replace("/", "-of-")
+        if not members:
+            print(f"no molecule of {options.source} belongs to the shard {options.shard}")
+            return 0
+    dataset = source.open("all", members, ())
     targets = [target.removeprefix("grad_").removeprefix("e_") for target in options.targets]
     how = (targets, _make_pre_transforms(options.pre_transforms), options.dtype)
     if options.verify is None or not options.output.exists():
-        pack_labels(dataset, options.output, *how, options.workers)
+        pack_labels(dataset, options.output, *how, options.workers, energies=options.energies)
         print(f"{counted(dataset.n_molecules, 'molecule')} in {options.output}")
     if options.verify is not None:
         n = verify_packed(dataset, options.output, *how, options.verify)
-        print(f"{options.output}: all digests are right, and {counted(n, 'molecule')} equal the label files")
+        print(f"{options.output}: all checksums are right, and {counted(n, 'molecule')} equal the label files")
     return 0
 
 
@@ -248,22 +297,23 @@ def _make_source(options: Namespace) -> Any:
     if options.basis_info is not None:
         return LabelFiles(options.source, options.basis_info, exclude=exclude)
     if not (folder / options.labels).is_dir():
-        raise ConfigError(f"{options.source}: label files need the JSON file of their basis (option --basis-info)")
+        raise ConfigError(f"{options.source}: label files need the JSON file of their basis (config: basis_info)")
     root, name = str(folder.parent), folder.name
     return Structures25Labels(root=root, dataset=name, labels=options.labels, exclude=exclude)
 
 
 def _make_pre_transforms(option: str) -> list[Callable[..., Any]]:
-    folder = config_dir() / "data" / "pre_transforms"
+    folder = find_config_dir() / "data" / "pre_transforms"
     known = ["none", *sorted(path.stem for path in folder.glob("*.yaml"))]
     if option not in known:
-        raise ConfigError(f"--pre-transforms {option}: expected one of {known}{did_you_mean(option, known)}")
+        raise ConfigError(f"pre_transforms = {option!r}: expected one of {known}{did_you_mean(option, known)}")
     return [] if option == "none" else list(hydra.utils.instantiate(OmegaConf.load(folder / f"{option}.yaml")))
 
 
 def _add_report_options(parser: ArgumentParser) -> None:
+    parser.epilog = "reads   a run folder (run_dir), which ofdft-norm train writes\nwrites  one HTML page (output)"
     parser.add_argument("run_dir", type=Path, help="folder of a run")
-    parser.add_argument("--output", type=Path, help="the page; None: report.html in the run's folder")
+    parser.add_argument("--output", type=Path, help="the page; by default report.html in the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
 
 

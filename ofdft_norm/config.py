@@ -1,4 +1,4 @@
-"""All settings under one name, for ``_target_`` in config files; each class is defined beside its user."""
+"""All settings in one module, for ``_target_`` in config files; each class is defined next to the code that uses it."""
 
 from ofdft_norm.data.ase import ASEFiles
 from ofdft_norm.data.loader import LoaderConfig

@@ -6,13 +6,15 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from pydantic import Field
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
@@ -50,7 +52,7 @@ from ofdft_norm.data.parts import DataParts
 from ofdft_norm.data.sample import collate_joined
 from ofdft_norm.data.sources import Source
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.mixin import get_model_normalizer
+from ofdft_norm.mixin import copy_normalizer, get_model_normalizer
 from ofdft_norm.normalization.build_normalizer import (
     NormalizedFields,
     NormalizerSettings,
@@ -67,12 +69,13 @@ from ofdft_norm.statistics.store import DatasetStatistics
 from ofdft_norm.transforms import transforms_by_default
 from ofdft_norm.units import EnergyUnit
 
+PartName = Annotated[str, Field(pattern=r"^(train|val|test(_\w+)?|predict|all)$")]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 
 @dataclass
 class Settled:
-    """A normaliser, with its statistics and their fingerprint where they are known."""
+    """A normaliser, with its statistics and their fingerprint if they are known."""
 
     normalizer: Normalizer
     statistics: DatasetStatistics | None = None
@@ -83,10 +86,10 @@ class OFDFTDataModule(LightningDataModule):
     """Loads labels, fits their statistics on the training split, and yields normalised batches.
 
     After ``setup("fit")``: `normalizer` (with the exact inverses), `statistics`, `basis_info`, `datasets`. The
-    normaliser is the first that exists of: the trainer's model's, the checkpoint's, given statistics
-    (`statistics.path`), cached statistics, a fit. Under a Trainer nothing is fitted before it is needed, as a
-    checkpoint arrives after `setup`; under DDP all ranks fit together, each its share of the molecules. A model's or
-    checkpoint's normaliser is used for the run that brings it; the next run starts from this module's configuration.
+    normaliser comes from the first source that exists: the trainer's model, the checkpoint, given statistics
+    (`statistics.path`), cached statistics, a fit. Under a Trainer, the fit starts when its result is needed, because a
+    checkpoint arrives after `setup`. Under DDP, each rank fits its share of the molecules. The normaliser of a model or
+    checkpoint is used for one run; the next run starts from this module's configuration.
 
     Batches pass the hooks in this order: this module's (``apply="batch"``), a wrapped data module's, the model's own
     `on_after_batch_transfer`.
@@ -102,7 +105,7 @@ class OFDFTDataModule(LightningDataModule):
             local frames, natural reparametrisation and the projection of gradients, as in both papers.
         post_transforms: PyG transforms applied to normalised samples.
         unit: Unit of all energies: ``hartree``, ``eV`` or ``kcal/mol``. Label files (hartree) and ASE's files (eV) are
-            converted; other data sets must be in it.
+            converted; other data sets must have this unit.
         energy_scale: A number [`unit`], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
         energy_scale_per_atom: Whether ``std``, ``rmsd``, ``mae`` are divided by the mean number of atoms of a sample.
         unseen_elements: ``error`` refuses elements that no training molecule has; ``identity`` leaves their
@@ -110,8 +113,8 @@ class OFDFTDataModule(LightningDataModule):
         dtype: Dtype of the batches; ``auto``: that of the Trainer's precision. Reference energies stay float64.
         apply: ``dataset`` normalises each batch in the process that loads it; ``batch`` normalises on the device. Both
             give the same batches to rounding.
-        predict_on: Part that `predict_dataloader` loads: ``train``, ``val``, ``test``, or ``all`` samples of the
-            source; for a wrapped data module also its own ``predict``.
+        predict_on: Part that `predict_dataloader` loads: ``train``, ``val``, ``test``, a part ``test_<name>`` of the
+            split file, or ``all`` samples of the source; for a wrapped data module also its own ``predict``.
 
     Raises:
         ConfigError: If a setting is unknown.
@@ -139,7 +142,7 @@ class OFDFTDataModule(LightningDataModule):
         unseen_elements: Literal["error", "identity"] = "error",
         dtype: Dtype = "auto",
         apply: Literal["dataset", "batch"] = "dataset",
-        predict_on: Literal["train", "val", "test", "predict", "all"] = "test",
+        predict_on: PartName = "test",
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(OFDFTDataModule.__init__, arguments, "data")
@@ -160,7 +163,8 @@ class OFDFTDataModule(LightningDataModule):
         self.dtype = dtype
         self.apply = apply
         self.predict_on = predict_on
-        self.parts = DataParts(self.source, split, self.pre_transforms, unit)
+        leave_out_atoms = getattr(reference, "isolated_atoms", None) is not None
+        self.parts = DataParts(self.source, split, self.pre_transforms, unit, leave_out_atoms)
         self._arguments = arguments_to_plain(arguments)
         self._own: Settled | None = None  # of this module's configuration
         self._of_run: Settled | None = None  # of the present run's model or checkpoint
@@ -190,6 +194,7 @@ class OFDFTDataModule(LightningDataModule):
         basis_info: str | BasisInfo | None = None,
         energy_field: str = "energy_label",
         forces_field: str | None = None,
+        stress_field: str | None = None,
         atomic_numbers_field: str = "atomic_numbers",
         unit: EnergyUnit | None = None,
         reference: AtomRefConfig | LinearReferencesConfig | None = LinearReferencesConfig(),  # noqa: B008 (frozen)
@@ -206,6 +211,7 @@ class OFDFTDataModule(LightningDataModule):
             basis_info: The density basis; None for data without density coefficients.
             energy_field: Field of the energy; every sample needs it, unless its `has_energy_label` is false.
             forces_field: Field of the forces, which are scaled with the energy.
+            stress_field: Field of the stress, scaled likewise; see `WrappedData`.
             atomic_numbers_field: Field of the atomic numbers; PyG's ``z`` where it is missing.
             unit: Unit of the energies; None: eV, ASE's own, for `ase.Atoms`, else hartree.
             reference: A linear reference by default.
@@ -223,7 +229,8 @@ class OFDFTDataModule(LightningDataModule):
             >>> [round(float(references[z]), 4) for z in (1, 8)]
             [-0.6, -75.2]
         """
-        source = WrappedData(datamodule, train, val, test, basis_info, energy_field, forces_field, atomic_numbers_field)
+        fields = energy_field, forces_field, atomic_numbers_field
+        source = WrappedData(datamodule, train, val, test, basis_info, *fields, stress_field=stress_field)
         kwargs.setdefault("pre_transforms", [])
         if datamodule is None and val is None and test is None:
             kwargs.setdefault("split", SplitConfig(train=1.0, val=0.0, test=0.0))
@@ -238,6 +245,7 @@ class OFDFTDataModule(LightningDataModule):
         *,
         energy: str = "energy",
         forces: str | None = "forces",
+        stress: str | None = None,
         val: str | Sequence[str] | None = None,
         test: str | Sequence[str] | None = None,
         split_key: str | None = None,
@@ -252,6 +260,7 @@ class OFDFTDataModule(LightningDataModule):
             paths: Files or glob patterns: all frames, or the training frames.
             energy: Name of the energy among a frame's results or in its `info`.
             forces: Name of the forces among a frame's results or `arrays`; None: there are none.
+            stress: Name of the stress among a frame's results or in its `info`; None: there is none.
             val: Files to validate on; None: a part of `paths`.
             test: Files to test on.
             split_key: Entry of `info` with ``train``, ``val`` or ``test`` for each frame.
@@ -260,19 +269,19 @@ class OFDFTDataModule(LightningDataModule):
             reference: A linear reference by default.
             **kwargs: For the constructor.
         """
-        source = ASEFiles(paths, val, test, split_key, energy, forces, stored_unit)
+        source = ASEFiles(paths, val, test, split_key, energy, forces, stored_unit, stress=stress)
         return cls(source, reference, None, unit=unit, **kwargs)
 
     # --- what users read ----------------------------------------------------------------------------------------
 
     @property
     def normalizer(self) -> Normalizer:
-        """The normaliser; it is fitted at the first use if nothing else brings one."""
+        """The normaliser; without a model, a checkpoint or given statistics, it is fitted at the first use."""
         return self._settle().normalizer
 
     @property
     def has_normalizer(self) -> bool:
-        """Whether the normaliser is known: reading it then costs nothing."""
+        """Whether the normaliser is known, so that reading it starts no fit."""
         return self._settled is not None
 
     @property
@@ -285,7 +294,7 @@ class OFDFTDataModule(LightningDataModule):
 
     @property
     def fingerprint(self) -> str | None:
-        """Identifies what the statistics were fitted on; None for given statistics and unknown data."""
+        """Identifies the data of the statistics; None for given statistics and data without identity."""
         return None if self._settled is None else self._settled.fingerprint
 
     @property
@@ -349,15 +358,20 @@ class OFDFTDataModule(LightningDataModule):
             raise ConfigError(f"setup({stage!r}): expected 'fit', 'validate', 'test', 'predict' or None")
         if self.trainer is None:
             self.prepare_data()
-        self._forget_run()
+        if self._of_run is not None:  # a new run starts from this module's own configuration
+            self._release()
+        self._of_run = self._of_model = None
         self.source.setup(stage, self.trainer)
         if stage in (None, "fit"):
-            self._forget_changed_labels()
+            if self._own is not None and self.statistics_config.path is None:
+                self._forget_changed_labels(self._own)
             if self.trainer is None:
                 self._settle()
 
     def teardown(self, stage: str | None = None) -> None:
-        """Frees the data sets; the normaliser stays."""
+        """Frees the data sets; the normaliser stays, and a model that was trained keeps it."""
+        if stage == "fit" and self.trainer is not None:
+            copy_normalizer(self.trainer.lightning_module)
         self.source.teardown(stage)
         self.parts.release()
         self._release()
@@ -370,16 +384,19 @@ class OFDFTDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Loads normalised batches of the validation split; training without one goes on without validation."""
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        return [] if fitting and "val" not in self.parts.names() else self._dataloader("val")
+        return [] if self._is_fitting() and "val" not in self.parts.names() else self._dataloader("val")
+
+    def part_dataloader(self, part: str) -> DataLoader:
+        """Loads normalised batches, in order, of any part: those of `parts.names()`, or ``all`` samples."""
+        return self._dataloader(part)
 
     def test_dataloader(self) -> DataLoader:
         """Loads normalised batches of the test split."""
-        return self._dataloader("test")
+        return self.part_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader:
         """Loads normalised batches of the part `predict_on`."""
-        return self._dataloader(self.predict_on)
+        return self.part_dataloader(self.predict_on)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Calls the hooks of a wrapped data module and of the model."""
@@ -402,9 +419,17 @@ class OFDFTDataModule(LightningDataModule):
         return batch
 
     def on_exception(self, exception: BaseException) -> None:
-        """Explains a model's missing `self.normalizer`."""
-        if isinstance(exception, AttributeError) and "has no attribute 'normalizer'" in str(exception):
+        """Explains a model's missing `self.normalizer`, and float64 results of layers in a float32 network."""
+        message = str(exception)
+        if isinstance(exception, AttributeError) and "has no attribute 'normalizer'" in message:
             exception.add_note("list ofdft_norm.NormalizerMixin before LightningModule among the model's bases")
+        modules = [] if self.trainer is None else self.trainer.lightning_module.modules()
+        layers = {type(m).__name__ for m in modules if getattr(m, "output_dtype", None) == "float64"}
+        if isinstance(exception, RuntimeError) and "dtype" in message and layers:
+            exception.add_note(f"{sorted(layers)} return float64: output_dtype='input' gives the dtype of the batch")
+
+    def _is_fitting(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     # --- data sets and loaders ----------------------------------------------------------------------------------
 
@@ -438,7 +463,7 @@ class OFDFTDataModule(LightningDataModule):
     @property
     def _settled(self) -> Settled | None:
         """The normaliser of this run's model or checkpoint, else this module's own; None: not known yet."""
-        of_model = get_model_normalizer(self.trainer)
+        of_model = None if self.trainer is None else get_model_normalizer(self.trainer)
         if of_model is not None and of_model is not self._of_model:
             self._of_model = of_model
             # a copy: the model moves its own to its device
@@ -446,21 +471,21 @@ class OFDFTDataModule(LightningDataModule):
         return self._of_run or self._own
 
     def _settle(self) -> Settled:
-        return self._settled or self._take_from_file() or self._fit()
+        found = self._settled
+        if found is None and self.trainer is not None and self.trainer.ckpt_path is not None:
+            found = self._take_from_file(self.trainer.ckpt_path)
+        return found or self._fit()
 
-    def _take_from_file(self) -> Settled | None:
+    def _take_from_file(self, path: Any) -> Settled | None:
         """Reads the normaliser from the run's checkpoint, where Lightning did not hand it over.
 
-        Lightning restores a data module by the name of its class: it passes over a subclass's or a base's state.
+        Lightning finds a data module's state by the class name, so it ignores the state of a subclass or base class.
         """
-        path = None if self.trainer is None else self.trainer.ckpt_path
-        if path is None:
-            return None
         state = find_normalizer_state(read_checkpoint(path))
         if state is not None:
             self._replace(Settled(normalizer_from_state(state)), "checkpoint")
             return self._of_run or self._own
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+        if self._is_fitting():
             return None
         raise ConfigError(
             f"{path}: the checkpoint has no normaliser, and statistics of the labels of this run would not be those of "
@@ -471,21 +496,22 @@ class OFDFTDataModule(LightningDataModule):
         """Fits, or reads, this module's own statistics, and builds the normaliser."""
         source, reference = self.source, self.settings.reference
         self.settings.check(self.basis_info)
-        labels = describe_labels(source, self.pre_transforms, self.unit)
         fitted = load_or_fit(
-            lambda: self.parts["train"],
+            partial(self.parts.__getitem__, "train"),
             self.basis_info,
             self.statistics_config,
-            {name: labels[name] for name in ("energy_key", "gradient_key", "unit", "pre_transforms")},
+            self.parts.labels,
             source.energy_field,
             source.atomic_numbers_field,
         )
-        fields = NormalizedFields(source.energy_field, source.forces_field, source.atomic_numbers_field)
+        names = source.energy_field, source.forces_field, source.atomic_numbers_field, source.stress_field
+        fields = NormalizedFields(*names)
         by_dataset = None
         if isinstance(reference, LinearReferencesConfig) and reference.by is not None:
             by_dataset = fit_references_of_config(self.parts["train"], reference, fields)
+        isolated = self.parts.isolated_energies() if self.parts.leave_out_atoms else None
         normalizer = build_normalizer(
-            fitted.statistics, self.basis_info, self.settings, fields, self.weigher_key, by_dataset
+            fitted.statistics, self.basis_info, self.settings, fields, self.weigher_key, by_dataset, isolated
         )
         self._refuse_unseen_elements(normalizer)
         self._own = Settled(normalizer, fitted.statistics, fitted.fingerprint)
@@ -497,24 +523,16 @@ class OFDFTDataModule(LightningDataModule):
     def _refuse_unseen_elements(self, normalizer: Normalizer) -> None:
         """Refuses held-out molecules with elements that the training split lacks, before training starts."""
         for part in self.parts.names():
-            numbers = self.parts.elements(part) if part in ("val", "test") else None
-            if numbers:
+            if part == "train" or not self.source.is_set_up(part):
+                continue
+            if numbers := self.parts[part].elements():
                 normalizer.check_numbers(torch.tensor(sorted(numbers)), f"the {part} split")
 
-    def _forget_run(self) -> None:
-        """A new run starts from this module's own configuration."""
-        if self._of_run is not None:
-            self._release()
-        self._of_run = self._of_model = None
-
-    def _forget_changed_labels(self) -> None:
+    def _forget_changed_labels(self, own: Settled) -> None:
         """Compares the training labels with those of an earlier fit; data without fingerprint are fitted anew."""
-        if self._own is None or self.statistics_config.path is not None:
-            return
         self.parts.release()
-        fingerprint = self._own.fingerprint
-        if fingerprint is None or self._compute_fingerprint() != fingerprint:
-            if fingerprint is not None:
+        if own.fingerprint is None or self._compute_fingerprint() != own.fingerprint:
+            if own.fingerprint is not None:
                 rank_zero_warn("the training labels have changed since the normaliser was fitted: it is fitted anew")
             self._own = None
             self._release()
@@ -524,7 +542,7 @@ class OFDFTDataModule(LightningDataModule):
         return compute_fingerprint(self.parts["train"], self.basis_info, self.statistics_config, fields)
 
     def _replace(self, new: Settled, owner: str, settings: str = "") -> None:
-        """Takes a model's or checkpoint's normaliser for this run; warns where it differs from the configured one."""
+        """Takes a model's or checkpoint's normaliser for this run; warns if it differs from the configured one."""
         difference = settings or self.settings.describe_difference(new.normalizer)
         present = self._of_run or self._own
         if present is not None:
@@ -557,12 +575,12 @@ class OFDFTDataModule(LightningDataModule):
             "normalizer": normalizer_to_state(settled.normalizer) if slot is None else None,
             "statistics": None if statistics is None else statistics_to_state(statistics),
             "arguments": self._arguments,
-            "labels": describe_labels(self.source, self.pre_transforms, self.unit),
+            "labels": describe_labels(self.parts),
             "split": self.parts.state(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes the checkpoint's normaliser for this run; warns where the configuration would give another.
+        """Takes the checkpoint's normaliser for this run; warns if the configuration would give another.
 
         Raises:
             ConfigError: If the checkpoint was trained on another target, or with other pre-transforms, or is damaged.
@@ -582,11 +600,11 @@ class OFDFTDataModule(LightningDataModule):
                 self._of_run = settled
 
     def _restore(self, state: Mapping[str, Any], normalizer_state: Mapping[str, Any]) -> Settled:
-        refuse_other_labels(state, describe_labels(self.source, self.pre_transforms, self.unit))
+        refuse_other_labels(state, describe_labels(self.parts))
         normalizer = normalizer_from_state(normalizer_state)
         self._trained_on = state["labels"]
         self._basis_info = normalizer.basis_info
-        resuming = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        resuming = self._is_fitting()
         self.parts.restore(state["split"], normalizer.basis_info, resuming)
         statistics = None
         if state["statistics"] is not None:

@@ -47,7 +47,7 @@ class BatchError(OFDFTNormError):
 
 
 def closest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Returns at most n known names that resemble a name, whatever its capitals; the closest first.
+    """Returns at most n known names that resemble a name, without regard to capitals; the closest first.
 
     Examples:
         >>> closest("Dimension_wise", ["dimensionwise", "equivariant", "none"])
@@ -58,7 +58,7 @@ def closest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) ->
 
 
 def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
-    """Returns ``; did you mean 'x'?`` for the end of a message; empty where no known name is close.
+    """Returns ``; did you mean 'x'?`` for the end of a message; empty if no known name is close.
 
     Examples:
         >>> did_you_mean("sdt", ["std", "mae"])

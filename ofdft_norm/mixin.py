@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -17,17 +18,26 @@ class ModelNormalizer(nn.Module):
     """A model's normaliser, or none yet: one entry of the model's state dict, of plain data.
 
     The normaliser is not a submodule: its buffers would be missing or unexpected keys in strict loading, depending on
-    whether the model has one yet. It moves with the model all the same.
+    whether the model has one yet. It moves with the model all the same. A deep copy without a normaliser, such as the
+    average of Lightning's `WeightAveraging`, which is made before training, has that of the original.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._normalizers: list[Normalizer] = []  # one or none; torch does not register modules in a list
+        self._originals: list[ModelNormalizer] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelNormalizer:
+        copied = memo[id(self)] = ModelNormalizer()
+        copied._normalizers, copied._originals = deepcopy(self._normalizers, memo), [self]
+        return copied
 
     @property
     def normalizer(self) -> Normalizer | None:
         """The normaliser, if there is one."""
-        return self._normalizers[0] if self._normalizers else None
+        if self._normalizers:
+            return self._normalizers[0]
+        return self._originals[0].normalizer if self._originals else None
 
     def set_copy(self, normalizer: Normalizer) -> None:
         """Stores a copy: the data module's own normaliser stays on the CPU, where its workers use it."""
@@ -55,8 +65,10 @@ def get_model_normalizer(trainer: Any) -> Normalizer | None:
     return slot.normalizer if isinstance(slot, ModelNormalizer) else None
 
 
-def _copy_from_datamodule(module: NormalizerMixin, prefix: str, keep_vars: bool) -> None:
-    """Runs before a state dict is written: a model that never read its normaliser saves it all the same."""
+def copy_normalizer(module: Any, *_: Any) -> None:
+    """Gives a model that never read its normaliser that of its data module, when it is saved or was trained."""
+    if not isinstance(module, NormalizerMixin):
+        return
     datamodule = getattr(getattr(module, "_trainer", None), "datamodule", None)
     if module.model_normalizer.normalizer is None and getattr(datamodule, "has_normalizer", False):
         module.model_normalizer.set_copy(cast(Any, datamodule).normalizer)
@@ -103,7 +115,7 @@ class NormalizerMixin:
         super().__init__(*args, **kwargs)
         self.model_normalizer = ModelNormalizer()
         module = cast(nn.Module, self)
-        module.register_state_dict_pre_hook(_copy_from_datamodule)
+        module.register_state_dict_pre_hook(copy_normalizer)
         module.register_load_state_dict_pre_hook(_add_empty_entry)
 
     @property

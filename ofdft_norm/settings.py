@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, get_type_hints
@@ -16,7 +17,7 @@ from typing_extensions import dataclass_transform
 
 from ofdft_norm.errors import ConfigError, did_you_mean
 
-# limits of a scale or weight: squares and quotients of labels stay finite within them
+# limits of a scale or weight, within which squares and quotients of labels are finite
 SMALLEST_SCALE, LARGEST_SCALE = 1e-100, 1e100
 
 
@@ -34,7 +35,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 AtomicNumber = Annotated[int, Field(ge=1, le=118)]
 
-# strict: true is no number, and "3" is none; an integer is a float, not the other way round
+# strict: true and "3" are no numbers; an integer is accepted as a float, a float is not accepted as an integer
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, extra="forbid")
 
 
@@ -98,7 +99,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value) in (list, tuple):
-        return type(value)(plain(entry) for entry in value)
+        entries = [plain(entry) for entry in value]
+        # the list itself where nothing changes: samples that are added to it later are seen
+        return value if all(map(operator.is_, entries, value)) else type(value)(entries)
     return value
 
 

@@ -14,7 +14,7 @@ _SHORTEST_NAME = 12  # names are never cut to fewer characters
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left: int = 1) -> str:
     """Returns rows under a header, in columns two spaces apart, without trailing spaces.
 
-    Cells of the first column are shortened where the table would be wider than `WIDTH`.
+    Cells of the first column are shortened if the table would be wider than `WIDTH`.
 
     Args:
         header: Heading of each column.
@@ -32,7 +32,7 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left: int
     room = max(_SHORTEST_NAME, WIDTH - sum(widths[1:]) - _SPACE * (len(widths) - 1))
     shown = [[shorten(row[0], room), *row[1:]] for row in cells]
     align = ["left" if column < n_left else "right" for column in range(len(header))]
-    # the header is passed as a row: tabulate pads a header of its own by two columns
+    # the header is passed as a row: tabulate pads headers by two columns
     return tabulate(shown, tablefmt="plain", disable_numparse=True, colalign=align)
 
 

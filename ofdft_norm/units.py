@@ -67,7 +67,7 @@ class ShownUnit:
         symbol: Unit of an energy.
         small: Unit of an error.
         factor: Number of small units in one unit.
-        suffix: End of an error's name in logs, without a slash, which divides names there.
+        suffix: End of an error's name in logs; it has no slash, which separates names there.
         decimals: Decimals of an energy in a table: a hundredth of chemical accuracy, or less.
     """
 

@@ -1,11 +1,11 @@
-"""Measures the package on this machine; every number is a ratio of two things timed side by side.
+"""Measures the package on this machine; every number is a ratio of two alternating measurements.
 
     python scripts/benchmark.py                          # all
     python scripts/benchmark.py --only fit packed_reading
     OMP_NUM_THREADS=1 python scripts/benchmark.py --only pre_transforms
 
-Runs of the two things alternate, and the median of their ratios counts, so that a machine that is busy with other work
-distorts little. `pre_transforms` counts processor time, also of threads that wait for others: hence the one thread.
+The result is the median of the ratios, so that other work of the machine changes it little. `pre_transforms` counts
+processor time, also of waiting threads: use one thread.
 """
 
 from __future__ import annotations

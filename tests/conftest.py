@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# read by torch and PySCF when they are imported: tests run in two processes, whose threads would wait for one another
+# read by torch and PySCF when they are imported; with more threads, parallel test processes would wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np

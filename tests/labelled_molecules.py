@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ from ofdft_norm.transforms import BasisTransforms
 
 # all have H, C, N and O, so that any of them can train
 MOLECULES = ("cyanic_acid", "fulminic_acid", "isocyanic_acid", "isofulminic_acid", "methyl_nitrite", "nitromethane")
-SPLIT = SplitConfig(train=0.66, val=0.17, test=0.17, seed=2)  # 4, 1 and 1 molecules; 37 samples train
+ODD_ONE = "nitromethane"  # lacks an iteration, so that the number of training samples is odd
+SPLIT = SplitConfig(train=0.66, val=0.17, test=0.17, seed=2)  # 4, 1 and 1 molecules; 23 samples train
 
 IGNORED = (
     # Lightning 2.6 with torch 2.13
@@ -45,16 +46,17 @@ def write_embedded_labels(folder: Path, molecules: Sequence[str]) -> None:
         }
         batch = read["kin"]
         n_scf, n_atoms = len(batch.energy_label), len(batch.atomic_numbers) // len(batch.energy_label)
+        rows = np.delete(np.arange(n_scf), [1] if molecule == ODD_ONE else [])
         content = LabelFileContent(
             mol_id=molecule,
             atomic_numbers=batch.atomic_numbers[:n_atoms].numpy(),
             positions=batch.pos[:n_atoms].numpy(),
-            coeffs=batch.coeffs.reshape(n_scf, -1).numpy(),
-            gradients={f"grad_{t}": own.gradient_label.reshape(n_scf, -1).numpy() for t, own in read.items()},
+            coeffs=batch.coeffs.reshape(n_scf, -1).numpy()[rows],
+            gradients={f"grad_{t}": own.gradient_label.reshape(n_scf, -1).numpy()[rows] for t, own in read.items()},
             dual_basis_integrals=batch.dual_basis_integrals.reshape(n_scf, -1)[0].numpy(),
-            energies={f"e_{t}": own.energy_label.numpy() for t, own in read.items()},
+            energies={f"e_{t}": own.energy_label.numpy()[rows] for t, own in read.items()},
             ks_energies={},
-            has_energy_label=batch.has_energy_label.numpy(),
+            has_energy_label=batch.has_energy_label.numpy()[rows],
         )
         write_label_file(folder / f"{molecule}.zarr.zip", content)
 
@@ -75,11 +77,13 @@ class LabelledMolecules:
     def source(self, **options: Any) -> LabelFiles:
         return LabelFiles(paths=str(self.labels), basis_info=self.basis_info, **options)
 
-    def datamodule(self, batch_size: int = 8, loader: dict[str, Any] | None = None, **options: Any) -> OFDFTDataModule:
+    def datamodule(
+        self, batch_size: int = 8, loader: Any = None, kind: Any = OFDFTDataModule, **options: Any
+    ) -> OFDFTDataModule:
         statistics = StatisticsConfig(dir=str(self.folder / "cache"), progress=False)
         loaders = LoaderConfig(batch_size=batch_size, **(loader or {}))
         defaults = {"source": self.source(), "split": SPLIT, "statistics": statistics, "loader": loaders}
-        return OFDFTDataModule(**{**defaults, **options})
+        return cast(OFDFTDataModule, kind(**{**defaults, **options}))
 
     def trainer(self, **options: Any) -> Trainer:
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)

@@ -8,9 +8,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 import ofdft_norm
+from tests.hydra.composing import composed
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -42,5 +41,4 @@ def check_command(words: list[str]) -> None:
     if name not in CONFIGS or "--help" in overrides:
         return
     given = [word for word in overrides if not word.startswith("-") and not (launcher and word.startswith("hydra"))]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        compose(name, [word for word in given if not word.startswith("hydra.")])
+    composed(name, *(word for word in given if not word.startswith("hydra.")))

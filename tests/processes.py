@@ -30,7 +30,7 @@ IMPORTED = "pytest hypothesis scipy.linalg zarr lightning hydra torch_geometric.
 
 @lru_cache
 def context() -> ForkServerContext:
-    """Returns multiprocessing's context whose processes are forked from the server; loaders name it 'forkserver'."""
+    """Returns multiprocessing's context 'forkserver': the server forks its processes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED.split())
     return context

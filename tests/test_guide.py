@@ -1,4 +1,4 @@
-"""The guide's code runs as it stands there, its tables are those that are printed, and it names the whole API."""
+"""The guide's code runs as it stands there, its tables are the printed ones, and it names the whole API."""
 
 import re
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 import ofdft_norm
 import ofdft_norm.config
 from ofdft_norm.cli import main
-from tests.pages import GUIDE, ROOT, code_blocks, commands
+from tests.hydra.composing import composed
+from tests.pages import GUIDE, code_blocks, commands
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning advises every reader
@@ -33,10 +33,10 @@ def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch:
 
 XYZ = "2\n\nH 0 0 0\nH 0 0 0.74\n2\nmol_id=long\nH 0 0 0\nH 0 0 0.85\n2\nmol_id=short\nH 0 0 0\nH 0 0 0.7\n"
 QUICK = {
-    "labels": ["--workers", "1"],
+    "labels": ["workers=1"],
     "train": [
         *("data.split.train=0.34", "data.split.val=0.33", "data.split.test=0.33"),  # one molecule each
-        *("output_dir=outputs/run", "hydra.run.dir=outputs/run", "logger=none", "model.width=8", "model.rank=4"),
+        *("output_dir=outputs/run", "hydra.run.dir=outputs/run", "logger=none", "model.width=8", "model.n_layers=1"),
         *("trainer.max_epochs=1", "trainer.enable_progress_bar=false"),
     ],
     "predict": ["accelerator=cpu"],
@@ -59,11 +59,7 @@ def test_the_page_on_own_labels_leads_to_predictions(tmp_path: Path, monkeypatch
 
 def test_the_tables_of_the_guide_are_those_that_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        default, linear = (
-            instantiate(compose("train", overrides=["data=ofdft_norm", *overrides]).data)
-            for overrides in ([], ["data/reference=linear"])
-        )
+    default, linear = (instantiate(composed("train", *o).data) for o in ([], ["data/reference=linear"]))
     printed = default.summary() + "\n\n" + linear.normalizer.reference.summary("hartree").__str__()
     for page in ("statistics.md", "what_normalisation_did.md"):
         for table in re.findall(r"```\n(.*?)\n```", (GUIDE / page).read_text(), flags=re.DOTALL):

@@ -7,7 +7,7 @@ import ofdft_norm
 
 PACKAGE = Path(ofdft_norm.__file__).parent
 ORDER = (  # the lowest first; names of one line do not import each other
-    *("errors", "settings units tables", "data", "transforms labelling", "statistics", "normalization"),
+    *("errors", "settings units tables", "data", "transforms", "labelling", "statistics", "normalization"),
     *("config", "checkpoint", "mixin", "datamodule", "ofdft_norm", "example hydra_app", "cli"),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names.split()}

@@ -1,4 +1,4 @@
-"""Settings are checked against their annotations where they are made; one message names all that is wrong."""
+"""Settings are checked against their annotations in the constructor; one message names all errors."""
 
 import copy
 import dataclasses
@@ -42,8 +42,10 @@ from ofdft_norm.settings import (
             "data.rescaling.s_grad = 0: should be a positive number, 1e-100 ... 1e+100",
         ),
         (lambda: RescalingConfig(0, 0), "data.rescaling.equivariant = 0: should be a valid boolean"),
+        (lambda: RescalingConfig(s_grad=1e-320), "data.rescaling.s_grad = 1e-320: should be a positive number, 1e-100"),
+        (lambda: LinearReferencesConfig(values={"H": float("nan")}), "entry 'H' should be a finite number"),
+        (lambda: LinearReferencesConfig(max_num_elements=119), "should be less than or equal to 118"),
         (lambda: RescalingConfig(s_coeff="3"), "data.rescaling.s_coeff = '3': should be a valid number"),
-        (lambda: RescalingConfig(epsilon=float("nan")), "data.rescaling.epsilon = nan: should be a finite number"),
         (lambda: RescalingConfig(s_gard=1), "data.rescaling.s_gard = 1: no such setting; did you mean 's_grad'?"),
         (lambda: LoaderConfig(batch_size=2.0), "data.loader.batch_size = 2.0: should be a valid integer"),
         (lambda: StatisticsConfig(fingerprint="size"), "fingerprint = 'size': should be 'mtime' or 'contents'"),
@@ -54,6 +56,7 @@ from ofdft_norm.settings import (
         (lambda: LabelFiles(3, "b"), "data.source.paths = 3: should be a valid string or should be a list"),
         (lambda: LabelFiles("a"), "data.source.basis_info: Field required"),
         (lambda: WrappedData(), "data.source needs either a datamodule or a train data set"),
+        (lambda: OFDFTDataModule(dtype="nothing"), "data.dtype = 'nothing': should be '"),
         (lambda: OFDFTDataModule(pre_transforms=[3]), "data.pre_transforms = [3]: entry 0 should be callable"),
         (lambda: RunConfig(seed=-1), "seed = -1: should be greater than or equal to 0"),
     ],

@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from ofdft_norm.data.dataset import Transform, compose, file_states
 from ofdft_norm.data.files import optional_module
 from ofdft_norm.data.sources import SampleCheck, SampleDataset, Source, find_files, listed
-from ofdft_norm.data.split import PARTS, Parts, SplitConfig, random_split, refuse_repeated
+from ofdft_norm.data.split import PARTS, Parts, SplitConfig, random_split, refuse_doubles
 from ofdft_norm.errors import ConfigError, LabelFileError, SplitError, did_you_mean
 from ofdft_norm.units import EnergyUnit
 
@@ -29,7 +29,7 @@ _PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 class FrameFile:
     """The frames of a file, read once and kept in memory; of a database the identifiers of its rows.
 
-    Pickled without frames. A process that reads the file again refuses one that has changed since.
+    Pickled without frames. A process that reads the file again refuses a changed file.
     """
 
     def __init__(self, path: str) -> None:
@@ -93,7 +93,7 @@ class FrameFile:
 
 
 def _read_xyz(path: str) -> Iterator[Any]:
-    """Reads frames one by one: ASE's reader does not find where a file is damaged. Blank lines may separate frames."""
+    """Reads frames one by one: ASE's reader does not locate damage in a file. Blank lines may separate frames."""
     read = optional_module("ase.io", "ase").read
     with open(path, "rb") as file:
         for number, line in (lines := enumerate(file, 1)):
@@ -162,9 +162,9 @@ def is_atoms(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class AtomsCheck(SampleCheck):
-    """Also converts `ase.Atoms`; `keys` are the names of their energy and forces."""
+    """Also converts `ase.Atoms`; `keys` are the names of their energy, forces and stress."""
 
-    keys: tuple[str, str | None] = ("energy", "forces")
+    keys: tuple[str | None, str | None, str | None] = ("energy", "forces", "stress")
 
     def __call__(self, sample: Any, where: str) -> Data:
         """Returns the validated sample; see `SampleCheck`."""
@@ -182,8 +182,10 @@ class AtomsCheck(SampleCheck):
             has_energy_label=torch.tensor([True]),
         )
         sample[self.atomic_numbers] = np.array(atoms.numbers, dtype=np.int64)
-        labels = (("energy", self.energy, (1,)), ("forces", self.forces, (len(atoms), 3)))
-        for (setting, name, shape), key in zip(labels, self.keys, strict=True):
+        labels = [("energy", self.energy, (1,)), ("forces", self.forces, (len(atoms), 3))]
+        if atoms.pbc.all():
+            labels.append(("stress", self.stress, (6,)))
+        for (setting, name, shape), key in zip(labels, self.keys, strict=False):
             if name is None or key is None:
                 continue
             known = _find_values(atoms, setting)
@@ -193,7 +195,8 @@ class AtomsCheck(SampleCheck):
                 sample[name] = torch.full(shape, torch.nan, dtype=torch.float64)
                 sample.has_energy_label = torch.tensor([False])
             else:
-                fitting = sorted(k for k, value in known.items() if np.size(value) == np.prod(shape))
+                sizes = {int(np.prod(shape)), 9} if setting == "stress" else {int(np.prod(shape))}
+                fitting = sorted(k for k, value in known.items() if np.size(value) in sizes)
                 has = f"it has {fitting}{did_you_mean(key, fitting)}" if fitting else "it has no value of this shape"
                 where_to = f"(config: data.source.{setting}; of wrapped data {setting}_field)"
                 raise LabelFileError(f"{where}: lacks {key!r}; {has}; give it, or leave the frame out {where_to}")
@@ -202,7 +205,7 @@ class AtomsCheck(SampleCheck):
 
 def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
     """Returns the numbers of a frame, of its row in a database, and of its calculator, by name."""
-    values = dict(atoms.info if setting == "energy" else atoms.arrays)
+    values = dict(atoms.arrays if setting == "forces" else atoms.info)
     for name in ("key_value_pairs", "data"):  # of a row of a database
         values.update(atoms.info.get(name, {}))
     if atoms.calc is not None:
@@ -212,26 +215,33 @@ def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
     return {k: v for k, v in values.items() if isinstance(v, numeric) and np.asarray(v).dtype.kind in "iuf"}
 
 
+def _info(atoms: Any) -> dict[str, Any]:
+    """Returns the entries of `info` and, of a row of a database, its key-value pairs."""
+    return {**atoms.info, **atoms.info.get("key_value_pairs", {})}
+
+
 def _regular_file_at(path: str) -> list[str]:
     return [path] if os.path.isfile(path) else []  # a pipe would wait for a writer
 
 
 class ASEFiles(Source):
-    """Energies and forces in extended XYZ files, ASE databases, or any other files that ASE reads.
+    """Energies, forces and stress in extended XYZ files, ASE databases, or any other files that ASE reads.
 
     A sample has `atomic_numbers`, `pos` [angstrom], `energy`, `forces` [energy per angstrom], `cell`, `pbc`, and as
-    `mol_id` its frame, ``data.xyz@17``: frame 17, counted from 0. Frames are kept in memory; rows of a database are
-    read when they are asked for.
+    `mol_id` its frame, ``data.xyz@17``: frame 17, counted from 0. With `stress` it has (1, 6) `stress` [energy per
+    angstrom^3] in ASE's order and sign, NaN for frames that are not periodic in all three directions. Frames are kept
+    in memory; rows of a database are read when they are asked for.
 
     Attributes:
         paths: Files or glob patterns: all frames, or the frames to train on.
         val: Files to validate on; None: a part of `paths`.
-        test: Files to test on; None: a part of `paths`, or nothing where `val` is given.
+        test: Files to test on; None: a part of `paths`, or nothing if `val` is given.
         split_key: Entry of `info` with ``train``, ``val`` or ``test`` for each frame; None: `data.split` divides.
         energy: Name of the energy among a frame's results or in its `info`.
         forces: Name of the forces among a frame's results or `arrays`; None: there are none.
         unit: Unit of the energies; ASE's own unit is eV.
         keep_in_memory: Whether each normalised sample is kept after it was first read.
+        stress: Name of the stress among a frame's results or in its `info`; None: there is none.
     """
 
     paths: str | Sequence[str]
@@ -242,6 +252,7 @@ class ASEFiles(Source):
     forces: str | None = "forces"
     unit: EnergyUnit = "eV"
     keep_in_memory: bool = False
+    stress: str | None = None
     length_unit = "angstrom"
     energy_field = "energy"
     energy_is_total = True
@@ -249,12 +260,17 @@ class ASEFiles(Source):
 
     def __post_init__(self) -> None:
         if self.split_key is not None and (self.val is not None or self.test is not None):
-            raise ConfigError("data.source has a split_key, and files for val or test: give one of both")
+            raise ConfigError("data.source has a split_key, and files for val or test: give only one of them")
 
     @property
     def forces_field(self) -> str | None:  # type: ignore[override]
         """Field of the samples with forces; None: there are none."""
         return None if self.forces is None else "forces"
+
+    @property
+    def stress_field(self) -> str | None:  # type: ignore[override]
+        """Field of the samples with the stress; None: there is none."""
+        return None if self.stress is None else "stress"
 
     def parts(self, split: SplitConfig) -> Parts:
         """Returns the frames of train, val and test: by files, by `split_key`, or at random.
@@ -279,12 +295,24 @@ class ASEFiles(Source):
         """Returns all frames."""
         return [member for members in self._list_frames().values() for member in members]
 
+    def isolated_atoms(self) -> dict[str, tuple[int, float]]:
+        """Returns the atomic number and energy of frames of a single atom.
+
+        The atom is not periodic, or the entry `config_type` of `info` is ``IsolatedAtom``.
+        """
+        check, members, found = AtomsCheck("energy", keys=(self.energy, None, None)), self.everything(), {}
+        for member, atoms in zip(members, Frames(members, self._files), strict=True):
+            if len(atoms) == 1 and (not atoms.pbc.any() or _info(atoms).get("config_type") == "IsolatedAtom"):
+                sample = check(atoms, member)
+                found[member] = int(sample.atomic_numbers[0]), float(sample.energy)
+        return found
+
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns the data set of some frames; in the part "all", frames may lack energy and forces."""
         paths = {member.rpartition("@")[0] for member in members}
         files = {path: self._files.setdefault(path, FrameFile(path)) for path in paths}
-        keys = self.energy, self.forces
-        check = AtomsCheck(self.energy_field, self.forces_field, labelled=part != "all", keys=keys)
+        keys, fields = (self.energy, self.forces, self.stress), (self.energy_field, self.forces_field)
+        check = AtomsCheck(*fields, labelled=part != "all", stress=self.stress_field, keys=keys)
         return ASEDataset(Frames(members, files), check, part, compose(transforms))
 
     def release(self) -> None:
@@ -292,7 +320,7 @@ class ASEFiles(Source):
         self._files.clear()
 
     def split_identity(self, split: SplitConfig) -> str:
-        """Identifies the files and settings that the split follows from."""
+        """Identifies the files and settings that determine the split."""
         files = [[os.path.abspath(path) for path in listed(paths)] for paths in (self.paths, self.val, self.test)]
         return f"({files}, {self.split_key!r}, {split!r})"
 
@@ -300,7 +328,7 @@ class ASEFiles(Source):
         """Returns the frames of the files that are given for each part, in the files' order."""
         given = zip(PARTS, (self.paths, self.val, self.test), strict=True)
         files = {part: find_files(paths, _regular_file_at, "regular file") for part, paths in given}
-        refuse_repeated(files, "data.source")
+        refuse_doubles(files, "data.source")
         for path in (path for found in files.values() for path in found):
             if path not in self._files or self._files[path].has_changed():
                 self._files[path] = FrameFile(path)
@@ -315,8 +343,7 @@ class ASEFiles(Source):
         parts: Parts = {part: [] for part in PARTS}
         for member in members:
             path, _, index = member.rpartition("@")
-            info = self._files[path][int(index)].info
-            info = {**info, **info.get("key_value_pairs", {})}  # of a row of a database
+            info = _info(self._files[path][int(index)])
             part = _PART_NAMES.get(str(info.get(key)).lower())
             if part is None:
                 what = f"info[{key!r}] is {info.get(key)!r}, expected 'train', 'val' or 'test'; it has {sorted(info)}"

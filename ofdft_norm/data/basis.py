@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +17,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ofdft_norm.data.elements import atomic_number, symbol
-from ofdft_norm.data.files import optional_module, read_json, read_yaml
+from ofdft_norm.data.files import optional_module, read_plain
 from ofdft_norm.errors import BasisError
 
 MAX_ATOMIC_NUMBER = 118
-# An index that no array accepts: unlike -1 it can never silently pick the last element's values.
+# an index that no array accepts; -1 would silently give the last element's values
 UNKNOWN_ELEMENT = int(np.iinfo(np.int64).min)
 
 SHELL_LETTERS = "spdfghiklmnoq"  # of l = 0 ... LARGEST_L
@@ -92,7 +92,8 @@ def _as_integers(atomic_numbers: Any, context: str) -> IntArray:
 
 
 @lru_cache(maxsize=16)
-def _unpickled(arguments: str) -> BasisInfo:
+def _make_once(arguments: str) -> BasisInfo:
+    """Makes a basis of the constructor's arguments as JSON, once in a process: samples and statistics carry theirs."""
     return BasisInfo(**json.loads(arguments))
 
 
@@ -108,13 +109,13 @@ class BasisInfo:
             shells, one d shell. A shell of angular momentum l has 2l+1 functions: p shells in the order x, y, z (m = 1,
             -1, 0), which is PySCF's and STRUCTURES25's, all others m = -l ... l.
         exponents_per_atom: For each element one Gaussian exponent [1/bohr^2] per shell, in the order of its irreps.
-            None: they are not known; then nothing can be computed that needs integrals over the basis.
+            None: not known; then integrals over the basis cannot be computed.
 
     Attributes:
         n_types: Number of elements.
         n_basis: Number of basis functions over all elements, the sum of `basis_dim_per_atom`.
         basis_dim_per_atom: (n_types,) functions per atom of each element.
-        offsets: (n_types + 1,) where each element begins in the concatenation.
+        offsets: (n_types + 1,) first index of each element in the concatenation.
         l_per_basis_func: (n_basis,) angular momentum of each function.
         m_per_basis_func: (n_basis,) magnetic quantum number of each function.
         basis_func_to_shell: (n_basis,) running index of the shell of each function.
@@ -256,7 +257,7 @@ class BasisInfo:
         or names another kind of density basis; see also `from_atomic_numbers_with_even_tempered_basis`.
         """
         try:
-            content = read_yaml(path)
+            content = read_plain(path)
             orbital, density = str(content["kohn_sham"]["basis"]), str(content["of_basis_set"])
             beta = float(density.split("even_tempered_")[1])
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -272,13 +273,18 @@ class BasisInfo:
         another `p_order` than ``xyz``.
         """
         try:
-            content = read_json(path)
+            content = read_plain(path)
             if content.pop("p_order", "xyz") != "xyz":
                 raise BasisError("expected p_order 'xyz': ofdft_norm 0.2 wrote this file, make basis and labels again")
             return cls(content["atomic_numbers"], content["irreps_per_atom"], content.get("exponents_per_atom"))
         except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else error
             raise BasisError(f"{path}: is no density basis: {what} {_BASIS_KEY}") from error
+
+    @staticmethod
+    def from_dict(described: Mapping[str, Any]) -> BasisInfo:
+        """Inverse of `to_dict`; equal descriptions give one object."""
+        return _make_once(json.dumps(described))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python, e.g. for JSON or a checkpoint."""
@@ -298,6 +304,8 @@ class BasisInfo:
 
     def __eq__(self, other: object) -> bool:
         """Compares elements and shells, and exponents where both know them."""
+        if self is other:
+            return True
         if not isinstance(other, BasisInfo) or self._functions != other._functions:
             return False
         a, b = self.exponent_per_shell, other.exponent_per_shell
@@ -307,8 +315,8 @@ class BasisInfo:
         return hash(self._functions)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as JSON, and is made once in each process: samples carry their basis."""
-        return _unpickled, (self._json,)
+        """Pickles as JSON."""
+        return _make_once, (self._json,)
 
     def __repr__(self) -> str:
         elements = ", ".join(f"{z}: {i}" for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True))

@@ -57,8 +57,22 @@ def compose(transforms: Iterable[Transform]) -> Transform | None:
     return None if not singles else singles[0] if len(singles) == 1 else Composed(singles)
 
 
+def fields_before(transform: Transform | None, fields: Collection[str] | None) -> Collection[str] | None:
+    """Returns the fields that a transform needs to give some fields; None: all.
+
+    A transform that changes nothing but fields that are present has an attribute `reads`: pairs of a field that it
+    changes, and a field that it reads for that.
+    """
+    for single in single_transforms([] if transform is None else [transform]):
+        reads = getattr(single, "reads", None)
+        if fields is None or reads is None:
+            return None
+        fields = {*fields, *(other for name, other in reads if name in fields)}
+    return fields
+
+
 def apply_transform(transform: Transform | None, data: Any, config: str = "data.pre_transforms") -> Any:
-    """Applies a transform to a sample, or to a batch: at once if its attribute `works_on_batches` is true.
+    """Applies a transform to a sample or batch: to the whole batch if its attribute `works_on_batches` is true.
 
     `config` is the key of the configuration that an error names.
     """
@@ -87,30 +101,26 @@ class ScfSelection:
 
     def __init__(self, limit: int | Sequence[int] | None = None, keep_initial_guess: bool = True) -> None:
         several = isinstance(limit, Sequence) and not isinstance(limit, str)
-        given: list[Any] = list(limit) if several else [] if limit is None else [limit]  # type: ignore[arg-type]
-        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in given):
-            raise ConfigError(f"data.source.limit_scf_iterations is {limit!r}, expected null or whole numbers")
-        numbers = [int(i) for i in given]
-        self.limit = numbers if several else numbers[0] if numbers else None
+        for number in limit if several else [0 if limit is None else limit]:  # type: ignore[union-attr]
+            if not isinstance(number, int | np.integer) or isinstance(number, bool):
+                raise ConfigError(f"data.source.limit_scf_iterations is {limit!r}, expected null or whole numbers")
+        self.limit_scf_iterations = None if limit is None else np.array(limit, dtype=np.int64).tolist()
         self.keep_initial_guess = keep_initial_guess
 
-    def __call__(self, n: int, where: str = "") -> IntArray:
-        """Returns the selected iterations of an SCF path of length n, at least one."""
-        if self.limit is None:
+    def __call__(self, n: int, path_of: Callable[[], object] = str) -> IntArray:
+        """Returns the selected iterations of an SCF path of length n, at least one; `path_of` finds the file's name."""
+        limit = self.limit_scf_iterations
+        if limit is None:
             selected = set(range(n))
-        elif isinstance(self.limit, list):
-            selected = {i % n for i in self.limit if -n <= i < n}
+        elif isinstance(limit, list):
+            selected = {i % n for i in limit if -n <= i < n}
         else:
-            selected = set(range(self.limit if self.limit >= 0 else max(0, n + self.limit), n))
+            selected = set(range(limit if limit >= 0 else max(0, n + limit), n))
         selected = selected | {0} if self.keep_initial_guess else selected - {0}
         if not selected:
             keys = "data.source.limit_scf_iterations, data.source.keep_initial_guess, data.source.exclude"
-            raise LabelFileError(f"{where}: none of its {n} SCF iterations is selected (config: {keys})")
+            raise LabelFileError(f"{path_of()}: none of its {n} SCF iterations is selected (config: {keys})")
         return np.array(sorted(selected), dtype=np.int64)
-
-    def state(self) -> dict[str, Any]:
-        """Returns the settings as plain data."""
-        return {"limit_scf_iterations": self.limit, "keep_initial_guess": self.keep_initial_guess}
 
 
 class MoleculeDataset(JoinedDataset):
@@ -135,6 +145,10 @@ class MoleculeDataset(JoinedDataset):
         """(n_molecules,) length of each SCF path."""
         raise NotImplementedError
 
+    def path(self, molecule: int) -> Path:
+        """Returns the label file of a molecule."""
+        return self.paths[molecule]
+
     def elements(self) -> set[int]:
         """Returns the atomic numbers that occur."""
         raise NotImplementedError
@@ -156,6 +170,12 @@ class MoleculeDataset(JoinedDataset):
         other.energy_key, other.gradient_key = f"e_{target}", f"grad_{target}"
         return other
 
+    def with_energy(self, energy: str) -> Self:
+        """Returns a copy that reads ``e_<energy>`` beside the same gradient, without transforms."""
+        other = copy(self)
+        other.energy_key, other.transform = f"e_{energy}", None
+        return other
+
     @property
     def n_molecules(self) -> int:
         """Number of molecules."""
@@ -166,12 +186,12 @@ class MoleculeDataset(JoinedDataset):
         """First sample of each molecule; a table of iterations; for each molecule, entry minus sample in the table."""
         # SCF paths of one length have the same iterations, and there are few lengths
         lengths, first, length = np.unique(self.n_scf_iterations, return_index=True, return_inverse=True)
-        pairs = zip(lengths.tolist(), first.tolist(), strict=True)
-        selected = [self.scf_selection(n, str(self.paths[molecule])) for n, molecule in pairs]
-        counts = np.array([len(iterations) for iterations in selected], dtype=np.int64)
+        selected = [np.zeros(0, dtype=np.int64)]
+        for n, molecule in zip(lengths.tolist(), first.tolist(), strict=True):
+            selected.append(self.scf_selection(n, partial(self.path, molecule)))
+        counts = np.array(list(map(len, selected[1:])), dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(counts[length])]).astype(np.int64)
-        table = np.concatenate([np.zeros(0, dtype=np.int64), *selected])
-        return offsets, table, (np.cumsum(counts) - counts)[length] - offsets[:-1]
+        return offsets, np.concatenate(selected), (np.cumsum(counts) - counts)[length] - offsets[:-1]
 
     @property
     def sample_offsets(self) -> IntArray:
@@ -179,7 +199,7 @@ class MoleculeDataset(JoinedDataset):
         return self._index[0]
 
     def __len__(self) -> int:
-        return int(self.sample_offsets[-1])
+        return int(self._index[0][-1])
 
     def locate(self, samples: Sequence[int] | IntArray) -> tuple[IntArray, IntArray]:
         """Returns molecule and SCF iteration of each sample."""
@@ -194,7 +214,7 @@ class MoleculeDataset(JoinedDataset):
     def molecules(self, molecules: Sequence[int] | IntArray, fields: Collection[str] | None = None) -> Any:
         """Reads all samples of some molecules as one batch, transformed; other fields than `fields` may be left out."""
         indices = np.asarray(molecules, dtype=np.int64)
-        return apply_transform(self.transform, self._read_molecules(indices, None if self.transform else fields))
+        return apply_transform(self.transform, self._read_molecules(indices, fields_before(self.transform, fields)))
 
     def _read_molecules(self, molecules: IntArray, fields: Collection[str] | None) -> Any:
         ranges = zip(self.sample_offsets[molecules], self.sample_offsets[molecules + 1], strict=True)
@@ -248,14 +268,6 @@ class OFDataset(MoleculeDataset):
         self._elements: dict[int, set[int]] = {}
         self._geometries: dict[str, tuple[bytes, Path]] = {}
 
-    @classmethod
-    def from_directory(cls, directory: str | Path, basis_info: BasisInfo, **options: Any) -> OFDataset:
-        """Opens all label files of a folder, sorted by name; `options` are the other arguments of the class."""
-        paths = sorted(p for p in Path(directory).glob("*.zarr*") if p.name.endswith((".zarr", ".zarr.zip")))
-        if not paths:
-            raise LabelFileError(f"{directory}: has no label file (*.zarr, *.zarr.zip) (config: data.source.paths)")
-        return cls(paths, basis_info, **options)
-
     @property
     def paths(self) -> list[Path]:
         """(n_molecules,) the label files."""
@@ -287,10 +299,12 @@ class OFDataset(MoleculeDataset):
     def state(self, contents: bool = False) -> dict[str, Any]:
         """Describes the raw samples: files (name, and size and time or digest), selected iterations, labels."""
         keys = {"energy_key": self.energy_key, "gradient_key": self.gradient_key}
-        return {"files": file_states(self._paths, contents), **self.scf_selection.state(), **keys}
+        return {"files": file_states(self._paths, contents), **vars(self.scf_selection), **keys}
 
-    def _read(self, molecule: int, iterations: IntArray | Callable[[int], IntArray]) -> MoleculeLabels:
-        labels = read_molecule(self._paths[molecule], self.energy_key, self.gradient_key, iterations)
+    def _read(
+        self, molecule: int, iterations: IntArray | Callable[[int], IntArray], fields: Collection[str] | None
+    ) -> MoleculeLabels:
+        labels = read_molecule(self._paths[molecule], self.energy_key, self.gradient_key, iterations, fields)
         self._remember(molecule, labels)
         # results and samples belong together by name
         geometry = hashlib.sha256(labels.pos.tobytes() + labels.atomic_numbers.tobytes()).digest()
@@ -304,12 +318,12 @@ class OFDataset(MoleculeDataset):
         # neighbouring samples of one molecule are read at once
         bounds = np.flatnonzero(np.diff(molecules)) + 1
         runs = zip(np.split(molecules, bounds), np.split(iterations, bounds), strict=True)
-        return join_labels([self._read(int(run[0]), of_run) for run, of_run in runs], self.basis_info)
+        return join_labels([self._read(int(run[0]), of_run, fields) for run, of_run in runs], self.basis_info)
 
     def _read_molecules(self, molecules: IntArray, fields: Collection[str] | None) -> Any:
         # the number of iterations may not be known yet
-        selections = {m: partial(self.scf_selection, where=str(self._paths[m])) for m in molecules.tolist()}
-        return join_labels([self._read(m, selections[m]) for m in molecules.tolist()], self.basis_info)
+        selections = {m: partial(self.scf_selection, path_of=partial(self.path, m)) for m in molecules.tolist()}
+        return join_labels([self._read(m, selections[m], fields) for m in molecules.tolist()], self.basis_info)
 
 
 def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> Any:
@@ -333,15 +347,15 @@ def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> A
     of_molecule = {name: [getattr(m, name) for m in molecules] for name in ("pos", "atomic_numbers")}
     ground_states = [m.ground_state_coeffs for m in molecules]
     per_sample = {
-        **joined("energy_label", "has_energy_label", "scf_iteration"),
+        **joined("energy_label", "has_energy_label", "perturbed", "scf_iteration"),
         "mol_id": [m.mol_id for m, n in zip(molecules, n_rows, strict=True) for _ in range(n)],
         "basis_info": [basis_info] * sum(n_rows),
         "coordinates": [RAW] * sum(n_rows),
     }
+    read = [name for name in ("gradient_label", "dual_basis_integrals") if getattr(molecules[0], name) is not None]
     return make_batch(
         repeated(**of_molecule, atom_ind=atom_ind),
-        repeated(basis_function_ind=functions, ground_state_coeffs=ground_states)
-        | joined("coeffs", "gradient_label", "dual_basis_integrals"),
+        repeated(basis_function_ind=functions, ground_state_coeffs=ground_states) | joined("coeffs", *read),
         per_sample,
         np.repeat([len(indices) for indices in atom_ind], n_rows),
         np.repeat([len(f) for f in functions], n_rows),

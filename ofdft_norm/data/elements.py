@@ -33,7 +33,7 @@ def symbol(atomic_number: int) -> str:
 
 
 def atomic_number(symbol: str) -> int:
-    """Returns the atomic number of a symbol; capitals matter, since ``Co`` is not ``CO``."""
+    """Returns the atomic number of a symbol; case-sensitive: ``Co`` is not ``CO``."""
     if symbol in _NUMBERS:
         return _NUMBERS[symbol]
     hint = did_you_mean(str(symbol), SYMBOLS, n=3, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, plain JSON and YAML, and the places that the package knows."""
+"""Files and folders that are written whole or not at all, plain JSON and YAML, and the package's own folders."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def optional_module(name: str, extra: str) -> Any:
 
 @contextlib.contextmanager
 def written_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
-    """Yields a new name beside `path` to write a file or folder under; renames it to `path` at the end of the block.
+    """Yields a temporary name next to `path` for a file or folder; renames it to `path` at the end of the block.
 
     After an exception nothing new is left. A file or an empty folder at `path` is replaced, a folder with content only
-    where `replace` is true. A killed process leaves ``.<name>.<8 hex digits>.part``.
+    if `replace` is true. A killed process leaves ``.<name>.<8 hex digits>.part``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,28 +107,22 @@ def write_zip(path: str | Path, files: Mapping[str, bytes]) -> None:
         unfinished.write_bytes(content.getvalue())
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file of finite numbers; raises OSError or ValueError."""
-    return _parse(path, json.loads)
+def read_plain(path: str | Path) -> Any:
+    """Reads a JSON file, or else a YAML file, of finite numbers, without making any object.
 
-
-def read_yaml(path: str | Path) -> Any:
-    """Reads a YAML file of finite numbers without making any object; raises OSError or ValueError."""
-    return _parse(path, yaml.safe_load)
-
-
-def _parse(path: str | Path, parse: Callable[[str], Any]) -> Any:
+    Raises OSError or ValueError.
+    """
+    parse: Callable[[str], Any] = json.loads if Path(path).suffix == ".json" else yaml.safe_load
     try:
-        return _check_finite(parse(Path(path).read_text(encoding="utf-8")))
+        value = parse(Path(path).read_text(encoding="utf-8"))
+        text = json.dumps(value, skipkeys=True, default=str)
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a list as a key
-        raise ValueError(str(error)) from error
+        raise ValueError(" ".join(str(error).split())) from error  # PyYAML writes several lines
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
-
-
-def _check_finite(value: Any) -> Any:
-    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_finite(entry)
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        raise ValueError(f"holds {value}, expected finite numbers")
+    json.loads(text, parse_constant=_refuse_number)
     return value
+
+
+def _refuse_number(text: str) -> None:
+    raise ValueError(f"holds {text}, expected finite numbers")

@@ -1,9 +1,9 @@
 """The identity of a transform or weigher: a digest by which another process recognises an equal object.
 
-An object is its class, its arguments as pickling writes them, and the source files of the modules of all classes and
-functions in it. Modules of this package have no source in it: the versions of its statistics and packs stand for them.
+The digest covers the class, its arguments as pickling writes them, and the source files of the modules of all classes
+and functions in it. Modules of this package are covered by the versions of its statistics and packs instead.
 
-Not noticed: changes in modules that those modules import from, and values that are set into a module at run time.
+Not detected: changes in modules that these modules import, and values that are set in a module at run time.
 """
 
 from __future__ import annotations
@@ -28,27 +28,21 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def identity(value: Any) -> str | None:
-    """Returns a hex digest of an object, equal in every process; None where it cannot be recognised there.
+    """Returns a hex digest of an object, equal in every process; None if it cannot be recognised.
 
     Lambdas, local classes and functions, open files and everything else that cannot be pickled have none.
     """
+    file = io.BytesIO()
+    pickler = _Identifier(file, protocol=4)
+    pickler.fast = True  # without references to what was written before: equal strings need not be one object
     try:
-        return hashlib.sha256(_content(value)).hexdigest()
+        pickler.dump(value)
     except Exception:  # pickling runs the object's own code
         return None
-
-
-def _content(value: Any) -> bytes:
-    file = io.BytesIO()
-    _Identifier(file).dump(value)
-    return file.getvalue()
+    return hashlib.sha256(file.getvalue()).hexdigest()
 
 
 class _Identifier(pickle.Pickler):
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=4)
-        self.fast = True  # without references to what was written before: equal strings need not be one object
-
     def persistent_id(self, value: Any) -> Any:
         """Replaces objects that pickle writes differently in another process, or without their content."""
         if isinstance(value, torch.Tensor):
@@ -57,30 +51,30 @@ class _Identifier(pickle.Pickler):
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
             return "array", value.dtype.str, value.shape, value.tobytes()
         if isinstance(value, set | frozenset):
-            return type(value).__name__, sorted(_content(entry) for entry in value)
+            entries = set(map(identity, value))
+            if None in entries:
+                raise pickle.PicklingError(f"an entry of {value!r} cannot be recognised")
+            return type(value).__name__, sorted(map(str, entries))
         if isinstance(value, FunctionType) or (isinstance(value, type) and value.__module__ != "builtins"):
             if attrgetter(value.__qualname__)(sys.modules[value.__module__]) is not value:  # lambdas and locals raise
                 raise pickle.PicklingError(f"{value!r} is not found under its name")
-            classes = value.__mro__ if isinstance(value, type) else (value,)
-            return value.__qualname__, [(_name(c.__module__), _origin(c.__module__)) for c in classes]
+            return value.__qualname__, list(map(_origin, value.__mro__ if isinstance(value, type) else (value,)))
         return None
 
 
-def _name(module: str) -> str:
-    return "__main__" if module == "__mp_main__" else module  # a spawned process's name of the main script
-
-
-def _origin(module: str) -> tuple[str, ...]:
-    """Returns version of the installed package and digest of the source file of a module, where it has them."""
-    top = _name(module).partition(".")[0]
+def _origin(value: Any) -> tuple[str, ...]:
+    """Returns the module of a class or function, version of its package and digest of its source, where it has them."""
+    module = value.__module__
+    name = "__main__" if module == "__mp_main__" else module  # a spawned process's name of the main script
+    top = name.partition(".")[0]
     if top == PACKAGE or (top in sys.stdlib_module_names and top != "__main__"):
-        return ()
+        return (name,)
     file = getattr(sys.modules[module], "__file__", None) or ""
     has_source = file.endswith(".py") and os.path.isfile(file)
     found = (_version(top), _digest(file, os.stat(file).st_mtime_ns) if has_source else "")
     if not any(found):
         raise pickle.PicklingError(f"module {module!r} has no source file, as in a notebook")
-    return found
+    return name, *found
 
 
 @functools.cache

@@ -4,18 +4,20 @@ Arrays::
 
     geometry/{mol_id, atom_pos (n_atom, 3) bohr, atomic_numbers (n_atom,)}
     of_labels/{basis, n_scf_steps}
+    of_labels/perturbed                                       (n_scf,) bool
     of_labels/energies/e_*                                    (n_scf,) hartree
     of_labels/spatial/{coeffs, grad_*, dual_basis_integrals}  (n_scf, n_basis), one chunk per iteration
     ks_labels/{basis, energies/e_*}                           (n_scf,) hartree
     ks_labels/energies/has_energy_label                       (n_scf,) bool
 
 Vectors are those of the density basis as it is, p functions in the order x, y, z. Row 0 is the initial guess, which has
-no label; the last row is the converged density.
+no label; the last row is the converged density. Rows of densities that are off the SCF path, of perturbed Fock
+matrices, follow row 0, and `perturbed` marks them; a file without it has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +33,12 @@ Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-# No quantity of a molecule in atomic units comes near it: larger numbers are damaged, or of the wrong byte order.
+# larger than any quantity of a molecule in atomic units: larger numbers are damaged, or of the wrong byte order
 LARGEST_LABEL = 1e15
 
 _MOL_ID, _POSITIONS, _ATOMIC_NUMBERS = "geometry/mol_id", "geometry/atom_pos", "geometry/atomic_numbers"
 _COEFFS, _INTEGRALS = "of_labels/spatial/coeffs", "of_labels/spatial/dual_basis_integrals"
+_PERTURBED = "of_labels/perturbed"
 _HAS_LABEL, _N_SCF_STEPS = "ks_labels/energies/has_energy_label", "of_labels/n_scf_steps"
 _REMEDY = "make the label again, or leave the molecule out (config: data.source.exclude)"
 
@@ -60,15 +63,16 @@ class MoleculeLabels(NamedTuple):
     scf_iteration: IntArray  # (n,) indices of the rows along the SCF path
     coeffs: FloatArray  # (n, n_basis)
     ground_state_coeffs: FloatArray  # (n_basis,) of the last iteration, the converged density
-    gradient_label: FloatArray  # (n, n_basis) [hartree]
+    gradient_label: FloatArray | None  # (n, n_basis) [hartree]; None: not read
     energy_label: FloatArray  # (n,) [hartree]
     has_energy_label: Rows
-    dual_basis_integrals: FloatArray  # (n, n_basis) [electrons]
+    perturbed: Rows
+    dual_basis_integrals: FloatArray | None  # (n, n_basis) [electrons]; None: not read
 
 
 @dataclass(frozen=True)
 class LabelFileContent:
-    """All that a label file holds, for `write_label_file`; rows are SCF iterations, the initial guess first."""
+    """Content of a label file, for `write_label_file`; rows are SCF iterations, the initial guess first."""
 
     mol_id: str
     atomic_numbers: Array
@@ -79,6 +83,7 @@ class LabelFileContent:
     energies: Mapping[str, Array]  # by name (e_kin, ...) those of the expanded densities, (n_scf,) [hartree]
     ks_energies: Mapping[str, Array]  # the same of the Kohn-Sham densities
     has_energy_label: Array  # (n_scf,)
+    perturbed: Array | None = None  # (n_scf,); None: no row is
     attributes: Mapping[str, Any] = field(default_factory=dict)
     density_basis: str = "even_tempered_2.5"
     orbital_basis: str = "6-31G(2df,p)"
@@ -170,6 +175,10 @@ class _LabelFile:
         found[0] = self.numbers(energy, (n_rows,), may_lack=True)[0] != 0 or first.any()
         return found
 
+    def perturbed(self, n_rows: int) -> Rows:
+        """Returns which rows are densities off the SCF path."""
+        return self.read(_PERTURBED, (n_rows,)).astype(bool) if _PERTURBED in self.group else np.zeros(n_rows, bool)
+
     def check_range(self, name: str, values: FloatArray, iterations: IntArray, used: Rows | bool = True) -> None:
         """Refuses numbers that are not finite, or absurdly large, in rows that are used."""
         if values.max() <= LARGEST_LABEL and values.min() >= -LARGEST_LABEL:  # false for NaN
@@ -193,11 +202,12 @@ def read_molecule(
     energy_key: str,
     gradient_key: str,
     scf_iterations: Sequence[int] | IntArray | Callable[[int], IntArray] | None = None,
+    fields: Collection[str] | None = None,
 ) -> MoleculeLabels:
     """Reads a label file, or some of its SCF iterations; for a single one, only the chunks of that row.
 
-    `scf_iterations` may be a function of the number of iterations. Only chunks of energies and gradients without label
-    may be missing.
+    `scf_iterations` may be a function of the number of iterations. Gradients and integrals are read if they are among
+    the `fields`, or these are None. Only chunks of energies and gradients without label may be missing.
     """
     with _open_label_file(Path(path)) as file:
         file.check_meaning()
@@ -221,9 +231,20 @@ def read_molecule(
         file.check_range(energy_name, energy, rows, has_label[rows])
         coeffs = read_rows(_COEFFS, rows)
         last = coeffs if rows[-1] == n_rows - 1 else read_rows(_COEFFS, np.array([n_rows - 1]))
-        gradient, integrals = read_rows(gradient_name, rows, has_label[rows]), read_rows(_INTEGRALS, rows)
+        wanted = ("gradient_label", "dual_basis_integrals") if fields is None else fields
+        gradient = read_rows(gradient_name, rows, has_label[rows]) if "gradient_label" in wanted else None
+        integrals = read_rows(_INTEGRALS, rows) if "dual_basis_integrals" in wanted else None
         return MoleculeLabels(
-            file.group.path, *header, rows, coeffs, last[-1], gradient, energy, has_label[rows], integrals
+            file.group.path,
+            *header,
+            rows,
+            coeffs,
+            last[-1],
+            gradient,
+            energy,
+            has_label[rows],
+            file.perturbed(n_rows)[rows],
+            integrals,
         )
 
 
@@ -238,6 +259,7 @@ def write_label_file(path: str | Path, content: LabelFileContent) -> None:
         **{f"of_labels/energies/{name}": (array, (n_scf,)) for name, array in content.energies.items()},
         **{f"ks_labels/energies/{name}": (array, (n_scf,)) for name, array in content.ks_energies.items()},
         _HAS_LABEL: (np.asarray(content.has_energy_label, dtype=bool), (n_scf,)),
+        _PERTURBED: (np.zeros(n_scf, dtype=bool) if content.perturbed is None else content.perturbed, (n_scf,)),
     }
     for name, (array, shape) in arrays.items():
         if array.shape != shape or not np.isfinite(array).all():

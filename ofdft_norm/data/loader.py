@@ -46,23 +46,17 @@ class LoaderConfig(Settings):
 
     def keywords(self) -> dict[str, Any]:
         """Returns the arguments of torch's DataLoader; without workers, torch refuses the others' settings."""
-        names = ("batch_size", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "in_order")
-        given = {name: getattr(self, name) for name in (*names, "multiprocessing_context")}
-        alone = {
-            "persistent_workers": False,
-            "in_order": True,
-            "prefetch_factor": None,
-            "multiprocessing_context": None,
-        }
-        return given if self.num_workers else given | alone
+        of_workers = ("persistent_workers", "prefetch_factor", "in_order", "multiprocessing_context")
+        given = {name: getattr(self, name) for name in ("batch_size", "num_workers", "pin_memory")}
+        return given | {name: getattr(self if self.num_workers else LoaderConfig, name) for name in of_workers}
 
 
 class EpochSampler(RandomSampler):
     """Draws the permutation that `torch.utils.data.DistributedSampler` draws, from the seed and the epoch.
 
-    A run that is killed and resumed continues with the order that it would have had, and one process sees the global
+    A run that is killed and resumed keeps its order, and one process sees the global
     batches of several. Lightning sets the epoch; in a plain loop every pass is the next epoch. It is a `RandomSampler`:
-    Lightning replaces it by its distributed sampler where there are several processes. The default seed is
+    Lightning replaces it by its distributed sampler if there are several processes. The default seed is
     ``PL_GLOBAL_SEED``, which `lightning.seed_everything` sets, or 0.
 
     Examples:
@@ -95,7 +89,7 @@ class EpochSampler(RandomSampler):
 class WrappedCollate:
     """Collates as a wrapped loader does; checks samples before, and applies functions of samples or batches.
 
-    Where the loader's own collation is PyG's or torch's default, the functions get the joined batch. Any other
+    If the loader's own collation is PyG's or torch's default, the functions get the joined batch. Any other
     collation gets samples of its own class, to which the functions' changes are written back.
     """
 

@@ -26,8 +26,9 @@ from ofdft_norm.errors import ConfigError, LabelFileError, OFDFTNormError
 Array = npt.NDArray[Any]
 
 # fields that are the same for all SCF iterations of a molecule
-_CONSTANT = ("pos", "atomic_numbers", "dual_basis_integrals", "ground_state_coeffs")
-_STORED = (*_CONSTANT, "coeffs", "gradient_label", "energy_label", "has_energy_label", "mol_id", "scf_iteration")
+_CONSTANT = ("pos", "atomic_numbers", "dual_basis_integrals")
+_BY_SAMPLE = ("energy_label", "has_energy_label", "perturbed", "mol_id", "scf_iteration")
+_STORED = (*_CONSTANT, "ground_state_coeffs", "coeffs", "gradient_label", *_BY_SAMPLE)
 # fields that follow from the stored ones
 _IMPLIED = ("basis_info", "coordinates", "atom_ind", "basis_function_ind", "coeffs_batch", "coeffs_ptr", "batch", "ptr")
 
@@ -40,6 +41,7 @@ def pack_labels(
     dtype: str = "float64",
     workers: int = 0,
     progress: bool = True,
+    energies: Sequence[str] = (),
 ) -> Path:
     """Packs label files, or packed sets, into a new folder, which appears whole or not at all; returns it.
 
@@ -51,11 +53,12 @@ def pack_labels(
         dtype: ``float64`` or ``float32``, of coefficients and gradients; energies are float64.
         workers: Number of processes that read and transform.
         progress: Whether to show a progress bar.
+        energies: Further packed energies, without gradients: ``xc`` is ``e_xc``.
     """
     output = Path(output).absolute()
     if output.exists() or output.is_symlink():
         raise ConfigError(f"{output}: exists already; give another output, or delete it")
-    molecules = _Molecules(dataset, targets, pre_transforms, dtype)
+    molecules = _Molecules(dataset, targets, pre_transforms, dtype, energies)
     try:
         with written_whole(output) as work:
             work.mkdir()
@@ -70,13 +73,19 @@ class _Molecules(Dataset[Any]):
     """The entries of all arrays of each molecule; for a bad molecule the error."""
 
     def __init__(
-        self, dataset: MoleculeDataset, targets: Sequence[str], pre_transforms: Sequence[Transform], dtype: str
+        self,
+        dataset: MoleculeDataset,
+        targets: Sequence[str],
+        pre_transforms: Sequence[Transform],
+        dtype: str,
+        energies: Sequence[str] = (),
     ) -> None:
         self.names = [path.name for path in dataset.paths]
-        self.targets, self.dtype = list(targets), dtype
+        self.targets, self.energies, self.dtype = list(targets), list(energies), dtype
         self.datasets = [dataset.with_target(target) for target in targets]
         for of_target in self.datasets:
             of_target.transform = compose(pre_transforms)
+        self.of_energies = {name: dataset.with_energy(name) for name in energies}
         others = [t for t in single_transforms(pre_transforms) if not getattr(t, "changes_basis", False)]
         applied = [identity(transform) for transform in others]
         self.description = {
@@ -84,6 +93,7 @@ class _Molecules(Dataset[Any]):
             "version": VERSION,
             "basis_info": dataset.basis_info.to_dict(),
             "targets": self.targets,
+            "energies": self.energies,
             "applied": applied,
             "dtype": dtype,
             "n_molecules": len(self.names),
@@ -91,9 +101,10 @@ class _Molecules(Dataset[Any]):
         }
         if len(set(self.names)) < len(self.names) or not self.names:
             raise ConfigError(f"{len(self.names)} label files, {len(set(self.names))} names: expected a name for each")
-        if dtype not in ("float64", "float32") or not targets or len(set(targets)) < len(targets):
-            raise ConfigError(f"dtype {dtype!r}, targets {targets}: expected float64 or float32, and different targets")
-        if dataset.transform is not None or dataset.scf_selection.state() != ScfSelection().state():
+        names = [*self.targets, *self.energies]
+        if dtype not in ("float64", "float32") or not targets or len(set(names)) < len(names):
+            raise ConfigError(f"dtype {dtype!r}, targets {names}: expected float64 or float32, and different targets")
+        if dataset.transform is not None or vars(dataset.scf_selection) != vars(ScfSelection()):
             raise ConfigError("labels are packed with all SCF iterations: select them where the set is read")
         if None in applied:
             raise ConfigError(
@@ -109,7 +120,10 @@ class _Molecules(Dataset[Any]):
 
     def __getitem__(self, molecule: int) -> tuple[str, dict[str, Array]] | OFDFTNormError:
         try:
-            return _entries(self.names[molecule], self.batches(molecule))
+            name, arrays = _entries(self.names[molecule], self.batches(molecule))
+            for energy, dataset in self.of_energies.items():
+                arrays[f"e_{energy}"] = dataset.molecules([molecule], ("energy_label",)).energy_label.numpy()
+            return name, arrays
         except OFDFTNormError as error:
             return error
 
@@ -127,7 +141,7 @@ def _entries(name: str, batches: Mapping[str, Any]) -> tuple[str, dict[str, Arra
         if not (rows == rows[0]).all():
             raise LabelFileError(f"{name}: molecule {mol_id!r}: field {field!r} differs between SCF iterations")
         arrays[field] = first[field][: len(first[field]) // n_samples].numpy()
-    arrays |= {"has_energy_label": first.has_energy_label.numpy(), "coeffs": first.coeffs.numpy()}
+    arrays |= {name: first[name].numpy() for name in ("has_energy_label", "perturbed", "coeffs")}
     for target, batch in batches.items():
         arrays |= {f"e_{target}": batch.energy_label.numpy(), f"grad_{target}": batch.gradient_label.numpy()}
     return str(first.coordinates[0]), arrays
@@ -135,7 +149,7 @@ def _entries(name: str, batches: Mapping[str, Any]) -> tuple[str, dict[str, Arra
 
 def _write(molecules: _Molecules, found: Iterator[Any], work: Path) -> None:
     """Appends the entries of molecule after molecule to the arrays' files, then writes headers and ``meta.json``."""
-    specs = array_specs(molecules.targets, molecules.dtype)
+    specs = array_specs(molecules.targets, molecules.energies, molecules.dtype)
     lengths, coordinates = dict.fromkeys(specs, 0), set()
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(work / f"{name}.npy", "wb")) for name in specs}
@@ -190,14 +204,15 @@ def verify_packed(
     dtype: str = "float64",
     every: int = 100,
 ) -> int:
-    """Compares a packed set with the labels it was made of; returns the number of compared molecules.
+    """Compares a packed set with the labels that it contains; returns the number of compared molecules.
 
-    Compares all digests and, bit for bit, the samples of each molecule number 0, `every`, 2 `every` ...; the other
+    Compares all checksums and, bit for bit, the samples of each molecule number 0, `every`, 2 `every` ...; the other
     arguments are those of `pack_labels`.
     """
     if every < 1:
         raise ConfigError(f"verify is {every}, expected 1 or more: the step between compared molecules")
-    molecules, packed = _Molecules(dataset, targets, pre_transforms, dtype), PackedSet(output, verify=True)
+    packed = PackedSet(output, verify=True)
+    molecules = _Molecules(dataset, targets, pre_transforms, dtype, packed.meta["energies"])
     differing = [key for key, value in molecules.description.items() if packed.meta[key] != value]
     if differing or packed.names() != molecules.names:
         raise ConfigError(f"{output}: was packed with other {differing or 'label files'}: they cannot be compared")

@@ -1,14 +1,14 @@
 """Packed labels: a set of molecules as a few large arrays in one folder, which are memory-mapped.
 
-Beside ``meta.json`` a set has these uncompressed NumPy arrays, one file each; with M molecules and, over all of them, A
+A set has ``meta.json`` and these uncompressed NumPy arrays, one file each; with M molecules and, over all of them, A
 atoms, F basis functions, S samples and V = sum of samples x functions::
 
     names, mol_ids                uint8    UTF-8, one after the other: name of the label file, name of the molecule
-    name_offsets, mol_id_offsets  (M + 1,) where the names of each molecule begin
+    name_offsets, mol_id_offsets  (M + 1,) first byte of the names of each molecule
     atom_offsets, function_offsets, sample_offsets, value_offsets  (M + 1,)
     pos (A, 3) bohr; atomic_numbers (A,)
-    dual_basis_integrals, ground_state_coeffs (F,)      the same for all SCF iterations: stored once
-    has_energy_label (S,); e_* (S,) hartree, float64
+    dual_basis_integrals (F,)                           the same for all SCF iterations: stored once
+    has_energy_label, perturbed (S,) bool; e_* (S,) hartree, float64
     coeffs, grad_* (V,)                                 float64 or float32
 """
 
@@ -20,6 +20,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,55 +31,61 @@ from torch import Tensor
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, single_transforms
-from ofdft_norm.data.files import file_digest, read_json
+from ofdft_norm.data.files import file_digest, read_plain
 from ofdft_norm.data.identity import identity
 from ofdft_norm.data.sample import make_batch
 from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
 
 Array = npt.NDArray[Any]
 IntArray = npt.NDArray[np.int64]
+Specs = dict[str, tuple[str, str, tuple[int, ...]]]
 
-FORMAT, VERSION = "ofdft_norm packed labels", 2
+FORMAT, VERSION = "ofdft_norm packed labels", 3
 META = "meta.json"
 OFFSETS = ("name", "mol_id", "atom", "function", "sample", "value")
 
 # entries of meta.json that give the arrays their meaning: parts of the checksum
-_MEANING = ("version", "basis_info", "targets", "applied", "coordinates", "dtype", "n_molecules", "arrays")
+_MEANING = ("version", "basis_info", "targets", "energies", "applied", "coordinates", "dtype", "n_molecules", "arrays")
 _AGAIN = "copy the set again, or pack it again with ofdft-norm pack (config: data.source.paths)"
-# states of the sets that this process has compared with their digests
+# states of the sets that this process has compared with their checksums
 _verified: set[str] = set()
 
 
-def array_specs(targets: Sequence[str], dtype: str) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+def array_specs(targets: Sequence[str], energies: Sequence[str], dtype: str) -> Specs:
     """Returns for each array the objects that it has one entry for, its dtype, and the shape of an entry."""
     floats = np.dtype(dtype).str
-    return {
-        **{f"{axis}_offsets": ("molecule", "<i8", ()) for axis in OFFSETS},
+    specs: dict[str, tuple[str, str, tuple[int, ...]]] = {
         "names": ("name", "|u1", ()),
         "mol_ids": ("mol_id", "|u1", ()),
         "pos": ("atom", "<f8", (3,)),
         "atomic_numbers": ("atom", "|u1", ()),
         "dual_basis_integrals": ("function", "<f8", ()),
-        "ground_state_coeffs": ("function", floats, ()),
         "has_energy_label": ("sample", "|b1", ()),
-        **{f"e_{target}": ("sample", "<f8", ()) for target in targets},
+        "perturbed": ("sample", "|b1", ()),
         "coeffs": ("value", floats, ()),
-        **{f"grad_{target}": ("value", floats, ()) for target in targets},
     }
+    for axis in OFFSETS:
+        specs[f"{axis}_offsets"] = "molecule", "<i8", ()
+    for name in (*targets, *energies):
+        specs[f"e_{name}"] = "sample", "<f8", ()
+    for target in targets:
+        specs[f"grad_{target}"] = "value", floats, ()
+    return specs
 
 
 def meta_checksum(meta: Mapping[str, Any]) -> str:
     """Returns the digest of a set: of the digests of its arrays and of their meaning."""
-    return hashlib.sha256(json.dumps([meta[name] for name in _MEANING], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(itemgetter(*_MEANING)(meta), sort_keys=True).encode()).hexdigest()
 
 
 class PackedSet:
-    """Read access to one packed set, checked when it is opened; `verify`: also compared with its digests.
+    """Read access to one packed set, checked when it is opened; `verify`: also compared with its checksums.
 
     Attributes:
         meta: Content of ``meta.json``: `format`, `version`, `created_by`, `created_at`, `sources`, `basis_info`,
-            `targets`, `coordinates`, `applied` (identities of the other transforms that were applied), `dtype`,
-            `n_molecules`, `n_samples`, `arrays` (shape, dtype and SHA-256 of each) and `checksum`.
+            `targets`, `energies` (without gradients), `coordinates`, `applied` (identities of the other transforms that
+            were applied), `dtype`, `n_molecules`, `n_samples`, `arrays` (shape, dtype and SHA-256 of each) and
+            `checksum`.
         arrays: The arrays by name, memory-mapped, read-only.
     """
 
@@ -90,16 +97,29 @@ class PackedSet:
             self.verify()
 
     def _open(self) -> None:
-        self.meta = _read_meta(self.folder)
-        self.basis_info = BasisInfo(**self.meta["basis_info"])
+        """Reads ``meta.json`` and maps the arrays."""
+        path = self.folder / META
+        try:
+            self.meta = meta = read_plain(path)
+            if (meta["format"], meta["version"]) != (FORMAT, VERSION):
+                raise ValueError("another version of ofdft_norm made it")
+            if meta["checksum"] != meta_checksum(meta):
+                raise ValueError("it does not agree with its own checksum")
+            self._specs = array_specs(meta["targets"], meta["energies"], meta["dtype"])
+            self.basis_info = BasisInfo.from_dict(meta["basis_info"])
+        except OSError as error:
+            raise LabelFileError(f"{self.folder}: is no packed set ({error}) (config: data.source.paths)") from error
+        except (ValueError, LookupError, TypeError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise self._error(f"{META} describes no packed set: {what}") from error
         self.arrays: dict[str, Array] = {}
-        for name, stated in self.meta["arrays"].items():
+        for name, (_, dtype, entry) in self._specs.items():
             try:
-                array = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                array = np.load(f"{self.folder}/{name}.npy", mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise self._error(f"{name}.npy cannot be read: {error}") from error
-            found, expected = (array.dtype.str, list(array.shape)), (stated["dtype"], stated["shape"])
-            if found != expected or not array.flags.c_contiguous:
+            found, expected = (array.dtype.str, array.shape[1:]), (dtype, entry)
+            if found != expected or array.ndim != 1 + len(entry) or not array.flags.c_contiguous:
                 raise self._error(f"{name}.npy has dtype and shape {found}, expected {expected} in C order")
             self.arrays[name] = np.asarray(array)  # still mapped; slices of np.memmap itself take ten times as long
 
@@ -108,16 +128,16 @@ class PackedSet:
 
     def _check_arrays(self) -> None:
         """Refuses arrays that contradict one another, and positions that are not finite."""
-        specs, counts = array_specs(self.meta["targets"], self.meta["dtype"]), {}
+        counts = {}
+        lengths: dict[str, set[int]] = {"molecule": {self.meta["n_molecules"] + 1}}
+        for name, (axis, _, _) in self._specs.items():
+            lengths.setdefault(axis, set()).add(len(self.arrays[name]))
         for axis in OFFSETS:
-            offsets, lengths = (
-                self.arrays[f"{axis}_offsets"],
-                {len(self.arrays[n]) for n in specs if specs[n][0] == axis},
-            )
+            offsets = self.arrays[f"{axis}_offsets"]
             counts[axis] = np.diff(offsets)
-            fits = len(offsets) == self.meta["n_molecules"] + 1 and offsets[0] == 0 and {int(offsets[-1])} == lengths
+            fits = len(lengths["molecule"]) == 1 and offsets[0] == 0 and {int(offsets[-1])} == lengths[axis]
             if not fits or (counts[axis] < 1).any():
-                raise self._error(f"{axis}_offsets.npy does not ascend from 0 to the lengths {lengths}")
+                raise self._error(f"{axis}_offsets.npy does not ascend from 0 to the lengths {lengths[axis]}")
         element = self.basis_info.atom_indices(self.arrays["atomic_numbers"], str(self.folder))
         functions = np.add.reduceat(self.basis_info.basis_dim_per_atom[element], self.arrays["atom_offsets"][:-1])
         if (counts["function"] != functions).any():
@@ -128,7 +148,7 @@ class PackedSet:
             raise self._error("pos.npy has a number that is not finite")
 
     def verify(self) -> None:
-        """Compares all arrays with their digests, once in a process as long as no file changes."""
+        """Compares all arrays with their checksums, once in a process as long as no file changes."""
         state = json.dumps([str(self.folder.absolute()), self.state()])
         if state not in _verified:
             with ThreadPoolExecutor() as pool:
@@ -140,8 +160,10 @@ class PackedSet:
 
     def state(self) -> dict[str, Any]:
         """Describes the content: checksum, and size and time of modification of each array."""
-        status = {name: os.stat(self.folder / f"{name}.npy") for name in self.meta["arrays"]}
-        files = {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
+        files = {}
+        for name in self.meta["arrays"]:
+            status = os.stat(f"{self.folder}/{name}.npy")
+            files[name] = [status.st_size, status.st_mtime_ns]
         return {"checksum": self.meta["checksum"], "arrays": files}
 
     def names(self, molecules: IntArray | None = None, what: str = "name") -> list[str]:
@@ -165,24 +187,6 @@ class PackedSet:
             raise self._error("was replaced while it was in use")
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / META
-    try:
-        meta = read_json(path)
-        if (meta["format"], meta["version"]) != (FORMAT, VERSION):
-            raise ValueError("another version of ofdft_norm made it")
-        arrays = {name: array["dtype"] for name, array in meta["arrays"].items()}
-        expected = {name: dtype for name, (_, dtype, _) in array_specs(meta["targets"], meta["dtype"]).items()}
-        if meta["checksum"] != meta_checksum(meta) or arrays != expected:
-            raise ValueError("it does not agree with its own checksum")
-    except OSError as error:
-        raise LabelFileError(f"{folder}: is no packed set ({error}) (config: data.source.paths)") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise LabelFileError(f"{path}: describes no packed set: {what}: {_AGAIN}") from error
-    return meta
-
-
 class PackedDataset(MoleculeDataset):
     """Samples of one or several packed sets.
 
@@ -196,7 +200,8 @@ class PackedDataset(MoleculeDataset):
         keep_initial_guess: See there.
 
     Raises:
-        LabelFileError: If a set is damaged, or lacks the energy or gradient, or a molecule has no selected iteration.
+        LabelFileError: If a set is damaged, or lacks the energy or gradient; when samples are counted or read: if a
+            molecule has no selected iteration.
         BasisError: If the sets have different bases.
         ConfigError: If the sets have different coordinates, applied transforms or dtypes.
     """
@@ -204,48 +209,45 @@ class PackedDataset(MoleculeDataset):
     def __init__(
         self,
         sets: Sequence[PackedSet | str | Path],
-        molecules: Sequence[IntArray] | None = None,
+        molecules: Sequence[Sequence[int] | IntArray] | None = None,
         energy_key: str = "e_kin",
         gradient_key: str = "grad_kin",
         transform: Transform | None = None,
         limit_scf_iterations: int | Sequence[int] | None = None,
         keep_initial_guess: bool = True,
     ) -> None:
-        self.sets = [s if isinstance(s, PackedSet) else PackedSet(s) for s in sets]
-        if not self.sets:
-            raise ConfigError("no packed set is given (config: data.source.paths)")
-        for packed in self.sets[1:]:
+        self.sets: list[PackedSet] = []
+        self._molecules: list[IntArray] = []
+        for i, one in enumerate(sets):
+            packed = one if isinstance(one, PackedSet) else PackedSet(one)
+            self.sets.append(packed)
+            for setting, key, start in (("energy_key", energy_key, "e_"), ("gradient_key", gradient_key, "grad_")):
+                known = [name for name in packed.arrays if name.startswith(start)]
+                if key not in known:
+                    raise LabelFileError(f"{packed.folder}: lacks {key!r}, has {known} (config: data.source.{setting})")
             for key in ("basis_info", "coordinates", "applied", "dtype"):
                 a, b = self.sets[0].meta[key], packed.meta[key]
                 if a != b:
                     what = f"{self.sets[0].folder} and {packed.folder} were packed with different {key}: {a} and {b}"
                     raise (BasisError if key == "basis_info" else ConfigError)(f"{what} (config: data.source.paths)")
+            chosen = range(packed.meta["n_molecules"]) if molecules is None else molecules[i]
+            self._molecules.append(np.array(chosen, dtype=np.int64))
+        if not self.sets:
+            raise ConfigError("no packed set is given (config: data.source.paths)")
         self.basis_info = self.sets[0].basis_info
         self.coordinates = str(self.sets[0].meta["coordinates"])
         self.energy_key = energy_key
         self.gradient_key = gradient_key
         self.transform = transform
         self.scf_selection = ScfSelection(limit_scf_iterations, keep_initial_guess)
-        chosen = [np.arange(s.meta["n_molecules"]) for s in self.sets] if molecules is None else molecules
-        self._molecules = [np.asarray(m, dtype=np.int64) for m in chosen]
-        self._check_keys()
-        _ = self._index  # refuses a selection of nothing
-
-    def _check_keys(self) -> None:
-        for packed in self.sets:
-            for setting, key in (("energy_key", self.energy_key), ("gradient_key", self.gradient_key)):
-                known = [name for name in packed.arrays if name.startswith(f"{key.partition('_')[0]}_")]
-                if key not in known:
-                    raise LabelFileError(f"{packed.folder}: lacks {key!r}, has {known} (config: data.source.{setting})")
 
     def with_target(self, target: str) -> PackedDataset:
-        """Returns a copy that reads ``e_<target>`` and ``grad_<target>``."""
-        other = super().with_target(target)
-        other._check_keys()
-        return other
+        """Returns a data set of the same samples with ``e_<target>`` and ``grad_<target>``."""
+        keys, options = (f"e_{target}", f"grad_{target}"), vars(self.scf_selection)
+        return PackedDataset(self.sets, self._molecules, *keys, self.transform, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out tables that each process makes from the sets."""
+        """Omits tables that each process makes from the sets."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_index", "_table", "paths")}
 
     @cached_property
@@ -262,28 +264,35 @@ class PackedDataset(MoleculeDataset):
     @cached_property
     def _table(self) -> dict[str, IntArray]:
         """(3, n_molecules) for atoms, functions ...: set, first entry in the set's arrays, number of entries."""
-        sets = [np.full(len(own), i) for i, own in enumerate(self._molecules)]
-
-        def entries(axis: str) -> IntArray:
-            offsets = [packed.arrays[f"{axis}_offsets"] for packed in self.sets]
-            triples = zip(sets, offsets, self._molecules, strict=True)
-            return np.concatenate([np.stack([i, at[own], at[own + 1] - at[own]]) for i, at, own in triples], axis=1)
-
-        return {axis: entries(axis) for axis in OFFSETS[1:]}
+        table = {}
+        for axis in OFFSETS[1:]:
+            of_sets = []
+            for i, (packed, own) in enumerate(zip(self.sets, self._molecules, strict=True)):
+                at = packed.arrays[f"{axis}_offsets"]
+                of_sets.append(np.stack([np.full(len(own), i), at[own], at[own + 1] - at[own]]))
+            table[axis] = np.concatenate(of_sets, axis=1)
+        return table
 
     def elements(self) -> set[int]:
         """Returns the atomic numbers that occur."""
-        return set(self._gather("atomic_numbers", _ranges(*self._table["atom"])).unique().tolist())
+        found: set[int] = set()
+        for packed, own in zip(self.sets, self._molecules, strict=True):
+            of_molecule = np.zeros(packed.meta["n_molecules"], dtype=bool)
+            of_molecule[own] = True
+            of_atom = np.repeat(of_molecule, np.diff(packed.arrays["atom_offsets"]))
+            found.update(np.unique(packed.arrays["atomic_numbers"][of_atom]).tolist())
+        return found
 
     def state(self, contents: bool = False) -> dict[str, Any]:
         """Describes the raw samples by the states of the sets and the selection."""
-        chosen = [hashlib.sha256(own.tobytes()).hexdigest() for own in self._molecules]
+        sets = []
+        for packed, own in zip(self.sets, self._molecules, strict=True):
+            sets.append({**packed.state(), "molecules": hashlib.sha256(own.tobytes()).hexdigest()})
         labels = {"energy_key": self.energy_key, "gradient_key": self.gradient_key}
-        sets = [packed.state() for packed in self.sets]
-        return {"packed": sets, "molecules": chosen, **self.scf_selection.state(), **labels}
+        return {"packed": sets, **vars(self.scf_selection), **labels}
 
     def verify(self) -> None:
-        """Compares all arrays of the sets with their digests, once in a process."""
+        """Compares all arrays of the sets with their checksums, once in a process."""
         for packed in self.sets:
             packed.verify()
 
@@ -301,16 +310,18 @@ class PackedDataset(MoleculeDataset):
         per_atom = {"pos": pos, "atomic_numbers": atomic_numbers, "atom_ind": torch.from_numpy(atom_ind)}
         sources = {
             "coeffs": ("coeffs", values),
-            "ground_state_coeffs": ("ground_state_coeffs", functions),
+            "ground_state_coeffs": ("coeffs", _ranges(sets, value + (own["sample"][2] - 1) * n_basis, n_basis)),
             "gradient_label": (self.gradient_key, values),
             "dual_basis_integrals": ("dual_basis_integrals", functions),
         }
         wanted = sources if fields is None else {"coeffs", *fields}
         per_function = {name: self._gather(*found) for name, found in sources.items() if name in wanted}
-        per_function["basis_function_ind"] = torch.from_numpy(self.basis_info.basis_function_ind(atom_ind))
+        if fields is None or self.transform is not None:
+            per_function["basis_function_ind"] = torch.from_numpy(self.basis_info.basis_function_ind(atom_ind))
         per_sample = {
             "energy_label": self._gather(self.energy_key, rows),
             "has_energy_label": self._gather("has_energy_label", rows),
+            "perturbed": self._gather("perturbed", rows),
             "mol_id": [texts[i][at : at + n].tobytes().decode() for i, at, n in own["mol_id"].T.tolist()],
             "scf_iteration": torch.from_numpy(iterations),
             "basis_info": [self.basis_info] * len(molecules),
@@ -319,10 +330,10 @@ class PackedDataset(MoleculeDataset):
         return make_batch(per_atom, per_function, per_sample, own["atom"][2], n_basis)
 
     def _gather(self, name: str, ranges: tuple[int, list[tuple[int, slice]]]) -> Tensor:
-        (n, found), arrays = ranges, [packed.arrays[name] for packed in self.sets]
+        (n, found), first = ranges, self.sets[0].arrays[name]
         # torch's memory: NumPy gets its own from the system more often, which takes longer than the copy
-        joined = torch.empty((n, *arrays[0].shape[1:]), dtype=getattr(torch, arrays[0].dtype.name))
-        np.concatenate([arrays[i][where] for i, where in found], out=joined.numpy())
+        joined = torch.empty((n, *first.shape[1:]), dtype=getattr(torch, first.dtype.name))
+        np.concatenate([self.sets[i].arrays[name][where] for i, where in found], out=joined.numpy())
         return joined
 
 
@@ -344,13 +355,14 @@ def remaining_transforms(
     basis to the `coordinates` of the set, if it is the only one.
     """
     singles = single_transforms(wanted)
-    changes = [i for i, t in enumerate(singles) if getattr(t, "changes_basis", False)]
-    first = [i for i in range(len(singles)) if i not in changes][: len(applied)]
-    in_place = len(changes) == 1 and getattr(singles[changes[0]], "coordinates", None) == coordinates
-    if [identity(singles[i]) for i in first] != list(applied) or (applied and changes and not in_place):
+    changes: list[Any] = []
+    others: list[Any] = []
+    for transform in singles:
+        (changes if getattr(transform, "changes_basis", False) else others).append(transform)
+    in_place = len(changes) == 1 and getattr(changes[0], "coordinates", None) == coordinates
+    if list(map(identity, others[: len(applied)])) != list(applied) or (applied and changes and not in_place):
         raise ConfigError(
             f"{where}: was packed in the coordinates {coordinates!r} after {len(applied)} other transforms, which are "
             f"not the first of {singles} (config: data.pre_transforms): begin with them, or pack the labels again"
         )
-    done = [*first, *(changes if in_place else [])]
-    return [t for i, t in enumerate(singles) if i not in done]
+    return others[len(applied) :] if in_place or not changes else singles

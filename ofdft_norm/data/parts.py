@@ -15,31 +15,47 @@ from torch.utils.data import DataLoader
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import Transform, apply_transform, compose
+from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.files import EMBEDDED
 from ofdft_norm.data.loader import wrap_loader
 from ofdft_norm.data.sources import Source
 from ofdft_norm.data.split import Parts, SplitConfig
-from ofdft_norm.errors import ConfigError, SplitError, counted
+from ofdft_norm.errors import ConfigError, LabelFileError, SplitError, counted
 from ofdft_norm.units import conversion
 
 
 class DataParts:
-    """Raw samples, pre-transformed, of the parts ``train``, ``val``, ``test``, and of ``all`` members of a source.
+    """Raw samples, pre-transformed, of ``train``, ``val``, ``test``, ``test_<name>``, and ``all`` members of a source.
 
     Each data set is opened when it is asked for. A checkpoint holds the members of each part: a run that is tested or
     resumed after files were added or removed keeps its molecules, if source and split have the same settings.
+
+    Attributes:
+        labels: Target, unit and pre-transforms of the samples, as plain data.
     """
 
     def __init__(
-        self, source: Source, split: SplitConfig, pre_transforms: Sequence[Transform], unit: str = "hartree"
+        self,
+        source: Source,
+        split: SplitConfig,
+        pre_transforms: Sequence[Transform],
+        unit: str = "hartree",
+        leave_out_atoms: bool = False,
     ) -> None:
         self.source = source
         self.split = split
         self.pre_transforms = list(pre_transforms)
         self.unit = unit
+        self.labels = {
+            "energy_key": source.energy_key,
+            "gradient_key": source.gradient_key,
+            "unit": unit,
+            "pre_transforms": [getattr(change, "__qualname__", None) or repr(change) for change in pre_transforms],
+        }
+        self.leave_out_atoms = leave_out_atoms  # isolated ones
         self._members: Parts | None = None
         self._opened: dict[str, Any] = {}
-        self._state: Mapping[str, Any] | None = None  # of a checkpoint, or of the members
+        self._known: tuple[str, Parts] | None = None  # identity of a split and its members; of a checkpoint, or found
         self._required_basis: BasisInfo | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -47,12 +63,12 @@ class DataParts:
         return {**self.__dict__, "_members": None, "_opened": {}}
 
     def release(self) -> None:
-        """Frees the data sets; the next use looks at the files again."""
+        """Frees the data sets; the next use reads the files again."""
         self._members, self._opened = None, {}
         self.source.release()
 
     def names(self) -> list[str]:
-        """Returns the parts that have samples; ``all`` exists besides."""
+        """Returns the parts that have samples, without ``all``."""
         return list(self._find_members())
 
     def __getitem__(self, part: str) -> Any:
@@ -74,21 +90,41 @@ class DataParts:
             return loader
         return wrap_loader(loader, partial(apply_transform, transform))
 
-    def elements(self, part: str) -> set[int] | None:
-        """Returns the atomic numbers that occur in a part; None where they cost a pass over its files."""
-        return self[part].elements()
-
     def _find_members(self) -> Parts:
         """Returns the members of the parts: a checkpoint's if source and split have its settings, else new ones."""
         if self._members is None:
             identity = (self.source.split_identity(self.split) or "").replace(str(EMBEDDED), _EMBEDDED)
-            if self._state is not None and self._state["identity"] == identity:
-                self._members = _members_from_state(self._state["files"])
+            identity += " without isolated atoms" if identity and self.leave_out_atoms else ""
+            if self._known is not None and self._known[0] == identity:
+                self._members = self._known[1]
             else:
                 self._members = self.source.parts(self.split)
-                state = {"identity": identity, "files": _members_to_state(self._members)}
-                self._state = state if identity else None
+                if self.leave_out_atoms:
+                    atoms = self.source.isolated_atoms()
+                    found = {part: [m for m in of if m not in atoms] for part, of in self._members.items()}
+                    self._members = {part: members for part, members in found.items() if members}
+                self._known = (identity, self._members) if identity else None
         return self._members
+
+    def isolated_energies(self) -> dict[int, float]:
+        """Returns the energies of isolated atoms [`unit`] by atomic number.
+
+        Raises:
+            SplitError: If there are none.
+            LabelFileError: If two atoms of an element have different energies.
+        """
+        found: dict[int, tuple[float, str]] = {}
+        for member, (number, energy) in self.source.isolated_atoms().items():
+            known, where = found.setdefault(number, (energy, member))
+            if energy != known:
+                both = f"{known!r} and {energy!r}, expected one energy of the isolated {symbol(number)} atom"
+                raise LabelFileError(f"{where} and {member} have the energies {both} (config: data.source.paths)")
+        if not found:
+            expected = "frames of a single atom without periodic images, or with config_type=IsolatedAtom"
+            keys = "data.reference.isolated_atoms, data.reference.values"
+            raise SplitError(f"the data have no isolated atoms; expected {expected} in files of ASE (config: {keys})")
+        factor = conversion(self.source.unit or self.unit, self.unit)
+        return {number: factor * energy for number, (energy, _) in found.items()}
 
     def _transforms(self) -> list[Transform]:
         """Returns the pre-transforms (of density coefficients), and conversions to the wanted unit and basis."""
@@ -96,7 +132,7 @@ class DataParts:
         transforms = [] if own is None else list(self.pre_transforms)
         stored = self.source.unit or self.unit
         if stored != self.unit:
-            fields = [self.source.energy_field, self.source.forces_field, "gradient_label"]
+            fields = [self.source.energy_field, self.source.forces_field, self.source.stress_field, "gradient_label"]
             transforms.append(InUnit(conversion(stored, self.unit), [name for name in fields if name is not None]))
         if required is not None and own != required:
             if own is None or not own.is_subset(required):
@@ -109,21 +145,32 @@ class DataParts:
         return transforms
 
     def state(self) -> Mapping[str, Any] | None:
-        """Returns the members of each part, as plain data; None where they are not known."""
-        return self._state
+        """Returns the members of each part, as plain data, compressed; None where they are not known."""
+        if self._known is None:
+            return None
+        here, files = os.getcwd(), {}
+        for part, members in self._known[1].items():
+            text = "\0".join(os.path.join(here, member) for member in members).replace(str(EMBEDDED), _EMBEDDED)
+            files[part] = torch.frombuffer(bytearray(zlib.compress(os.fsencode(text))), dtype=torch.uint8)
+        return {"identity": self._known[0], "files": files}
 
     def restore(self, state: Mapping[str, Any] | None, basis_info: BasisInfo | None, resuming: bool = False) -> None:
-        """Takes a checkpoint's split, and refuses labels of another basis from now on.
+        """Uses a checkpoint's split, and refuses labels of another basis.
 
         Raises SplitError if training is resumed on molecules that were validated or tested on.
         """
-        self._required_basis = basis_info
+        self._required_basis, self._known = basis_info, None
         self.release()
-        self._state = state
-        if not resuming or state is None:
+        if state is None:
             return
-        names = {part: {Path(m).name for m in of} for part, of in _members_from_state(state["files"]).items()}
-        held_back = names.get("val", set()) | names.get("test", set())
+        members: Parts = {}
+        for part, content in state["files"].items():
+            text = os.fsdecode(zlib.decompress(content.numpy().tobytes()))
+            members[part] = text.replace(_EMBEDDED, str(EMBEDDED)).split("\0")
+        self._known = state["identity"], members
+        if not resuming:
+            return
+        held_back = {Path(member).name for part, of in members.items() if part != "train" for member in of}
         both = sorted(held_back & {Path(member).name for member in self._find_members().get("train", ())})
         if both:
             raise SplitError(
@@ -132,22 +179,8 @@ class DataParts:
             )
 
 
-# stands for the folder of the embedded labels, which differs between installations
+# replaces the folder of the embedded labels, which differs between installations
 _EMBEDDED = "<embedded>"
-
-
-def _members_to_state(members: Parts) -> dict[str, Any]:
-    """Returns the members of each part, compressed to a few bytes for each."""
-    here, state = os.getcwd(), {}
-    for part, of_part in members.items():
-        text = "\0".join(os.path.join(here, member) for member in of_part).replace(str(EMBEDDED), _EMBEDDED)
-        state[part] = torch.frombuffer(bytearray(zlib.compress(os.fsencode(text))), dtype=torch.uint8)
-    return state
-
-
-def _members_from_state(state: Mapping[str, Any]) -> Parts:
-    texts = {part: os.fsdecode(zlib.decompress(content.numpy().tobytes())) for part, content in state.items()}
-    return {part: text.replace(_EMBEDDED, str(EMBEDDED)).split("\0") for part, text in texts.items()}
 
 
 class InUnit:
@@ -171,8 +204,8 @@ class InUnit:
 class InBasis:
     """Numbers elements and functions of samples and batches as a basis with more elements does.
 
-    Coefficients stay as they are; `atom_ind` and `basis_function_ind` change. A model and a normaliser of H, C, N, O
-    and F so take labels with a basis of O and H.
+    Coefficients stay as they are; `atom_ind` and `basis_function_ind` change. So a model and a normaliser of H, C, N, O
+    and F accept labels with a basis of O and H.
     """
 
     works_on_batches = True

@@ -1,4 +1,4 @@
-"""Samples (a density of one geometry, with its labels), their batches, and the base of data sets that give batches."""
+"""Samples (a density of one geometry, with its labels), their batches, and the base class of data sets of batches."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ RAW = "raw"
 VECTORS = ("coeffs", "ground_state_coeffs")
 DUAL_VECTORS = ("gradient_label", "dual_basis_integrals")
 PER_FUNCTION = (*VECTORS, *DUAL_VECTORS)
+# Rows and columns of a stress tensor in ASE's order: xx, yy, zz, yz, xz, xy
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 
 
 class OFData(Data):
@@ -39,19 +41,21 @@ class OFData(Data):
         gradient_label: (n_basis,) derivative of the energy with respect to `coeffs` [hartree].
         energy_label: (1,) [hartree].
         has_energy_label: (1,) bool; False: energy and gradient of this sample are not to be used.
+        perturbed: (1,) bool; True: the density is off the SCF path, that of a perturbed Fock matrix. Samples of label
+            files and packed sets have it.
         dual_basis_integrals: (n_basis,) integrals of the basis functions [electrons].
         atom_ind: (n_atom,) index of each atom's element in the basis.
         basis_function_ind: (n_basis,) index of each function in the concatenation over elements.
         mol_id: name of the geometry.
         scf_iteration: (1,) index of the density along its SCF path.
         basis_info: the density basis.
-        coordinates: coordinates of vectors and dual vectors: ``raw`` is the density basis as it is, other names are
+        coordinates: coordinates of vectors and dual vectors: ``raw`` is the density basis itself, other names are
             those of changes of basis (`ofdft_norm.transforms`), such as ``natural_symmetric``.
         normalized: (1,) bool, set by `Normalizer.normalize`.
-        integrals_rescaled: (1,) bool, set by `Normalizer.normalize` where there is a rescaling.
+        integrals_rescaled: (1,) bool, set by `Normalizer.normalize` if there is a rescaling.
         energy_reference: (1,) float64 [hartree], set by `Normalizer.normalize`.
         energy_reference_coeffs: (n_basis,) normalised coefficients of `energy_reference`, set by
-            `Normalizer.normalize` where the reference depends on the coefficients.
+            `Normalizer.normalize` if the reference depends on the coefficients.
     """
 
     @classmethod
@@ -201,6 +205,14 @@ def n_molecules(batch: Data) -> int:
     return 1
 
 
+def periodic_directions(batch: Data) -> Tensor:
+    """Returns (n_molecules, 3) bool: the directions with periodic images; a cell that lacks `pbc` has them."""
+    cell, pbc = get_field(batch, "cell"), get_field(batch, "pbc")
+    if cell is None:
+        return torch.zeros(n_molecules(batch), 3, dtype=torch.bool)
+    return torch.as_tensor(cell).reshape(-1, 3, 3).any(2) if pbc is None else torch.as_tensor(pbc).reshape(-1, 3).bool()
+
+
 def sample_name(batch: Data, sample: int) -> str | None:
     """Returns the name (`mol_id`) of one sample of a batch, if it has one."""
     names = get_field(batch, "mol_id")
@@ -208,12 +220,6 @@ def sample_name(batch: Data, sample: int) -> str | None:
         return names
     name = names[sample]
     return str(name.item() if isinstance(name, Tensor) else name)
-
-
-def scf_iteration(batch: Data, sample: int) -> int | None:
-    """Returns the SCF iteration of one sample of a batch, if it has one."""
-    iterations = get_field(batch, "scf_iteration")
-    return None if iterations is None else int(iterations.reshape(-1)[sample])
 
 
 def with_added_fields(batch: DataT, fields: Mapping[str, str | None]) -> DataT:
@@ -245,9 +251,11 @@ def make_batch(
     Each field is given joined over the samples; `n_atoms` and `n_functions` are counts of each sample.
     """
     n = len(n_atoms)
-    atoms, functions = (torch.from_numpy(np.concatenate([[0], np.cumsum(own)])) for own in (n_atoms, n_functions))
-    of_atom, of_function = (torch.from_numpy(np.repeat(np.arange(n), own)) for own in (n_atoms, n_functions))
-    added = {"coeffs_batch": of_function, "coeffs_ptr": functions, "batch": of_atom, "ptr": atoms}
+    added = {}
+    for index, ends, counts in (("coeffs_batch", "coeffs_ptr", n_functions), ("batch", "ptr", n_atoms)):
+        added[index] = torch.from_numpy(np.repeat(np.arange(n), counts))
+        added[ends] = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+    atoms, functions = added["ptr"], added["coeffs_ptr"]
     batch = copy(_EMPTY)
     batch._store._mapping.update({**per_atom, **per_function, **per_sample, **added})
     # `from_data_list` notes this for taking samples out again

@@ -7,9 +7,10 @@ import glob
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from ofdft_norm.data.packed import META, PackedDataset, PackedSet, remaining_tra
 from ofdft_norm.data.sample import (
     PER_FUNCTION,
     RAW,
+    VOIGT,
     JoinedDataset,
     OFData,
     as_data,
@@ -34,25 +36,26 @@ from ofdft_norm.data.sample import (
     get_field,
     is_sample,
     join_samples,
+    periodic_directions,
 )
 from ofdft_norm.data.split import (
+    BY_FOLDERS,
     SUFFIXES,
     Parts,
     SplitConfig,
     SplitEntry,
+    list_error,
     locate_entries,
     random_split,
     read_split,
-    refuse_copies,
-    refuse_members,
-    refuse_repeated,
+    refuse_doubles,
 )
 from ofdft_norm.errors import BasisError, BatchError, ConfigError, LabelFileError, NormalizationError, did_you_mean
 from ofdft_norm.settings import Settings
 
 
 class Source(Settings):
-    """Base class of sources: names the members (label files, frames, ...) of each part, and opens data sets of them.
+    """Base class of sources: lists the members (label files, frames, ...) of each part, and opens their data sets.
 
     Attributes:
         keep_in_memory: Whether each normalised sample is kept after it was first read.
@@ -60,6 +63,7 @@ class Source(Settings):
         length_unit: Unit of positions.
         energy_field: Field of the samples with the energy.
         forces_field: Field with forces; None: there are none.
+        stress_field: Field with the stress; None: there is none.
         atomic_numbers_field: Field with atomic numbers.
         energy_key: Name of the learned energy in the files; None: there is no choice.
         gradient_key: Name of its gradient.
@@ -73,6 +77,7 @@ class Source(Settings):
     length_unit = "bohr"
     energy_field = "energy_label"
     forces_field = cast("str | None", None)
+    stress_field = cast("str | None", None)
     atomic_numbers_field = "atomic_numbers"
     energy_key = cast("str | None", None)
     gradient_key = cast("str | None", None)
@@ -103,13 +108,21 @@ class Source(Settings):
         """Returns the data set of some members, with a method `elements`; the part "all" needs no labels."""
         raise NotImplementedError
 
+    def isolated_atoms(self) -> dict[str, tuple[int, float]]:
+        """Returns atomic number and energy [`unit`] of each member that is an isolated atom."""
+        return {}
+
     def split_identity(self, split: SplitConfig) -> str | None:
-        """Identifies the settings that a split follows from; None: the split of a checkpoint is not used again."""
+        """Identifies the settings that determine a split; None: the split of a checkpoint is not used again."""
         return None
 
     def loader(self, part: str) -> DataLoader | None:
         """Returns a wrapped data module's own loader of a part."""
         return None
+
+    def is_set_up(self, part: str) -> bool:
+        """Returns whether a part can be read now; a wrapped data module is set up for each stage of a run."""
+        return True
 
     def release(self) -> None:
         """Closes open files; the next use reads them again."""
@@ -117,7 +130,7 @@ class Source(Settings):
 
 def listed(paths: str | Sequence[str] | None) -> list[str]:
     """Returns one or several paths as a list, with the home folder written out."""
-    return [os.path.expanduser(p) for p in ([] if paths is None else [paths] if isinstance(paths, str) else paths)]
+    return list(map(os.path.expanduser, [] if paths is None else [paths] if isinstance(paths, str) else paths))
 
 
 def find_files(patterns: str | Sequence[str] | None, at: Callable[[str], Sequence[str]], kind: str) -> list[str]:
@@ -127,11 +140,11 @@ def find_files(patterns: str | Sequence[str] | None, at: Callable[[str], Sequenc
     """
     files: list[str] = []
     for pattern in listed(patterns):
-        paths = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern))
-        found = [file for path in paths for file in at(str(Path(path)))]
-        if not found:
+        before = len(files)
+        for path in [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern)):
+            files += at(str(Path(path)))
+        if len(files) == before:
             raise ConfigError(f"{pattern}: no {kind} there (config: data.source.paths)")
-        files += found
     return files
 
 
@@ -143,7 +156,7 @@ class LabelFiles(Source):
         basis_info: JSON file with `atomic_numbers` and `irreps_per_atom`.
         energy_key: Which energy below ``of_labels/energies`` is learned.
         gradient_key: Its gradient below ``of_labels/spatial``.
-        limit_scf_iterations: SCF iterations to use: s >= 0 those from s on, s < 0 the last -s, a list those in it
+        limit_scf_iterations: SCF iterations to use: s >= 0: from s on; s < 0: the last -s; a list: these
             (negative ones count from the last); None: all.
         keep_initial_guess: Whether iteration 0, which has no label, is part of the data set: added to the above, or
             left out of it.
@@ -160,14 +173,14 @@ class LabelFiles(Source):
     exclude: Sequence[str] = ()
     keep_in_memory: bool = False
     unit = "hartree"
-    # number of SCF iterations of label files, where the split file states it
+    # number of SCF iterations of label files, if the split file states it
     _scf_iterations: dict[str, int] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def basis(self) -> BasisInfo:
         """Reads the basis."""
         return BasisInfo.from_json(self.basis_info)
 
-    def _list_files(self) -> set[str]:
+    def _list_files(self) -> Iterable[str]:
         """Returns the label files."""
         return set(find_files(self.paths, _label_files_at, "label file (*.zarr, *.zarr.zip)"))
 
@@ -187,33 +200,35 @@ class LabelFiles(Source):
         Raises:
             SplitError: If a label file is reached twice, is a copy of another one, or fits no or several entries.
         """
+        files, where = self._selected(), split.file or str(self.paths)
         if split.file is None:
-            return self._without_doubles(random_split(self._selected(), split, str(self.paths)), str(self.paths))
-        parts, iterations = locate_entries(self._read_entries(split.file), self._selected(), self.exclude, split.file)
-        self._scf_iterations.update(iterations)
-        return self._without_doubles(parts, split.file)
+            parts = random_split(files, split, where)
+        else:
+            parts, iterations = locate_entries(self._read_entries(split.file), files, self.exclude, where)
+            self._scf_iterations.update(iterations)
+        refuse_doubles(parts, where, self._geometry_of)
+        return parts
 
     def everything(self) -> list[str]:
         """Returns all label files."""
-        return self._without_doubles({"all": self._selected()}, str(self.paths))["all"]
+        files = self._selected()
+        refuse_doubles({"all": files}, str(self.paths), self._geometry_of)
+        return files
 
     def _selected(self) -> list[str]:
         """Returns the label files that are not excluded, in sorted order."""
         found, excluded = self._list_files(), set(self.exclude)
-        if unknown := sorted(excluded - set(map(os.path.basename, found))):
+        if unknown := sorted(excluded.difference(map(os.path.basename, found))):
             raise ConfigError(f"exclude has {unknown}, no label files of these names (config: data.source.exclude)")
-        kept = (path for path in found if os.path.basename(path) not in excluded)
-        return sorted(kept, key=lambda path: Path(path).parts)
-
-    def _without_doubles(self, parts: Parts, where: str) -> Parts:
-        refuse_repeated(parts, where)
-        refuse_copies(parts, self._geometry_of, where)
-        return {part: paths for part, paths in parts.items() if paths}
+        if excluded:
+            found = [path for path in found if os.path.basename(path) not in excluded]
+        return sorted(found, key=BY_FOLDERS)
 
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns the data set of some label files; raises SplitError if one does not exist."""
-        missing = [path for path in members if not os.path.isfile(path) and not os.path.isdir(path)]  # or a pipe
-        refuse_members(str(self.paths), f"missing label files of the {part} split", missing)
+        # a pipe is neither of the two
+        if missing := [path for path in members if not os.path.isfile(path) and not os.path.isdir(path)]:
+            raise list_error(str(self.paths), f"missing label files of the {part} split", missing)
         counts = [self._scf_iterations[path] for path in members if path in self._scf_iterations]
         return OFDataset(
             members,
@@ -228,7 +243,7 @@ class LabelFiles(Source):
 
     def split_identity(self, split: SplitConfig) -> str:
         """Identifies paths, exclusions, settings of the split, and the content of a split file."""
-        paths = [os.path.abspath(path) for path in listed(self.paths)]
+        paths = list(map(os.path.abspath, listed(self.paths)))
         content = Path(split.file).read_bytes() if split.file is not None and os.path.isfile(split.file) else b""
         return f"({paths}, {sorted(self.exclude)}, {split!r}, {hashlib.sha256(content).hexdigest()!r})"
 
@@ -254,15 +269,15 @@ class PackedLabels(LabelFiles):
     Attributes:
         paths: Folders of packed sets, or glob patterns.
         basis_info: JSON file that the sets' own basis must equal; None: no check.
-        verify: Whether all arrays are read first, and compared with their digests.
+        verify: Whether all arrays are read first, and compared with their checksums.
         energy_key, ..., keep_in_memory: See `LabelFiles`.
     """
 
     basis_info: str | None = None  # type: ignore[assignment]
     verify: bool = False
     _opened: list[PackedSet] = field(init=False, default_factory=list, repr=False, compare=False)
-    # set and index of each molecule by the path of its label file in the set's folder
-    _places: dict[str, tuple[PackedSet, int]] = field(init=False, default_factory=dict, repr=False, compare=False)
+    # number of the set and index of each molecule, by the path of its label file in the set's folder
+    _places: dict[str, tuple[int, int]] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def release(self) -> None:
         """Closes the packed sets."""
@@ -273,40 +288,44 @@ class PackedLabels(LabelFiles):
         """Opens the packed sets; raises ConfigError if a pattern matches none, BasisError for another basis."""
         if self._opened:
             return self._opened
-        folders = list(dict.fromkeys(find_files(self.paths, _packed_set_at, f"packed set ({META})")))
-        sets = [PackedSet(folder, self.verify) for folder in folders]
+        sets, places = [], {}
+        for i, folder in enumerate(dict.fromkeys(find_files(self.paths, _packed_set_at, f"packed set ({META})"))):
+            sets.append(PackedSet(folder, self.verify))
+            for molecule, name in enumerate(sets[i].names()):
+                places[os.path.join(folder, name)] = i, molecule
         if self.basis_info is not None and (given := BasisInfo.from_json(self.basis_info)) != sets[0].basis_info:
             raise BasisError(
-                f"{folders[0]}: was packed in the basis {sets[0].basis_info}, but {self.basis_info} has {given} "
+                f"{sets[0].folder}: was packed in the basis {sets[0].basis_info}, but {self.basis_info} has {given} "
                 "(config: data.source.basis_info)"
             )
         self._opened.extend(sets)
-        for one in sets:
-            self._places.update({os.path.join(one.folder, name): (one, m) for m, name in enumerate(one.names())})
+        self._places.update(places)
         return sets
 
     def basis(self) -> BasisInfo:
         """Returns the basis that the labels were packed with."""
         return self.sets()[0].basis_info
 
-    def _list_files(self) -> set[str]:
+    def _list_files(self) -> Iterable[str]:
         self.sets()
-        return set(self._places)
+        return self._places
 
     def _geometry_of(self, path: str) -> Hashable | None:
         found = self._places.get(path)  # None: refused when it is opened
-        return found and tuple(array.tobytes() for array in found[0].geometry(found[1]))
+        return found and tuple(array.tobytes() for array in self._opened[found[0]].geometry(found[1]))
 
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns the data set of some molecules; raises SplitError if one is in no set."""
         sets = self.sets()
-        missing = [member for member in members if member not in self._places]
-        refuse_members(f"the {part} split", "molecules that are not in the packed sets", missing)
-        located = [self._places[member] for member in members]
+        if missing := sorted(set(members).difference(self._places)):
+            raise list_error(f"the {part} split", "molecules that are not in the packed sets", missing)
+        molecules = defaultdict(list)
+        for i, molecule in map(self._places.__getitem__, members):
+            molecules[i].append(molecule)
         meta, where = sets[0].meta, str(sets[0].folder)
         return PackedDataset(
             sets,
-            [np.array([m for found, m in located if found is packed], dtype=np.int64) for packed in sets],
+            list(map(molecules.__getitem__, range(len(sets)))),
             self.energy_key,
             self.gradient_key,
             compose(remaining_transforms(transforms, meta["applied"], where, meta["coordinates"])),
@@ -318,6 +337,9 @@ class PackedLabels(LabelFiles):
 class EmbeddedLabels(PackedLabels):
     """The labels that come with the package: small molecules of H, C, N, O, F, PBE/6-31G(2df,p).
 
+    Five molecules have many geometries of 300 K, the others one. The default split holds out geometries of the five
+    (`val`, `test`) and molecules of one geometry (`test_molecules`); other settings of the split divide at random.
+
     Attributes:
         energy_key: Which energy is learned: ``e_kin`` or ``e_kin_plus_xc``.
         gradient_key: Its gradient: ``grad_kin`` or ``grad_kin_plus_xc``.
@@ -328,15 +350,28 @@ class EmbeddedLabels(PackedLabels):
     basis_info: str | None = field(init=False, default=None)
     keep_in_memory: bool = True
 
+    def parts(self, split: SplitConfig) -> Parts:
+        """Returns the parts of the set's own split file, where the settings of the split are the defaults."""
+        return super().parts(_embedded_split(split))
+
+    def split_identity(self, split: SplitConfig) -> str:
+        """Identifies the set's own split file by its content, too."""
+        return super().split_identity(_embedded_split(split))
+
+
+def _embedded_split(split: SplitConfig) -> SplitConfig:
+    return replace(split, file=str(EMBEDDED / "split.yaml")) if split == SplitConfig() else split
+
 
 # --- samples of other kinds -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SampleCheck:
-    """Validates samples where they enter, and converts them to PyG's `Data`.
+    """Validates samples of other classes when they are read, and converts them to PyG's `Data`.
 
-    Samples need atomic numbers; with `labelled` an energy and, if they have a field, forces; with a basis coefficients.
+    Samples need atomic numbers; with `labelled` an energy and, if they have a field, forces and stress; with a basis
+    coefficients. The stress becomes (1, 6) in ASE's order; it is NaN where a sample is not periodic.
     """
 
     energy: str = "energy_label"
@@ -344,6 +379,7 @@ class SampleCheck:
     atomic_numbers: str = "atomic_numbers"
     labelled: bool = True
     basis_info: BasisInfo | None = None
+    stress: str | None = None
 
     def __call__(self, sample: Any, where: str) -> Data:
         """Returns a shallow copy in which the checked fields are tensors; `where` names the sample.
@@ -375,6 +411,10 @@ class SampleCheck:
             if name is not None and (setting or name in fields):
                 value = _check_numbers(fields, name, shape, where, setting)
                 fields[name] = value if value.is_floating_point() else value.to(torch.float64)
+        if self.stress is not None:
+            wanted = labelled and bool(periodic_directions(data).all()) and (self.labelled or self.stress in fields)
+            nan = torch.full((1, 6), torch.nan, dtype=torch.float64)
+            fields[self.stress] = _check_stress(fields, self.stress, where) if wanted else nan
         return data
 
     def _check_atomic_numbers(self, fields: Any, where: str) -> Tensor:
@@ -431,6 +471,15 @@ def _check_numbers(fields: Any, field: str, shape: tuple[int, ...] | None, where
     return value
 
 
+def _check_stress(fields: Any, field: str, where: str) -> Tensor:
+    """Returns the stress of a sample, six numbers in ASE's order or a tensor of nine, as (1, 6)."""
+    value = _check_numbers(fields, field, None, where, "stress_field")
+    if value.numel() not in (6, 9):
+        expected = "expected 6 numbers (xx, yy, zz, yz, xz, xy) or 3 x 3 (config: data.source.stress_field)"
+        raise BatchError(f"{where}: field {field!r} has shape {tuple(value.shape)}, {expected}")
+    return (value.reshape(3, 3)[VOIGT] if value.numel() == 9 else value).reshape(1, 6)
+
+
 class SampleDataset(JoinedDataset):
     """Samples of any map-style data set, validated and transformed when they are read; `what` names the data set."""
 
@@ -465,17 +514,14 @@ class SampleDataset(JoinedDataset):
             found = join_samples(found)
         return apply_transform(self.transform, found)
 
-    def elements(self) -> set[int] | None:
-        """Returns the atomic numbers that occur, without their check; None if that takes a pass over files."""
+    def elements(self) -> set[int]:
+        """Returns the atomic numbers that occur; reads and checks all samples, which may lack labels."""
         if isinstance(self.samples, MoleculeDataset):
             return self.samples.elements()
-        if not isinstance(self.samples, Sequence):
-            return None
-        found: set[int] = set()
-        for sample in (self.samples[i] for i in self.indices):
-            fields = (get_field(sample, name) for name in (self.check.atomic_numbers, "z", "numbers"))
-            numbers = next((values for values in fields if values is not None), ())
-            found.update(np.unique(np.asarray(numbers)).astype(int).tolist())
+        check, found = replace(self.check, labelled=False), set[int]()
+        for i in self.indices:
+            sample = check(self.samples[i], self._name(i))
+            found.update(sample.get(check.atomic_numbers, sample.get("z")).long().tolist())
         return found
 
 

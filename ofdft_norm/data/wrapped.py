@@ -29,7 +29,7 @@ class WrappedData(Source):
     """Data of other packages: a LightningDataModule, or data sets (PyG's, or lists) of samples.
 
     `ase.Atoms` become `Data` with their calculators' results. Samples of other classes with fields, such as fairchem's
-    and MACE's `AtomicData`, become `Data`, or keep their class where the data module has a collate function of its own.
+    and MACE's `AtomicData`, become `Data`, or keep their class if the data module has a collate function of its own.
 
     Samples with density coefficients need `basis_info`; samples with energies (and forces) alone take linear references
     and an energy scale.
@@ -42,8 +42,10 @@ class WrappedData(Source):
         basis_info: JSON file with the density basis, or a `BasisInfo`; None: the samples have no coefficients.
         energy_field: Field of the samples with the energy; every labelled sample has it.
         forces_field: Field with forces, (n_atom, 3), in every labelled sample; None: there are none.
-        atomic_numbers_field: Field with atomic numbers; where it is missing, PyG's ``z`` is used.
+        atomic_numbers_field: Field with atomic numbers; if it is missing, PyG's ``z`` is used.
         keep_in_memory: Whether each normalised sample is kept after it was first read.
+        stress_field: Field with the stress, six numbers in ASE's order or 3 x 3, in every labelled sample that is
+            periodic in three directions; None: there is none.
     """
 
     datamodule: Any = None
@@ -55,6 +57,7 @@ class WrappedData(Source):
     forces_field: str | None = None
     atomic_numbers_field: str = "atomic_numbers"
     keep_in_memory: bool = False
+    stress_field: str | None = None
     # stages that the data module was set up for, and whether they have not ended
     _stages: dict[str, bool] = field(init=False, default_factory=dict, repr=False, compare=False)
     # indices of the samples of each molecule, where `data.split` divides `train`
@@ -79,7 +82,7 @@ class WrappedData(Source):
             self.datamodule.prepare_data()
 
     def setup(self, stage: str | None, trainer: Any) -> None:
-        """Sets the wrapped data module up, once for each stage; a module that splits at random would split again."""
+        """Sets the wrapped data module up, once for each stage; a second setup would split random splits again."""
         if self.datamodule is None:
             return
         self.datamodule.trainer = trainer
@@ -108,8 +111,7 @@ class WrappedData(Source):
             for i in range(len(self.train)):
                 name = get_field(self.train[i], "mol_id") if self.basis_info is not None else None
                 self._molecules.setdefault(str(i if name is None else name), []).append(i)
-            parts = random_split(list(self._molecules), split, "the wrapped data set")
-            return {part: members for part, members in parts.items() if members}
+            return random_split(list(self._molecules), split, "the wrapped data set")
         if split not in _NO_SPLIT:
             raise ConfigError(f"data.split = {split}: wrapped data come split, and a split file lists label files")
         if self.datamodule is None:
@@ -142,19 +144,25 @@ class WrappedData(Source):
         return wrap_loader(self._ask_for_loader(part), check=check)
 
     def _check(self, part: str) -> AtomsCheck:
-        keys = "energy" if self.energy_field == "energy_label" else self.energy_field, self.forces_field
+        energy = "energy" if self.energy_field == "energy_label" else self.energy_field
         fields = self.energy_field, self.forces_field, self.atomic_numbers_field
-        return AtomsCheck(*fields, labelled=part != "predict", basis_info=self.basis(), keys=keys)
+        keys = energy, self.forces_field, self.stress_field
+        return AtomsCheck(*fields, part != "predict", self.basis(), self.stress_field, keys)
+
+    def is_set_up(self, part: str) -> bool:
+        """Returns whether the wrapped data module has a part without a further set-up."""
+        if self.datamodule is None or set(self._stages).intersection(_STAGES[part]):
+            return True
+        if self._stages:  # a module that ignores the stage has this data already, and would split it anew
+            with suppress(Exception):
+                return bool(_only_loader(self.datamodule, f"{part}_dataloader"))
+        return False
 
     def _ask_for_loader(self, part: str) -> DataLoader:
         """Returns the wrapped data module's own loader; raises SplitError if it is of another kind than expected."""
-        hook = f"{part}_dataloader"
-        if not set(self._stages).intersection(_STAGES[part]):  # outside of a run
-            if self._stages:  # a module that ignores the stage has this data already, and would split it anew
-                with suppress(Exception):
-                    return _only_loader(self.datamodule, hook)
+        if not self.is_set_up(part):  # outside of a run
             self.setup(_STAGES[part][0], self.datamodule.trainer)
-        return _only_loader(self.datamodule, hook)
+        return _only_loader(self.datamodule, f"{part}_dataloader")
 
 
 def _is_defined(datamodule: Any, hook: str) -> bool:

@@ -1,7 +1,7 @@
 """Reads and writes groups of small zarr v2 arrays, in a folder or a zip file.
 
 Label files and statistics are dozens of tiny arrays. The zarr library takes 1 to 2 ms to open each of them, a hundred
-times as long as their bytes take to read.
+times longer than reading its bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ofdft_norm.errors import OFDFTNormError
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.bool_]
 
-# codecs that turn bytes into bytes; others of numcodecs (pickle) run what a file contains
+# codecs from bytes to bytes; other codecs of numcodecs (pickle) run code from a file
 CODECS = {"adler32", "blosc", "bz2", "crc32", "fletcher32", "gzip", "lz4", "lzma", "shuffle", "zlib", "zstd"}
 # numbers, booleans, times and texts of fixed size; no Python objects, no structures
 _DTYPE = re.compile(r"[<>|][biufcmMSU]\d+(\[\w+\])?")
@@ -112,7 +112,7 @@ class ZarrGroup:
         return name in self._stored
 
     def attributes(self) -> dict[str, Any]:
-        """Returns the attributes of the root, empty where it has none."""
+        """Returns the attributes of the root, empty if it has none."""
         with _reading("attributes"):
             return dict(json.loads(self._bytes(".zattrs") or b"{}"))
 
@@ -163,7 +163,7 @@ class ZarrGroup:
 
 
 def _plain_content(archive: Any, entry: zipfile.ZipInfo) -> bytes | None:
-    """Reads a stored or deflated member with one read; returns None for anything else, which is left to zipfile."""
+    """Reads a stored or deflated member with one read; returns None for other members, which zipfile reads."""
     name, extra = entry.filename.encode(), len(entry.extra)
     start = _LOCAL.size + len(name) + extra
     archive.fp.seek(entry.header_offset)

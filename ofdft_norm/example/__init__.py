@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names below, for type checkers and editors
+    from ofdft_norm.example.calculator import PotentialCalculator as PotentialCalculator
+    from ofdft_norm.example.calculator import potential_calculator as potential_calculator
     from ofdft_norm.example.density_module import DensityModule as DensityModule
     from ofdft_norm.example.density_network import DensityNetwork as DensityNetwork
     from ofdft_norm.example.exact_terms import ExactTerms as ExactTerms
@@ -17,7 +19,9 @@ _MODULES = {
     "EMTClusters": "potential",
     "ExactTerms": "exact_terms",
     "LabelErrors": "metrics",
+    "PotentialCalculator": "calculator",
     "PotentialModule": "potential",
+    "potential_calculator": "calculator",
 }
 __all__ = [*_MODULES]
 

@@ -1,4 +1,4 @@
-"""Callbacks and loggers of a run: its record, its normalisation, samples out of range, and fewer messages."""
+"""Callbacks of a run: its record, its normalisation, samples out of range; and fewer messages of Lightning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import logging
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from ofdft_norm.units import shown
 
 CHECKPOINT_KEY = "ofdft_norm_run"
 
-# messages of Lightning that are no news about the run
+# messages of Lightning without information about the run
 _NO_NEWS = re.compile(
     r"\s*($|---|GPU available|TPU available|\N{ELECTRIC LIGHT BULB}|Loading `train|Restoring|Loaded model|`Trainer\("
     r"|Starting with|Initializing distributed|distributed_backend|All distributed)"
@@ -47,7 +48,7 @@ _format_others = warnings.formatwarning
 
 
 def quiet_lightning() -> None:
-    """Prints Lightning's messages once and without those that are no news; this package's warnings in one line."""
+    """Prints Lightning's messages once, without the usual ones; prints this package's warnings in one line."""
     vars(warnings)["formatwarning"] = _format_warning
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
@@ -65,7 +66,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _format_warning(message: Warning | str, category: type[Warning], filename: str, *others: Any) -> str:
     if Path(filename).is_relative_to(_PACKAGE):
-        return f"\nwarning: {message}\n"  # on a line of its own, where a progress bar may be
+        return f"\nwarning: {message}\n"  # on a new line: a progress bar may be on this one
     return _format_others(message, category, filename, *others)
 
 
@@ -99,6 +100,22 @@ class RunRecord(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the record to a checkpoint."""
         checkpoint[CHECKPOINT_KEY] = self._record(trainer)
+
+
+class LearningCurves(Callback):
+    """Keeps the logged metrics of every epoch.
+
+    Attributes:
+        values: Epochs and values by the name of the metric.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[tuple[int, float]]] = defaultdict(list)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the metrics of training and validation; validation has ended by now."""
+        for name, value in trainer.callback_metrics.items():
+            self.values[name].append((trainer.current_epoch, float(value)))
 
 
 class LogNormalization(Callback):
@@ -145,8 +162,8 @@ class LogNormalization(Callback):
 class CountOutOfRange(Callback):
     """Counts, in every validation epoch, the labelled samples outside of the training split's range of coefficients.
 
-    Logs `val/out_of_range_samples` and `val/largest_range_excess`, with any LightningModule whose data module is an
-    `OFDFTDataModule`, and warns once. Logs nothing where the range is not known.
+    Logs `val/out_of_range_samples` and `val/largest_range_excess`, with any LightningModule that
+    uses an `OFDFTDataModule`, and warns once. Logs nothing if the range is not known.
 
     Args:
         tolerance: Distance from the range, in units of its width, from which a sample counts.

@@ -1,4 +1,4 @@
-"""Training of the density network: loss on normalised energies and original gradients, errors in physical units."""
+"""Training of the density network: loss and errors in physical units and original coordinates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ofdft_norm.example.density_network import DensityNetwork
 from ofdft_norm.example.metrics import LabelErrors, MeasuredModule, sums_over_molecules
 from ofdft_norm.mixin import NormalizerMixin
 from ofdft_norm.normalization.state import normalizer_from_state
-from ofdft_norm.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, check_arguments
+from ofdft_norm.settings import NonNegative, Positive, PositiveInt, check_arguments
 
 NORM_OFFSET = 1e-12
 
@@ -26,18 +26,17 @@ NORM_OFFSET = 1e-12
 class DensityModule(NormalizerMixin, MeasuredModule):
     """Learns E'(p') with its gradient; the worked example of a model on normalised batches.
 
-    The loss of a labelled sample is ``energy_weight |E'_pred - E'| / sqrt(n_atom) + gradient_weight |d| / s``: d is
-    the difference of the gradients, projected, in original coordinates (`Normalizer.gradient_difference`), s is the
-    energy scale. Samples without label do not count.
+    The loss of a labelled sample is ``energy_weight |E_pred - E| + gradient_weight |d|``, in the unit of the labels: d
+    is the difference of the gradients, projected, in original coordinates (`Normalizer.gradient_difference`). So the
+    loss does not depend on reference, rescaling and energy scale. Samples without label do not count.
 
     The network is built in `setup`, from the data module's basis, or from the normaliser in a checkpoint.
 
     Args:
-        width: Features of each atom.
-        rank: Channels to which the shells of each angular momentum are mixed.
-        n_layers: Rounds of messages between neighbours.
-        n_radial: Radial basis functions of a distance.
-        cutoff: Atoms beyond this distance [bohr] are not neighbours.
+        width: Features of each atom; a multiple of `n_heads`.
+        n_layers: Layers of attention.
+        n_heads: Heads of each layer.
+        n_gaussians: Gaussian features of a distance.
         coeff_scale: Divides the rescaled coefficients before they enter the network.
         energy_weight: Weight of the energies in the loss.
         gradient_weight: Weight of the gradients in the loss.
@@ -45,7 +44,7 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         weight_decay: Weight decay of AdamW.
 
     Raises:
-        ConfigError: If a weight is negative, or a size is not positive.
+        ConfigError: If a weight is negative, a size is not positive, or `n_heads` does not divide `width`.
     """
 
     metric_class = LabelErrors
@@ -54,18 +53,19 @@ class DensityModule(NormalizerMixin, MeasuredModule):
     def __init__(
         self,
         width: PositiveInt = 64,
-        rank: PositiveInt = 16,
-        n_layers: NonNegativeInt = 2,
-        n_radial: PositiveInt = 16,
-        cutoff: Positive = 12.0,
-        coeff_scale: Positive = 5.0,
-        energy_weight: NonNegative = 1.0,
+        n_layers: PositiveInt = 3,
+        n_heads: PositiveInt = 4,
+        n_gaussians: PositiveInt = 32,
+        coeff_scale: Positive = 1.0,
+        energy_weight: NonNegative = 20.0,
         gradient_weight: NonNegative = 0.3,
         learning_rate: Positive = 3e-3,
         weight_decay: NonNegative = 1e-2,
     ) -> None:
         super().__init__()
         check_arguments(DensityModule.__init__, locals(), "model")
+        if width % n_heads:
+            raise ConfigError(f"model.width = {width}, model.n_heads = {n_heads}: expected a multiple of n_heads")
         self.save_hyperparameters()
         self._basis_info: BasisInfo | None = None
         self.network: DensityNetwork | None = None
@@ -76,14 +76,14 @@ class DensityModule(NormalizerMixin, MeasuredModule):
     def build(self, basis_info: BasisInfo) -> None:
         """Builds the network for a basis, once; refuses another basis."""
         if self.network is None:
-            names = ("width", "rank", "n_layers", "n_radial", "cutoff", "coeff_scale")
+            names = ("width", "n_layers", "n_heads", "n_gaussians", "coeff_scale")
             sizes: dict[str, Any] = {name: self.hparams[name] for name in names}
             self._basis_info = basis_info
             self.network = DensityNetwork(basis_info, **sizes).to(self.device)
         elif basis_info != self._basis_info:
             raise ConfigError(
                 f"the model was built for {self._basis_info}, but the labels have {basis_info}: give labels in the "
-                "model's basis (config: data.source.basis_info) or train anew (config: ckpt_path)"
+                "model's basis (config: data.source.basis_info) or train again (config: ckpt_path)"
             )
 
     def setup(self, stage: str) -> None:
@@ -128,15 +128,14 @@ class DensityModule(NormalizerMixin, MeasuredModule):
     def loss(self, batch: Data, energy: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         """Returns the `loss` of normalised predictions and its terms: means over labelled samples."""
         labelled = batch.has_energy_label.reshape(-1)
-        n_atoms = torch.bincount(molecule_index(batch, "pos"), minlength=len(labelled))
         # masked, not multiplied: labels that are not used may be NaN, and 0 NaN is NaN
-        energy_errors = torch.where(labelled, energy - batch.energy_label.reshape(-1), 0.0).abs() / n_atoms.sqrt()
-        difference = self.normalizer.gradient_difference(gradient, batch) / self.normalizer.energy_scale
+        errors = torch.where(labelled, energy - batch.energy_label.reshape(-1), 0.0) * self.normalizer.energy_scale
+        difference = self.normalizer.gradient_difference(gradient, batch)
         difference = torch.where(labelled[molecule_index(batch)], difference, 0.0)
         # the offset keeps the square root differentiable at zero
         norms = (sums_over_molecules(difference.square(), batch) + NORM_OFFSET).sqrt() - math.sqrt(NORM_OFFSET)
         n_labelled = labelled.sum().clamp(min=1)
-        terms = {"energy": energy_errors.sum() / n_labelled, "gradient": norms.sum() / n_labelled}
+        terms = {"energy": errors.abs().sum() / n_labelled, "gradient": norms.sum() / n_labelled}
         loss = self.hparams["energy_weight"] * terms["energy"] + self.hparams["gradient_weight"] * terms["gradient"]
         return {"loss": loss, **terms}
 

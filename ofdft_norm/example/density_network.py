@@ -1,4 +1,7 @@
-"""A small density functional: the energy of each molecule from rescaled density coefficients and positions."""
+"""A density functional by attention: the energy of a molecule from its density coefficients and distances of atoms.
+
+The architecture is that of M-OFDFT and STRUCTURES25, which follow Graphormer (Ying et al., arXiv 2106.05234), in small.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,25 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.sample import molecule_index, n_molecules
 
-NORM_OFFSET = 1e-2  # sqrt(x + NORM_OFFSET) is smooth where a shell is empty
-
 
 class DensityNetwork(nn.Module):
-    """Energy as a sum over atoms, from each atom's own coefficients and its neighbours.
+    """Energy of a molecule: a sum over atoms, which attend to each other.
 
-    The coefficients of an element's atoms form a dense (atoms, dim_Z) block. A quadratic form of the block is one part
-    of the energy. For the other part, coefficients of l = 0 enter as they are; shells of higher l are mixed to `rank`
-    channels and enter by their norms, and for l <= 2 by their products with the directions of the neighbours. Rounds
-    of messages over distances and a readout for each element follow.
+    A perceptron for each element embeds the coefficients of an atom. Layers of attention follow: Gaussian features of
+    the distance between two atoms are added to their attention score. A readout gives the energy of each atom.
 
-    The energy does not change under translations and permutations of atoms. It is rotation invariant only if
-    reference and rescaling are (``data/reference=scalar_atom_ref data/rescaling=equivariant``). `DensityModule`
-    documents the arguments.
+    The energy does not change under translations and permutations of atoms. It does not change under rotations if the
+    coefficients are in local frames. `DensityModule` documents the arguments.
 
     Examples:
         >>> from ofdft_norm import BasisInfo, OFData
         >>> basis_info = BasisInfo([1], ["2x0e+1x1o"])
-        >>> network = DensityNetwork(basis_info, width=8, rank=2)
+        >>> network = DensityNetwork(basis_info, width=8, n_heads=2)
         >>> sample = OFData.construct_new(basis_info, torch.eye(2, 3), [1, 1], torch.ones(10))
         >>> network(sample, sample.coeffs).shape
         torch.Size([1])
@@ -42,171 +39,106 @@ class DensityNetwork(nn.Module):
         self,
         basis_info: BasisInfo,
         width: int = 64,
-        rank: int = 16,
-        n_layers: int = 2,
-        n_radial: int = 16,
-        cutoff: float = 12.0,
-        coeff_scale: float = 5.0,
+        n_layers: int = 3,
+        n_heads: int = 4,
+        n_gaussians: int = 32,
+        coeff_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.n_radial, self.cutoff, self.coeff_scale = n_radial, cutoff, coeff_scale
-        self.n_types, self.width = basis_info.n_types, width
-        self.register_buffer("dims", torch.as_tensor(basis_info.basis_dim_per_atom), persistent=False)
-        momenta = [basis_info.l_per_basis_func[i].tolist() for i in basis_info.atom_ind_to_basis_function_ind]
-        self.encoders = nn.ModuleList(ElementEncoder(l, basis_info.n_types, width, rank, n_radial) for l in momenta)
-        self.quadratics = nn.ModuleList(ElementQuadratic(l) for l in momenta)
-        self.layers = nn.ModuleList(MessageLayer(width, n_radial) for _ in range(n_layers))
-        readouts = [_perceptron(width, width, 1) for _ in momenta]
-        for parameter in (parameter for readout in readouts for parameter in readout[-1].parameters()):
-            nn.init.zeros_(parameter)  # training starts at the reference: E' = 0
-        self.readouts = nn.ModuleList(readouts)
+        self.width, self.n_types, self.coeff_scale = width, basis_info.n_types, coeff_scale
+        sizes = basis_info.basis_dim_per_atom.tolist()
+        self.register_buffer("dims", torch.tensor(sizes), persistent=False)
+        self.embeddings = nn.ModuleList(_perceptron(size, width, width) for size in sizes)
+        self.distances = GaussianFeatures(basis_info.n_types, n_gaussians)
+        self.surroundings = nn.Linear(n_gaussians, width)
+        self.biases = _perceptron(n_gaussians, n_gaussians, n_layers * n_heads)
+        self.layers = nn.ModuleList(AttentionLayer(width, n_heads) for _ in range(n_layers))
+        self.readout = nn.Sequential(nn.LayerNorm(width), *_perceptron(width, width, 1))
+        for parameter in self.readout[-1].parameters():  # training starts at the reference: E' = 0
+            nn.init.zeros_(parameter)
 
     def forward(self, batch: Data, coeffs: Tensor) -> Tensor:
         """Returns the normalised energies E', (n_molecules,), differentiable in the rescaled coefficients `coeffs`."""
         atom_ind, molecule = batch.atom_ind, molecule_index(batch, "pos")
-        receivers, senders = pairs_within_molecules(molecule)
-        vectors = batch.pos[senders] - batch.pos[receivers]
-        distances = vectors.norm(dim=1)
-        near = distances < self.cutoff
-        receivers, senders, vectors, distances = receivers[near], senders[near], vectors[near], distances[near]
-        radial = radial_basis(distances, self.n_radial, self.cutoff)
-        # for l = 1, 2, each atom's moments (atoms, n_types n_radial, 2l+1) of its neighbours' directions
-        rows, moments = receivers * self.n_types + atom_ind[senders], []
-        for harmonics in directions(vectors / distances[:, None]):
-            products = radial[:, :, None] * harmonics[:, None, :]
-            total = products.new_zeros(len(atom_ind) * self.n_types, *products.shape[1:]).index_add(0, rows, products)
-            moments.append(total.reshape(len(atom_ind), self.n_types * self.n_radial, -1))
+        counts = torch.bincount(molecule, minlength=n_molecules(batch))
+        place = torch.arange(len(molecule), device=molecule.device) - (counts.cumsum(0) - counts)[molecule]
+        where = molecule, place  # of each atom in arrays (molecule, atom), which are padded to the largest molecule
+        shape = len(counts), int(counts.max())
 
-        # blocks without atoms are kept: DDP needs every parameter in every step
-        atoms = [(atom_ind == element).nonzero().squeeze(1) for element in range(self.n_types)]
+        features = self.embed(atom_ind, coeffs)
+        positions = batch.pos.new_zeros(*shape, 3).index_put(where, batch.pos)
+        elements = atom_ind.new_zeros(shape).index_put(where, atom_ind)
+        present = torch.arange(shape[1], device=counts.device) < counts[:, None]
+
+        gaussians = self.distances(positions, elements).to(features.dtype)
+        others = (present[:, :, None] & present[:, None, :])[..., None]
+        features = features + self.surroundings(torch.where(others, gaussians, 0.0).sum(dim=2)[where])
+        # (layer, molecule, head, atom, atom); absent atoms get no attention
+        biases = self.biases(gaussians).masked_fill(~present[:, None, :, None], -math.inf)
+        biases = biases.unflatten(3, (len(self.layers), -1)).permute(3, 0, 4, 1, 2)
+        for layer, bias in zip(self.layers, biases, strict=True):
+            features = layer(features, bias, where)
+        energies = self.readout(features).squeeze(1)
+        return energies.new_zeros(len(counts)).index_add(0, molecule, energies)
+
+    def embed(self, atom_ind: Tensor, coeffs: Tensor) -> Tensor:
+        """Returns (n_atom, width) features of each atom's coefficients.
+
+        Elements without atoms get empty blocks: under DDP every parameter takes part in every step.
+        """
         starts = self.dims[atom_ind].cumsum(0) - self.dims[atom_ind]
         features = coeffs.new_zeros(len(atom_ind), self.width)
-        energies = coeffs.new_zeros(n_molecules(batch))
-        for element, (index, encoder) in enumerate(zip(atoms, self.encoders, strict=True)):
-            offsets = torch.arange(int(self.dims[element]), device=coeffs.device)
-            block = coeffs[starts[index, None] + offsets] / self.coeff_scale
-            encoded = encoder(block, [moment[index] for moment in moments])
-            features = features.index_add(0, index, encoded.to(features.dtype))
-            energies = energies.index_add(0, molecule[index], self.quadratics[element](block).to(energies.dtype))
-        for layer in self.layers:
-            features = layer(features, radial, receivers, senders)
-        for index, readout in zip(atoms, self.readouts, strict=True):
-            energy = readout(features[index]).squeeze(1)
-            energies = energies.index_add(0, molecule[index], energy.to(energies.dtype))
-        return energies
+        for element, embedding in enumerate(self.embeddings):
+            index = (atom_ind == element).nonzero().squeeze(1)
+            functions = starts[index, None] + torch.arange(int(self.dims[element]), device=coeffs.device)
+            embedded = embedding(coeffs[functions] / self.coeff_scale)
+            features = features.index_add(0, index, embedded.to(features.dtype))
+        return features
 
 
-def _shells(momenta: list[int]) -> dict[int, slice]:
-    """Returns the functions of each angular momentum of an element."""
-    return {l: slice(momenta.index(l), momenta.index(l) + momenta.count(l)) for l in sorted(set(momenta))}
+class GaussianFeatures(nn.Module):
+    """Gaussians of distances, with a scale and a shift for each pair of elements.
 
-
-class ElementEncoder(nn.Module):
-    """Features of one element's atoms, from their coefficients and their neighbours' directions."""
-
-    def __init__(self, momenta: list[int], n_types: int, width: int, rank: int, n_radial: int) -> None:
-        super().__init__()
-        self.shells = _shells(momenta)
-        self.mixing, self.sensing = nn.ParameterDict(), nn.ParameterDict()
-        n_channels = n_types * n_radial
-        for l in filter(None, self.shells):
-            n_shells = momenta.count(l) // (2 * l + 1)
-            self.mixing[str(l)] = nn.Parameter(0.1 * torch.randn(rank, n_shells) / math.sqrt(n_shells))
-            if l <= 2:
-                self.sensing[str(l)] = nn.Parameter(torch.randn(rank, n_channels) / math.sqrt(n_channels))
-        self.project = nn.Linear(momenta.count(0) + rank * (len(self.mixing) + len(self.sensing)), width)
-
-    def forward(self, block: Tensor, moments: list[Tensor]) -> Tensor:
-        """Returns (atoms, width) features of (atoms, dim_Z) scaled coefficients."""
-        features = []
-        for l, functions in self.shells.items():
-            if l == 0:
-                features.append(block[:, functions])
-                continue
-            shells = block[:, functions].unflatten(1, (-1, 2 * l + 1))
-            mixed = torch.einsum("rc,acm->arm", self.mixing[str(l)], shells)
-            features.append((mixed.square().sum(2) + NORM_OFFSET).sqrt() - math.sqrt(NORM_OFFSET))
-            if l <= 2:
-                sensed = torch.einsum("rc,acm->arm", self.sensing[str(l)], moments[l - 1].to(block.dtype))
-                features.append((mixed * sensed).sum(2))
-        return self.project(torch.cat(features, dim=1))
-
-
-class ElementQuadratic(nn.Module):
-    """Energy quadratic in one element's coefficients: most of the response of stiff functions near the nuclei.
-
-    One matrix couples the shells of each l. All components m share it, so that this energy is invariant to rotations if
-    the coefficients are; a diagonal and a linear term for each function are not.
+    Args:
+        n_types: Number of elements.
+        n_gaussians: Number of Gaussians; their centres begin between 0 and 10 bohr.
     """
 
-    def __init__(self, momenta: list[int]) -> None:
+    def __init__(self, n_types: int, n_gaussians: int) -> None:
         super().__init__()
-        self.shells = _shells(momenta)
-        sizes = [momenta.count(l) // (2 * l + 1) for l in self.shells]
-        self.coupling = nn.ParameterList(torch.zeros(n_shells, n_shells) for n_shells in sizes)
-        self.diagonal = nn.Parameter(torch.zeros(len(momenta)))
-        self.linear = nn.Parameter(torch.zeros(len(momenta)))
+        self.n_types = n_types
+        self.centres = nn.Parameter(torch.linspace(0, 10, n_gaussians))
+        self.log_widths = nn.Parameter(torch.full((n_gaussians,), math.log(10 / n_gaussians)))
+        self.scale, self.shift = (nn.Parameter(torch.full((n_types**2,), start)) for start in (1.0, 0.0))
 
-    def forward(self, block: Tensor) -> Tensor:
-        """Returns the (atoms,) energies of (atoms, dim_Z) scaled coefficients."""
-        energies = block @ self.linear + 0.5 * block.square() @ self.diagonal
-        for (l, functions), coupling in zip(self.shells.items(), self.coupling, strict=True):
-            shells = block[:, functions].unflatten(1, (-1, 2 * l + 1))
-            energies = energies + 0.5 * (torch.einsum("acm,cd->adm", shells, coupling) * shells).sum(dim=(1, 2))
-        return energies
+    def forward(self, positions: Tensor, elements: Tensor) -> Tensor:
+        """Returns (molecule, atom, atom, Gaussian) of (molecule, atom, 3) positions and (molecule, atom) elements."""
+        distances = (positions[:, :, None] - positions[:, None]).norm(dim=3)
+        pairs = elements[:, :, None] * self.n_types + elements[:, None]
+        scaled = self.scale[pairs] * distances + self.shift[pairs]
+        return torch.exp(-0.5 * ((scaled[..., None] - self.centres) / self.log_widths.exp()) ** 2)
 
 
-class MessageLayer(nn.Module):
-    """Adds messages of the neighbours, filtered by distance, to each atom's features."""
+class AttentionLayer(nn.Module):
+    """Attention with a bias for each pair of atoms, and a perceptron; each is added to the normalised features."""
 
-    def __init__(self, width: int, n_radial: int) -> None:
+    def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
-        self.filter = nn.Linear(n_radial, width, bias=False)
-        self.send = nn.Linear(width, width)
-        self.update = _perceptron(2 * width, width, width)
+        self.n_heads = n_heads
+        self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.project, self.combine = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.update = _perceptron(width, 2 * width, width)
 
-    def forward(self, features: Tensor, radial: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
-        """Returns the updated (atoms, width) features."""
-        messages = self.filter(radial.to(features.dtype)) * F.silu(self.send(features))[senders]
-        received = torch.zeros_like(features).index_add(0, receivers, messages.to(features.dtype))
-        return features + self.update(torch.cat([features, received], dim=1))
+    def forward(self, features: Tensor, bias: Tensor, where: tuple[Tensor, Tensor]) -> Tensor:
+        """Returns (n_atom, width) features; `bias` is (molecule, head, atom, atom), and `where` the atoms' places."""
+        projected = self.project(self.first_norm(features))
+        padded = projected.new_zeros(bias.shape[0], bias.shape[2], projected.shape[1]).index_put(where, projected)
+        query, key, value = padded.unflatten(2, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1]) + bias
+        received = (scores.softmax(dim=3) @ value).transpose(1, 2).flatten(2)[where]
+        features = features + self.combine(received)
+        return features + self.update(self.second_norm(features))
 
 
 def _perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))
-
-
-# --- geometry ---------------------------------------------------------------------------------------------------------
-
-
-def pairs_within_molecules(molecule: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns all ordered pairs of different atoms of one molecule, as receiving and sending atoms.
-
-    Examples:
-        >>> receivers, senders = pairs_within_molecules(torch.tensor([0, 0, 1]))
-        >>> receivers.tolist(), senders.tolist()
-        ([0, 1], [1, 0])
-    """
-    _, sizes = torch.unique_consecutive(molecule, return_counts=True)
-    first_atom = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    n_partners = sizes.repeat_interleave(sizes)
-    receivers = torch.arange(len(molecule), device=molecule.device).repeat_interleave(n_partners)
-    first_pair = (n_partners.cumsum(0) - n_partners).repeat_interleave(n_partners)
-    senders = torch.arange(len(receivers), device=molecule.device) - first_pair + first_atom[receivers]
-    different = receivers != senders
-    return receivers[different], senders[different]
-
-
-def radial_basis(distances: Tensor, n_radial: int, cutoff: float) -> Tensor:
-    """Expands distances in (n_pairs, n_radial) Gaussians that end smoothly at the cutoff."""
-    centres = torch.linspace(0, cutoff, n_radial, device=distances.device, dtype=distances.dtype)
-    envelope = 0.5 * (torch.cos(math.pi * (distances / cutoff).clamp(max=1)) + 1)
-    return torch.exp(-(((distances[:, None] - centres) * n_radial / cutoff) ** 2)) * envelope[:, None]
-
-
-def directions(units: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns real solid harmonics of unit vectors for l = 1 and 2, in the order of the basis, each of norm 1."""
-    x, y, z = units.unbind(1)
-    root3 = math.sqrt(3)
-    second = [root3 * x * y, root3 * y * z, 1.5 * z * z - 0.5, root3 * x * z, root3 / 2 * (x * x - y * y)]
-    return units, torch.stack(second, dim=1)

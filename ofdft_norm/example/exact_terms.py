@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -20,7 +22,8 @@ class ExactTerms:
     """E_H + E_xc + E_ext + E_nn of one molecule, as a function of its coefficients in the density basis.
 
     E_H = 1/2 p.(w|w) p, E_xc[rho_p] by quadrature, E_ext the attraction by the nuclei, E_nn their repulsion (PySCF,
-    extra ``labels``). A call with (n_basis,) coefficients returns hartree, float64, differentiable once.
+    extra ``labels``). A call with (n_basis,) coefficients returns hartree, float64, differentiable once. The values of
+    the basis functions on the grid are kept: 0.2 GB for methanol at grid level 1.
 
     Args:
         sample_or_batch: One molecule, normalised or not: only its geometry and basis are used.
@@ -43,6 +46,7 @@ class ExactTerms:
         self.grid: Any = optional_module("pyscf.dft", "labels").gen_grid.Grids(self.mol)
         self.grid.level = grid_level
         self.grid.build()
+        self._values: dict[int, npt.NDArray[np.float64]] = {}  # of the basis functions on the grid
 
     def __call__(self, coeffs: Tensor) -> Tensor:
         """Returns the energy of (n_basis,) coefficients of the density basis, a scalar [hartree]."""
@@ -53,7 +57,8 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coeffs: Tensor, terms: ExactTerms) -> Tensor:
         p = coeffs.detach().to("cpu", torch.float64).numpy()[None]
-        found = evaluate_potentials(p, terms.mol, terms.grid, {"e_xc": terms.xc}, terms.coulomb)
+        functionals = {"e_xc": terms.xc}
+        found = evaluate_potentials(p, terms.mol, terms.grid, functionals, terms.coulomb, kept=terms._values)
         ctx.save_for_backward(torch.from_numpy(found.effective_potential[0]).to(coeffs.device, coeffs.dtype))
         return coeffs.new_tensor(float(found.effective_energy[0]) + terms.nuclear_repulsion, dtype=torch.float64)
 

@@ -15,7 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ofdft_norm.data.sample import molecule_index, n_molecules
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.statistics.weighers import has_label
+from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, has_label
 from ofdft_norm.units import shown
 
 
@@ -55,7 +55,8 @@ class PhysicalErrors(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.unit = "hartree"  # `update` sets that of the batch's normaliser
-        # of each labelled sample: error of the energy, size, sums of |derivative's error| and its square, components
+        # of each labelled sample: error of the energy, size, sums of |derivative's error| and its square, components,
+        # place (1 the ground state, 0 elsewhere on the SCF path, -1 off it), sum of |error of the stress|, components
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("molecules", [], dist_reduce_fx="cat")
 
@@ -81,24 +82,29 @@ class PhysicalErrors(Metric):
         """Returns the errors by name; NaN without any labelled sample."""
         rows, molecules = self._samples()
         if len(rows) == 0:
-            rows, molecules = rows.new_full((1, 5), torch.nan), molecules.new_zeros(1)
-        errors, sizes, absolute, squares, components = rows.T
+            rows, molecules = rows.new_full((1, 8), torch.nan), molecules.new_zeros(1)
+        errors, sizes, absolute, squares, components, place, of_stress, n_stress = rows.T
+        path = errors[place >= 0]
         values = {
             "energy_mae": errors.abs().mean(),
             "energy_median": errors.abs().quantile(0.5),
             "energy_rmse": errors.square().mean().sqrt(),
-            "energy_mae_within_molecule": (errors - means_by_group(errors, molecules)).abs().mean(),
+            "energy_mae_ground_state": errors[place == 1].abs().mean(),
+            "energy_mae_along_path": (path - means_by_group(path, molecules[place >= 0])).abs().mean(),
             f"energy_mae_per_{self.SIZE}": (errors.abs() / sizes).mean(),
+            f"energy_rmse_per_{self.SIZE}": (errors / sizes).square().mean().sqrt(),
             f"{self.DERIVATIVE}_mae": absolute.sum() / components.sum(),
+            f"{self.DERIVATIVE}_rmse": (squares.sum() / components.sum()).sqrt(),
             f"{self.DERIVATIVE}_norm": squares.sqrt().mean(),
+            "stress_mae": of_stress.sum() / n_stress.sum(),
         }
         names = zip(self.names(self.unit), self.QUANTITIES, strict=True)
         return {name: shown(self.unit).factor * values[quantity] for name, quantity in names}
 
     def _samples(self) -> tuple[Tensor, Tensor]:
-        """Returns the (n, 5) rows and (n,) molecules of all samples so far."""
+        """Returns the (n, 8) rows and (n,) molecules of all samples so far."""
         if len(self.rows) == 0:
-            return torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+            return torch.zeros(0, 8, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
         return dim_zero_cat(self.rows), dim_zero_cat(self.molecules)
 
 
@@ -108,8 +114,9 @@ class LabelErrors(PhysicalErrors):
     `compute` returns, here for hartree:
         energy_mae_mHa, energy_median_mHa, energy_rmse_mHa: Mean and median absolute error, and root mean square error,
             of the energy.
-        energy_mae_within_molecule_mHa: Mean absolute error of the energy after each molecule's mean error is
-            subtracted: the error along the densities of a molecule.
+        energy_mae_ground_state_mHa: Mean absolute error of the energy of converged densities; NaN: there are none.
+        energy_mae_along_path_mHa: Mean absolute error of the energy along SCF paths, after the mean error of each
+            geometry is subtracted; densities of perturbed potentials are left out.
         energy_mae_per_electron_mHa: Mean of |error| / N.
         gradient_mae_mHa: Mean absolute component of the projected gradient's error.
         gradient_norm_mHa: Mean over samples of the norm of the projected gradient's error.
@@ -117,8 +124,8 @@ class LabelErrors(PhysicalErrors):
 
     DERIVATIVE, SIZE = "gradient", "electron"
     QUANTITIES = (
-        *("energy_mae", "energy_median", "energy_rmse", "energy_mae_within_molecule", "energy_mae_per_electron"),
-        *("gradient_mae", "gradient_norm"),
+        *("energy_mae", "energy_median", "energy_rmse", "energy_mae_ground_state", "energy_mae_along_path"),
+        *("energy_mae_per_electron", "gradient_mae", "gradient_norm"),
     )
 
     def update(self, normalizer: Normalizer, batch: Data, energy: Tensor, difference: Tensor) -> None:
@@ -126,28 +133,49 @@ class LabelErrors(PhysicalErrors):
         coeffs, difference = normalizer.denormalize_coeffs(batch.coeffs, batch), difference.detach()
         electrons = normalizer.denormalize_integrals(batch.dual_basis_integrals, batch) * coeffs
         summed = (electrons, difference.abs(), difference.square(), torch.ones_like(difference))
-        self._add(normalizer, batch, energy, *(sums_over_molecules(values, batch) for values in summed))
+        place = torch.zeros(len(energy))
+        if batch.get("ground_state_coeffs") is not None:
+            place = GroundStateOnlySampleWeigher().get_weights(batch)
+        if batch.get("perturbed") is not None:
+            place = torch.where(batch.perturbed.cpu(), -1.0, place)
+        sums, no_stress = [sums_over_molecules(v, batch) for v in summed], torch.zeros_like(energy)
+        self._add(normalizer, batch, energy, *sums, place.to(energy.device), no_stress, no_stress)
 
 
 class EnergyForceErrors(PhysicalErrors):
-    """Mean absolute errors of energies, energies per atom, and components of forces; positions are in angstrom."""
+    """Errors of energies, energies per atom, and components of forces and stress; positions are in angstrom.
+
+    `compute` returns mean absolute errors and root mean square errors; of a stress that the data lack NaN.
+    """
 
     DERIVATIVE, SIZE = "forces", "atom"
-    QUANTITIES = ("energy_mae", "energy_mae_per_atom", "forces_mae")
+    QUANTITIES = (
+        *("energy_mae", "energy_mae_per_atom", "energy_rmse_per_atom", "forces_mae", "forces_rmse", "stress_mae"),
+    )
 
-    def update(self, normalizer: Normalizer, batch: Data, energy: Tensor, forces: Tensor) -> None:
-        """Adds a normalised batch, with (n_molecules,) energies and (n_atom, 3) forces, denormalised."""
+    def update(
+        self, normalizer: Normalizer, batch: Data, energy: Tensor, forces: Tensor, stress: Tensor | None = None
+    ) -> None:
+        """Adds a normalised batch, with (n_molecules,) energies, (n_atom, 3) forces and (n_molecules, 6) stress.
+
+        All are denormalised.
+        """
         errors = forces.detach() - normalizer.denormalize_forces(batch[normalizer.forces_field], batch)
         molecule, zeros = molecule_index(batch, "pos"), errors.new_zeros(len(energy))
         n_atoms = torch.bincount(molecule, minlength=len(energy))
         absolute, squares = (zeros.index_add(0, molecule, e.sum(1)) for e in (errors.abs(), errors.square()))
-        self._add(normalizer, batch, energy, n_atoms, absolute, squares, 3 * n_atoms)
+        of_stress = n_stress = zeros
+        if stress is not None and normalizer.stress_field is not None:
+            difference = stress.detach() - normalizer.denormalize_stress(batch[normalizer.stress_field], batch)
+            known = difference.isfinite()  # of periodic samples
+            of_stress, n_stress = difference.abs().where(known, 0.0).sum(1), known.sum(1)
+        self._add(normalizer, batch, energy, n_atoms, absolute, squares, 3 * n_atoms, zeros, of_stress, n_stress)
 
     @classmethod
     def names(cls, unit: str) -> tuple[str, ...]:
         """Returns the names of the errors in a unit."""
-        energy, per_atom, forces = super().names(unit)
-        return energy, per_atom, f"{forces}_per_angstrom"
+        ends = {"forces": "_per_angstrom", "stress": "_per_angstrom3"}
+        return tuple(name + ends.get(name.split("_")[0], "") for name in super().names(unit))
 
 
 class MeasuredModule(LightningModule):
@@ -158,18 +186,18 @@ class MeasuredModule(LightningModule):
     """
 
     metric_class: ClassVar[type[PhysicalErrors]]
-    predicted: ClassVar[tuple[str, str]]
+    predicted: ClassVar[tuple[str, ...]]
     normalizer: Any
 
     def __init__(self) -> None:
         super().__init__()
         self.metrics = nn.ModuleDict({"val_errors": self.metric_class(), "test_errors": self.metric_class()})
 
-    def predict(self, batch: Data) -> tuple[Tensor, Tensor]:
+    def predict(self, batch: Data) -> tuple[Tensor, ...]:
         """Returns energies and their derivatives, denormalised."""
         raise NotImplementedError
 
-    def compare(self, batch: Data) -> tuple[Tensor, Tensor]:
+    def compare(self, batch: Data) -> tuple[Tensor, ...]:
         """Returns predictions of a batch as the metric's `update` takes them."""
         return self.predict(batch)
 
@@ -189,7 +217,8 @@ class MeasuredModule(LightningModule):
         """Logs the errors of the split."""
         metric = self._errors()
         metric.unit = self.normalizer.unit  # of a rank without samples
-        self.log_dict({f"{self._split}/{name}": value.to(torch.float32) for name, value in metric.compute().items()})
+        errors = {name: value for name, value in metric.compute().items() if name[:6] != "stress" or value == value}
+        self.log_dict({f"{self._split}/{name}": value.to(torch.float32) for name, value in errors.items()})
         metric.reset()
 
     test_step = validation_step

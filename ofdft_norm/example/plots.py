@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,24 +14,25 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ofdft_norm.data.basis import SHELL_LETTERS, BasisInfo
 from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.files import written_whole
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import counted
-from ofdft_norm.example.results import ErrorsByMolecule
+from ofdft_norm.example.results import CHEMICAL_ACCURACY
 from ofdft_norm.normalization.atom_ref import AtomRef
+from ofdft_norm.normalization.summary import REFERENCE_NAMES
 from ofdft_norm.statistics.references import REFERENCES
-from ofdft_norm.tables import shorten
-from ofdft_norm.units import shown
+from ofdft_norm.statistics.store import ResidualStatistics
+from ofdft_norm.units import conversion, shown
 
 Array = npt.NDArray[np.float64]
 
-NAME_LENGTH = 32  # longest name of a molecule
-BEFORE, AFTER, LINE, GRID = "#9a9a9a", "#0072b2", "#d55e00", "#bbbbbb"
-_SPLIT_STYLES = {"val": (AFTER, "o"), "test": (LINE, "^")}
+BEFORE, AFTER, LINE, GRID, JOIN = "#9a9a9a", "#0072b2", "#d55e00", "#bbbbbb", "#dddddd"
+_CURVE_COLORS = (AFTER, LINE, BEFORE, "#009e73")
+MAX_POINTS = 10_000  # of a split in a panel
+_SPLIT_STYLES = {"val": (BEFORE, "o"), "test": (AFTER, "o"), "test_molecules": (LINE, "^")}
 _SIZES = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "font.size"), 8)
 _STYLE: Any = {
     **_SIZES,
@@ -74,7 +76,7 @@ def plot_gradient_ranges(datamodule: OFDFTDataModule) -> Figure:
     for axes, (name, index) in zip(panels, elements.items(), strict=False):
         dimension, momenta = np.arange(len(index)), basis_info.l_per_basis_func[index]
         largest, smallest = np.maximum(before[index], after[index]), np.minimum(before[index], after[index])
-        axes.vlines(dimension, np.maximum(smallest, limits[0]), largest, color="#dddddd", lw=0.8, zorder=0)
+        axes.vlines(dimension, np.maximum(smallest, limits[0]), largest, color=JOIN, lw=0.8, zorder=0)
         _draw_points(axes, dimension, before[index], after[index], size=7)
         axes.set(yscale="log", ylim=limits, xlim=(-1, len(index)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -97,10 +99,10 @@ def plot_gradient_ranges(datamodule: OFDFTDataModule) -> Figure:
 
 @rc_context(_STYLE)
 def plot_normalization(datamodule: OFDFTDataModule) -> Figure:
-    """Draws coefficients and energies before and after normalisation.
+    """Draws coefficients and energies before and after normalisation, joined by lines.
 
     Above: the standard deviation of every coefficient, element by element; not for data without density coefficients.
-    Below: the standard deviation of the energies, minus nothing and minus each fitted reference.
+    Below: the standard deviation of the energies, minus each fitted reference, from chemical accuracy on.
     """
     no_basis = datamodule.basis_info is None
     figure, panels = _new_figure([1] if no_basis else [3, 2], 2.3 if no_basis else 5.6)
@@ -114,72 +116,94 @@ def _draw_coefficients(axes: Axes, datamodule: OFDFTDataModule, basis_info: Basi
     before, rescaling = datamodule.statistics[datamodule.weigher_key].coeffs.std, datamodule.normalizer.rescaling
     after = before if rescaling is None else before * rescaling.lambda_z.cpu().numpy()
     positive = np.concatenate([before[before > 0], after[after > 0], [1.0]])
-    ticks, position = {}, 0
+    low, ticks, position = max(positive.min() / 2, 1e-6), dict[float, str](), 0
+    axes.axhline(1, color=LINE, linewidth=1, linestyle="--", zorder=1)
     for name, index in _seen(before, basis_info).items():
         x = position + np.arange(len(index))
+        axes.vlines(x, np.maximum(before[index], low), np.maximum(after[index], low), color=JOIN, lw=0.6, zorder=0)
         _draw_points(axes, x, before[index], after[index], size=6)
         ticks[float(x.mean())] = name
         if position > 0:
             axes.axvline(position - 0.5, color=GRID, linewidth=0.6)
         position += len(index)
-    axes.set(yscale="log", ylim=(positive.min() / 2, positive.max() * 2), xlim=(-1, max(position, 1)))
+    axes.set(yscale="log", ylim=(low, positive.max() * 2), xlim=(-1, max(position, 1)))
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set(xlabel="dimensions, element by element", ylabel="standard deviation (no unit)")
     axes.set_title("density coefficients of the training split")
-    handles = [_marker(BEFORE, "before"), _marker(AFTER, "after: times lambda" if rescaling else "after: not rescaled")]
+    handles = [
+        _marker(BEFORE, "before"),
+        _marker(AFTER, "after: times lambda" if rescaling else "after: not rescaled"),
+        Line2D([], [], color=LINE, linestyle="--", label="1"),
+    ]
     # above the panel: points may be anywhere in it
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3)
 
 
 def _draw_residuals(axes: Axes, datamodule: OFDFTDataModule) -> None:
     unit, found = shown(datamodule.unit), datamodule.statistics[datamodule.weigher_key]
     used = getattr(datamodule.settings.reference, "statistics_name", None)
-    residuals = {"as labelled": found.energy}
-    for name in dict.fromkeys((*REFERENCES, *filter(None, [used]))):
-        residuals[f"minus {name}" + (" (in use)" if name == used else "")] = found.residual(name)
-    stds = {name: unit.factor * float(residual.std) for name, residual in residuals.items() if residual is not None}
+    residuals = {name: found.residual(name) for name in dict.fromkeys((*REFERENCES, *filter(None, [used])))}
+    stds = {name: unit.factor * float(r.std) for name, r in residuals.items() if r is not None}
+    accuracy = CHEMICAL_ACCURACY * conversion("hartree", datamodule.unit) * unit.factor
+    before = unit.factor * float(cast(ResidualStatistics, found.energy).std)
     for row, std in enumerate(stds.values()):
-        axes.barh(row, std, height=0.6, color=AFTER if row else BEFORE)
+        axes.plot([max(std, accuracy), before], [row, row], color=JOIN, linewidth=2, zorder=0)
+        axes.scatter([before], [row], s=30, color=BEFORE, zorder=2)
+        axes.scatter([std], [row], s=30, color=AFTER, zorder=3)
         text = f"{std:.3g}" if std < 100 else f"{std:,.0f}"
-        axes.annotate(text, (std, row), (4, 0), textcoords="offset points", va="center")
-    axes.set_xscale("log")
-    positive = [std for std in stds.values() if std > 0]
-    if positive:  # the axis begins a decade below the shortest bar, and leaves room for the numbers
-        axes.set_xlim(min(positive) / 10, 2 * max(positive) * (max(positive) / min(positive)) ** 0.15)
-    axes.set_yticks(range(len(stds)), list(stds))
-    axes.invert_yaxis()
-    axes.set_xlabel(f"standard deviation [{unit.small}]")
-    axes.set_title("energies of the training split, minus each reference")
+        axes.annotate(text, (max(std, accuracy), row), (0, 6), textcoords="offset points", ha="center")
+    axes.set(xscale="log", xlim=(accuracy, 2 * max([before, 10 * accuracy])), ylim=(len(stds) - 0.5, -0.7))
+    labels = [REFERENCE_NAMES.get(name, name) + (" (in use)" if name == used else "") for name in stds]
+    axes.set_yticks(range(len(stds)), labels)
+    axes.set_xlabel(f"standard deviation [{unit.small}]; the axis begins at chemical accuracy, {accuracy:.1f}")
+    axes.set_title(f"energies of the training split, {before:,.0f} {unit.small} as labelled, minus each reference")
 
 
 @rc_context(_STYLE)
-def plot_energies(errors: Mapping[str, ErrorsByMolecule], unit: str = "hartree", energy: str = "energy") -> Figure:
-    """Draws the errors of predicted energies: a panel for each split, a point for each sample, by molecule.
+def plot_parity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figure:
+    """Draws predictions against labels: a panel for each quantity, a colour for each split.
 
-    Molecules are in the order of their mean error; the three worst are named. `energy` is the name of the energy.
+    Args:
+        panels: Labels and predictions by name of the quantity, with its unit, and by split. Of more than `MAX_POINTS`
+            points, evenly spaced ones are drawn.
     """
-    figure, panels = _new_figure([1] * len(errors), 2.7 * max(len(errors), 1), sharey=False)
-    factor, small = shown(unit).factor, shown(unit).small
-    for axes, (split, of_molecule) in zip(panels, errors.items(), strict=False):
-        means = {name: float(np.mean(of_molecule[name])) for name in of_molecule}
-        order = sorted(means, key=lambda name: means[name])
-        points = np.array([(x, factor * e) for x, name in enumerate(order) for e in of_molecule[name]]).reshape(-1, 2)
-        color, marker = _SPLIT_STYLES[split]
-        axes.scatter(points[:, 0], points[:, 1], s=14, color=color, marker=marker, alpha=0.6, linewidths=0)
-        worst = sorted(order, key=lambda name: -abs(means[name]))[:3]
-        for number, name in enumerate(worst, start=1):
-            place = (order.index(name), factor * max(of_molecule[name]))
-            axes.annotate(str(number), place, (0, 4), textcoords="offset points", ha="center")
-        mae = f"{np.abs(points[:, 1]).mean():,.1f} {small}" if len(points) else "no labelled sample"
-        in_order = f"{counted(len(order), 'molecule')} in the order of their mean error"
-        named = ", ".join(f"{i} {shorten(name, NAME_LENGTH)}" for i, name in enumerate(worst, start=1))
-        # names are below the panel, where they hide no points, and are no formulas, such as "$x$"
-        axes.set_xlabel(f"{in_order}; the worst:\n{named}" if worst else in_order, fontsize=8, parse_math=False)
-        axes.set_title(f"{split}: error of {energy}, MAE {mae}", parse_math=False)
-        axes.axhline(0, color="#888888", linewidth=0.8, zorder=0)
-        axes.margins(y=0.15)
-        axes.set(xlim=(-1, max(len(order), 1)), xticks=[], ylabel=f"predicted - label [{small}]")
-        axes.yaxis.set_major_formatter("{x:,.0f}" if np.ptp(axes.get_ylim()) > 10 else "{x:g}")
+    figure = Figure(figsize=(3.6 * len(panels), 3.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (quantity, splits) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for split, (labels, predictions) in splits.items():
+            step = max(1, math.ceil(len(labels) / MAX_POINTS))
+            color, marker = _SPLIT_STYLES.get(split, (BEFORE, "s"))
+            mae = np.abs(predictions - labels).mean() if len(labels) else np.nan
+            style: Any = {"s": 8, "color": color, "marker": marker, "alpha": 0.5, "linewidths": 0}
+            axes.scatter(labels[::step], predictions[::step], label=f"{split}: MAE {mae:.2g}", **style)
+        ends = np.concatenate([*(values for pair in splits.values() for values in pair), np.zeros(1)])
+        limits = ends.min() - 0.05 * np.ptp(ends), ends.max() + 0.05 * np.ptp(ends)
+        axes.plot(limits, limits, color="#888888", linewidth=0.8, zorder=0)
+        axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="label", ylabel="prediction")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+        axes.set_title(quantity, parse_math=False)
+        axes.legend(loc="upper left", handletextpad=0.2, borderpad=0.2)
+    return figure
+
+
+@rc_context(_STYLE)
+def plot_learning_curves(panels: Mapping[str, Mapping[str, tuple[Array, Array]]], x: str = "epoch") -> Figure:
+    """Draws curves of (x, values): a panel for each quantity with its unit, a line for each name."""
+    figure, axes_of_panels = _new_figure([1] * len(panels), 2.2 * len(panels) + 0.3, sharey=False)
+    for axes, (quantity, curves) in zip(axes_of_panels, panels.items(), strict=True):
+        for (name, (at, values)), color in zip(curves.items(), _CURVE_COLORS, strict=False):
+            axes.plot(at, values, color=color, linewidth=1.2, label=name, marker="." if len(at) == 1 else "")
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.25)  # room for the legend
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_title(quantity, parse_math=False)
+        axes.legend(loc="upper right", ncols=len(curves))
+    axes_of_panels[-1].set_xlabel(x)
     figure.align_ylabels()
     return figure
 

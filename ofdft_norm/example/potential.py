@@ -1,8 +1,7 @@
-"""An interatomic potential: PyG's SchNet on energies and forces that one scale normalises, and clusters to train on."""
+"""An interatomic potential: PyG's SchNet on energies and forces, normalised by one scale; and clusters to train on."""
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn.models import SchNet
 
 from ofdft_norm.data.files import optional_module
+from ofdft_norm.data.sample import VOIGT, periodic_directions
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.example.density_network import pairs_within_molecules
 from ofdft_norm.example.metrics import EnergyForceErrors, MeasuredModule
 from ofdft_norm.mixin import NormalizerMixin
 from ofdft_norm.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, check_arguments
@@ -25,19 +24,63 @@ ELEMENTS = ("Al", "Cu", "Ag")
 _LATTICE = 4.0  # angstrom, between the lattice constants of the three metals
 
 
-def pairs_within(cutoff: float, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (2, n_pairs) senders and receivers, and their (n_pairs,) distances, without periodic images.
+def pairs_within_molecules(molecule: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns all ordered pairs of different atoms of one molecule, as receiving and sending atoms.
 
-    SchNet's own neighbour list needs a compiled extension.
+    Examples:
+        >>> receivers, senders = pairs_within_molecules(torch.tensor([0, 0, 1]))
+        >>> receivers.tolist(), senders.tolist()
+        ([0, 1], [1, 0])
     """
-    receivers, senders = pairs_within_molecules(batch)
-    distances = (pos[receivers] - pos[senders]).norm(dim=1)
-    near = distances <= cutoff
-    return torch.stack([senders[near], receivers[near]]), distances[near]
+    _, sizes = torch.unique_consecutive(molecule, return_counts=True)
+    first_atom = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    n_partners = sizes.repeat_interleave(sizes)
+    receivers = torch.arange(len(molecule), device=molecule.device).repeat_interleave(n_partners)
+    first_pair = (n_partners.cumsum(0) - n_partners).repeat_interleave(n_partners)
+    senders = torch.arange(len(receivers), device=molecule.device) - first_pair + first_atom[receivers]
+    different = receivers != senders
+    return receivers[different], senders[different]
+
+
+def pairs_within(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
+    """Returns (2, n_pairs) senders and receivers, and the (n_pairs, 3) lattice vectors of the receivers' images.
+
+    ASE finds the periodic images; SchNet's own neighbour list knows none, and needs a compiled extension.
+    """
+    periodic = periodic_directions(batch)
+    if not periodic.any():
+        receivers, senders = pairs_within_molecules(batch.batch)
+        near = (batch.pos[receivers] - batch.pos[senders]).norm(dim=1) <= cutoff
+        return torch.stack([senders[near], receivers[near]]), batch.pos.new_zeros(int(near.sum()), 3)
+    find = optional_module("ase.neighborlist", "ase").primitive_neighbor_list
+    arrays = (values.detach().cpu().double().numpy() for values in (batch.cell.reshape(-1, 3, 3), batch.pos))
+    (cells, pos), starts = arrays, batch.ptr.tolist()
+    edges, vectors = [], []
+    for i, (cell, start, end) in enumerate(zip(cells, starts, starts[1:], strict=False)):
+        senders, receivers, images = find("ijS", periodic[i].tolist(), cell, pos[start:end], cutoff)
+        edges.append(np.stack([senders, receivers]) + start)
+        vectors.append(images @ cell)
+    device = batch.pos.device
+    lattice = torch.as_tensor(np.concatenate(vectors), dtype=batch.pos.dtype, device=device)
+    return torch.as_tensor(np.concatenate(edges, axis=1), device=device), lattice
+
+
+def volumes(batch: Data) -> Tensor:
+    """Returns (n_molecules,) volumes of the cells; NaN where a molecule is not periodic in all three directions."""
+    periodic = periodic_directions(batch).all(dim=1).to(batch.pos.device)
+    cells = batch.cell.reshape(-1, 3, 3) if periodic.any() else batch.pos.new_zeros(len(periodic), 3, 3)
+    return torch.where(periodic, torch.linalg.det(cells).abs(), torch.nan)
+
+
+def _given_pairs(pairs: tuple[Tensor, Tensor], molecule: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the pairs and distances that SchNet is called with in place of positions."""
+    return pairs
 
 
 class PotentialModule(NormalizerMixin, MeasuredModule):
-    """SchNet for normalised energies E'; forces are -dE'/dR, so that one scale serves both.
+    """SchNet for normalised energies E'; forces and stress are derivatives of E', so that one scale serves all three.
+
+    Periodic cells (fields `cell` and `pbc`) have all images within the cutoff as neighbours.
 
     Args:
         hidden_channels: Features of each atom.
@@ -47,6 +90,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         cutoff: Atoms beyond this distance [angstrom] are not neighbours.
         energy_weight: Weight of |E' error| / atoms in the loss.
         forces_weight: Weight of the mean |F' error| in the loss.
+        stress_weight: Weight of the mean |stress error| V / atoms in the loss, where the data have stress.
         learning_rate: Largest learning rate of Adam; it falls to zero along half a cosine.
 
     Raises:
@@ -54,7 +98,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
     """
 
     metric_class = EnergyForceErrors
-    predicted = ("energy", "forces")
+    predicted = ("energy", "forces", "stress")
 
     def __init__(
         self,
@@ -65,13 +109,14 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         cutoff: Positive = 6.0,
         energy_weight: NonNegative = 1.0,
         forces_weight: NonNegative = 1.0,
+        stress_weight: NonNegative = 1.0,
         learning_rate: Positive = 2e-3,
     ) -> None:
         check_arguments(PotentialModule.__init__, locals(), "model")
         super().__init__()
         self.save_hyperparameters()
-        sizes, pairs = (hidden_channels, num_filters, num_interactions, num_gaussians), partial(pairs_within, cutoff)
-        self.network = SchNet(*sizes, cutoff, interaction_graph=pairs)
+        sizes = (hidden_channels, num_filters, num_interactions, num_gaussians)
+        self.network = SchNet(*sizes, cutoff, interaction_graph=_given_pairs)
 
     def setup(self, stage: str) -> None:
         """Refuses a data module of this package without forces."""
@@ -82,30 +127,45 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
                 "data.source.forces, data.source.forces_field), or choose model=density for density coefficients"
             )
 
-    def forward(self, batch: Data) -> tuple[Tensor, Tensor]:
-        """Returns (n_molecules,) E' and (n_atom, 3) F' = -dE'/dR, differentiable in the parameters while training."""
+    def forward(self, batch: Data) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (n_molecules,) E', (n_atom, 3) F' = -dE'/dR, and (n_molecules, 6) stress dE'/d(strain) / V.
+
+        All are differentiable in the parameters while training. The stress has ASE's order xx, yy, zz, yz, xz, xy; it
+        is NaN where a molecule is not periodic in all three directions.
+        """
         numbers = batch.z if batch.get("atomic_numbers") is None else batch.atomic_numbers
         # validation and prediction switch gradients off, but forces are gradients
         with torch.inference_mode(False), torch.enable_grad():
             pos, numbers, molecule = batch.pos.clone().requires_grad_(), numbers.clone(), batch.batch.clone()
-            energy = self.network(numbers, pos, molecule).reshape(-1)
-            (gradient,) = torch.autograd.grad(energy.sum(), pos, create_graph=self.training)
-        return energy, -gradient
+            (senders, receivers), images = (values.clone() for values in pairs_within(self.hparams["cutoff"], batch))
+            strain = pos.new_zeros(batch.num_graphs, 3, 3).requires_grad_()
+            vectors = pos[receivers] + images - pos[senders]
+            vectors = vectors + (vectors[:, None] @ strain[molecule[senders]])[:, 0]
+            pairs = torch.stack([senders, receivers]), vectors.norm(dim=1)
+            energy = self.network(numbers, pairs, molecule).reshape(-1)
+            gradient, virial = torch.autograd.grad(energy.sum(), (pos, strain), create_graph=self.training)
+        volume = volumes(batch)[:, None]
+        stress = virial[:, VOIGT[0], VOIGT[1]] / volume.nan_to_num(1.0)  # NaN would spread to all gradients
+        return energy, -gradient, torch.where(volume.isnan(), torch.nan, stress)
 
-    def predict(self, batch: Data) -> tuple[Tensor, Tensor]:
-        """Returns (n_molecules,) energies and (n_atom, 3) forces, float64, in the normaliser's unit."""
-        energy, forces = self(batch)
-        energy = self.normalizer.denormalize_energy(energy.detach(), batch)
-        return energy, self.normalizer.denormalize_forces(forces.detach(), batch)
+    def predict(self, batch: Data) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns energies, forces and stress as `forward`, float64, in the normaliser's unit."""
+        energy, forces, stress = (values.detach() for values in self(batch))
+        energy, normalizer = self.normalizer.denormalize_energy(energy, batch), self.normalizer
+        return energy, normalizer.denormalize_forces(forces, batch), normalizer.denormalize_stress(stress, batch)
 
     def training_step(self, batch: Data, batch_idx: int) -> Tensor:
         """Returns the loss of a batch."""
-        energy, forces = self(batch)
+        energy, forces, stress = self(batch)
         n_atoms = torch.bincount(batch.batch, minlength=len(energy))
         true = batch[self.normalizer.energy_field].reshape(-1)
         of_energy = ((energy - true).abs() / n_atoms).mean()
         of_forces = (forces - batch[self.normalizer.forces_field]).abs().mean()
         loss = self.hparams["energy_weight"] * of_energy + self.hparams["forces_weight"] * of_forces
+        if (name := self.normalizer.stress_field) is not None:
+            known = batch[name].isfinite().all(1)
+            errors = (volumes(batch) / n_atoms)[known, None] * (stress - batch[name])[known]
+            loss = loss + self.hparams["stress_weight"] * errors.abs().sum() / max(errors.numel(), 1)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(energy))
         return loss
 
@@ -137,7 +197,7 @@ def labelled_clusters(n: int, seed: int = 0) -> list[Any]:
 
 
 class EMTClusters(LightningDataModule):
-    """Clusters of `labelled_clusters` as a plain data module: it stands for any data module that can be wrapped.
+    """Clusters of `labelled_clusters` as a plain data module, an example of a data module that can be wrapped.
 
     Args:
         n_train: Clusters to train on.

@@ -72,7 +72,7 @@ def predict(cfg: DictConfig) -> Columns:
 
 
 def _check_output(output: Path, overwrite: bool) -> Callable[[Columns, Mapping[str, Any]], bytes]:
-    """Returns the function that encodes the output's format; raises ConfigError where it cannot be written."""
+    """Returns the function that encodes the output's format; raises ConfigError if it cannot be written."""
     formats = {".npz": to_npz, ".csv": to_csv, ".xyz": to_xyz}
     if output.suffix not in formats:
         raise ConfigError(f"output = {str(output)!r}: expected a file name that ends in .npz, .csv or .xyz")
@@ -163,7 +163,7 @@ class PredictionCollector(Callback):
 
 
 def _labels(normalizer: Normalizer, batch: Any) -> torch.Tensor:
-    """Returns the samples' energies; NaN where they have none."""
+    """Returns the samples' energies; NaN if they have none."""
     labels, energy = torch.full_like(batch.energy_reference, torch.nan), batch.get(normalizer.energy_field)
     if energy is None:
         return labels

@@ -1,31 +1,43 @@
-"""Report of a run: one HTML page from the files of its folder, which needs no other file."""
+"""Report of a run: one HTML page from the files of its folder, without links to other files."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import html
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ofdft_norm.data.files import read_yaml, write_text
+from ofdft_norm.data.files import read_plain, write_text
 from ofdft_norm.errors import ConfigError
 
 # sections of the page, with the files of the run's folder that they show; pictures have a caption
 SECTIONS = {
-    "Results": {"results.txt": "", "energies.png": "Errors of predicted energies, molecule by molecule"},
-    "Normalisation": {
-        "gradient_ranges.png": "Largest gradient of every dimension, before and after normalisation",
+    "Results": {"results.txt": ""},
+    "Learning curves": {"learning_curves.png": "Loss of the training split and errors of the validation split"},
+    "Parity": {"parity.png": "Predictions against labels of held-out splits"},
+    "References and lambda": {
+        "summary.txt": "",
         "normalization.png": "Standard deviations of coefficients and energies, before and after normalisation",
+        "gradient_ranges.png": "Largest gradient of every dimension, before and after normalisation",
     },
-    "References and statistics": {"summary.txt": ""},
     "Configuration": {"config.yaml": ""},
+}
+_PLACES = ("root", "dataset", "path", "paths")  # keys of a source
+NOTHING = "ofdft_norm.hydra_app.config_functions.nothing"
+_KINDS = {
+    "AtomRefConfig": "atomic",
+    "LinearReferencesConfig": "linear",
+    "RescalingConfig": "by statistics of each dimension",
+    "nothing": "none",
 }
 _STYLE = (
     ":root{color-scheme:light dark}body{max-width:62rem;margin:auto;padding:1rem;font:16px/1.5 system-ui,sans-serif}"
     "h1{overflow-wrap:anywhere}h2{border-bottom:1px solid #8888;margin-top:2rem}pre{overflow-x:auto;font-size:.85rem}"
     "figure{margin:1rem 0}img{width:100%;max-width:46rem;background:#fff}figcaption{opacity:.75;font-size:.9rem}"
+    "table{border-collapse:collapse;font-size:.85rem}td{padding:0 1rem 0 0;vertical-align:top;overflow-wrap:anywhere}"
 )
 
 
@@ -34,10 +46,10 @@ def write_report(folder: Path, output: Path, overwrite: bool = False) -> Path:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: expected the folder of a run with config.yaml, which ofdft-norm train writes")
     if output.exists() and not (overwrite and output.is_file()):
-        raise ConfigError(f"{output}: exists already; --overwrite replaces a file")
+        raise ConfigError(f"{output}: exists already (config: overwrite=true replaces it)")
     try:
         page = _page(folder)
-    except (LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
         raise ConfigError(
             f"{folder}: config.yaml, run.yaml or results.csv is damaged or not of ofdft-norm train: {error}"
         ) from error
@@ -63,36 +75,70 @@ def _element(path: Path, caption: str) -> str:
         data = base64.b64encode(path.read_bytes()).decode()
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    if path.suffix == ".yaml":
+        cells = (f"<tr><td>{html.escape(key)}</td><td>{html.escape(text)}</td></tr>" for key, text in _words(path))
+        return f"<table>{''.join(cells)}</table>"
     return f"<pre>{html.escape(path.read_text(encoding='utf-8'))}</pre>"
 
 
+def _words(path: Path) -> list[tuple[str, str]]:
+    """Returns the key and the value, in words, of every setting of a run."""
+    rows: list[tuple[str, str]] = []
+
+    def add(node: Any, key: str) -> None:
+        if isinstance(node, dict) and node:
+            for name, value in node.items():
+                add(value, f"{key}.{name}".strip("."))
+        elif isinstance(node, list) and any(isinstance(value, dict) for value in node):
+            for i, value in enumerate(node):
+                add(value, f"{key}[{i}]")
+        else:
+            rows.append((key.replace("._target_", ""), _word(node)))
+
+    add(read_plain(path), "")
+    return rows
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | dict):
+        return ", ".join(map(_word, value)) or "none"
+    return "none" if value is None or value == NOTHING else str(value)
+
+
 def _headline(folder: Path) -> str:
-    """Returns the model's first error on the last held-out split in a sentence."""
+    """Returns the model's error on the test split, or on the last held-out one, in a sentence."""
     path = folder / "results.csv"
     if not path.is_file():
         return "The folder has no results: training has not ended."
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["predictor"] == "model"]
+        rows = {row["split"]: row for row in csv.DictReader(file) if row["predictor"] == "model"}
     if not rows:
         return "The run has no held-out split."
-    name, value = next((name, float(value)) for name, value in rows[-1].items() if name.startswith("energy_mae"))
-    unit = name.removeprefix("energy_mae_").replace("_per_", "/")
-    return f"Mean absolute error of the energy on the {rows[-1]['split']} split: {value:.1f} {unit}."
+    split = "test" if "test" in rows else list(rows)[-1]
+    errors = {name: float(value) for name, value in rows[split].items() if name.startswith("energy_mae")}
+    at_ground_state = {name: error for name, error in errors.items() if "ground_state" in name and error == error}
+    name, error = next(iter((at_ground_state or errors).items()))
+    unit = name.removeprefix("energy_mae_").removeprefix("ground_state_").replace("_per_", "/")
+    what = "energy at the ground state" if at_ground_state else "energy"
+    return f"Mean absolute error of the {what} on the {split} split: {error:.1f} {unit}."
 
 
 def _facts(folder: Path) -> list[str]:
-    config: Any = read_yaml(folder / "config.yaml")
-    run: Any = read_yaml(folder / "run.yaml") if (folder / "run.yaml").is_file() else {}
+    config: Any = read_plain(folder / "config.yaml")
+    run: Any = read_plain(folder / "run.yaml") if (folder / "run.yaml").is_file() else {}
     date = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime)
     data, kinds = config["data"], {}
     for name, node in {**data, "model": config["model"]}.items():
         if isinstance(node, dict):
-            kinds[name] = str(node["_target_"]).rpartition(".")[2].removesuffix("Config").replace("nothing", "none")
-    places = [f"{key}: {data['source'][key]}" for key in ("root", "dataset", "path", "paths") if key in data["source"]]
+            kind = str(node["_target_"]).rpartition(".")[2]
+            kinds[name] = _KINDS.get(kind, re.sub("(?<=[a-z])(?=[A-Z])", " ", kind).lower())
+    places = [f"{key} {_word(data['source'][key])}" for key in _PLACES if key in data["source"]]
     return [
         f"Started on {date:%Y-%m-%d at %H:%M}, with ofdft-norm {run.get('package_version', '(unknown)')}",
-        f"Data: {', '.join([kinds['source'], *places])}",
-        f"Energy: {data['source'].get('energy_key', 'energy')} in {data['unit']}",
+        f"Data set: {', '.join([kinds['source'], *places])}",
+        f"Learned energy: {data['source'].get('energy_key', 'energy')}, in {data['unit']}",
         f"Reference: {kinds['reference']}; rescaling: {kinds['rescaling']}",
         f"Model: {kinds['model']}, {config['trainer']['max_epochs']} epochs",
     ]

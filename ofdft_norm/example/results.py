@@ -1,16 +1,17 @@
-"""Errors of a trained model beside those of baselines, as a table and as CSV."""
+"""Errors of a trained model and of baselines, as a table and as CSV."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -23,41 +24,40 @@ from ofdft_norm.data.sample import molecule_index
 from ofdft_norm.data.sources import Source
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import LabelFileError, counted
-from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors
-from ofdft_norm.normalization.linear_references import LinearReferences
+from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, error_name
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.statistics.weighers import has_label
+from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, HasEnergyLabelSampleWeigher, has_label
 from ofdft_norm.tables import text_table
 from ofdft_norm.transforms.project_gradient import project_gradient
 from ofdft_norm.units import conversion, shown
 
 # takes a normalised batch; returns what the metric's `update` takes: denormalised energies (n_molecules,), and
-# differences of gradients (n_basis,) or forces (n_atom, 3)
-Predictor = Callable[[Data], tuple[Tensor, Tensor]]
-XCEnergies = dict[tuple[str, int], float]  # by molecule and SCF iteration
-ErrorsByMolecule = dict[str, list[float]]  # of the energies of its samples
+# differences of gradients (n_basis,), or forces (n_atom, 3) and stress (n_molecules, 6)
+Predictor = Callable[[Data], tuple[Tensor, ...]]
+Pairs = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # labels and predictions
+StoredEnergies = dict[tuple[str, int], float]  # by molecule and SCF iteration
 
-CONSTANT_PER_ELEMENT = "constant per element"
 REFERENCE_ONLY = "reference only"
-COMPOSITION_AND_XC = "composition and E_xc"
 MODEL = "model"
+# energies of the labels, multiples of which a linear baseline adds to one energy for each element and a constant
+BASELINES: dict[str, tuple[str, ...]] = {"composition": (), "composition + T_TF + T_vW": ("e_kin_tf", "e_kin_vw")}
 
 # headings, in two lines, of the errors that a table shows; the CSV file has all errors
 HEADINGS: dict[type[PhysicalErrors], dict[str, tuple[str, str]]] = {
     LabelErrors: {
-        "energy_mae": ("energy", "MAE"),
-        "energy_median": ("energy", "median"),
-        "energy_mae_within_molecule": ("energy MAE without", "molecular offsets"),
-        "gradient_mae": ("gradient", "MAE"),
-        "gradient_norm": ("gradient", "norm"),
+        "energy_mae_ground_state": ("energy at the", "ground state"),
+        "energy_mae_along_path": ("energy along", "the path"),
+        "gradient_mae": ("gradient", "component"),
     },
     EnergyForceErrors: {
-        "energy_mae": ("energy", "MAE"),
-        "energy_mae_per_atom": ("energy MAE", "per atom"),
-        "forces_mae": ("forces MAE", "per angstrom"),
+        "energy_mae": ("energy", "of a structure"),
+        "energy_mae_per_atom": ("energy", "per atom"),
+        "forces_mae": ("forces", "per angstrom"),
+        "stress_mae": ("stress", "per angstrom^3"),
     },
 }
-MAX_FILES = 10_000  # the baseline of E_xc reads every energy, which would take longer than training the example
+CHEMICAL_ACCURACY = 0.0016  # hartree, 1 kcal/mol
+MAX_FILES = 10_000  # baselines read every stored energy, which would take longer than training the example
 
 
 @dataclass(frozen=True)
@@ -79,107 +79,82 @@ class ResultRow:
 def reference_only(normalizer: Normalizer) -> Predictor:
     """Predicts the normaliser's reference: E' = 0, and g' = 0 or F' = 0."""
 
-    def predict(batch: Data) -> tuple[Tensor, Tensor]:
+    def predict(batch: Data) -> tuple[Tensor, ...]:
         energy = normalizer.denormalize_energy(torch.zeros_like(batch.energy_reference), batch)
         if normalizer.basis_info is None:
-            return energy, torch.zeros_like(batch.pos, dtype=torch.float64)
+            return energy, torch.zeros_like(batch.pos, dtype=torch.float64), energy.new_zeros(len(energy), 6)
         return energy, normalizer.gradient_difference(torch.zeros_like(batch.coeffs), batch)
 
     return predict
 
 
-def constant_per_element(references: LinearReferences, normalizer: Normalizer) -> Predictor:
-    """Predicts the sum of one energy for each element; its gradient is zero."""
+def linear_baseline(energies: Sequence[StoredEnergies], batches: Iterable[Data], normalizer: Normalizer) -> Predictor:
+    """Predicts E = sum over atoms of a_Z + c + sum_i b_i E_i(p), by least squares over the training ground states.
 
-    def predict(batch: Data) -> tuple[Tensor, Tensor]:
-        original = normalizer.denormalize(batch)
-        return references.energy(batch), project_gradient(-original.gradient_label, original)
-
-    return predict
-
-
-def composition_and_xc(xc_energies: XCEnergies, batches: Iterable[Data], normalizer: Normalizer) -> Predictor:
-    """Predicts E = sum over atoms of a_Z + b E_xc(p) + c, by least squares over the labelled training samples.
-
-    E_xc(p) follows from the density, as the kinetic energy does: a network with the density as input should be better.
-    Gradients are NaN: it predicts none.
+    E_i are stored energies of the densities. Gradients are NaN: it predicts none.
     """
     n_types = cast(BasisInfo, normalizer.basis_info).n_types
 
     def features(batch: Data) -> Tensor:
-        """Returns (n_molecules, n_types + 2): the number of atoms of each element, E_xc (NaN: unknown), and 1."""
-        samples = zip(batch.mol_id, batch.scf_iteration.reshape(-1).tolist(), strict=True)
-        xc = torch.tensor([xc_energies.get(sample, torch.nan) for sample in samples], dtype=torch.float64)
+        """Returns the number of atoms of each element, 1, and the stored energies (NaN: unknown), float64."""
+        samples = list(zip(batch.mol_id, batch.scf_iteration.reshape(-1).tolist(), strict=True))
+        stored = [[known.get(sample, torch.nan) for known in energies] for sample in samples]
         atoms, one = (molecule_index(batch, "pos"), batch.atom_ind), torch.ones((), dtype=torch.float64)
-        counts = xc.new_zeros(len(xc), n_types).index_put(atoms, one, accumulate=True)
-        return torch.cat([counts, xc[:, None], torch.ones_like(xc)[:, None]], dim=1)
+        counts = one.new_zeros(len(samples), n_types).index_put(atoms, one, accumulate=True)
+        return torch.cat([counts, one.expand(len(samples), 1), torch.tensor(stored, dtype=torch.float64)], dim=1)
 
     def predict(batch: Data) -> tuple[Tensor, Tensor]:
         return features(batch) @ weights, torch.full_like(batch.coeffs, torch.nan, dtype=torch.float64)
 
-    rows, energies = [], []
+    weigher, rows, right = GroundStateOnlySampleWeigher() * HasEnergyLabelSampleWeigher(), [], []
     for batch in batches:
-        labelled = batch.has_energy_label.reshape(-1)
-        rows.append(features(batch)[labelled])
-        energies.append(normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)[labelled])
+        used = weigher.get_weights(batch) > 0
+        rows.append(features(batch)[used])
+        right.append(normalizer.denormalize_energy(batch.energy_label.reshape(-1), batch)[used])
     # gelsd handles rank-deficient compositions: the solution has minimum norm
-    weights = torch.linalg.lstsq(torch.cat(rows), torch.cat(energies)[:, None], driver="gelsd").solution[:, 0]
+    weights = torch.linalg.lstsq(torch.cat(rows), torch.cat(right)[:, None], driver="gelsd").solution[:, 0]
     return predict
 
 
-def read_xc_energies(source: Source, unit: str) -> XCEnergies | None:
-    """Reads E_xc, in a unit, of every labelled sample of label files or packed labels, by molecule and SCF iteration.
+def read_energies(source: Source, key: str, unit: str) -> StoredEnergies | None:
+    """Reads a stored energy, in a unit, of every labelled sample of label files or packed labels.
 
-    Returns None for other sources, for more than `MAX_FILES` label files, and for labels without both energies.
+    Returns None for other sources, for more than `MAX_FILES` label files, and for labels without this energy.
     """
     if source.energy_key is None or len(source.everything()) > MAX_FILES:
         return None
+    of_key: Source = replace(cast(Any, source), energy_key=key)
+    factor, energies = conversion(source.unit or unit, unit), StoredEnergies()
     try:
-        both, kinetic = (_read_energies(source, key) for key in ("e_kin_plus_xc", "e_kin"))
+        dataset: Any = of_key.open("all", source.everything(), ())
+        for molecule in range(dataset.n_molecules):
+            batch = dataset.molecules([molecule], ("energy_label", "has_energy_label", "mol_id", "scf_iteration"))
+            labelled = batch.has_energy_label
+            iterations, values = batch.scf_iteration[labelled].tolist(), batch.energy_label[labelled].tolist()
+            energies |= {(batch.mol_id[0], i): factor * energy for i, energy in zip(iterations, values, strict=True)}
     except LabelFileError:
         return None
-    factor = conversion(source.unit or unit, unit)
-    return {sample: factor * (energy - kinetic[sample]) for sample, energy in both.items()}
-
-
-def _read_energies(source: Source, key: str) -> XCEnergies:
-    of_key: Source = replace(cast(Any, source), energy_key=key)
-    dataset: Any = of_key.open("all", source.everything(), ())
-    energies: XCEnergies = {}
-    for molecule in range(dataset.n_molecules):
-        batch = dataset.molecules([molecule], ("energy_label", "has_energy_label", "mol_id", "scf_iteration"))
-        labelled = batch.has_energy_label
-        iterations, values = batch.scf_iteration[labelled].tolist(), batch.energy_label[labelled].tolist()
-        energies |= {(batch.mol_id[0], i): energy for i, energy in zip(iterations, values, strict=True)}
     return energies
 
 
 def baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
     """Returns predictors that a model should be better than, fitted on the training split, by name."""
-    basis_info, normalizer = datamodule.basis_info, copy.deepcopy(datamodule.normalizer)
-    if basis_info is None:
-        return {REFERENCE_ONLY: reference_only(normalizer)}
-    unseen: Literal["zero", "error"] = "zero" if datamodule.settings.unseen_elements == "identity" else "error"
-    references = LinearReferences.from_dataset_statistics(
-        datamodule.statistics, basis_info, datamodule.weigher_key, unseen_elements=unseen
-    )
-    predictors: dict[str, Predictor] = {
-        CONSTANT_PER_ELEMENT: constant_per_element(references, normalizer),
-        REFERENCE_ONLY: reference_only(normalizer),
-    }
-    xc_energies = read_xc_energies(datamodule.source, datamodule.unit)
-    if xc_energies is not None:
-        batches = split_batches(datamodule, "train")
-        predictors[COMPOSITION_AND_XC] = composition_and_xc(xc_energies, batches, normalizer)
-    return predictors
+    normalizer, predictors = copy.deepcopy(datamodule.normalizer), {}
+    if datamodule.basis_info is not None and datamodule.source.energy_key is not None:
+        for name, keys in BASELINES.items():
+            energies = [read_energies(datamodule.source, key, datamodule.unit) for key in keys]
+            known = [energy for energy in energies if energy is not None]
+            if len(known) == len(keys):
+                predictors[name] = linear_baseline(known, split_batches(datamodule, "train"), normalizer)
+    return {**predictors, REFERENCE_ONLY: reference_only(normalizer)}
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def split_batches(datamodule: OFDFTDataModule, split: str) -> Iterable[Data]:
-    """Yields the normalised batches of ``train``, ``val`` or ``test`` on the CPU, outside of a trainer's loop."""
-    loader = getattr(datamodule, f"{split}_dataloader")()
+    """Yields the normalised batches of a part on the CPU, outside of a trainer's loop."""
+    loader = datamodule.part_dataloader(split)
     return (datamodule.on_after_batch_transfer(batch, 0) for batch in loader)
 
 
@@ -204,36 +179,62 @@ def results_table(model: Predictor, datamodule: OFDFTDataModule, splits: Sequenc
     return [row for rows in found for row in rows]
 
 
-def energy_errors(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> ErrorsByMolecule:
-    """Returns predicted minus labelled energies of all labelled samples; samples without a name are numbered."""
-    errors: ErrorsByMolecule = defaultdict(list)
-    n_seen = 0
+def parity(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> tuple[Pairs, Pairs]:
+    """Returns labels and predictions of the labelled samples: of energies minus the reference, and of derivatives.
+
+    The derivatives are components of projected gradients or of forces.
+    """
+    energies, derivatives = [], []
     for batch in batches:
-        labelled = has_label(batch, required=False).tolist()
-        names = batch.get("mol_id") or [f"sample {n_seen + i}" for i in range(len(labelled))]
-        n_seen += len(labelled)
+        energy, derivative = (values.detach() for values in predict(batch)[:2])
+        labelled, reference = has_label(batch, required=False), batch.energy_reference
         true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
-        differences = (predict(batch)[0].detach() - true).tolist()
-        for name, difference, counts in zip(names, differences, labelled, strict=True):
-            if counts:
-                errors[str(name)].append(difference)
-    return errors
+        energies.append(torch.stack([true - reference, energy - reference])[:, labelled])
+        if normalizer.basis_info is None:
+            label, of = normalizer.denormalize_forces(batch[normalizer.forces_field], batch), "pos"
+        else:
+            original, of = normalizer.denormalize(batch), "coeffs"
+            label = project_gradient(original.gradient_label, original)
+            derivative = label + derivative
+        used = labelled[molecule_index(batch, of)]
+        derivatives.append(torch.stack([label[used].reshape(-1), derivative[used].reshape(-1)]))
+    first, second = (torch.cat(found, dim=1).cpu().numpy() for found in (energies, derivatives))
+    return (first[0], first[1]), (second[0], second[1])
 
 
 # --- table and file ---------------------------------------------------------------------------------------------------
 
 
 def format_table(rows: Sequence[ResultRow]) -> str:
-    """Returns the rows as a text table, split by split; ``-`` where a predictor predicts nothing."""
-    unit, headings = rows[0].unit, HEADINGS[rows[0].metric]
-    noun = "molecule" if rows[0].metric is LabelErrors else "structure"
+    """Returns mean absolute errors as a text table, split by split; ``-`` where a predictor predicts nothing.
+
+    Rows of the split ``val``, by which a checkpoint is chosen, are left out where there are others.
+    """
+    unit = rows[0].unit
+    noun = ("geometry", "geometries") if rows[0].metric is LabelErrors else ("structure", "structures")
     names = dict(zip(rows[0].metric.QUANTITIES, rows[0].metric.names(unit), strict=True))
-    cells = [[f"errors in {shown(unit).small}", *(second for _, second in headings.values())]]
-    for split in dict.fromkeys(row.split for row in rows):
+    known = {name for row in rows for name, value in row.errors.items() if not math.isnan(value)}
+    headings = {quantity: text for quantity, text in HEADINGS[rows[0].metric].items() if names[quantity] in known}
+    cells = [[f"mean absolute errors in {shown(unit).small}", *(second for _, second in headings.values())]]
+    splits = list(dict.fromkeys(row.split for row in rows))
+    for split in [split for split in splits if split != "val"] or splits:
         of_split = [row for row in rows if row.split == split]
-        cells.append([f"{split} ({counted(of_split[0].n_molecules, noun)})", *[""] * len(headings)])
+        n = of_split[0].n_molecules
+        cells.append([f"{split} ({n} {noun[n != 1]})", *[""] * len(headings)])
         cells += [[row.predictor, *(_cell(row.errors[names[quantity]]) for quantity in headings)] for row in of_split]
     return text_table(["", *(first for first, _ in headings.values())], cells)
+
+
+def describe_accuracy(rows: Sequence[ResultRow]) -> str:
+    """Returns by how much the model misses chemical accuracy at the ground states of each held-out split, as a text."""
+    unit, texts = rows[0].unit, []
+    limit = CHEMICAL_ACCURACY * conversion("hartree", unit) * shown(unit).factor
+    for row in rows:
+        error = row.errors.get(error_name("energy_mae_ground_state", unit), math.nan)
+        if row.predictor == MODEL and row.split != "val" and not math.isnan(error):
+            missed = f"missed by {error - limit:.1f}" if error > limit else f"reached with {error:.1f}"
+            texts.append(f"{row.split}: {missed} {shown(unit).small}")
+    return f"chemical accuracy ({limit:.1f} {shown(unit).small}) of {', '.join(texts)}" if texts else ""
 
 
 def _cell(error: float) -> str:
@@ -279,7 +280,7 @@ class TableOfRuns(Callback):
             return
         given = dict.fromkeys(key for overrides, _ in runs.values() for key in overrides)
         keys = [key for key in given if len({overrides.get(key) for overrides, _ in runs.values()}) > 1]
-        rows = [row for row in runs[min(runs)][1] if row.predictor in (CONSTANT_PER_ELEMENT, COMPOSITION_AND_XC)]
+        rows = [row for row in runs[min(runs)][1] if row.predictor in BASELINES]
         for _, (overrides, results) in sorted(runs.items()):
             name = ", ".join(overrides.get(key, "-") for key in keys)
             rows += [replace(row, predictor=name) for row in results if row.predictor == MODEL]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer, seed_everything
@@ -17,15 +18,31 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ofdft_norm.checkpoint import check_checkpoint_file
 from ofdft_norm.data.files import write_text
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.example.callbacks import RunRecord, log_figure, quiet_lightning
+from ofdft_norm.example.callbacks import LearningCurves, RunRecord, log_figure, quiet_lightning
 from ofdft_norm.example.metrics import MeasuredModule, error_name
-from ofdft_norm.example.plots import plot_energies, plot_gradient_ranges, plot_normalization, save_figure
-from ofdft_norm.example.results import MODEL, energy_errors, format_table, results_table, split_batches, write_csv
+from ofdft_norm.example.plots import (
+    plot_gradient_ranges,
+    plot_learning_curves,
+    plot_normalization,
+    plot_parity,
+    save_figure,
+)
+from ofdft_norm.example.results import (
+    HEADINGS,
+    MODEL,
+    describe_accuracy,
+    format_table,
+    parity,
+    results_table,
+    split_batches,
+    write_csv,
+)
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
+from ofdft_norm.units import shown
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("val", "test")
+SPLITS = ("val", "test", "test_molecules")
 
 
 class RunConfig(Settings):
@@ -42,7 +59,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns the last metrics of training and validation, the test metrics, and the errors ``results/<split>/<error>``.
     """
     run, output_dir, ckpt_path = RunConfig(cfg.seed, cfg.get("threads")), Path(cfg.output_dir), cfg.get("ckpt_path")
-    if ckpt_path not in (None, "best", "last", "hpc"):  # the last three have a meaning to Lightning
+    if ckpt_path not in (None, "best", "last", "hpc"):  # Lightning defines the last three
         check_checkpoint_file(ckpt_path)
     quiet_lightning()
     seed_everything(run.seed, workers=True, verbose=False)
@@ -50,19 +67,20 @@ def train(cfg: DictConfig) -> dict[str, float]:
         torch.set_num_threads(run.threads)
     datamodule: OFDFTDataModule = instantiate(cfg.data)
     model: LightningModule = instantiate(cfg.model)
-    trainer = _make_trainer(cfg, output_dir)
+    curves = LearningCurves()
+    trainer = _make_trainer(cfg, output_dir, curves)
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
     metrics = _floats(trainer.callback_metrics)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    if best is not None:  # with ckpt_path, Lightning would test averaged weights as they were before the average
+        model = type(model).load_from_checkpoint(best)
     if "test" in datamodule.parts.names():
-        trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False)  # the results have these metrics
+        trainer.test(model, datamodule=datamodule, verbose=False)  # the results have these metrics
         metrics.update(_floats(trainer.callback_metrics))
     _ = datamodule.statistics  # on every rank: a resumed run may fit them only now, and all ranks fit together
     if trainer.is_global_zero:
-        if best is not None:  # under ddp_spawn the weights were loaded in other processes
-            model = type(model).load_from_checkpoint(best)
         log.info("results of %s:", "the best checkpoint" if best is not None else "the last weights")
-        metrics.update(write_results(model, datamodule, output_dir, trainer.loggers))
+        metrics.update(write_results(model, datamodule, output_dir, trainer.loggers, curves.values))
         compared = compared_by(metrics, datamodule.unit)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and compared is not None:
@@ -72,7 +90,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
-def _make_trainer(cfg: DictConfig, output_dir: Path) -> Trainer:
+def _make_trainer(cfg: DictConfig, output_dir: Path, curves: LearningCurves) -> Trainer:
     """Makes the trainer with loggers, callbacks and the run's record; writes the configuration."""
     config = cfg.copy()
     with open_dict(config):
@@ -83,7 +101,7 @@ def _make_trainer(cfg: DictConfig, output_dir: Path) -> Trainer:
     saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
     checkpointing = {} if "enable_checkpointing" in cfg.trainer else {"enable_checkpointing": saves}
     loggers = _instantiate_group(cfg.get("logger"), "save_dir", output_dir)
-    places: Any = {"default_root_dir": str(output_dir), "callbacks": [record, *callbacks], "logger": loggers}
+    places: Any = {"default_root_dir": str(output_dir), "callbacks": [record, curves, *callbacks], "logger": loggers}
     trainer: Trainer = instantiate(cfg.trainer, **places, **checkpointing)
     if trainer.is_global_zero:
         write_text(output_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -101,26 +119,34 @@ def _instantiate_group(group: DictConfig | None, folder_key: str, folder: Path) 
 
 
 def write_results(
-    model: LightningModule, datamodule: OFDFTDataModule, output_dir: Path, loggers: Sequence[Logger] = ()
+    model: LightningModule,
+    datamodule: OFDFTDataModule,
+    output_dir: Path,
+    loggers: Sequence[Logger] = (),
+    curves: Mapping[str, Sequence[tuple[int, float]]] = {},
 ) -> dict[str, float]:
     """Writes the table of results, the summary of the statistics and pictures, and shows the table.
 
-    Results need a `MeasuredModule`. Returns the model's errors as ``results/<split>/<error>``.
+    Results need a `MeasuredModule`; `curves` are those of `LearningCurves`. Returns the model's errors as
+    ``results/<split>/<error>``.
     """
     write_text(output_dir / "summary.txt", datamodule.summary() + "\n")
     figures, errors = {"normalization": plot_normalization(datamodule)}, {}
-    if isinstance(model, MeasuredModule):
-        compare = model.cpu().eval().compare
-        splits = [split for split in SPLITS if split in datamodule.parts.names()]
+    splits = [split for split in SPLITS if split in datamodule.parts.names()]
+    if isinstance(model, MeasuredModule) and splits:
+        compare, unit = model.cpu().eval().compare, datamodule.unit
         rows = results_table(compare, datamodule, splits)
-        table = format_table(rows)
+        table = "\n".join(filter(None, [format_table(rows), describe_accuracy(rows)]))
         log.info("%s", table)
         write_text(output_dir / "results.txt", table + "\n")
         write_csv(rows, output_dir / "results.csv")
         of_model = [row for row in rows if row.predictor == MODEL]
         errors = {f"results/{row.split}/{error}": value for row in of_model for error, value in row.errors.items()}
-        energies = {s: energy_errors(compare, split_batches(datamodule, s), datamodule.normalizer) for s in splits}
-        figures["energies"] = plot_energies(energies, datamodule.unit, datamodule.energy_name or "energy")
+        pairs = {s: parity(compare, split_batches(datamodule, s), datamodule.normalizer) for s in splits}
+        names = f"energy minus reference [{shown(unit).symbol}]", f"{model.predicted[1]} [{shown(unit).symbol}]"
+        figures["parity"] = plot_parity({name: {s: pairs[s][i] for s in splits} for i, name in enumerate(names)})
+        if panels := _panels(curves, model, unit):
+            figures["learning_curves"] = plot_learning_curves(panels)
     for name, figure in figures.items():
         save_figure(figure, output_dir / f"{name}.png")
         for logger in loggers:
@@ -128,6 +154,17 @@ def write_results(
     if datamodule.basis_info is not None:  # the callback gives this picture to the loggers when training starts
         save_figure(plot_gradient_ranges(datamodule), output_dir / "gradient_ranges.png")
     return errors
+
+
+def _panels(curves: Mapping[str, Sequence[tuple[int, float]]], model: MeasuredModule, unit: str) -> Any:
+    """Returns the loss and the validation errors of a table as `plot_learning_curves` takes them."""
+    kind, arrays = model.metric_class, {name: tuple(np.array(own).T) for name, own in curves.items()}
+    named = dict(zip(kind.QUANTITIES, kind.names(unit), strict=True))
+    errors = {" ".join(words): arrays.get(f"val/{named[quantity]}") for quantity, words in HEADINGS[kind].items()}
+    panels = {"loss of the training split": {"train": arrays.get("train/loss")}}
+    panels[f"mean absolute errors of the validation split [{shown(unit).small}]"] = errors
+    known = {name: {k: v for k, v in own.items() if v is not None} for name, own in panels.items()}
+    return {name: own for name, own in known.items() if own}
 
 
 def compared_by(metrics: Mapping[str, float], unit: str) -> float | None:

@@ -16,7 +16,7 @@ from ofdft_norm.errors import ConfigError
 
 
 def in_order(**transforms: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """Returns named transforms as a list: an override can change a named entry, but not an entry of a list.
+    """Returns named transforms as a list: overrides can change named entries, but no entries of a list.
 
     Args:
         **transforms: Transforms by name, in the order in which they are applied.

@@ -27,10 +27,10 @@ _OURS = "OFDFT_NORM_SHORT_ERRORS"  # this package has set _FULL, not the user; t
 
 
 def readable_errors(main: Callable[P, R]) -> Callable[P, R]:
-    """Makes a Hydra main function end with a short message and exit code 1 where configuration or data are wrong.
+    """Makes a Hydra main function end with a short message and exit code 1 if configuration or data are wrong.
 
-    Put it above ``@hydra.main``. ``HYDRA_FULL_ERROR=1`` in the environment shows the full traceback; so does every
-    exception that is not of Hydra, OmegaConf, this package, the file system or an import.
+    Put it above ``@hydra.main``. ``HYDRA_FULL_ERROR=1`` in the environment shows the full traceback. Exceptions
+    of other origin than Hydra, OmegaConf, this package, the file system and imports always show it.
 
     Args:
         main: The function that ``@hydra.main`` returned.
@@ -79,11 +79,11 @@ def explain(error: BaseException, overrides: Sequence[str] = (), primary: str = 
     `overrides` are the arguments of the command line, `primary` is the name of this package's config file that they
     change; without it (another application) the files and keys are not known, and the message is the error alone.
     """
-    lines = _lines(error, overrides, primary) if primary else [f"error: {_text(error)}"]
+    lines = _describe_with_hints(error, overrides, primary) if primary else [f"error: {_describe_error(error)}"]
     return "\n".join([*lines, f"(set {_FULL}=1 for the full traceback)"])
 
 
-def _text(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     root = error
     while root.__cause__ is not None and not isinstance(root, OFDFTNormError):
         root = root.__cause__
@@ -94,34 +94,34 @@ def _text(error: BaseException) -> str:
     return "\n".join([f"{name}{told}".strip(), *getattr(root, "__notes__", ())])
 
 
-def _lines(error: BaseException, overrides: Sequence[str], primary: str) -> list[str]:
+def _describe_with_hints(error: BaseException, overrides: Sequence[str], primary: str) -> list[str]:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         close = [f"  did you mean: {group}={name}" for name in closest(option, error.options)]
-        options = [f"  options: {', '.join(error.options)}", f"  config files: {config_dir() / group}"]
+        options = [f"  options: {', '.join(error.options)}", f"  config files: {find_config_dir() / group}"]
         return [f"error: unknown option {option!r} of the config group {group!r}", *close, *options]
     files = find_keys(overrides, primary)
     if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
-        return _unknown_key(str(error.__cause__.full_key), files)
-    text = _text(error)
+        return _describe_unknown_key(str(error.__cause__.full_key), files)
+    text = _describe_error(error)
     # keys such as data.loader, and in "seed = -1: ..." and "(config: seed)" a key without a dot
     keys = re.findall(r"[a-z]\w*(?:\.\w+)+|^\w+(?= = )|(?<=\(config: )\w+", text)
     keys = [key if key in files else key.rpartition(".")[0] for key in keys]
     return [f"error: {text}", *dict.fromkeys(f"  config file: {files[key]}" for key in keys if key in files)]
 
 
-def _unknown_key(key: str, files: Mapping[str, Path]) -> list[str]:
-    root = config_dir()
+def _describe_unknown_key(key: str, files: Mapping[str, Path]) -> list[str]:
+    root = find_config_dir()
     groups = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_dir()}
     if "/" in key:
-        lines, close = [f"error: unknown config group {key!r}"], _closest(key, groups, "/")
+        lines, close = [f"error: unknown config group {key!r}"], _find_closest(key, groups, "/")
         return [*lines, f"  did you mean: {close}", f"  config files: {groups[close]}"] if close else lines
     folders = (folder for group, folder in groups.items() if key.startswith(f"{group.replace('/', '.')}."))
-    others = [path.relative_to(root) for folder in folders for path in folder.glob("*.yaml") if key in _keys_of(path)]
+    others = [path.relative_to(root) for folder in folders for path in folder.glob("*.yaml") if key in _read_keys(path)]
     if others:
         options = " or ".join(sorted(f"{path.parent.as_posix()}={path.stem}" for path in others))
         return [f"error: config key {key!r} exists only with {options}"]
-    lines, close = [f"error: unknown config key {key!r}"], _closest(key, files, ".")
+    lines, close = [f"error: unknown config key {key!r}"], _find_closest(key, files, ".")
     if close:
         return [*lines, f"  did you mean: {close}", f"  config file: {files[close]}"]
     parent = key.rpartition(".")[0]
@@ -130,8 +130,8 @@ def _unknown_key(key: str, files: Mapping[str, Path]) -> list[str]:
     return [*lines, f"  config file: {files[parent]}"] if parent in files else lines
 
 
-def _closest(key: str, names: Iterable[str], separator: str) -> str | None:
-    """Compares the last parts of names; of equal ones, a name with the same parent counts."""
+def _find_closest(key: str, names: Iterable[str], separator: str) -> str | None:
+    """Returns the name with the closest last part; if several are equal, the one with the same parent."""
     parent, _, last = key.rpartition(separator)
     by_last = {n.rpartition(separator)[2]: n for n in sorted(names, key=lambda n: n.rpartition(separator)[0] == parent)}
     return next((by_last[match] for match in closest(last, by_last, cutoff=0.7)), None)
@@ -140,19 +140,19 @@ def _closest(key: str, names: Iterable[str], separator: str) -> str | None:
 # --- config files -----------------------------------------------------------------------------------------------------
 
 
-def config_dir() -> Path:
-    """Returns the folder of config files: in the package where it was installed, beside it in a checkout."""
+def find_config_dir() -> Path:
+    """Returns the folder of config files: in an installed package, or beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def find_keys(overrides: Sequence[str], primary: str) -> dict[str, Path]:
-    """Returns every key of a configuration and the file that defines it; a group's own key leads to its file.
+    """Returns every key of a configuration and the file that defines it; the key of a group has the group's file.
 
-    It is composed with the groups of `overrides` alone: a wrong value would fail again.
+    Only the groups of `overrides` are composed: a wrong value would fail again.
     """
-    root = config_dir()
+    root = find_config_dir()
     chosen = [text for text in overrides if (root / text.partition("=")[0].lstrip("+~").partition("@")[0]).is_dir()]
     try:
         with initialize_config_dir(str(root), version_base="1.3"):
@@ -162,16 +162,16 @@ def find_keys(overrides: Sequence[str], primary: str) -> dict[str, Path]:
     choices = config.hydra.runtime.choices.items()
     files = [path for path in (root / f"{group}/{option}.yaml" for group, option in choices) if path.is_file()]
     defaults = [(path, cast(Any, OmegaConf.load(path)).get("defaults") or ()) for path in files]
-    bases = [path.with_name(f"{base}.yaml") for path, entries in defaults for base in entries]
+    bases = [path.with_name(f"{base}.yaml") for path, entries in defaults for base in entries if isinstance(base, str)]
     found: dict[str, Path] = {}
     for path in [root / f"{primary}.yaml", *files, *filter(Path.is_file, bases)]:
-        found = {**dict.fromkeys(_keys_of(path), path), **found}
+        found = {**dict.fromkeys(_read_keys(path), path), **found}
     return {key: found[key] for key in _names(config) if key in found}
 
 
-def _keys_of(path: Path) -> list[str]:
+def _read_keys(path: Path) -> list[str]:
     """Returns the dotted keys that a config file defines, and the key of its group."""
-    group = path.relative_to(config_dir()).parent.as_posix()
+    group = path.relative_to(find_config_dir()).parent.as_posix()
     package = "" if group == "." or "@package _global_" in path.read_text() else group.replace("/", ".")
     return [*([package] if package else []), *(f"{package}.{n}".lstrip(".") for n in _names(OmegaConf.load(path)))]
 

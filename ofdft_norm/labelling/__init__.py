@@ -1,7 +1,7 @@
 """Labels from Kohn-Sham calculations with PySCF (``pip install 'ofdft-norm[labels]'``).
 
 The way of a molecule: `read_geometries` -> `run_kohn_sham` (every iteration, with its Fock weights) -> `fit_densities`
--> `evaluate_potentials` -> `make_labels` -> `check_labels` -> a label file. `generate_labels` does it for many. PySCF
+-> `evaluate_potentials` -> `make_labels` -> `check_labels` -> a label file. `generate_labels` does all of it. PySCF
 is imported only when a calculation runs.
 """
 

@@ -62,7 +62,7 @@ class CheckReport:
 
 
 def check_labels(labels: KohnShamLabels, tolerances: CheckTolerances | None = None) -> CheckReport:
-    """Checks the labels of a molecule; raises LabellingError where a number exceeds its tolerance or is not finite."""
+    """Checks the labels of a molecule; raises LabellingError if a number exceeds its tolerance or is not finite."""
     tolerances = tolerances or CheckTolerances()
     rows, n_electrons = labels.has_energy_label, int(labels.atomic_numbers.sum())
     shifts = (labels.energies["e_kin"] - labels.ks_energies["e_kin"])[rows]
@@ -90,20 +90,30 @@ def check_labels(labels: KohnShamLabels, tolerances: CheckTolerances | None = No
 def _compare_changes(labels: KohnShamLabels) -> Array:
     """Returns the relative errors of the energy changes (g0 + g1)/2 . (p1 - p0) that gradients predict, of all targets.
 
+    The changes are those between neighbouring SCF iterations, and between two strengths of each perturbation.
+
     Errors of this trapezoidal rule come from the kinetic and the exchange-correlation energy and are the same for all
-    targets, so they are divided by the change of the kinetic energy where that is larger than the target's own: the
-    total energy is stationary. Gradients are not projected. Their component along w counts where a fit by least squares
+    targets, so they are divided by the change of the kinetic or of the total energy where that is larger than the
+    target's own: the total energy is stationary at the ground state, and the kinetic energy is at some strength of a
+    perturbation. Gradients are not projected. Their component along w counts where a fit by least squares
     changes the number of electrons: the kinetic label compensates for the energy of the lost electrons.
     """
-    rows = labels.has_energy_label
-    kinetic, steps = np.abs(np.diff(labels.energies["e_kin"][rows])), np.diff(labels.coeffs[rows], axis=0)
-    errors = []
-    for target, gradients in labels.gradients.items():
-        changes, g = np.diff(labels.energies[TARGETS[target][0]][rows]), gradients[rows]
-        predicted = np.einsum("kn,kn->k", 0.5 * (g[1:] + g[:-1]), steps)
-        size = np.maximum(np.abs(changes), kinetic)
-        compared = ~(size <= _SMALLEST_CHANGE)  # true for NaN
-        errors.append(np.abs(predicted - changes)[compared] / size[compared])
+    path, errors = np.flatnonzero(labels.has_energy_label & ~labels.perturbed), []
+    pairs = [(labels, path[:-1], labels, path[1:])]
+    if labels.compared is not None:
+        pairs.append(
+            (labels.compared, np.arange(len(labels.compared.coeffs)), labels, np.flatnonzero(labels.perturbed))
+        )
+    for first, i, second, j in pairs:
+        steps = second.coeffs[j] - first.coeffs[i]
+        sizes = [np.abs(second.energies[name][j] - first.energies[name][i]) for name in ("e_kin", "e_tot")]
+        for target in labels.gradients:
+            energy = TARGETS[target][0]
+            changes = second.energies[energy][j] - first.energies[energy][i]
+            gradients = 0.5 * (first.gradients[target][i] + second.gradients[target][j])
+            size = np.maximum.reduce([np.abs(changes), *sizes])
+            compared = ~(size <= _SMALLEST_CHANGE)  # true for NaN
+            errors.append(np.abs(np.einsum("kn,kn->k", gradients, steps) - changes)[compared] / size[compared])
     return np.concatenate(errors)
 
 

@@ -6,13 +6,14 @@ The basis is even-tempered (`pyscf.df.aug_etb`) and uncontracted. Functions are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.files import optional_module
-from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory
+from ofdft_norm.labelling.kohn_sham import KohnShamIteration
 
 Array = npt.NDArray[np.float64]
 FitMethod = Literal["least_squares", "constrained"]
@@ -52,8 +53,10 @@ def project_densities(mol: Any, orbital_mol: Any, density_matrices: list[Array])
     return np.stack([gamma[rows, columns] * weights for gamma in density_matrices]) @ three_centre
 
 
-def fit_densities(trajectory: KohnShamTrajectory, mol: Any, method: FitMethod) -> tuple[Array, Array]:
-    """Fits the density of every iteration; returns p, (n_iteration, n_basis), and residuals, (n_iteration,) in hartree.
+def fit_densities(
+    densities: Sequence[KohnShamIteration], orbital_mol: Any, mol: Any, method: FitMethod
+) -> tuple[Array, Array]:
+    """Fits densities; returns p, (n_density, n_basis), and residuals, (n_density,) in hartree.
 
     The residual is 1/2 (d|d), the Coulomb self-energy of d = rho_Gamma - rho_p. p makes it small, W p = b, and also the
     error of the external energy, v_ext.p = E_ext: the basis has no cusps at the nuclei, so a fit of the density alone
@@ -65,18 +68,17 @@ def fit_densities(trajectory: KohnShamTrajectory, mol: Any, method: FitMethod) -
 
     ``constrained`` minimises the self-energy under w.p = N and v_ext.p = E_ext. The 1e-3 electrons per atom that the
     other fit loses come back in diffuse functions, and the kinetic label is below the Kohn-Sham kinetic energy by 1e-3
-    to 1e-2 hartree (0.13 for F2), by nearly the same amount in all iterations. A constraint on the Hartree energy is no
-    cure: it changes with the density, and energy differences between distant iterations then agree ten times worse with
-    the gradients.
+    to 1e-2 hartree (0.13 for F2), by nearly the same amount in all iterations. A constraint on the Hartree energy does
+    not help: it changes with the density, and energy differences between distant iterations then agree ten times worse
+    with the gradients.
     """
-    iterations = trajectory.iterations
     coulomb, external = coulomb_metric(mol), external_potential(mol)
-    right = project_densities(mol, trajectory.mol, [iteration.density_matrix for iteration in iterations])
-    e_ext, hartree = (np.array([i.energies[name] for i in iterations]) for name in ("e_ext", "e_hartree"))
+    right = project_densities(mol, orbital_mol, [density.density_matrix for density in densities])
+    e_ext, hartree = (np.array([d.energies[name] for d in densities]) for name in ("e_ext", "e_hartree"))
     rows, values, exactly = external[None], e_ext[:, None], method == "constrained"
     if exactly:
         rows = np.stack([external, integrate_basis(mol)])
-        values = np.stack([e_ext, np.full_like(e_ext, trajectory.mol.nelectron)], axis=1)
+        values = np.stack([e_ext, np.full_like(e_ext, orbital_mol.nelectron)], axis=1)
     coeffs = solve_fit(coulomb, right, rows, values, exactly)
     fitted = 0.5 * np.einsum("kn,kn->k", coeffs @ coulomb, coeffs)
     return coeffs, hartree - np.einsum("kn,kn->k", coeffs, right) + fitted

@@ -13,7 +13,6 @@ import multiprocessing
 import operator
 import os
 import platform
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -27,8 +26,9 @@ import yaml
 from tqdm import tqdm
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.files import read_yaml, write_text
+from ofdft_norm.data.files import read_plain, write_text
 from ofdft_norm.data.label_file import write_label_file
+from ofdft_norm.data.split import parse_shard
 from ofdft_norm.data.zarr_v2 import ZarrGroup
 from ofdft_norm.errors import ConfigError, OFDFTNormError
 from ofdft_norm.labelling.checks import CheckReport, CheckTolerances, check_labels
@@ -51,7 +51,7 @@ class GenerationResult:
 
 
 class _Existing(NamedTuple):
-    """What a label file holds besides its labels."""
+    """Content of a label file in addition to its labels."""
 
     path: Path
     settings: dict[str, Any]
@@ -72,7 +72,7 @@ def generate_labels(
     """Makes the labels of all molecules of some geometry files, or adds them to a set.
 
     Molecules with labels of the same geometry and settings are kept, so that an interrupted run continues. Labels of
-    other settings in the folder are refused. A molecule that fails has no file; the others are made all the same.
+    other settings in the folder are refused. A molecule that fails has no file; the labels of the others are made.
 
     Args:
         molecules: Files for `read_geometries`.
@@ -80,7 +80,7 @@ def generate_labels(
         settings: How labels are made.
         tolerances: Limits of the checks; None: `CheckTolerances.for_fit` of the settings.
         workers: Number of processes; several have one thread each.
-        shard: ``"3/16"`` makes every 16th molecule from the third on: 16 jobs share nothing but the folder.
+        shard: ``"3/16"`` makes every 16th molecule from the third on: 16 jobs can share one folder.
         command: Command line, for the provenance.
         progress: Whether to show a progress bar.
 
@@ -94,11 +94,9 @@ def generate_labels(
     check_functional(settings.kohn_sham.xc)
     if workers < 1:
         raise ConfigError(f"workers: got {workers}, expected at least 1 (option workers)")
-    part = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if part is None or not 1 <= int(part[1]) <= int(part[2]):
-        raise ConfigError(f"shard: got {shard!r}, expected K/N with K in 1 ... N, such as 3/16 (option shard)")
+    k, n = parse_shard(shard)
     files = [Path(path) for path in ([molecules] if isinstance(molecules, str | Path) else molecules)]
-    geometries = read_geometries(files)[int(part[1]) - 1 :: int(part[2])]
+    geometries = read_geometries(files)[k - 1 :: n]
     folder = Path(output) / "labels"
     found = _read_set(folder, settings)
     for own in geometries:
@@ -110,7 +108,7 @@ def generate_labels(
                 "output), or delete the file"
             )
     result = GenerationResult(kept=[geometry.mol_id for geometry in geometries if geometry.mol_id in found])
-    # the largest first: no worker is left with a large one at the end
+    # the largest first, so that no large molecule is the last
     missing = sorted((g for g in geometries if g.mol_id not in found), key=lambda g: -g.n_electrons)
     folder.mkdir(parents=True, exist_ok=True)  # fails before hours of calculations
     label = partial(_label_molecule, folder, settings, tolerances)
@@ -126,15 +124,18 @@ def generate_labels(
             bar.update()
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     run = {"command": command, "geometries": digests, "made": len(result.made)}
-    # read again: other jobs may have written labels in the meantime
-    _describe_set(folder.parent, list(_read_set(folder, settings).values()), tolerances, run)
+    described: list[_Existing] = []
+    # read again: other jobs may write labels, and may describe the set before or after this one
+    while len(present := list(_read_set(folder, settings).values())) > len(described):
+        _describe_set(folder.parent, present, tolerances, None if described else run)
+        described = present
     return result
 
 
 def _label_molecule(
     folder: Path, settings: LabelSettings, tolerances: CheckTolerances, geometry: Geometry
 ) -> CheckReport | str:
-    """Makes, checks and writes the labels of a molecule; returns their report, or why nothing is written."""
+    """Makes, checks and writes the labels of a molecule; returns their report, or the reason of a failure."""
     try:
         labels = make_labels(geometry, settings)
         report = check_labels(labels, tolerances)
@@ -147,7 +148,7 @@ def _label_molecule(
 
 @contextlib.contextmanager
 def _mapped_by(workers: int) -> Iterator[Callable[..., Iterator[CheckReport | str]]]:
-    """Yields `map`, by several processes of one thread each where `workers` is above 1."""
+    """Yields `map`, in several processes of one thread each if `workers` is above 1."""
     if workers == 1:
         yield map
         return
@@ -163,7 +164,7 @@ def _mapped_by(workers: int) -> Iterator[Callable[..., Iterator[CheckReport | st
 
 
 def _read_set(folder: Path, settings: LabelSettings) -> dict[str, _Existing]:
-    """Reads all label files of a set, by molecule; raises LabellingError for those of other settings."""
+    """Reads all label files of a set, by molecule; raises LabellingError for files of other settings."""
     found, expected = {}, _flatten(json.loads(json.dumps(asdict(settings))))  # lists, as a label file has them
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         mol_id = path.name.removesuffix(SUFFIX)
@@ -196,11 +197,9 @@ def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_set(
-    folder: Path, molecules: Sequence[_Existing], tolerances: CheckTolerances, run: Mapping[str, Any]
+    folder: Path, molecules: Sequence[_Existing], tolerances: CheckTolerances, run: Mapping[str, Any] | None
 ) -> None:
-    """Writes the basis and the provenance of all labels in the folder; records of earlier runs are kept."""
-    if not molecules:
-        return
+    """Writes the basis and the provenance of all labels in the folder; `run` is added to the records of runs."""
     settings = molecules[0].settings
     elements = np.unique(np.concatenate([molecule.geometry.atomic_numbers for molecule in molecules])).tolist()
     basis, beta = settings["kohn_sham"]["basis"], settings["beta"]
@@ -208,7 +207,7 @@ def _describe_set(
     write_text(folder / "basis_info.json", json.dumps(basis_info.to_dict(), indent=1) + "\n")
     path = folder / "provenance.yaml"
     try:
-        earlier = read_yaml(path)["runs"] if path.is_file() else []
+        earlier = read_plain(path)["runs"] if path.is_file() else []
     except (ValueError, KeyError, TypeError) as error:
         raise LabellingError(f"{path}: not a provenance file of `ofdft-norm labels` ({error!r}); delete it") from error
     reports = [molecule.report for molecule in molecules]
@@ -235,6 +234,6 @@ def _describe_set(
             "lowest": extreme(min, "kinetic_shift"),
             "highest": extreme(max, "kinetic_shift"),
         },
-        "runs": [*earlier, {"date": now, **run, "software": software}],
+        "runs": [*earlier, *([] if run is None else [{"date": now, **run, "software": software}])],
     }
     write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

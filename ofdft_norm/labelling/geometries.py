@@ -20,7 +20,7 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class LabellingError(OFDFTNormError):
-    """Labels of a molecule, or of all, cannot be made."""
+    """Labels of one or all molecules cannot be made."""
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ class KohnShamSettings(Settings):
     basis: str = "6-31G(2df,p)"  # orbital basis
     initial_guess: Literal["minao", "atom", "huckel", "1e"] = "minao"
     grid_level: Annotated[int, Field(ge=0, le=9)] = 3  # PySCF's quadrature grid
-    energy_tolerance: Positive = 1e-7  # converged when the energy changes by less [hartree] ...
-    commutator_tolerance: Positive = 3e-4  # ... and the norm of the orbital gradient is below this [hartree]
-    min_labelled: PositiveInt = 5  # iterations after the initial guess that always run
-    max_iterations: PositiveInt = 50  # more iterations are a failure
+    energy_tolerance: Positive = 1e-7  # largest last energy change of a converged calculation [hartree]
+    commutator_tolerance: Positive = 3e-4  # largest norm of its orbital gradient [hartree]
+    min_labelled: PositiveInt = 5  # smallest number of iterations after the initial guess
+    max_iterations: PositiveInt = 50  # largest number of iterations
     diis_space: PositiveInt = 8  # number of iterations that Pulay's extrapolation mixes
     damping: Annotated[float, Field(ge=0, lt=1)] = 0.8  # share of the previous Fock matrix, far from convergence
     damping_threshold: NonNegative = 0.5  # damping ends below this norm of the orbital gradient [hartree]
@@ -58,11 +58,24 @@ class KohnShamIteration:
 
 @dataclass(frozen=True)
 class KohnShamTrajectory:
-    """All iterations of a molecule, from the initial guess to the converged density, with PySCF's molecule and grid."""
+    """All iterations of a molecule, from the initial guess to the converged density.
 
-    mol: Any
-    grid: Any
+    `mean_field` is PySCF's calculation, `fock` (n_ao, n_ao) the Fock matrix of the converged density.
+    """
+
+    mean_field: Any
     iterations: list[KohnShamIteration]
+    fock: Array
+
+    @property
+    def mol(self) -> Any:
+        """PySCF's molecule with the orbital basis."""
+        return self.mean_field.mol
+
+    @property
+    def grid(self) -> Any:
+        """PySCF's quadrature grid."""
+        return self.mean_field.grids
 
 
 def build_molecule(geometry: Geometry, basis: str) -> Any:
@@ -82,8 +95,15 @@ def build_molecule(geometry: Geometry, basis: str) -> Any:
         ) from error
 
 
+def without_file(mean_field: Any) -> Any:
+    """Returns a calculation of PySCF without the temporary file that it would keep open."""
+    mean_field.chkfile = None
+    vars(mean_field).pop("_chkfile", None)
+    return mean_field
+
+
 def check_functional(xc: str) -> None:
-    """Raises LabellingError for functionals whose energy depends on more than the density and its gradient.
+    """Raises LabellingError for functionals that depend on more than the density and its gradient.
 
     Exact exchange and the kinetic energy density belong to orbitals: the kinetic label would contain their difference.
     """
@@ -101,13 +121,13 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
     settings = settings or KohnShamSettings()
     check_functional(settings.xc)
     mol = build_molecule(geometry, settings.basis)
-    mean_field = optional_module("pyscf.dft", "labels").RKS(mol, xc=settings.xc)
+    mean_field = without_file(optional_module("pyscf.dft", "labels").RKS(mol, xc=settings.xc))
     mean_field.grids.level = settings.grid_level
     mean_field.grids.build(with_non0tab=True)
     overlap, kinetic, core = mean_field.get_ovlp(), mol.intor_symmetric("int1e_kin"), mean_field.get_hcore()
-    values, vectors = np.linalg.eigh(overlap)
-    root = (vectors / np.sqrt(values)) @ vectors.T  # S^(-1/2)
+    root = inverse_root(overlap)
     density, weights, change = np.asarray(mean_field.get_init_guess(key=settings.initial_guess)), np.zeros(0), np.inf
+    tag_array = optional_module("pyscf.lib", "labels").tag_array
     iterations: list[KohnShamIteration] = []
     focks: list[Array] = []
     errors: list[Array] = []
@@ -121,22 +141,62 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
         }
         energies["e_electron"], energies["e_nuc_nuc"] = sum(energies.values()), float(mol.energy_nuc())
         energies["e_tot"] = energies["e_electron"] + energies["e_nuc_nuc"]
-        iterations.append(KohnShamIteration(density, energies, weights))
+        iterations.append(KohnShamIteration(np.asarray(density), energies, weights))
         focks.append(core + np.asarray(effective))
         commutator = focks[-1] @ density @ overlap
         errors.append(root @ (commutator - commutator.T) @ root)
         if k >= settings.min_labelled:
             change = energies["e_tot"] - iterations[-2].energies["e_tot"]
             if abs(change) < settings.energy_tolerance and np.linalg.norm(errors[-1]) < settings.commutator_tolerance:
-                return KohnShamTrajectory(mol, mean_field.grids, iterations)
+                return KohnShamTrajectory(mean_field, iterations, focks[-1])
         weights = mixing_weights(errors, weights, settings)
-        _, orbitals = np.linalg.eigh(root @ np.tensordot(weights, focks, axes=1) @ root)
-        occupied = root @ orbitals[:, : mol.nelectron // 2]
-        density = 2.0 * occupied @ occupied.T
+        occupied = lowest_orbitals(np.tensordot(weights, focks, axes=1), root, mol.nelectron)
+        # PySCF integrates densities of few orbitals faster than those of matrices
+        density = tag_array(2.0 * occupied @ occupied.T, mo_coeff=occupied, mo_occ=np.full(occupied.shape[1], 2.0))
     raise LabellingError(
         f"molecule {geometry.mol_id!r}: not converged after {settings.max_iterations} iterations (last energy change "
         f"{change:.2e} Ha, expected below {settings.energy_tolerance:.0e}; option max_iterations)"
     )
+
+
+def evaluate_orbitals(mean_field: Any, orbitals: Array) -> list[dict[str, float]]:
+    """Returns the Kohn-Sham energies in hartree of doubly occupied orbitals, (n_density, n_ao, n_orbital)."""
+    mol, kinetic = mean_field.mol, mean_field.mol.intor_symmetric("int1e_kin")
+    matrices = 2.0 * orbitals @ orbitals.transpose(0, 2, 1)
+    energies = {
+        "e_kin": np.einsum("ab,kab->k", kinetic, matrices),
+        "e_hartree": 0.5 * np.einsum("kab,kab->k", mean_field.get_j(mol, matrices), matrices),
+        "e_xc": _integrate_xc(mean_field, orbitals),
+        "e_ext": np.einsum("ab,kab->k", mean_field.get_hcore() - kinetic, matrices),
+    }
+    energies["e_electron"] = sum(energies.values(), np.zeros(()))
+    energies["e_nuc_nuc"] = np.full(len(matrices), mol.energy_nuc())
+    energies["e_tot"] = energies["e_electron"] + energies["e_nuc_nuc"]
+    return [{name: float(values[k]) for name, values in energies.items()} for k in range(len(matrices))]
+
+
+def _integrate_xc(mean_field: Any, orbitals: Array) -> Array:
+    """Returns the exchange-correlation energy of each density; the potential, which costs more, is not made."""
+    numint, mol, kind = mean_field._numint, mean_field.mol, mean_field._numint._xc_type(mean_field.xc)
+    energies, occupations = np.zeros(len(orbitals)), np.full(orbitals.shape[2], 2.0)
+    for values, mask, weights, _ in numint.block_loop(mol, mean_field.grids, mol.nao, int(kind == "GGA")):
+        for k, own in enumerate(orbitals):
+            rho = numint.eval_rho2(mol, values, own, occupations, mask, kind)
+            density = rho[0] if kind == "GGA" else rho
+            energies[k] += (density * numint.eval_xc(mean_field.xc, rho, deriv=0)[0]) @ weights
+    return energies
+
+
+def inverse_root(overlap: Array) -> Array:
+    """Returns S^(-1/2) of a symmetric positive matrix S."""
+    values, vectors = np.linalg.eigh(overlap)
+    return np.asarray((vectors / np.sqrt(values)) @ vectors.T)
+
+
+def lowest_orbitals(fock: Array, root: Array, n_electrons: int) -> Array:
+    """Returns the occupied orbitals (n_ao, n_orbital) of a Fock matrix; `root` is S^(-1/2) of the orbital basis."""
+    _, orbitals = np.linalg.eigh(root @ fock @ root)
+    return np.asarray(root @ orbitals[:, : n_electrons // 2])
 
 
 def pulay_weights(errors: list[Array]) -> Array:
@@ -144,7 +204,7 @@ def pulay_weights(errors: list[Array]) -> Array:
     n = len(errors)
     vectors = np.stack([error.ravel() for error in errors])
     overlaps = vectors @ vectors.T
-    # Late errors are 1e-6 of the first: without scaling, the constraint would dominate the system.
+    # late errors are 1e-6 of the first ones: without scaling, the constraint dominates the system
     scale = float(np.diag(overlaps).min())
     if scale <= 0.0:
         return np.asarray(np.eye(n)[int(np.diag(overlaps).argmin())])

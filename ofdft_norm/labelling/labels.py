@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,11 @@ from ofdft_norm.labelling.density_fit import FitMethod, build_density_mol, fit_d
 from ofdft_norm.labelling.functional import evaluate_potentials
 from ofdft_norm.labelling.geometries import Geometry
 from ofdft_norm.labelling.kohn_sham import KohnShamSettings, KohnShamTrajectory, run_kohn_sham
-from ofdft_norm.settings import Settings
+from ofdft_norm.labelling.perturbation import perturb
+from ofdft_norm.settings import NonNegativeInt, Positive, Settings
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 Target = Literal["grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe", "grad_tot"]
 TARGET_NAMES: tuple[Target, ...] = get_args(Target)
 DEFAULT_TARGETS: tuple[Target, ...] = ("grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe")
@@ -31,6 +33,9 @@ TARGETS: dict[str, tuple[str, dict[str, float]]] = {
     "grad_tot": ("e_tot", {"e_kin": 1.0, "e_hartree": 1.0, "e_xc": 1.0, "e_ext": 1.0}),
 }
 
+# kinetic energies of Thomas and Fermi and of von Weizsaecker, for comparison: without gradients
+KINETIC_FUNCTIONALS = {"e_kin_tf": "LDA_K_TF", "e_kin_vw": "GGA_K_VW"}
+
 
 class LabelSettings(Settings):
     """All settings that decide the numbers of the labels."""
@@ -39,55 +44,82 @@ class LabelSettings(Settings):
     beta: Annotated[float, Field(gt=1)] = 2.5  # ratio of neighbouring exponents of the density basis
     density_fit: FitMethod = "least_squares"  # see `fit_densities`
     targets: Annotated[Sequence[Target], Field(min_length=1)] = DEFAULT_TARGETS  # gradients to store
+    perturbations: NonNegativeInt = 0  # densities of perturbed Fock matrices, see `perturb`
+    weakest_perturbation: Positive = 0.01  # strengths [hartree] are spaced geometrically from the strongest ...
+    strongest_perturbation: Positive = 0.2  # ... to the weakest
 
     config_key = "labels"
+
+    def strengths(self) -> Array:
+        """Returns the strength of each perturbation [hartree], the strongest first."""
+        return np.geomspace(self.strongest_perturbation, self.weakest_perturbation, self.perturbations)
 
 
 @dataclass(frozen=True)
 class KohnShamLabels(LabelFileContent):
     """Labels of a molecule, and the Coulomb self-energies (n_scf,) of its residual densities in hartree.
 
-    Row 0 is the initial guess: it has coefficients, but neither energies nor gradients (zeros).
+    Row 0 is the initial guess: it has coefficients, but neither energies nor gradients (zeros). The rows of perturbed
+    Fock matrices follow, then the SCF iterations. `compared` has a row for each perturbed one, of nearly the same
+    potential, for `check_labels`.
     """
 
+    perturbed: npt.NDArray[np.bool_] = field(kw_only=True)
     fit_residuals: Array = field(kw_only=True)
+    compared: KohnShamLabels | None = field(kw_only=True, default=None)
 
 
 def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> KohnShamLabels:
-    """Makes the labels of a molecule, without checks; raises LabellingError where a calculation fails."""
+    """Makes the labels of a molecule, without checks; raises LabellingError if a calculation fails."""
     settings = settings or LabelSettings()
     trajectory = run_kohn_sham(geometry, settings.kohn_sham)
     mol = build_density_mol(trajectory.mol, settings.beta)
-    coeffs, residuals = fit_densities(trajectory, mol, settings.density_fit)
-    functionals = {"e_xc": settings.kohn_sham.xc, "e_kinapbe": "GGA_K_APBE"}
-    potentials = evaluate_potentials(coeffs, mol, trajectory.grid, functionals)
-    iterations = trajectory.iterations
-    ks_energies = {name: np.array([i.energies[name] for i in iterations]) for name in iterations[0].energies}
+    n, strengths = len(trajectory.iterations), settings.strengths()
+    perturbed = perturb(trajectory, mol, strengths, geometry.mol_id)
+    densities = [*trajectory.iterations, *perturbed.densities]
+    coeffs, residuals = fit_densities(densities, trajectory.mol, mol, settings.density_fit)
+    functionals, energies_alone = {"e_xc": settings.kohn_sham.xc}, dict(KINETIC_FUNCTIONALS)
+    with_gradient = functionals if "grad_kin_minus_apbe" in settings.targets else energies_alone
+    with_gradient["e_kinapbe"] = "GGA_K_APBE"
+    potentials = evaluate_potentials(coeffs, mol, trajectory.grid, functionals, energies_alone=energies_alone)
+    ks_energies = {name: np.array([d.energies[name] for d in densities]) for name in densities[0].energies}
     # the kinetic energy makes the total energy that of Kohn and Sham
     energies = {**potentials.energies, "e_kin": ks_energies["e_electron"] - potentials.effective_energy}
-    gradients = {**potentials.gradients, "e_kin": kinetic_gradients(trajectory, potentials.effective_potential)}
+    effective = potentials.effective_potential
+    kinetic = [kinetic_gradients(trajectory, effective[:n]), -(effective[n - 1] + perturbed.potentials)]
+    gradients = {**potentials.gradients, "e_kin": np.concatenate(kinetic)}
     energies |= {energy: _combine(energies, parts) for energy, parts in TARGETS.values()}
     energies |= {name: ks_energies[name] for name in ("e_electron", "e_tot")}
-    labelled = np.arange(len(iterations)) > 0
-    return KohnShamLabels(
-        mol_id=geometry.mol_id,
-        atomic_numbers=geometry.atomic_numbers,
-        positions=geometry.positions,
-        coeffs=coeffs,
-        gradients={
-            target: np.where(labelled[:, None], _combine(gradients, parts), 0.0)
-            for target, (_, parts) in TARGETS.items()
-            if target in settings.targets
-        },
-        dual_basis_integrals=integrate_basis(mol),
-        energies={name: np.where(labelled, values, 0.0) for name, values in energies.items()},
-        # the nuclear repulsion does not depend on the density: the initial guess has it, too
-        ks_energies={n: e if n == "e_nuc_nuc" else np.where(labelled, e, 0.0) for n, e in ks_energies.items()},
-        has_energy_label=labelled,
-        density_basis=f"even_tempered_{settings.beta:g}",
-        orbital_basis=settings.kohn_sham.basis,
-        fit_residuals=residuals,
-    )
+    targets = {name: parts for name, (_, parts) in TARGETS.items() if name in settings.targets}
+
+    def labels_of(rows: IntArray, **others: Any) -> KohnShamLabels:
+        labelled = rows > 0
+        return KohnShamLabels(
+            mol_id=geometry.mol_id,
+            atomic_numbers=geometry.atomic_numbers,
+            positions=geometry.positions,
+            coeffs=coeffs[rows],
+            gradients={
+                target: np.where(labelled[:, None], _combine(gradients, parts)[rows], 0.0)
+                for target, parts in targets.items()
+            },
+            dual_basis_integrals=integrate_basis(mol),
+            energies={name: np.where(labelled, values[rows], 0.0) for name, values in energies.items()},
+            # the nuclear repulsion does not depend on the density: the initial guess has it, too
+            ks_energies={
+                name: values[rows] if name == "e_nuc_nuc" else np.where(labelled, values[rows], 0.0)
+                for name, values in ks_energies.items()
+            },
+            has_energy_label=labelled,
+            perturbed=rows >= n,
+            density_basis=f"even_tempered_{settings.beta:g}",
+            orbital_basis=settings.kohn_sham.basis,
+            fit_residuals=residuals[rows],
+            **others,
+        )
+
+    own, compared = np.split(np.arange(n, len(densities)), 2)
+    return labels_of(np.concatenate([[0], own, np.arange(1, n)]), compared=labels_of(compared))
 
 
 def _combine(values: dict[str, Array], parts: dict[str, float]) -> Array:

@@ -1,1 +1,1 @@
-"""What a number becomes: references, rescaling, and the normaliser that composes and inverts them."""
+"""References, rescaling, and the normaliser that composes and inverts them."""

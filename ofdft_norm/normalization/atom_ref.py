@@ -69,11 +69,11 @@ class AtomRef(Reference):
     ) -> None:
         super().__init__()
         self.set_output_dtype(output_dtype)
-        constant = torch.as_tensor(t_global, dtype=torch.float64).reshape(())
-        for name, value in (("t_z", t_z), ("t_global", constant), ("g_z", g_z)):
+        for name, value in (("t_z", t_z), ("t_global", t_global), ("g_z", g_z)):
             self.register_float64(name, value)
             if not torch.isfinite(getattr(self, name)).all():
                 raise StatisticsError(f"AtomRef: {name} has values that are not finite")
+        self.t_global = self.t_global.reshape(())
 
     @classmethod
     def from_dataset_statistics(

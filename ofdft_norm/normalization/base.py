@@ -1,4 +1,4 @@
-"""What references and rescalings share: float64 buffers, affine maps of fields, checks of fields, and `Reference`."""
+"""Base of references and rescalings: float64 buffers, affine maps of fields, checks of fields, and `Reference`."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Reference(Float64Module):
         raise NotImplementedError
 
     def gradient_of(self, basis_function_ind: Tensor) -> Tensor | None:
-        """Returns dE_ref/dp of each basis function, (n_basis,) float64 [hartree]; None where it is 0."""
+        """Returns dE_ref/dp of each basis function, (n_basis,) float64 [hartree]; None if it is 0."""
         return None
 
     def check_elements(self, sample_or_batch: Data) -> None:
@@ -128,7 +128,7 @@ class Reference(Float64Module):
 
 def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo | None, n_basis: int) -> None:
     """Raises StatisticsError for statistics, of n_basis functions, of another basis."""
-    if basis_info is None or (n_basis == basis_info.n_basis and statistics.basis_info in (None, basis_info)):
+    if basis_info is None or (n_basis == basis_info.n_basis and statistics.basis_info in (basis_info, None)):
         return
     raise StatisticsError(
         f"{statistics.path or 'the statistics'}: made for {statistics.basis_info or f'{n_basis} functions'}, but the "
@@ -141,7 +141,7 @@ def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo | None, n_b
 
 
 def require_field(name: str, batch: Fields) -> Tensor:
-    """Returns a field of a sample or batch; raises NormalizationError where it is missing."""
+    """Returns a field of a sample or batch; raises NormalizationError if it is missing."""
     value = get_field(batch, name)
     if value is None:
         raise NormalizationError(f"{describe(batch)}: lacks the field {name!r}: give it to OFData.construct_new")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER, BasisInfo
+from ofdft_norm.data.elements import symbol
 from ofdft_norm.errors import ConfigError, StatisticsError, did_you_mean
 from ofdft_norm.normalization.atom_ref import AtomRef, AtomRefConfig
 from ofdft_norm.normalization.base import Reference, check_basis
@@ -18,7 +20,7 @@ from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseResca
 from ofdft_norm.normalization.fit_references import fit_references_by_dataset
 from ofdft_norm.normalization.linear_references import DatasetReferences, LinearReferences, LinearReferencesConfig
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.reference_files import read_given_references
+from ofdft_norm.normalization.reference_files import read_given_references, references_from_values
 from ofdft_norm.normalization.training_range import TrainingRange
 from ofdft_norm.statistics.references import ATOM_REFERENCES, LINEAR_REFERENCES, linear_residual
 from ofdft_norm.statistics.store import DatasetStatistics, ResidualStatistics, WeigherStatistics
@@ -26,7 +28,7 @@ from ofdft_norm.units import conversion
 
 _SCALES = {"std": "std", "rmsd": "rms", "mae": "mae"}
 
-# smaller scales are rounding of energies that a reference explains exactly
+# smaller scales are rounding: the reference explains the energies exactly
 _SMALLEST_SCALE = 1e-10
 
 
@@ -39,7 +41,7 @@ class NormalizerSettings:
         rescaling: How to rescale; None: not at all.
         energy_scale: A number [`unit`], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
         energy_scale_per_atom: Whether those are divided by the mean number of atoms of a sample.
-        unseen_elements: ``error`` refuses atoms of elements that were not seen, ``identity`` lets them pass.
+        unseen_elements: ``error`` refuses atoms of elements that were not seen, ``identity`` accepts them.
         unit: Unit of the energies.
     """
 
@@ -59,14 +61,19 @@ class NormalizerSettings:
             )
 
     def describe_difference(self, normalizer: Normalizer) -> str:
-        """Returns the differences between these settings and a normaliser in words; empty if there are none."""
+        """Describes the differences between these settings and a normaliser; empty if there are none."""
         linear = LinearReferences if getattr(self.reference, "by", None) is None else DatasetReferences
         kinds = {AtomRefConfig: AtomRef, LinearReferencesConfig: linear, RescalingConfig: DimensionWiseRescaling}
-        pairs = {"unit": (self.unit, normalizer.unit)}
+        pairs: dict[str, tuple[Any, Any]] = {"unit": (self.unit, normalizer.unit)}
         for name in ("reference", "rescaling"):
             part = getattr(normalizer, name)
             found = "none" if part is None else type(part).__name__
             pairs[name] = (getattr(kinds.get(type(getattr(self, name))), "__name__", "none"), found)
+        if self.rescaling is not None and normalizer.rescaling is not None:
+            pairs["s_coeff"] = (self.rescaling.s_coeff, normalizer.rescaling.s_coeff)
+            pairs["s_grad"] = (self.rescaling.s_grad * conversion("hartree", self.unit), normalizer.rescaling.s_grad)
+        if not isinstance(self.energy_scale, str):
+            pairs["energy_scale"] = (float(self.energy_scale), float(normalizer.energy_scale))
         return "; ".join(f"{name}: {a} against {b}" for name, (a, b) in sorted(pairs.items()) if a != b)
 
 
@@ -78,11 +85,13 @@ class NormalizedFields:
         energy: Field of the energies.
         forces: Field of the forces; None: there are none.
         atomic_numbers: Field of the atomic numbers.
+        stress: Field of the stress; None: there is none.
     """
 
     energy: str = "energy_label"
     forces: str | None = None
     atomic_numbers: str = "atomic_numbers"
+    stress: str | None = None
 
 
 def build_normalizer(
@@ -92,23 +101,24 @@ def build_normalizer(
     fields: NormalizedFields | None = None,
     weigher_key: str = "has_energy_label",
     by_dataset: DatasetReferences | None = None,
+    isolated_atoms: Mapping[int, float] | None = None,
 ) -> Normalizer:
     """Builds the normaliser of some settings from statistics of the training split.
 
     Args:
         statistics: Of the training split, with energies in `settings.unit`.
         basis_info: The basis of the samples; None for samples without density coefficients.
-        settings: What the normaliser consists of.
+        settings: The parts of the normaliser.
         fields: Names of fields; None: the default ones.
         weigher_key: Key of the weigher of the statistics to use.
         by_dataset: References of each data set, where `settings.reference.by` asks for them.
+        isolated_atoms: Energies by atomic number, where `settings.reference.isolated_atoms` asks for them.
 
     Raises:
         StatisticsError: If the statistics lack a key or belong to another basis.
         ConfigError: If a setting is unknown or out of range.
     """
     fields = fields or NormalizedFields()
-    settings.check(basis_info)
     rescaling = training_range = seen_elements = None
     if basis_info is not None:
         check_basis(statistics, basis_info, len(statistics.load_statistic(weigher_key, "coeffs/mean")))
@@ -126,10 +136,14 @@ def build_normalizer(
     elif settings.reference is not None and by_dataset is None:
         linear = settings.reference
         given = read_given_references(linear, settings.unit)
-        if given is not None and linear.base is None:
+        if isolated_atoms is not None:
+            given = references_from_values(isolated_atoms, linear.max_num_elements)
+            if linear.isolated_atoms == "error":
+                _refuse_other_elements(statistics, weigher_key, isolated_atoms)
+        elif given is not None and linear.base is None:
             given.atomic_numbers_field = fields.atomic_numbers
             reference = given
-        else:
+        if reference is None:
             reference = LinearReferences.from_dataset_statistics(
                 statistics,
                 basis_info,
@@ -138,6 +152,7 @@ def build_normalizer(
                 linear.ridge,
                 given,
                 linear.max_num_elements,
+                keep_base=isolated_atoms is not None,
                 unseen_elements=linear.unseen_elements,
                 atomic_numbers_field=fields.atomic_numbers,
             )
@@ -152,7 +167,21 @@ def build_normalizer(
         statistics.attributes.get("coordinates"),
         training_range,
         settings.unit,
+        fields.stress,
     )
+
+
+def _refuse_other_elements(statistics: DatasetStatistics, weigher_key: str, known: Mapping[int, float]) -> None:
+    """Raises ConfigError for elements of the training split without an isolated atom."""
+    n_atoms = statistics.load_statistic(weigher_key, "n_atoms")
+    seen = zip(statistics.elements(), n_atoms.tolist(), strict=True)
+    missing = [symbol(z) for z, n in seen if n and z not in known]
+    if missing:
+        have = [symbol(z) for z in sorted(known)]
+        raise ConfigError(
+            f"the data have isolated atoms of {have}, but none of {missing}: add their frames, or let the fit find "
+            "their references (config: data.reference.isolated_atoms=fit)"
+        )
 
 
 def _find_seen_elements(weigher: WeigherStatistics, basis_info: BasisInfo) -> Tensor:
@@ -190,10 +219,10 @@ def find_residual(
     if isinstance(reference, DatasetReferences):
         found = reference.residuals
         return "by data set", ResidualStatistics(**found, abs_max=None) if found else None
-    numbers = statistics.elements(basis_info)
     if isinstance(reference, AtomRef):
         values = reference.t_z.cpu().numpy()
     else:
+        numbers = statistics.elements(basis_info)
         values = np.pad(reference.element_references.cpu().numpy(), (0, MAX_ATOMIC_NUMBER))[numbers]
     for name in ATOM_REFERENCES if isinstance(reference, AtomRef) else LINEAR_REFERENCES:
         fitted = weigher.reference(name)
@@ -204,7 +233,8 @@ def find_residual(
     seen = torch.as_tensor(numbers)[torch.as_tensor(weigher.load("n_atoms") > 0)]
     reference.check_numbers(seen.to(reference.seen_elements.device), "the training split")
     mean, std = linear_residual(weigher.energy_factor, values)
-    name = "given" if reference.fit_report is None else "linear, changed"
+    report = getattr(reference, "fit_report", None)
+    name = "given" if report is None else "linear, changed" if report.fitted is None else "isolated atoms"
     return name, ResidualStatistics(mean, std, math.hypot(mean, std), None, None)
 
 
@@ -218,8 +248,8 @@ def _resolve_energy_scale(
     """Returns the energy scale of the settings as a number.
 
     With r = E - E_ref of the labelled training samples, by weight: ``std`` is sqrt(<(r - <r>)^2>), ``rmsd`` is
-    sqrt(<r^2>), ``mae`` is <|r|>. Without a reference r is the deviation from the mean energy. A number is used as it
-    is, whatever `energy_scale_per_atom`.
+    sqrt(<r^2>), ``mae`` is <|r|>. Without a reference r is the deviation from the mean energy. A number is used
+    itself, for every `energy_scale_per_atom`.
     """
     spec = settings.energy_scale
     if isinstance(spec, int | float) and not isinstance(spec, bool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ofdft_norm.normalization.base import (
     get_function_index,
     require_field,
 )
-from ofdft_norm.settings import NonNegative, Scale, Settings
+from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE, NonNegative, Scale, Settings
 from ofdft_norm.statistics.references import reference_gradient
 from ofdft_norm.statistics.store import Array, DatasetStatistics, WeigherStatistics
 
@@ -57,7 +58,7 @@ class DimensionWiseRescaling(Float64Module):
 
         lambda = min(max_grad / s_grad, s_coeff / std)  if max_grad > s_grad, else 1
 
-    ([M-OFDFT] eq. 4). Where std is 0 the coefficient scale sets no limit: lambda = max_grad / s_grad. The inverses
+    ([M-OFDFT] eq. 4). If std is 0, the coefficient scale sets no limit: lambda = max_grad / s_grad. The inverses
     use the same factors, so a round trip is exact to float64 rounding.
 
     Args:
@@ -92,8 +93,12 @@ class DimensionWiseRescaling(Float64Module):
         output_dtype: OutputDtype = "float64",
     ) -> None:
         super().__init__()
-        settings = RescalingConfig(s_coeff=float(s_coeff), s_grad=float(s_grad), epsilon=float(epsilon))
-        self.s_coeff, self.s_grad, self.epsilon = settings.s_coeff, settings.s_grad, settings.epsilon
+        limits = {"s_coeff": (s_coeff, SMALLEST_SCALE), "s_grad": (s_grad, SMALLEST_SCALE), "epsilon": (epsilon, 0.0)}
+        for name, (value, smallest) in limits.items():
+            if not smallest <= float(value) <= LARGEST_SCALE:
+                expected = f"expected a number, {smallest:g} ... {LARGEST_SCALE:g}"
+                raise ConfigError(f"data.rescaling.{name} = {value}: {expected}")
+        self.s_coeff, self.s_grad, self.epsilon = float(s_coeff), float(s_grad), float(epsilon)
         self.set_output_dtype(output_dtype)
         for name, given in (("coeff_biases", coeff_biases), ("coeff_stds", coeff_stds), ("max_grads", max_grads)):
             self.register_float64(name, given)
@@ -214,7 +219,7 @@ class DimensionWiseRescaling(Float64Module):
         """
         reference = "scalar_atom_ref" if equivariant else "atom_ref"
         names = ("coeffs/mean", "coeffs/std", f"gradient_max_after_{reference}")
-        biases, stds, max_grads = (dataset_statistics.load_statistic(weigher_key, name) for name in names)
+        biases, stds, max_grads = map(partial(dataset_statistics.load_statistic, weigher_key), names)
         check_basis(dataset_statistics, basis_info, len(biases))
         if equivariant:
             if basis_info is None:
@@ -234,7 +239,7 @@ class DimensionWiseRescaling(Float64Module):
 
         The atomic references are those of the new coefficients: gbar' = gbar / (lambda + epsilon), and since
         gbar.p = gbar.pbar + (gbar / lambda).p', the energy of each element increases by its gbar.pbar. Residual
-        energies stay as they are (to epsilon). Where the compositions are rank deficient, the elements' energies are
+        energies stay as they are (to epsilon). If the compositions are rank deficient, the elements' energies are
         one of the equivalent solutions, not the one of minimum norm that a new fit would choose.
 
         Args:

@@ -104,11 +104,11 @@ def fit_linear_references(
         ridge: Relative ridge, for example 1e-6; adds (ridge s_max)^2 |ref|^2, s_max the largest singular value of the
             compositions.
         weights: Field with the weight of each sample, or a sample weigher; None: 1 each.
-        atomic_numbers_field: Field of the atomic numbers; samples that lack it are asked for ``z``.
-        unseen_elements: What the references do with other elements than those of the fit: ``"error"`` or ``"zero"``.
+        atomic_numbers_field: Field of the atomic numbers; if a sample lacks it, ``z`` is used.
+        unseen_elements: Policy for elements that the fit lacks: ``"error"`` or ``"zero"``.
         n_worst: Number of samples with the largest residuals in the report.
         count_by: ``"sample"``: every sample counts once, as in fairchem; ``"molecule"``: every molecule (`mol_id`)
-            counts once, with the weighted mean of its samples, as in the data module. They differ where molecules have
+            counts once, with the weighted mean of its samples, as in the data module. They differ if molecules have
             several samples: on the embedded labels carbon has 37.7675 and 37.7722 hartree.
         distributed: Under torch.distributed: every process calls this, reads its share, and gets the same references.
             By default each process fits by itself.
@@ -140,7 +140,7 @@ def fit_linear_references(
 def fit_references_by_dataset(
     targets: list[str], dataset: Any, by: str = "dataset", **options: Any
 ) -> dict[str, DatasetReferences]:
-    """Fits references of their own for each data set that a field of the samples names, see `DatasetReferences`.
+    """Fits separate references for each data set that a field of the samples names, see `DatasetReferences`.
 
     Args:
         targets: Names of the targets, see `fit_linear_references`.
@@ -181,13 +181,13 @@ def _read_table(targets: Any, dataset: Any, options: ReferenceFitOptions, by: st
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ConfigError(f"dataset is a {type(dataset).__name__}: expected a data set with a length and an index")
     ranks = current_ranks() if options.distributed else Ranks()
-    # a few large batches cost less than many small ones, and give the same
+    # a few large batches are faster than many small ones, with equal results
     size = max(options.batch_size, SAMPLES_PER_BATCH)
     reader = sample_reader(dataset, ranks, options.select_samples(len(dataset)), size, options.num_workers)
     reader = replace(reader, atomic_numbers=options.atomic_numbers_field)
     weighers = [options.make_weigher()]
     table = read_energy_table(reader, weighers, targets, max_atomic_number=options.max_num_elements, by=by)
-    return replace(table, weights=table.weights * table.labelled)  # unlabelled samples count nowhere
+    return replace(table, weights=table.weights * table.labelled)  # unlabelled samples do not count
 
 
 def _fit_target(

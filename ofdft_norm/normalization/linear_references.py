@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -43,11 +44,14 @@ class LinearReferencesConfig(Settings):
         unit: Unit of given energies and of a base: ``hartree``, ``eV`` or ``kcal/mol``; None: `data.unit`.
         base: A file with references, or a checkpoint, to which the fit adds the smallest correction: values that the
             data do not determine, and elements that they lack, stay. None: the fit starts from 0.
-        by: Field that names the data set of each sample: every data set gets references of its own
+        by: Field that names the data set of each sample: every data set gets its own references
             (`DatasetReferences`), fitted in passes that are not cached. None: one set of references.
+        isolated_atoms: Frames of isolated atoms in the data give the references of their elements, and are left out of
+            all parts, see `ASEFiles.isolated_atoms`. Other elements: ``fit`` fits them, with these references kept,
+            ``error`` refuses them. None: such frames are samples as others.
         ridge: Relative ridge of the fit, or of the correction of a base; 0: the solution of minimum norm.
-        count_by: What counts once in the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
-        unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them none.
+        count_by: Rows of the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
+        unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them 0.
         max_num_elements: Largest atomic number.
     """
 
@@ -57,6 +61,7 @@ class LinearReferencesConfig(Settings):
     unit: EnergyUnit | None = None
     base: str | None = None
     by: str | None = None
+    isolated_atoms: Literal["fit", "error"] | None = None
     ridge: NonNegative = 0.0
     count_by: CountBy = "molecule"
     unseen_elements: UnseenPolicy = "error"
@@ -64,17 +69,19 @@ class LinearReferencesConfig(Settings):
     config_key = "data.reference"
 
     def __post_init__(self) -> None:
-        given = [name for name in ("by", "base", "values", "file") if getattr(self, name) is not None]
+        given = [name for name in ("by", "base", "values", "file", "isolated_atoms") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"data.reference has {' and '.join(given)}, which exclude each other: set one to null")
 
     @property
     def statistics_name(self) -> str:
-        """Name of these references in the statistics, or where they are not stored there, their kind."""
+        """Name of these references in the statistics, or their kind if they are not stored there."""
         if self.values is not None or self.file is not None:
             return "given"
         if self.by is not None:
             return "by field"
+        if self.isolated_atoms is not None:
+            return "of isolated atoms"
         return "with ridge" if self.ridge > 0 else linear_reference_name(self.count_by)
 
 
@@ -84,11 +91,11 @@ class LinearReferences(Reference):
     Args:
         element_references: Reference of each atomic number [hartree, or the target's unit]; index 0 is unused, elements
             that were not seen are 0. None: all zero.
-        max_num_elements: Largest atomic number where `element_references` is None; else its length defines it.
+        max_num_elements: Largest atomic number if `element_references` is None; else its length defines it.
         seen_elements: As long, bool: which elements have a reference; by default those with a reference that is not 0
             (all, if `element_references` is None).
         unseen_elements: ``"error"`` refuses atoms of elements without a reference, ``"zero"`` gives them 0.
-        atomic_numbers_field: Field of the atomic numbers; samples that lack it are asked for PyG's ``z``.
+        atomic_numbers_field: Field of the atomic numbers; if a sample lacks it, PyG's ``z`` is used.
         fit_report: How the references were fitted; part of the state dict, as plain types.
         output_dtype: Dtype of the results: ``float64`` (default); ``input``, the dtype of the target, for a layer of a
             float32 network, where float64 would raise "mat1 and mat2 must have the same dtype"; or a torch.dtype.
@@ -145,6 +152,7 @@ class LinearReferences(Reference):
         ridge: float = 0.0,
         base: LinearReferences | None = None,
         max_num_elements: int = MAX_ATOMIC_NUMBER,
+        keep_base: bool = False,
         **options: Any,
     ) -> LinearReferences:
         """Takes the references from dataset statistics.
@@ -157,6 +165,7 @@ class LinearReferences(Reference):
             ridge: Relative ridge of the fit, see `fit_linear_references`; 0: the solution of minimum norm.
             base: References to which the fit adds the smallest correction, see `LinearReferencesConfig`.
             max_num_elements: See the class.
+            keep_base: Whether the references of the base stay, and only those of other elements are fitted.
             **options: `unseen_elements`, `atomic_numbers_field` and `output_dtype` of the class.
 
         Raises:
@@ -182,9 +191,13 @@ class LinearReferences(Reference):
         if ridge > 0 or base is not None:
             problem = load_linear_problem(dataset_statistics, weigher_key, count_by)
             start, left, right = references[numbers].numpy(), problem[:-1, :-1], problem[:-1, -1]
-            correction = solve_least_squares(left, right - left @ start, ridge).x
+            free, correction = ~seen[numbers].numpy() if keep_base else np.full(len(start), True), np.zeros(len(start))
+            correction[free] = solve_least_squares(left[:, free], right - left @ start, ridge).x
+            if keep_base:
+                report = replace(report, fitted=values[present].tolist())
+            elif base is not None:
+                report = replace(report, moved=correction[present].tolist())
             values = start + correction
-            report = report if base is None else replace(report, moved=correction[present].tolist())
         elements = torch.as_tensor(numbers)[torch.as_tensor(present)]
         references[elements], seen[elements] = torch.as_tensor(values[present], dtype=torch.float64), True
         return cls(references, seen_elements=seen, fit_report=report, **options)
@@ -229,7 +242,7 @@ class LinearReferences(Reference):
             The target minus the references, in the target's shape and in `output_dtype`.
 
         Raises:
-            BatchError: If the target has another shape, or the batch lacks atomic numbers.
+            BatchError: If the target has another shape, or is complex, or the batch lacks atomic numbers.
             NormalizationError: If there are atoms of elements without a reference.
         """
         return self._apply_refs(target, batch, -1)
@@ -240,8 +253,9 @@ class LinearReferences(Reference):
 
     def _apply_refs(self, target: Tensor, batch: Data, sign: int) -> Tensor:
         energy = self.energy(batch)
-        if target.shape not in ((len(energy),), (len(energy), 1)):
-            raise BatchError(f"the target has shape {tuple(target.shape)}, expected {tuple(energy.shape)} or a column")
+        if target.is_complex() or target.shape not in ((len(energy),), (len(energy), 1)):
+            what = f"dtype {target.dtype} and shape {tuple(target.shape)}, expected {tuple(energy.shape)} or a column"
+            raise BatchError(f"the target has {what}, of real numbers")
         return self.as_output(target.to(torch.float64) + sign * energy.reshape(target.shape), target)
 
     def summary(self, unit: str = "") -> str:
@@ -285,9 +299,9 @@ class LinearReferences(Reference):
 
 
 class DatasetReferences(Reference):
-    """E_ref = sum over atoms of ref_dZ, where a field of the sample names the data set d.
+    """E_ref = sum over atoms of ref_dZ; a field of the sample names the data set d.
 
-    `fit_references_by_dataset` writes ref_dZ = ref_Z + shift_dZ and, where several shifts fit equally well, chooses the
+    `fit_references_by_dataset` writes ref_dZ = ref_Z + shift_dZ and, if several shifts fit equally well, chooses the
     smallest.
 
     Args:
@@ -402,7 +416,7 @@ def _sum_over_atoms(energies: Tensor, batch: Data) -> Tensor:
 
 
 def check_unseen_policy(value: str) -> UnseenPolicy:
-    """Returns what happens to elements without a reference, and raises ConfigError for unknown policies."""
+    """Returns the policy for elements without a reference; raises ConfigError for unknown policies."""
     if value not in ("error", "zero"):
         raise ConfigError(f"data.reference.unseen_elements = {value!r}: expected 'error' or 'zero'")
     return cast(UnseenPolicy, value)

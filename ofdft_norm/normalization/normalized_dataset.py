@@ -39,13 +39,13 @@ class NormalizeBatch:
     """Normalises a raw sample or batch, casts it to the training dtype, and applies the post-transforms.
 
     The argument stays as it is; the result shares unchanged fields with it. On an accelerator samples are not
-    validated, which would wait for the device: the workers have done it.
+    validated, because this would wait for the device; the workers have validated them.
 
     Args:
         normalizer: The normaliser.
         dtype: Dtype of all floating-point fields except `energy_reference` and `pos_float64`.
         post_transforms: PyG transforms of normalised samples.
-        follow_batch: Fields that get ``<name>_batch`` and ``<name>_ptr``, beside `coeffs`.
+        follow_batch: Fields that get ``<name>_batch`` and ``<name>_ptr``, in addition to `coeffs`.
         only_check: Validate samples and leave them raw, for normalisation on an accelerator.
     """
 

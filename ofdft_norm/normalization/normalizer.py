@@ -72,6 +72,7 @@ class Normalizer(Float64Module):
         coordinates: Coordinates in which the statistics were fitted; samples in others are refused. None: no check.
         training_range: Range of the training coefficients, for `range_excess`; None: not known.
         unit: Unit of all energies: ``hartree``, ``eV`` or ``kcal/mol``. Nothing is converted.
+        stress_field: Field of the stress, if any: (n_molecules, 6) or (n_molecules, 3, 3), divided like the forces.
 
     Raises:
         ConfigError: If `energy_scale` is not a positive number, or the unit is unknown.
@@ -92,13 +93,14 @@ class Normalizer(Float64Module):
         coordinates: str | None = None,
         training_range: TrainingRange | None = None,
         unit: str = "hartree",
+        stress_field: str | None = None,
     ) -> None:
         super().__init__()
         self.unit = check_unit(unit)
         if not 0 < float(energy_scale) < math.inf:
             what = f"energy_scale = {float(energy_scale)}"
             raise ConfigError(f"{what}: expected a positive number (config: data.energy_scale)")
-        self.energy_field, self.forces_field = energy_field, forces_field
+        self.energy_field, self.forces_field, self.stress_field = energy_field, forces_field, stress_field
         self.basis_info, self.coordinates = basis_info, coordinates
         self.reference, self.rescaling, self.training_range = reference, rescaling, training_range
         self.register_float64("energy_scale", torch.as_tensor(energy_scale, dtype=torch.float64).reshape(()))
@@ -116,12 +118,12 @@ class Normalizer(Float64Module):
         """Returns a normalised copy; the argument stays as it is.
 
         Vectors (`coeffs`, `ground_state_coeffs`), dual vectors (`gradient_label`, `dual_basis_integrals`), the energy
-        and the forces are normalised where the sample has them. `energy_reference` [`unit`] and the flag `normalized`
-        are added; where there is a rescaling, also the flag `integrals_rescaled`.
+        and the forces are normalised if the sample has them. `energy_reference` [`unit`] and the flag `normalized`
+        are added; with a rescaling, also the flag `integrals_rescaled`.
 
         Args:
             sample_or_batch: Raw, in physical units.
-            check: Validate elements, indices, coefficients and positions (see `check`); set False only where they were
+            check: Validate elements, indices, coefficients and positions (see `check`); set False only if they were
                 validated before.
             share: Let the copy share unchanged fields with the argument instead of copying them.
             dtype: Dtype of the normalised fields; `energy_reference` stays float64.
@@ -194,6 +196,9 @@ class Normalizer(Float64Module):
         if self.forces_field is not None and (forces := get_field(batch, self.forces_field)) is not None:
             check_shape(self.forces_field, forces, batch, (molecule_index(batch, "pos").numel(), 3))
             affines[self.forces_field] = Affine(unit=self.energy_scale)  # references do not depend on positions
+        if self.stress_field is not None and (stress := get_field(batch, self.stress_field)) is not None:
+            check_shape(self.stress_field, stress, batch, (n, 6), (n, 3, 3))
+            affines[self.stress_field] = Affine(unit=self.energy_scale)
         of_functions: dict[str, Affine] = {}
         for name in PER_FUNCTION:
             if (values := get_field(batch, name)) is not None:
@@ -201,7 +206,7 @@ class Normalizer(Float64Module):
                 of_functions = of_functions or self._function_affines(index)
                 affines[name] = of_functions[name]
         if "coeffs" in affines:
-            molecule_index(batch)  # raises BatchError where a batch lacks coeffs_batch
+            molecule_index(batch)  # raises BatchError if a batch lacks coeffs_batch
         return affines
 
     def _function_affines(self, index: Tensor) -> dict[str, Affine]:
@@ -282,6 +287,10 @@ class Normalizer(Float64Module):
         """Returns forces F = s F', (n_atom, 3) float64; references do not depend on positions."""
         return forces.to(torch.float64) * self.energy_scale
 
+    def denormalize_stress(self, stress: Tensor, batch: Data) -> Tensor:
+        """Returns a stress in the argument's shape, float64 [`unit` per volume]."""
+        return self.denormalize_forces(stress, batch)
+
     def _denormalize_field(
         self, field: str, values: Tensor, batch: Data, coordinates: str | None, difference: bool = False
     ) -> Tensor:
@@ -294,8 +303,8 @@ class Normalizer(Float64Module):
     def gradient_difference(self, gradient: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
         """Returns prediction minus label in original coordinates, projected onto constant electron number.
 
-        P (g_predicted - g_label) with P g = g - w (w.g) / (w.w) for each molecule and the ORIGINAL integrals w: losses
-        and errors of [M-OFDFT] and [STR25] are made of it. A loss on normalised gradients has other weights.
+        P (g_predicted - g_label) with P g = g - w (w.g) / (w.w) for each molecule and the ORIGINAL integrals w.
+        [M-OFDFT] and [STR25] compute losses and errors from it. A loss on normalised gradients has other weights.
 
         Args:
             gradient: (n_basis,) predicted g' = dE'/dp', any dtype.
@@ -303,7 +312,7 @@ class Normalizer(Float64Module):
             coordinates: Coordinates of the difference and of its projection, as for `denormalize`.
 
         Returns:
-            (n_basis,) float64 [`unit`], differentiable with respect to `gradient`. Where `has_energy_label` is false,
+            (n_basis,) float64 [`unit`], differentiable with respect to `gradient`. If `has_energy_label` is false,
             the values have no meaning.
 
         Raises:
@@ -321,7 +330,7 @@ class Normalizer(Float64Module):
         return project_gradient(difference, raw)
 
     def range_excess(self, sample_or_batch: Data) -> RangeExcess | None:
-        """Returns how far the present `coeffs` of raw or normalised samples lie outside of the training range."""
+        """Returns the distances of the present `coeffs` of raw or normalised samples from the training range."""
         batch = sample_or_batch
         if self.training_range is None:
             return None

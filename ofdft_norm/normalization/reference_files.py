@@ -1,4 +1,4 @@
-"""References that are given: energies by element, state dicts, files of other programs; nothing is ever unpickled."""
+"""Given references: energies by element, state dicts, files of other programs; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import ast
 import inspect
 import math
 import pickle
-import warnings
 import zipfile
-from collections.abc import Mapping, MutableMapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
 from ofdft_norm.data.elements import atomic_number
-from ofdft_norm.data.files import read_json, read_yaml, written_whole
+from ofdft_norm.data.files import read_plain, written_whole
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.fit_references import fit_linear_references
 from ofdft_norm.normalization.linear_references import (
@@ -82,16 +79,11 @@ def references_from_values(
             values = ast.literal_eval(values)
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise ConfigError(f"reference values {values!r:.80} are no mapping or list: {error} ({_KEY})") from None
-    elif isinstance(values, Tensor | np.ndarray):
-        values = _as_vector(values, "reference values").tolist()
     if isinstance(values, Mapping):
         pairs = [(_parse_element(key), value) for key, value in values.items()]
-    elif isinstance(values, Sequence) and not isinstance(values, str):
-        if len(values) and isinstance(values[0], Real):
-            _check_entry_0(float(values[0]))
-        pairs = [(number, value) for number, value in enumerate(values) if number and value is not None and value != 0]
     else:
-        raise ConfigError(f"reference values are a {type(values).__name__}; expected a mapping or a list ({_KEY})")
+        listed = [0 if value is None else value for value in values] if isinstance(values, list | tuple) else values
+        pairs = [(number, value) for number, value in enumerate(_as_vector(listed).tolist()) if value != 0]
     numbers = [number for number, _ in pairs]
     if not pairs or len(set(numbers)) < len(pairs) or not all(1 <= number <= max_num_elements for number in numbers):
         expected = f"one for each of some elements 1 ... {max_num_elements}"
@@ -119,21 +111,21 @@ def _parse_energy(value: Any, number: int) -> float:
     return float(value)
 
 
-def _check_entry_0(value: float) -> None:
-    if abs(value) >= _ROUNDING:
-        raise StatisticsError(f"references by atomic number have {value} at index 0, expected 0 ({_KEY})")
-
-
-def _as_vector(value: Any, where: str) -> Tensor:
-    """Returns one real number for each atomic number, of a vector, a column or a row."""
+def _as_vector(value: Any) -> Tensor:
+    """Returns one real number for each atomic number, of a vector, a column or a row; index 0 must be 0."""
     try:
-        tensor = torch.as_tensor(value).cpu().to_dense()
+        array = np.array(value, dtype=np.float64) if isinstance(value, list) else value  # torch's would be float32
+        tensor = torch.as_tensor(array).cpu().to_dense()
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        raise StatisticsError(f"{where} has no numbers: {value!r:.80}") from None
+        raise StatisticsError(f"reference values are no numbers: {value!r:.80} ({_KEY})") from None
     if tensor.is_complex() or tensor.numel() < 2 or tensor.numel() != max(tensor.shape):
         found = f"dtype {tensor.dtype} and shape {tuple(tensor.shape)}"
-        raise StatisticsError(f"{where} has {found}, expected real numbers by atomic number from 0")
-    return tensor.reshape(-1)
+        raise StatisticsError(f"reference values have {found}, expected real numbers by atomic number from 0 ({_KEY})")
+    vector = tensor.reshape(-1).to(torch.float64, copy=True)
+    if abs(vector[0]) >= _ROUNDING:
+        raise StatisticsError(f"references by atomic number have {vector[0]:g} at index 0, expected 0 ({_KEY})")
+    vector[0] = 0
+    return vector
 
 
 def create_element_references(
@@ -159,56 +151,58 @@ def create_element_references(
     """
     if (file is None) == (state_dict is None):
         raise ConfigError("create_element_references needs either a file or a state_dict (config: data.reference.file)")
-    if file is None:
-        return _references_of(state_dict, "state_dict", unit)
-    content = read_reference_file(Path(file))
-    name = ONLY_TARGET if ONLY_TARGET in content else target
-    # a lone tensor may be a state dict of something else
-    if name is None and len(content) == 1 and not isinstance(next(iter(content.values())), Tensor | np.ndarray):
-        (name,) = content
-    if name not in content:
-        raise ConfigError(f"{file}: target is {target!r}, expected {sorted(content)} (config: data.reference.target)")
-    return _references_of(content[name], f"{file}: {name!r}" if name else str(file), unit)
+    factor = energy_in_hartree(unit, _UNIT_KEY)
+    return _references_of(state_dict, "state_dict", factor) if file is None else _read_file(file, target, factor)
 
 
 def read_given_references(config: LinearReferencesConfig, unit: str) -> LinearReferences | None:
     """Returns the references that a configuration gives, or its base, in a unit; None if it gives none."""
+    factor, file = conversion(config.unit or unit, unit, _UNIT_KEY), config.file or config.base
     if config.values is not None:
         references = references_from_values(config.values, config.max_num_elements)
-    elif config.file is not None or config.base is not None:
-        references = create_element_references(config.file or config.base, target=config.target)
+        references.element_references *= factor
+    elif file is not None:
+        references = _read_file(file, config.target, factor)
     else:
         return None
-    references.element_references *= conversion(config.unit or unit, unit, _UNIT_KEY)
     references.unseen_elements = config.unseen_elements
     return references
 
 
-def _references_of(content: Any, where: str, unit: EnergyUnit = "hartree") -> LinearReferences:
-    """Makes references from a state dict, a vector, or the values of `references_from_values`."""
-    if isinstance(content, Tensor | np.ndarray):
-        content = {"element_references": content}
-    elif not isinstance(content, Mapping) or "element_references" not in content:
-        try:
-            return references_from_values(content, unit=unit)
-        except (ConfigError, StatisticsError) as error:
-            raise type(error)(f"{where}: {error}") from None
-    values = _as_vector(content["element_references"], f"{where}: 'element_references'").to(torch.float64, copy=True)
-    _check_entry_0(float(values[0]))
-    values[0] = 0
-    # entries that the classes of other packages lack are in the metadata of a state dict
-    entries = {**getattr(content, "_metadata", {}).get("", {}), **content}
-    seen, report = entries.get("seen_elements"), entries.get(EXTRA_STATE)
-    factor = energy_in_hartree(unit, _UNIT_KEY)
-    return LinearReferences(
-        values * factor,
-        seen_elements=None if seen is None else _as_vector(seen, f"{where}: 'seen_elements'"),
-        fit_report=FitReport.from_plain(report) if report and factor == 1 else None,
-    )
+def _read_file(file: str | Path, target: str | None, factor: float) -> LinearReferences:
+    content = read_reference_file(Path(file))
+    name = ONLY_TARGET if ONLY_TARGET in content else target
+    # a single tensor may be the state dict of another module
+    if name is None and len(content) == 1 and not isinstance(next(iter(content.values())), Tensor | np.ndarray):
+        (name,) = content
+    if name not in content:
+        raise ConfigError(f"{file}: target is {target!r}, expected {sorted(content)} (config: data.reference.target)")
+    return _references_of(content[name], f"{file}: {name!r}" if name else str(file), factor)
+
+
+def _references_of(content: Any, where: str, factor: float = 1.0) -> LinearReferences:
+    """Makes references, times a factor, from a state dict, a vector, or the values of `references_from_values`."""
+    try:
+        if isinstance(content, Tensor | np.ndarray):
+            content = {"element_references": content}
+        elif not isinstance(content, Mapping) or "element_references" not in content:
+            references = references_from_values(content)
+            references.element_references *= factor
+            return references
+        # entries that the classes of other packages lack are in the metadata of a state dict
+        entries = {**getattr(content, "_metadata", {}).get("", {}), **content}
+        report = entries.get(EXTRA_STATE)
+        return LinearReferences(
+            _as_vector(content["element_references"]) * factor,
+            seen_elements=None if entries.get("seen_elements") is None else _as_vector(entries["seen_elements"]),
+            fit_report=FitReport.from_plain(report) if report and factor == 1 else None,
+        )
+    except (ConfigError, StatisticsError) as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def read_reference_file(path: Path) -> dict[str, Any]:
-    """Reads references by target: state dicts, vectors or mappings of elements; `ONLY_TARGET` where none is named.
+    """Reads references by target: state dicts, vectors or mappings of elements; `ONLY_TARGET` if none is named.
 
     ``.pt``: a state dict or tensor, or one for each target; fairchem's pickled ``element_references.pt``
     ``.ckpt``: a checkpoint of a training with linear references
@@ -249,13 +243,13 @@ def _read_npz(path: Path) -> Any:
 
 
 def _read_text(path: Path) -> Any:
-    content = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    content = read_plain(path)
     is_statistics = isinstance(content, Mapping) and "atomic_energies" in content  # of MACE
     return content["atomic_energies"] if is_statistics else content
 
 
 class _Buffers(dict[str, Any]):
-    """Takes the place of fairchem's modules of references, versions 1 and 2, and keeps only their tensors."""
+    """Replaces fairchem's modules of references, versions 1 and 2, and keeps only their tensors."""
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.update(state["_buffers"])
@@ -274,7 +268,7 @@ def _read_pt(path: Path) -> Any:
 
 
 def _find_in_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> Any:
-    """Returns the values of the linear references in a checkpoint, wherever its normaliser is stored."""
+    """Returns the values of the linear references in a checkpoint, of the model or the data module."""
     pending: list[Mapping[str, Any]] = [checkpoint]
     for mapping in pending:
         part = mapping["parts"]["reference"] if {"format", "parts"} <= mapping.keys() else None
@@ -287,79 +281,51 @@ def _find_in_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> Any:
 def load_references_from_config(
     config: Mapping[str, Any], dataset: Any, seed: int = 0, checkpoint_dir: str | Path | None = None
 ) -> dict[str, LinearReferences]:
-    """Creates the references of all targets that a configuration names.
+    """Creates the references of all targets that a configuration names; each target has one source.
 
     Keys:
         file: A file with the references of several targets: a state dict, or a vector, for each.
-        fit: Arguments of `fit_linear_references` (without the data set), and `fitted`.
+        fit: Arguments of `fit_linear_references` (without the data set).
         <target>: References of one target: ``{file: ...}`` (with ``target`` for a file of several targets),
             ``{state_dict: ...}`` or ``{values: ...}``, each with `unseen_elements`, and with the ``unit`` of its
             values, such as eV, if they are to become hartree; or the values themselves, see `references_from_values`.
 
-    Where a target has several sources, its own entry has priority over `file`, and `file` over `fit`, with a warning.
-    After a fit ``config["fit"]["fitted"]`` is set to true, so that a run resumed with this config takes the fitted
-    references from `checkpoint_dir` instead of fitting again.
-
     Args:
-        config: The configuration; a `DictConfig` or a mapping with a mutable `fit`.
+        config: The configuration; a mapping or a `DictConfig`.
         dataset: Samples to fit on; not read unless there is something to fit.
         seed: Seed of the fit's shuffling, unless `fit` has its own.
-        checkpoint_dir: Folder where all references are written as ``element_references.pt``, which loads with
-            ``torch.load(weights_only=True)``, and from which a resumed run reads them. Under torch.distributed rank 0
-            writes.
+        checkpoint_dir: Folder where all references are written as ``element_references.pt``, a `file` for later runs,
+            which loads with ``torch.load(weights_only=True)``. Under torch.distributed rank 0 writes.
 
     Returns:
         References by target.
 
     Raises:
-        ConfigError: If a key is unknown, or `fitted` is set and the fitted references are not found.
+        ConfigError: If a key is unknown, or a target has no source or several.
         StatisticsError: If a file cannot be read, or lacks a target.
     """
-    fit: Any = config.get("fit")
-    arguments = {} if fit is None else _check_fit(fit)
-    fit_targets, resumed = arguments.pop("targets", []), arguments.pop("fitted", False)
-    own = {str(t): _read_target(str(t), plain(config[t])) for t in config if t not in ("file", "fit")}
-    in_file = {} if config.get("file") is None else _read_targets(Path(config["file"]))
-    places = {"its own entry": own, "'file'": in_file, "'fit'": fit_targets}
-    for target in sorted({*in_file, *fit_targets, *own}):
-        sources = [name for name, targets in places.items() if target in targets]
-        if len(sources) > 1:
-            message = f"references of {target!r} have several sources, {' and '.join(sources)}: the first is used"
-            warnings.warn(message, stacklevel=2)
-    references = {**in_file, **own}
-    wanted = [target for target in fit_targets if target not in references]
-    stored = None if checkpoint_dir is None else Path(checkpoint_dir) / CHECKPOINT_NAME
-    if wanted and resumed:
-        fitted = _read_targets(stored) if stored is not None and stored.is_file() else {}
-        if missing := [target for target in wanted if target not in fitted]:
-            raise ConfigError(
-                f"fit.fitted is true, but checkpoint_dir = {checkpoint_dir} has no references of {missing}"
-            )
-        references |= {target: fitted[target] for target in wanted}
-    elif wanted:
-        references |= fit_linear_references(wanted, dataset, **{"seed": seed, **arguments})
-        with open_dict(fit) if isinstance(fit, DictConfig) else nullcontext():
-            fit["fitted"] = True
-    if not references:
-        raise ConfigError("the references' config names no target: give 'file', 'fit', or an entry for a target")
-    if stored is not None and not resumed and current_ranks().rank == 0:
-        with written_whole(stored, replace=True) as file:
-            torch.save({target: module.state_dict() for target, module in references.items()}, file)
-    return references
-
-
-def _check_fit(fit: Any) -> dict[str, Any]:
-    """Validates the section `fit` and returns a copy of it."""
-    allowed = {*inspect.signature(fit_linear_references).parameters, "fitted"} - {"dataset"}
-    found = dict(plain(fit)) if isinstance(fit, MutableMapping | DictConfig) else {}
-    if not {"targets", "batch_size"} <= found.keys() <= allowed:
+    entries = {str(target): plain(config[target]) for target in config}
+    file, fit = entries.pop("file", None), entries.pop("fit", None) or {"targets": [], "batch_size": 1}
+    arguments = {*inspect.signature(fit_linear_references).parameters} - {"dataset"}
+    if (
+        not isinstance(fit, Mapping)
+        or not {"targets", "batch_size"} <= fit.keys() <= arguments
+        or isinstance(fit["targets"], str)
+    ):
+        raise ConfigError(f"fit = {fit!r}: expected a list of targets, batch_size, perhaps {sorted(arguments)}")
+    in_file = {} if file is None else _read_targets(Path(file))
+    names = [*entries, *in_file, *fit["targets"]]
+    if not names or len(set(names)) < len(names):
         raise ConfigError(
-            f"fit has {list(found) or repr(fit)}: expected targets, batch_size, perhaps {sorted(allowed)}"
+            f"references of the targets {sorted(names)}: expected 'file', 'fit', or an entry, for each once"
         )
-    targets = plain(found["targets"])
-    if not isinstance(targets, list | tuple):
-        raise ConfigError(f"fit.targets = {targets!r}: expected a list of names, such as [energy]")
-    return {**found, "targets": [str(target) for target in targets]}
+    references = in_file | {target: _read_target(target, entry) for target, entry in entries.items()}
+    if fit["targets"]:
+        references |= fit_linear_references(dataset=dataset, **{"seed": seed, **fit})
+    if checkpoint_dir is not None and current_ranks().rank == 0:
+        with written_whole(Path(checkpoint_dir) / CHECKPOINT_NAME, replace=True) as path:
+            torch.save({target: module.state_dict() for target, module in references.items()}, path)
+    return references
 
 
 def _read_target(target: str, entry: Any) -> LinearReferences:
@@ -374,7 +340,7 @@ def _read_target(target: str, entry: Any) -> LinearReferences:
     if "file" in entry:
         references = create_element_references(entry["file"], target=entry.get("target"), unit=unit)
     else:
-        references = _references_of(entry[sources.pop()], target, unit)
+        references = _references_of(entry[sources.pop()], target, energy_in_hartree(unit, _UNIT_KEY))
     references.unseen_elements = check_unseen_policy(entry.get("unseen_elements", "error"))
     return references
 

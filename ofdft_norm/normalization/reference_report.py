@@ -1,47 +1,42 @@
-"""Reports of linear references: how well they are determined, their residuals, and a table of them."""
+"""Reports of linear references: rank, standard errors, residuals, and a table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from textwrap import fill
 from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 
-from ofdft_norm.data.elements import hill_order, symbol
+from ofdft_norm.data.elements import symbol
 from ofdft_norm.errors import counted
 from ofdft_norm.statistics.energy_table import WorstMolecule
 from ofdft_norm.statistics.references import CountBy, linear_reference_name, solve_least_squares
-from ofdft_norm.statistics.store import Array, DatasetStatistics, ResidualStatistics
+from ofdft_norm.statistics.store import Array, DatasetStatistics
 from ofdft_norm.tables import WIDTH, text_table
 from ofdft_norm.units import ENERGY_UNITS, shown
 
-# combinations of element counts are ratios of small integers; with larger denominators they are shown as numbers
-_LARGEST_DENOMINATOR = 200
 _ZERO = 1e-9
-# a standard deviation below this fraction of the mean is rounding
-_EQUAL = 1e-13
 _SHOWN_MOLECULES = 5
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """How references were fitted, in plain types that a checkpoint can carry; what is not known is None.
+    """How references were fitted, in plain types for checkpoints; unknown values are None.
 
     Attributes:
         target: Name of the target.
-        rows: What counts once in the fit: ``samples``, or ``molecules`` (the mean over the samples of each).
+        rows: Rows of the fit: ``samples``, or ``molecules`` (the mean over the samples of each).
         n_rows: Number of these.
         rank: Rank of their compositions.
         condition_number: Largest over smallest nonzero singular value of the compositions.
         degrees_of_freedom: n_rows - rank.
         mae: Mean absolute residual of the samples, weighted.
         rmse: Root mean square residual of the samples, weighted.
-        r2: 1 - residual over total sum of squares; NaN where all targets are equal.
+        r2: 1 - residual over total sum of squares; NaN if all targets are equal.
         ridge: Relative ridge of the fit.
         atomic_numbers: Elements of the fit; the lists below run parallel to it.
         standard_errors: sqrt(sigma^2 (R^T R)^+_ii), sigma^2 = residual sum of squares over degrees of freedom; NaN
@@ -49,6 +44,7 @@ class FitReport:
         n_atoms: Atoms of each element.
         n_molecules: Rows with each element.
         moved: Correction of each reference of a base; None without a base.
+        fitted: References that a fit of all elements has, to compare; None: the references are these.
         null_space: Orthonormal combinations of references that do not change the target of any sample.
         worst: Samples with the largest residuals, at most one of each molecule, worst first.
     """
@@ -68,6 +64,7 @@ class FitReport:
     n_atoms: list[int] | None = None
     n_molecules: list[int] | None = None
     moved: list[float] | None = None
+    fitted: list[float] | None = None
     null_space: list[list[float]] = field(default_factory=list)
     worst: list[WorstMolecule] = field(default_factory=list)
 
@@ -95,7 +92,7 @@ def report_fit(
 ) -> FitReport:
     """Returns the report of the linear references in dataset statistics, which may lack some of it.
 
-    MAE, RMSE, R2 and the worst molecules are those of the stored references, even where a ridge or a base changes them.
+    MAE, RMSE, R2 and the worst molecules are those of the stored references, even if a ridge or a base changes them.
     """
     weigher, by_molecule = statistics[weigher_key], count_by == "molecule"
     fitted = weigher.reference(linear_reference_name(count_by))
@@ -113,7 +110,7 @@ def report_fit(
         degrees_of_freedom=freedom,
         mae=None if residual is None else residual.mae,
         rmse=None if residual is None else residual.rms,
-        r2=r_squared(residual, weigher.energy),
+        r2=weigher.r_squared(residual),
         ridge=ridge,
         atomic_numbers=np.array(atomic_numbers)[seen].tolist(),
         n_atoms=n_atoms[seen].tolist(),
@@ -141,13 +138,6 @@ def load_linear_problem(statistics: DatasetStatistics, weigher_key: str, count_b
     return cast(Array, statistics[weigher_key].linear_problem(count_by))
 
 
-def r_squared(residual: ResidualStatistics | None, energy: ResidualStatistics | None) -> float | None:
-    """Returns 1 - rms^2 / std^2 of the residuals and the energies; NaN where all energies are equal to rounding."""
-    if residual is None or energy is None:
-        return None
-    return 1 - (residual.rms / energy.std) ** 2 if energy.std > _EQUAL * abs(energy.mean) else math.nan
-
-
 def tabulate_elements(values: Tensor, seen: Tensor, fit: FitReport | None, unit: str = "") -> str:
     """Returns a table of references, (max_num_elements + 1,), with standard errors, and lines about their fit."""
     in_unit = unit_heading(unit)
@@ -155,10 +145,15 @@ def tabulate_elements(values: Tensor, seen: Tensor, fit: FitReport | None, unit:
     rows = {z: [element_name(z), f"{float(values[z]):.6f}"] for z in seen.nonzero().squeeze(1).tolist() if z > 0}
     if fit is None:
         return "\n".join([text_table(header, list(rows.values())), "given values, not fitted"])
+    if fit.fitted is not None:
+        header += [f"fitted{in_unit}", f"fitted minus energy{in_unit}"]
     header += [f"std. error{in_unit}", "atoms", fit.rows, ""]
     numbers = (fit.standard_errors, fit.n_atoms, fit.n_molecules)
     for z, row in rows.items():
         i = fit.atomic_numbers.index(z) if z in fit.atomic_numbers else None
+        if fit.fitted is not None:
+            fitted = math.nan if i is None else fit.fitted[i]
+            row += [_number(fitted, ".6f"), _number(fitted - float(values[z]), "+.3f")]
         row += [_number(None if i is None or column is None else column[i], ".2g") for column in numbers]
         free = i is not None and any(abs(combination[i]) >= _ZERO for combination in fit.null_space)
         row.append("not determined alone" if free else "")
@@ -166,8 +161,6 @@ def tabulate_elements(values: Tensor, seen: Tensor, fit: FitReport | None, unit:
     if fit.moved is not None:
         moves = (f"{element_name(z)} {by:+.3g}" for z, by in zip(fit.atomic_numbers, fit.moved, strict=True))
         sentences.append(f"correction of the base{in_unit}: {', '.join(moves)}")
-    combinations = describe_null_space(np.array(fit.null_space), fit.atomic_numbers)
-    sentences += [f"undetermined, minimum norm chosen: {text}" for text in combinations]
     lines = [text_table(header, list(rows.values())), *(fill(s, WIDTH, subsequent_indent="  ") for s in sentences)]
     if fit.worst:
         headings = ["largest residuals", "formula", "sample", f"target{in_unit}", f"residual{in_unit}"]
@@ -193,52 +186,3 @@ def _number(value: float | None, digits: str = ".3g") -> str:
     if value is None or math.isnan(value):
         return "-"
     return str(value) if isinstance(value, int) else format(value, digits)
-
-
-def describe_null_space(null_space: Array, atomic_numbers: Sequence[int]) -> list[str]:
-    """Returns one sentence for each independent combination of elements that has the same count in every molecule.
-
-    `null_space` is an (m, k) basis of the combinations c with sum c_Z n_Z = 0 in every molecule, for k elements.
-
-    Examples:
-        >>> describe_null_space(np.array([[-1.0, 4.0]]), [1, 6])
-        ['C and H only ever appear as 1:4']
-    """
-    if not null_space.size:
-        return []
-    columns = [atomic_numbers.index(z) for z in hill_order(atomic_numbers)]
-    names = [element_name(atomic_numbers[c]) for c in columns]
-    return [_sentence(_as_integers(row.tolist()), names) for row in _row_echelon(null_space[:, columns])]
-
-
-def _row_echelon(matrix: Array) -> Array:
-    """Reduces a matrix by Gauss-Jordan elimination with full pivoting: few elements in each row, simple ratios."""
-    rows = matrix.astype(np.float64)
-    free = np.ones(rows.shape[1], dtype=bool)
-    for i in range(len(rows)):
-        r, c = divmod(int(np.where(free, np.abs(rows[i:]), -1.0).argmax()), rows.shape[1])
-        rows[[i, i + r]] = rows[[i + r, i]]
-        rows[i] /= rows[i, c]
-        others = np.arange(len(rows)) != i
-        rows[others] -= rows[others, c : c + 1] * rows[i]
-        free[c] = False
-    return np.where(np.abs(rows) < _ZERO, 0.0, rows)
-
-
-def _as_integers(row: list[float]) -> Sequence[float]:
-    """Returns the smallest integers in the same proportion; the row itself where there are none."""
-    ratios = [Fraction(x).limit_denominator(_LARGEST_DENOMINATOR) for x in row]
-    if any(abs(float(ratio) - x) > 1e-7 for ratio, x in zip(ratios, row, strict=True)):
-        return row
-    scale = Fraction(math.lcm(*(r.denominator for r in ratios)), math.gcd(*(r.numerator for r in ratios)))
-    return [int(ratio * scale) for ratio in ratios]
-
-
-def _sentence(combination: Sequence[float], names: Sequence[str]) -> str:
-    terms = [(c, name) for c, name in zip(combination, names, strict=True) if c != 0]
-    left, right = [(c, s) for c, s in terms if c > 0], [(-c, s) for c, s in terms if c < 0]
-    if len(left) == len(right) == 1:
-        (a, first), (b, second) = terms
-        return f"{first} and {second} only ever appear as {abs(b):g}:{abs(a):g}"
-    sides = [" + ".join(f"n({s})" if c == 1 else f"{c:.6g} n({s})" for c, s in side) or "0" for side in (left, right)]
-    return " = ".join(reversed(sides) if len(right) == 1 else sides) + " in every molecule"

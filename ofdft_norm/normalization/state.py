@@ -32,7 +32,7 @@ _SETTINGS: dict[type[Float64Module], tuple[str, ...]] = {
 }
 _CLASSES = {cls.__name__: cls for cls in _SETTINGS}
 _PARTS = ("reference", "rescaling", "training_range")
-_OWN = ("energy_field", "forces_field", "coordinates", "unit")
+_OWN = ("energy_field", "forces_field", "coordinates", "unit", "stress_field")
 
 
 def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def normalizer_from_state(state: Mapping[str, Any]) -> Normalizer:
         **state["settings"],
         energy_scale=state["energy_scale"],
         seen_elements=state["seen_elements"],
-        basis_info=None if state["basis_info"] is None else BasisInfo(**state["basis_info"]),
+        basis_info=None if state["basis_info"] is None else BasisInfo.from_dict(state["basis_info"]),
     )
 
 
@@ -92,7 +92,7 @@ def _part_from_state(state: Mapping[str, Any] | None) -> Any:
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Returns the differences of two normaliser states in words; empty if they are equal to the last bit."""
+    """Describes the differences of two normaliser states; empty if they are equal to the last bit."""
     a, b = _flatten(old), _flatten(new)
     found = (_compare(name, a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()))
     return "; ".join(filter(None, found))

@@ -1,4 +1,4 @@
-"""Statistics and normaliser as text for people: what was seen, residuals of the references, and the scales."""
+"""Statistics and normaliser as text: number of samples, residuals of the references, and scales."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from textwrap import fill
 
 import numpy as np
-import numpy.typing as npt
 
 from ofdft_norm.data.basis import BasisInfo, dimension_name
 from ofdft_norm.data.elements import symbol
@@ -14,13 +13,12 @@ from ofdft_norm.normalization.build_normalizer import find_residual
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.linear_references import DatasetReferences, LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.reference_report import r_squared
 from ofdft_norm.statistics.references import REFERENCES
 from ofdft_norm.statistics.store import DatasetStatistics, ResidualStatistics, WeigherStatistics
 from ofdft_norm.tables import WIDTH, text_table
 from ofdft_norm.units import shown
 
-_NAMES = {
+REFERENCE_NAMES = {
     "atom_ref": "atomic",
     "scalar_atom_ref": "atomic, l = 0 only",
     "linear_ref": "linear",
@@ -35,7 +33,7 @@ def summarize(
     normalizer: Normalizer,
     weigher_key: str = "has_energy_label",
 ) -> str:
-    """Returns tables of the training split, of the references and of the rescaling; ``-`` where nothing is stored."""
+    """Returns tables of the training split, of the references and of the rescaling; ``-`` for missing values."""
     counts = [_describe_counts(statistics, key, basis_info) for key in statistics.weigher_keys()]
     parts = ["\n".join(counts), tabulate_references(statistics, weigher_key, normalizer)]
     if basis_info is not None:
@@ -53,7 +51,7 @@ def describe_normalizer(normalizer: Normalizer, statistics: DatasetStatistics, w
     fit = "" if rank is None else f" (rank {int(rank)}, R2 {r2})"
     rescaling = "none" if normalizer.rescaling is None else "dimension-wise"
     return (
-        f"normaliser: reference {_NAMES.get(name, name)}{fit}, rescaling {rescaling}, energy scale "
+        f"normaliser: reference {REFERENCE_NAMES.get(name, name)}{fit}, rescaling {rescaling}, energy scale "
         f"{float(normalizer.energy_scale):.6g} {normalizer.unit}"
     )
 
@@ -69,13 +67,13 @@ def _describe_counts(statistics: DatasetStatistics, weigher_key: str, basis_info
 
 
 def tabulate_references(statistics: DatasetStatistics, weigher_key: str, normalizer: Normalizer) -> str:
-    """Returns a table of the training energies minus each reference; empty where they are not stored."""
+    """Returns a table of the training energies minus each reference; empty if they are not stored."""
     weigher, unit = statistics[weigher_key], shown(normalizer.unit)
     used, residual = find_residual(statistics, weigher_key, normalizer.reference, normalizer.basis_info)
     residuals = {"none": weigher.energy, **{name: weigher.residual(name) for name in REFERENCES}, used: residual}
     rows = [
         [
-            _NAMES.get(name, name),
+            REFERENCE_NAMES.get(name, name),
             *(unit.energy(value) for value in (found.std, found.mae, found.abs_max)),
             "-" if name == "none" else _format_r2(found, weigher),
             "-" if (rank := weigher.get(f"{name}_rank")) is None else str(int(rank)),
@@ -90,7 +88,7 @@ def tabulate_references(statistics: DatasetStatistics, weigher_key: str, normali
 
 
 def _format_r2(residual: ResidualStatistics | None, weigher: WeigherStatistics) -> str:
-    value = r_squared(residual, weigher.energy)
+    value = weigher.r_squared(residual)
     return "-" if value is None or math.isnan(value) else f"{value:.6f}"
 
 
@@ -111,41 +109,35 @@ def _describe_rescaling(weigher: WeigherStatistics, normalizer: Normalizer, basi
 
 def tabulate_lambda(weigher: WeigherStatistics, rescaling: DimensionWiseRescaling, basis_info: BasisInfo) -> str:
     """Returns a table of the molecules with the gradients that set lambda; empty where they are not known."""
-    holder, extremes = find_lambda_holders(weigher, rescaling, basis_info), weigher.gradient_extremes
-    if holder is None or extremes is None or (holder < 0).all():
-        return ""
-    names = np.array([*extremes.names, ""], dtype=object)[holder]  # -1: none
-    scale = rescaling.lambda_z.cpu().numpy()
-    rows = []
-    for name in dict.fromkeys(names[holder >= 0]):
-        own = np.flatnonzero(names == name)
-        most = int(own[scale[own].argmax()])
+    holders = find_lambda_holders(weigher, rescaling, basis_info)
+    scale, rows = rescaling.lambda_z.cpu().numpy(), []
+    for name in sorted(set(holders.values())):
+        own = [dimension for dimension, holder in holders.items() if holder == name]
+        most = max(own, key=scale.__getitem__)
         rows.append([name, str(len(own)), f"{scale[most]:.4g}", dimension_name(basis_info, most)])
-    rows.sort(key=lambda row: (-int(row[1]), row[0]))
+    rows.sort(key=lambda row: -int(row[1]))
     title = f"gradients of {len(rows)} molecules set lambda; those with the most dimensions:"
     header = ["molecule", "dimensions", "largest lambda", "in dimension"]
-    return f"{title}\n{text_table(header, rows[:_MOST_MOLECULES])}"
+    return f"{title}\n{text_table(header, rows[:_MOST_MOLECULES])}" if rows else ""
 
 
 def find_lambda_holders(
     weigher: WeigherStatistics, rescaling: DimensionWiseRescaling, basis_info: BasisInfo
-) -> npt.NDArray[np.int64] | None:
-    """Returns (n_basis,) the index in `gradient_extremes.names` of the sample with the gradient that sets lambda.
+) -> dict[int, str]:
+    """Returns for each dimension with a lambda that a gradient sets the name of the molecule with this gradient.
 
-    It is -1 where lambda has another limit; None if the statistics lack extremes or the rescaling is of other ones.
+    Rescalings of other statistics have no such molecules. In the equivariant variant the gradient may be that of
+    another component of the shell, and without the mean.
     """
-    low, high = (weigher.get(f"gradient_label_samples/{name}") for name in ("minimum", "maximum"))
-    if low is None or high is None:
-        return None
-    gradient, shell = weigher.gradient_label, basis_info.basis_func_to_shell
-    dimensions, by_gradient = np.arange(len(shell)), rescaling.branches()["gradient"].cpu().numpy()
-    for group, is_centred in ((dimensions, True), (shell, basis_info.l_per_basis_func == 0)):
-        origin = np.where(is_centred, gradient.mean, 0.0)
-        below, above = origin - gradient.minimum, gradient.maximum - origin
-        largest, holder = np.maximum(below, above), np.where(above >= below, high, low)
-        # the component of the group (one dimension, or a shell) with the largest gradient
-        order = np.lexsort((largest, group))
-        of_group = order[np.searchsorted(group[order], group, side="right") - 1]
-        if np.allclose(largest[of_group], rescaling.max_grads.cpu().numpy(), rtol=1e-9, atol=0):
-            return np.where(by_gradient, holder[of_group], -1)
-    return None
+    if weigher.gradient_holders is None:
+        return {}
+    gradient, names, shell = weigher.gradient_label, np.array(weigher.gradient_holders), basis_info.basis_func_to_shell
+    limits = np.stack([weigher.load("gradient_label/minimum"), weigher.load("gradient_label/maximum")])
+    found: dict[int, str] = {}
+    for dimension in rescaling.branches()["gradient"].nonzero().squeeze(1).tolist():
+        own, largest = shell == shell[dimension], float(rescaling.max_grads[dimension])
+        for origin in (gradient.mean, np.zeros(len(shell))):
+            equal = np.isclose(np.abs(limits - origin)[:, own], largest, rtol=1e-9, atol=0)
+            if equal.any():
+                found.setdefault(dimension, str(names[:, own][equal][0]))
+    return found

@@ -1,4 +1,4 @@
-"""How far coefficients lie outside of the range of the training split."""
+"""Distances of coefficients from the range of the training split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SINGLE_PRECISION = 1e-6
 
 
 class RangeExcess(NamedTuple):
-    """How far samples lie outside of the training range.
+    """Distances of samples from the training range.
 
     Attributes:
         excess: (n_molecules,) float64, the largest distance of a coefficient from its range, in units of the range's
@@ -38,8 +38,8 @@ class TrainingRange(Float64Module):
     """The smallest and the largest coefficient of every dimension among all training samples, labelled or not.
 
     Args:
-        lowest: (n_basis,) the smallest ones; -inf where nothing is known.
-        highest: (n_basis,) the largest ones; inf where nothing is known.
+        lowest: (n_basis,) the smallest ones; -inf if unknown.
+        highest: (n_basis,) the largest ones; inf if unknown.
         width: (n_basis,) unit of distances from the range.
     """
 
@@ -57,14 +57,15 @@ class TrainingRange(Float64Module):
     def from_dataset_statistics(
         cls, statistics: DatasetStatistics, basis_info: BasisInfo, weigher_key: str = "has_energy_label"
     ) -> TrainingRange | None:
-        """Takes the range from dataset statistics; None where they lack it.
+        """Reads the range from dataset statistics; None if they lack it.
 
         A dimension that is 0 in all training samples is bounded by 0; only elements without atoms are unbounded.
         """
-        needed = ("coeffs_range/minimum", "coeffs_range/maximum", "n_atoms")
-        if any(f"{weigher_key}/{name}" not in statistics for name in needed):
+        weigher = statistics[weigher_key]
+        lowest, highest = weigher.get("coeffs_range/minimum"), weigher.get("coeffs_range/maximum")
+        n_atoms = weigher.n_atoms
+        if lowest is None or highest is None or n_atoms is None:
             return None
-        lowest, highest, n_atoms = (statistics.load_statistic(weigher_key, name) for name in needed)
         unseen = np.repeat(n_atoms == 0, basis_info.basis_dim_per_atom)
         lowest, highest = np.where(unseen, 0.0, lowest), np.where(unseen, 0.0, highest)
         _, first = np.unique(basis_info.basis_func_to_shell, return_index=True)
@@ -75,7 +76,7 @@ class TrainingRange(Float64Module):
         return cls(np.where(unseen, -np.inf, lowest), np.where(unseen, np.inf, highest), width)
 
     def excess(self, coeffs: Tensor, basis_function_ind: Tensor, molecule: Tensor, n_molecules: int) -> RangeExcess:
-        """Returns how far samples lie outside of the range.
+        """Returns the distances of samples from the range.
 
         `coeffs` are (n,) and not normalised; `basis_function_ind` and `molecule` are the dimension and the molecule of
         each.

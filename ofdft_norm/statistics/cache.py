@@ -46,13 +46,13 @@ def load_or_fit(
 ) -> FittedStatistics:
     """Returns the statistics of a training split; under torch.distributed all ranks must call this.
 
-    The data set is opened where no statistics are given by path. Without a basis every sample counts. `origin` becomes
-    attributes of fitted statistics; given statistics with other ones are refused.
+    The data set is opened only if no statistics are given by path. Without a basis every sample counts. `origin` gives
+    attributes of fitted statistics; given statistics with other attributes are refused.
     """
     if config.path is not None:
         given = DatasetStatistics(Path(config.path).expanduser())
         for name, expected in origin.items():
-            # without a statement energies are in hartree, as in STRUCTURES25
+            # energies without a unit are in hartree, as in STRUCTURES25
             found = given.attributes.get(name, "hartree" if name == "unit" else None)
             if found is not None and found != expected:
                 key = f"data.source.{name}" if name.endswith("_key") else f"data.{name}"
@@ -84,9 +84,6 @@ def load_or_fit(
     found = ranks.gathered(found)[0]
     if found is not None and found.attributes.get("fingerprint") == fingerprint:
         return FittedStatistics(found, fingerprint, True)
-    with ranks.together():
-        if isinstance(dataset, MoleculeDataset):
-            dataset.verify()
     arrays, attributes = fit.fit_statistics(dataset, basis_info, config, *fields)
     statistics = DatasetStatistics.from_arrays(arrays, {**attributes, **origin, "fingerprint": fingerprint})
     statistics.path = path
@@ -118,7 +115,7 @@ def _digest(described: dict[str, Any]) -> str | None:
 def _describe(
     dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig, fields: tuple[str, str]
 ) -> dict[str, Any]:
-    """Describes all that a fit depends on in plain data; None stands for what cannot be recognised later."""
+    """Describes all inputs of a fit in plain data; None marks inputs that cannot be recognised later."""
     described = {
         "version": STATISTICS_VERSION,
         "settings": [config.with_bias, config.min_atoms_per_type, config.n_batches, config.residuals, *fields],
@@ -140,7 +137,7 @@ def _log_once(message: str) -> None:
 
 
 def _refuse_different_ranks(described: dict[str, Any], ranks: Ranks) -> None:
-    """Refuses ranks that are about to fit different data."""
+    """Refuses ranks with different data."""
     mine, *others = ranks.gathered(described)
     for rank, theirs in enumerate(others, 1):
         different = [key for key in mine if mine[key] != theirs.get(key)]
@@ -148,6 +145,6 @@ def _refuse_different_ranks(described: dict[str, Any], ranks: Ranks) -> None:
             files = [set(map(json.dumps, (d["samples"] or {}).get("files", []))) for d in (mine, theirs)]
             raise StatisticsError(
                 f"ranks 0 and {rank} have different {different}, such as {sorted(files[0] ^ files[1])[:5]}: give every "
-                "node the same files; where copies differ in time alone, compare contents (config: data.source.paths, "
+                "node the same files; if copies differ in time alone, compare contents (config: data.source.paths, "
                 "data.statistics.fingerprint)"
             )

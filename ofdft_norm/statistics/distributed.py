@@ -1,4 +1,4 @@
-"""Processes that fit together (torch.distributed): their shares, their errors, their results."""
+"""Processes of a joint fit (torch.distributed): their shares, errors and results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DEFAULT_MINUTES = 30.0
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers; all methods are collectives: every rank must call them."""
+    """This process and its group; all methods are collectives: every rank must call them."""
 
     rank: int = 0
     world_size: int = 1
     group: Any = None  # process group for CPU tensors; None for a single process
-    minutes: float = DEFAULT_MINUTES  # that ranks wait for one another
+    minutes: float = DEFAULT_MINUTES  # time that ranks wait for one another
 
     def gathered(self, value: Value) -> list[Value]:
         """Returns the values of all ranks, in the order of ranks; raises if a rank does not come in time."""
@@ -81,5 +81,5 @@ def single_threaded() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _own_group(world: Any, minutes: float) -> Any:
-    """Returns a gloo group beside the default one, made once: it takes CPU tensors, with the timeout of a fit."""
+    """Returns a second group with gloo, made once: it accepts CPU tensors and has the timeout of a fit."""
     return dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))

@@ -1,6 +1,6 @@
-"""The second pass: one row a sample, on which every reference energy is a least-squares problem.
+"""The second pass: a table with one row for each sample; every reference is a least-squares problem on it.
 
-A row takes about 150 bytes: all ranks hold the table of the whole data set, as a single process would.
+A row takes about 150 bytes: every rank holds the table of the whole data set.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ N_WORST = 10
 
 @dataclass(frozen=True)
 class WorstMolecule:
-    """A sample that a reference fits badly; what is not known is None."""
+    """A sample that a reference fits badly; unknown values are None."""
 
     name: str
     formula: str
@@ -52,7 +52,7 @@ class WorstMolecule:
 
 @dataclass(frozen=True)
 class EnergyTable:
-    """The S samples that have a positive weight for at least one of K weighers, on all ranks alike."""
+    """The S samples that have a positive weight for at least one of K weighers, the same on all ranks."""
 
     elements: IntArray  # (n_types,) atomic numbers of the columns of `composition`
     composition: Array  # (S, n_types) number of atoms
@@ -168,7 +168,7 @@ def _slopes(batch: SampleBatch, gradients: Array, basis_info: BasisInfo | None) 
     if basis_info is not None and n_columns:
         sorted_atoms = WeighedBatch(batch, np.ones((1, n_samples)), basis_info)
         flat = gradients.reshape(n_columns, -1)
-        with np.errstate(all="ignore"):  # samples of weight 0 may hold anything
+        with np.errstate(all="ignore"):  # values of samples with weight 0 are arbitrary
             for rows, matrix in sorted_atoms.matrices("coeffs"):
                 of_atoms = matrix @ flat[:, rows.columns].T
                 for total, values in zip(slopes, of_atoms.T, strict=True):

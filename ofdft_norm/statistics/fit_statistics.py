@@ -1,4 +1,4 @@
-"""The fit of all statistics in two passes: moments by dimension, then one row a sample."""
+"""The fit of all statistics in two passes: moments of each dimension, then one row for each sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.settings import Positive, PositiveInt, Settings
 from ofdft_norm.statistics.distributed import DEFAULT_MINUTES, current_ranks
 from ofdft_norm.statistics.energy_table import N_WORST, Arrays, read_energy_table, table_statistics
-from ofdft_norm.statistics.moments import NOBODY, Moments, WeighedBatch
+from ofdft_norm.statistics.moments import Moments, WeighedBatch
 from ofdft_norm.statistics.reading import Reader, SampleBatch, fit_fields, reader_of
 from ofdft_norm.statistics.references import ATOM_REFERENCES, LINEAR_REFERENCES, REFERENCES, reference_gradient
 from ofdft_norm.statistics.weighers import (
@@ -31,9 +31,9 @@ from ofdft_norm.statistics.weighers import (
 from ofdft_norm.transforms.coordinates import coordinates_of
 
 # Raised whenever a change of code changes the results of a fit: part of the fingerprint of cached statistics.
-STATISTICS_VERSION = 6
-# Attribute of statistics with the samples that hold extremes of the gradient, by weigher.
-EXTREME_SAMPLES = "extreme_samples"
+STATISTICS_VERSION = 7
+# Attribute of statistics with `Moments.holders` of the gradient, by weigher.
+GRADIENT_HOLDERS = "gradient_holders"
 
 
 class StatisticsConfig(Settings):
@@ -43,7 +43,7 @@ class StatisticsConfig(Settings):
         dir: Folder of fitted statistics, one file for each fingerprint; None: ``$OFDFT_NORM_CACHE``, else
             ``~/.cache/ofdft_norm/statistics``.
         path: Statistics to use instead of a fit.
-        weigher_key: Key of the weigher whose statistics the normaliser uses.
+        weigher_key: Key of the weigher that selects the statistics of the normaliser.
         weighers: Sample weighers of coefficients, gradients and references.
         initial_guess_weighers: Sample weighers of the initial guess's deviation from the ground state.
         with_bias: Whether the atomic reference has a constant.
@@ -51,7 +51,6 @@ class StatisticsConfig(Settings):
         n_batches: Fit on the first batches of 32 molecules only; None: on all molecules.
         residuals: Whether `mae` and `abs_max` of residuals and the worst molecules are found.
         fingerprint: ``mtime`` recognises label files by size and modification time, ``contents`` by their contents.
-        trust_shared: Has no effect any more: who may write into `dir` is a matter of its permissions.
         rank_timeout: Minutes that ranks wait for one another.
         progress: Whether a progress bar is shown.
     """
@@ -66,7 +65,6 @@ class StatisticsConfig(Settings):
     n_batches: PositiveInt | None = None
     residuals: bool = True
     fingerprint: Literal["mtime", "contents"] = "mtime"
-    trust_shared: bool = False
     rank_timeout: Positive = DEFAULT_MINUTES
     progress: bool = True
     config_key = "data.statistics"
@@ -90,16 +88,18 @@ def fit_statistics(
     """Returns the arrays and attributes of `DatasetStatistics`, the same bits on every rank."""
     ranks = current_ranks(config.rank_timeout)
     with ranks.together():
+        if isinstance(dataset, MoleculeDataset):
+            dataset.verify()
         reader = reader_of(dataset, ranks, config.n_batches)
     reader = replace(reader, atomic_numbers=atomic_numbers_field, progress=config.progress)
     weighers, n = [*config.weighers, *config.initial_guess_weighers], len(config.weighers)
     check_keys(weighers)
     keys = [weigher.summary_string() for weigher in weighers]
     arrays: Arrays = {}
-    samples: dict[str, Any] = {}
+    holders: dict[str, Any] = {}
     gradients = coordinates = None
     if basis_info is not None:
-        arrays, samples, coordinates = _fit_moments(reader, basis_info, weighers, n)
+        arrays, holders, coordinates = _fit_moments(reader, basis_info, weighers, n)
         _refuse_non_finite(arrays)
         means = [arrays[f"{key}/gradient_label/mean"] for key in keys[:n]]
         gradients = np.array([[reference_gradient(n, gbar, basis_info) for n in ATOM_REFERENCES] for gbar in means])
@@ -126,7 +126,7 @@ def fit_statistics(
         "n_batches": config.n_batches,
         "residuals": config.residuals,
         "coordinates": coordinates,
-        EXTREME_SAMPLES: samples,
+        GRADIENT_HOLDERS: holders,
         **worst,
     }
     return reader.ranks.gathered((arrays, attributes))[0]  # the same bits on every rank
@@ -137,7 +137,7 @@ def _fit_moments(
 ) -> tuple[Arrays, dict[str, Any], str | None]:
     """Makes the first pass; the first n weighers are for coefficients and gradients.
 
-    Returns the arrays, the samples that hold extremes of the gradient for each of the n weighers, and the coordinates.
+    Returns the arrays, for each of the n weighers `Moments.holders` of the gradient, and the coordinates.
     """
     coordinates: set[str] = set()
     gradient = Moments("gradient_label", slice(0, n), basis_info.n_basis)
@@ -152,7 +152,7 @@ def _fit_moments(
         everything = np.ones((1, batch.n_samples))
         values = batch.vector("coeffs")
         with np.errstate(all="ignore"):
-            if not np.isfinite(values.sum()):  # samples of weight 0 may hold anything
+            if not np.isfinite(values.sum()):  # values of samples with weight 0 are arbitrary
                 sums = np.bincount(molecule_index(batch.data).cpu().numpy(), values, batch.n_samples)
                 everything[0, ~weights[:n].any(0) & ~np.isfinite(sums)] = 0
         weighed = WeighedBatch(batch, np.concatenate([labelled, weights[:n], everything, weights[n:]]), basis_info)
@@ -170,7 +170,7 @@ def _fit_moments(
             f"samples of the training split are in the coordinates {sorted(coordinates)}, expected one"
         )
     arrays: Arrays = {}
-    samples: dict[str, Any] = {}
+    holders: dict[str, Any] = {}
     limits = {name: coeffs.results(n)[name] for name in ("minimum", "maximum")}
     scalar = basis_info.l_per_basis_func == 0
     for k, key in enumerate(w.summary_string() for w in weighers[:n]):
@@ -181,17 +181,11 @@ def _fit_moments(
         arrays |= {f"{key}/{folder}/{name}": v for folder, of in by_folder.items() for name, v in of.items()}
         arrays[f"{key}/gradient_max_after_atom_ref"] = largest
         arrays[f"{key}/gradient_max_after_scalar_atom_ref"] = np.where(scalar, largest, of_gradient["abs_max"])
-        holders = gradient.holders[:, k]
-        numbers = sorted(set(holders.flat) - {NOBODY}, key=lambda number: (*gradient.names[number], number))
-        row_of = {number: row for row, number in enumerate(numbers)}
-        for side, name in enumerate(("minimum", "maximum")):
-            arrays[f"{key}/gradient_label_samples/{name}"] = np.array([row_of.get(n, -1) for n in holders[side]])
-        named = [gradient.names[number] for number in numbers]
-        samples[key] = [{"name": name, "scf_iteration": i if i >= 0 else None} for name, i in named]
+        holders[key] = gradient.holders[:, k].tolist()
     for k, weigher in enumerate(weighers[n:]):
         key, of_delta = f"{weigher.summary_string()}/initial_guess_delta", delta.results(k)
         arrays |= {f"{key}/{name}": of_delta[name] for name in ("mean", "std", "abs_max")}
-    return arrays, samples, next(iter(coordinates), None)
+    return arrays, holders, next(iter(coordinates), None)
 
 
 def _refuse_non_finite(arrays: Arrays) -> None:

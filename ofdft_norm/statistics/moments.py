@@ -1,9 +1,9 @@
 """Weight, mean, variance, minimum and maximum of every dimension, for several weighers at once.
 
-All atoms of an element carry the same functions, so a field of a batch is one dense matrix for each element: reducing
+All atoms of an element have the same functions, so a field of a batch is one dense matrix for each element: reducing
 matrices is several times faster than scattering single numbers. Samples of equal weights form a group: its sums are
-taken once and counted with each weigher's weight. Parts merge by the update of Chan, Golub and LeVeque (1983), which
-never subtracts large sums.
+computed once and multiplied by each weigher's weight. Parts merge by the update of Chan, Golub and LeVeque (1983),
+which subtracts no large sums.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 WEIGHT, MEAN, M2, MINIMUM, MAXIMUM = range(5)
-NOBODY = np.iinfo(np.int64).max  # the number of no sample
 _EMPTY = np.array([0.0, 0.0, 0.0, np.inf, -np.inf]).reshape(5, 1, 1, 1)
 
 
@@ -86,21 +85,20 @@ def refuse_value(batch: SampleBatch, sample: int, field: str, value: float) -> N
 
 
 class Moments:
-    """Moments of a per-function field for K weighers, which have some `rows` of the weights of a `WeighedBatch`.
+    """Moments of a per-function field for K weighers, the `rows` of the weights of a `WeighedBatch`.
 
     `state` (5, K, n_basis) has weight, mean, sum of squared deviations, minimum and maximum; `holders` (2, K, n_basis)
-    the numbers of the first samples with minimum and maximum gradient, `names` their molecules and SCF iterations.
+    the names of the molecules with the smallest and the largest gradient; empty without atoms.
     """
 
     def __init__(self, field: str, rows: slice, n_basis: int) -> None:
         self.field, self.rows, n_weighers = field, rows, rows.stop - rows.start
         self.state = np.broadcast_to(_EMPTY[:, 0], (5, n_weighers, n_basis)).copy()
-        self.holders = np.full((2, n_weighers, n_basis), NOBODY)
-        self.names: dict[int, tuple[str, int]] = {}
+        self.holders = np.full((2, n_weighers, n_basis), "", dtype=object)
 
-    @np.errstate(all="ignore")  # samples of weight 0 may hold anything
+    @np.errstate(all="ignore")  # values of samples with weight 0 are arbitrary
     def update(self, batch: WeighedBatch) -> None:
-        """Takes in samples."""
+        """Adds samples."""
         weights = batch.group_weights[self.rows]
         if not weights.any():
             return
@@ -125,36 +123,30 @@ class Moments:
                 for atom, column in np.argwhere(~np.isfinite(x) & counted[:, None])[:1]:
                     refuse_value(batch.batch, int(rows.samples[atom]), self.field, float(x[atom, column]))
         if self.field == "gradient_label":
-            self._find_holders(batch, matrices, before, weights)
+            self._name_holders(batch.batch, matrices, before, weights)
 
-    def _find_holders(
-        self, batch: WeighedBatch, matrices: Sequence[tuple[ElementRows, Array]], before: Array, weights: Array
+    def _name_holders(
+        self, batch: SampleBatch, matrices: Sequence[tuple[ElementRows, Array]], before: Array, weights: Array
     ) -> None:
-        """Finds the samples of the extremes that a batch has changed: few, after the first batches."""
-        of = batch.batch
-        for side, changed in enumerate(self.state[[MINIMUM, MAXIMUM]] != before[[MINIMUM, MAXIMUM]]):
+        """Names the molecules of the extremes that a batch has changed: few, after the first batches."""
+        names = np.array([name or f"sample {i}" for name, i in zip(batch.names, batch.indices, strict=True)], object)
+        for side, limit in enumerate((MINIMUM, MAXIMUM)):
+            changed = self.state[limit] != before[limit]
             for k, (rows, x) in itertools.product(np.flatnonzero(changed.any(1)), matrices):
                 columns = np.flatnonzero(changed[k, rows.columns])
-                if len(columns):
-                    atoms = np.flatnonzero(np.repeat(weights[k, rows.groups], rows.counts))
-                    atoms = atoms[np.argsort(rows.samples[atoms], kind="stable")]
-                    candidates = x[np.ix_(atoms, columns)]
-                    found = rows.samples[atoms[candidates.argmax(0) if side else candidates.argmin(0)]]
-                    self.holders[side, k, rows.columns.start + columns] = of.indices[found]
-                    for s in found.tolist():
-                        number = int(of.indices[s])
-                        self.names[number] = (of.names[s] or f"sample {number}", int(of.iterations[s]))
+                counted = np.repeat(weights[k, rows.groups] > 0, rows.counts)[:, None]
+                atoms, found = np.nonzero(counted & (x[:, columns] == self.state[limit, k, rows.columns][columns]))
+                self.holders[side, k, rows.columns][columns[found]] = names[rows.samples[atoms]]
 
     def merge(self, others: Sequence[Moments]) -> None:
-        """Takes over what the ranks have found together."""
+        """Uses the merged results of all ranks."""
         states, holders = np.stack([o.state for o in others], axis=1), np.stack([o.holders for o in others])
         self.state = merge_moments(states)
-        for side, kind in enumerate((MINIMUM, MAXIMUM)):
-            self.holders[side] = np.where(states[kind] == self.state[kind], holders[:, side], NOBODY).min(0)
-        self.names = {index: name for other in others for index, name in other.names.items()}
+        for side, rank in enumerate((states[MINIMUM].argmin(0), states[MAXIMUM].argmax(0))):
+            self.holders[side] = np.take_along_axis(holders[:, side], rank[None], axis=0)[0]
 
     def results(self, k: int) -> dict[str, Array]:
-        """Returns mean, std, abs_max, minimum, maximum of one weigher, (n_basis,); 0 where it has no atom."""
+        """Returns mean, std, abs_max, minimum, maximum of one weigher, (n_basis,); 0 without atoms."""
         seen = self.state[WEIGHT, k] > 0
         weight, mean, m2, minimum, maximum = np.where(seen, self.state[:, k], [[1.0], [0.0], [0.0], [0.0], [0.0]])
         equal = minimum == maximum  # the mean of equal values is that value, to the last bit

@@ -46,7 +46,7 @@ class SampleFields:
 
     names: tuple[str, ...] | None  # None: all fields
     numbers: tuple[str, ...] = ()  # one number for each sample, of any type
-    atomic_numbers: str = "atomic_numbers"  # where a sample lacks it, ``z``
+    atomic_numbers: str = "atomic_numbers"  # if a sample lacks it, ``z``
 
 
 def fit_fields(weighers: Sequence[SampleWeigher], extra: Sequence[str], numbers: Sequence[str] = ()) -> SampleFields:
@@ -73,16 +73,17 @@ class SampleBatch:
         self.sample_of_atom = np.zeros(len(numbers), dtype=np.int64) if index is None else index.numpy()
 
     def vector(self, name: str, one_number: bool = False) -> npt.NDArray[np.float64]:
-        """Returns the values of a field, flat, perhaps one for each sample; ``initial_guess_delta`` is a difference."""
+        """Returns the flat values of a field, on request one for each sample; computes ``initial_guess_delta``."""
         if name == "initial_guess_delta":
             return self.vector("coeffs") - self.vector("ground_state_coeffs")
-        values = torch.as_tensor(self._field(name)).detach().reshape(-1).to(torch.float64).numpy()
-        if one_number and len(values) != self.n_samples:
+        values = torch.as_tensor(self._field(name)).detach().reshape(-1)
+        if values.is_complex() or (one_number and len(values) != self.n_samples):
+            found = f"field {name!r} has {len(values)} values of {values.dtype}"
             raise BatchError(
-                f"{self.place(0)} and {self.n_samples - 1} others: field {name!r} has {len(values)} values, expected "
-                "one for each sample (config: data.source.energy_field)"
+                f"{self.place(0)} and {self.n_samples - 1} others: {found}, expected real numbers"
+                f"{', one for each sample' if one_number else ''} (config: data.source)"
             )
-        return values
+        return values.to(torch.float64).numpy()
 
     def texts(self, name: str) -> list[str]:
         """Returns the values of a field of texts or numbers, one for each sample."""
@@ -98,7 +99,7 @@ class SampleBatch:
 
     @cached_property
     def names(self) -> list[str]:
-        """(S,) names of molecules; empty where there are none."""
+        """(S,) names of molecules; empty if there are none."""
         return [""] * self.n_samples if get_field(self.data, "mol_id") is None else self.texts("mol_id")
 
     @cached_property
@@ -111,8 +112,8 @@ class SampleBatch:
     def molecules(self) -> IntArray:
         """(S,) numbers of molecules, equal for all samples of a molecule, in any batch and any process.
 
-        Where the data set does not know them, they are hashes of name, elements and positions; a sample without name is
-        a molecule of its own.
+        If the data set does not know them, they are hashes of name, elements and positions; a sample without name is
+        a separate molecule.
         """
         if self._molecules is not None:
             return self._molecules
@@ -129,7 +130,7 @@ class SampleBatch:
         return np.array(keys, dtype=np.int64)
 
     def place(self, sample: int) -> str:
-        """Returns which sample this is, for messages."""
+        """Returns the name of a sample, for messages."""
         name, iteration = self.names[sample], self.iterations[sample]
         number = [f"sample {self.indices[sample]}"] if self._molecules is None else []
         words = ", ".join(number + ([f"SCF iteration {iteration}"] if iteration >= 0 else []))
@@ -152,7 +153,7 @@ class Reader:
     """Passes over this rank's share of a data set."""
 
     batches: Callable[[SampleFields], Iterator[SampleBatch]]
-    ranks: Ranks  # with disjoint shares; a single one where each rank reads everything
+    ranks: Ranks  # with disjoint shares; a single process if each rank reads everything
     whole_molecules: bool = False  # in each batch
     n_items: int | None = None  # molecules or samples of the share, where known
     atomic_numbers: str = "atomic_numbers"
@@ -177,7 +178,7 @@ class Reader:
 def reader_of(dataset: Any, ranks: Ranks, n_batches: int | None = None) -> Reader:
     """Returns how to read a `MoleculeDataset`, a data set of samples, or an iterable of batches.
 
-    Data sets are shared out over the ranks; loaders are read on every rank alike. `n_batches` limits the batches (of 32
+    Data sets are divided among the ranks; loaders are read on every rank. `n_batches` limits the batches (of 32
     molecules, 512 samples, or the loader's own).
     """
     if isinstance(dataset, MoleculeDataset):
@@ -230,7 +231,7 @@ def sample_reader(
     def batches(fields: SampleFields) -> Iterator[SampleBatch]:
         read: Any = _ReadSamples(dataset, fields)
         found: Iterable[Data] = map(read.__getitem__, chunks)
-        if num_workers:  # a generator of its own leaves the global random state alone
+        if num_workers:  # its own generator does not change the global random state
             options: dict[str, Any] = {"collate_fn": collate_joined, "generator": torch.Generator()}
             found = DataLoader(read, None, sampler=chunks, num_workers=num_workers, **options)
         for data, chunk in zip(found, chunks, strict=True):
@@ -269,7 +270,7 @@ class _ReadSamples:
         return batch
 
     def _values(self, name: str, samples: Sequence[dict[str, Any]], indices: Sequence[int]) -> list[Any]:
-        """Returns a field of all samples as tensors or texts; nothing where all samples lack it."""
+        """Returns a field of all samples as tensors or texts; nothing if all samples lack it."""
         values, is_number = [sample.get(name) for sample in samples], name in self.fields.numbers
         if not is_number and all(value is None for value in values):
             return []
@@ -295,7 +296,7 @@ class _ReadSamples:
 
 
 def _boundaries(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns where each of several consecutive tensors begins and ends, and the tensor of every entry."""
+    """Returns the bounds of several consecutive tensors, and the tensor of every entry."""
     lengths = [value.shape[0] for value in values]
     ptr = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
     return ptr, torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))

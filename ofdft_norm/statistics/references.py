@@ -1,7 +1,7 @@
 """Reference energies of a fit: their names, their gradients, and the least-squares problem of each.
 
 Least squares never forms normal equations, which would square the condition number: rows are reduced to the R factor of
-a QR decomposition, and the factors of several parts stack (TSQR). So 1e-6 hartree on top of 1e5 survive.
+a QR decomposition, and the factors of several parts stack (TSQR). So 1e-6 hartree are kept in energies of 1e5.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LINEAR_REFERENCES = ("linear_ref", "linear_ref_by_sample")
 REFERENCES = (*ATOM_REFERENCES, *LINEAR_REFERENCES)
 
 # Singular values below this fraction of the largest are zero. R factors of element counts carry rounding of a few
-# float64 ulps whatever the number of rows, so the limit does not grow with it.
+# float64 ulps for any number of rows, so the limit does not grow with it.
 RCOND = 1e-12
 
 
@@ -58,7 +58,7 @@ def linear_problem(compositions: Array, energy: Array) -> Array:
     """Returns (n_types + 1, n_types + 1): the fit of energies to compositions N alone, reduced.
 
     Its first n_types rows are [H | h] with the symmetric H = (N^T N)^(1/2): min |H x - h| has the solutions of
-    min |N x - E|, and unlike a triangular factor H is unique, whatever the rank. The last row holds the norm of the
+    min |N x - E|, and unlike a triangular factor H is unique for every rank. The last row holds the norm of the
     part of E that no reference reaches.
     """
     n = compositions.shape[1]
@@ -104,7 +104,7 @@ def solve_least_squares(
         x = row_space.T @ (s / (s**2 + (ridge * largest) ** 2) * (u.T @ right))
     else:
         # within the row space every driver has full column rank: gelsy misjudges the rank of singular triangles, and
-        # gels takes full rank for granted
+        # gels assumes full rank
         projected = torch.from_numpy(left @ row_space.T), torch.from_numpy(right)[:, None]
         x = row_space.T @ torch.linalg.lstsq(*projected, driver=driver).solution[:, 0].numpy()
     return LeastSquaresSolution(

@@ -21,7 +21,7 @@ from ofdft_norm.errors import MissingStatisticError, MissingStatisticsFileError,
 from ofdft_norm.statistics import fit_statistics as fit
 from ofdft_norm.statistics.distributed import current_ranks
 from ofdft_norm.statistics.energy_table import WORST_MOLECULES, WorstMolecule
-from ofdft_norm.statistics.fit_statistics import EXTREME_SAMPLES, StatisticsConfig
+from ofdft_norm.statistics.fit_statistics import GRADIENT_HOLDERS, StatisticsConfig
 from ofdft_norm.statistics.references import CountBy, linear_problem
 from ofdft_norm.statistics.weighers import HasEnergyLabelSampleWeigher, SampleWeigher
 
@@ -29,6 +29,7 @@ Array = npt.NDArray[Any]
 
 _NUMBERS = "iuf"  # NumPy's kinds of integers and floating-point numbers
 _ATTRIBUTES = "attributes"  # entry of npz files
+_EQUAL = 1e-13  # relative; energies that differ by less are equal but for rounding
 
 
 class DatasetStatistics:
@@ -41,11 +42,10 @@ class DatasetStatistics:
     Args:
         path: A zarr v2 directory, a zip file of one, or an npz file, whose arrays are read into memory. None: kept in
             memory alone.
-        create_store: True: there may be nothing at the path; the first `save_statistic` writes it.
+        create_store: True: the path need not exist; the first `save_statistic` writes it.
 
     Raises:
-        MissingStatisticsFileError: If there is nothing at the path, and `create_store` is not True; a
-            `FileNotFoundError`.
+        MissingStatisticsFileError: If the path does not exist, and `create_store` is not True; a `FileNotFoundError`.
         StatisticsError: If the file holds no statistics, or is truncated, or holds numbers that are not finite.
 
     Examples:
@@ -66,7 +66,13 @@ class DatasetStatistics:
         if not found:
             raise MissingStatisticsFileError(f"{path}: there are no statistics (config: data.statistics.path)")
         try:
-            self._arrays, self.attributes = _read(self.path)
+            if self.path.suffix == ".npz":
+                with self.path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                    self._arrays = dict(file)
+                self.attributes = json.loads(self._arrays.pop(_ATTRIBUTES).tobytes())
+            else:
+                with ZarrGroup(self.path) as group:
+                    self._arrays, self.attributes = {n: group.read(n) for n in group.arrays()}, group.attributes()
             _ = self.basis_info
             if not self._arrays:
                 raise StatisticsError("it has no array such as 'has_energy_label/coeffs/mean'")
@@ -85,7 +91,7 @@ class DatasetStatistics:
 
         Args:
             arrays: Arrays by key.
-            attributes: What was fitted, when and how, as plain data.
+            attributes: Description of the fit, as plain data.
         """
         statistics = cls()
         statistics._arrays = {key: np.asarray(value) for key, value in arrays.items()}
@@ -116,25 +122,25 @@ class DatasetStatistics:
         """Fits statistics in two passes over a data set, and writes them.
 
         Samples of weight 0 change nothing but `coeffs_range`; energies and gradients of samples without label are never
-        used. A molecule counts once in the energy references, however many samples it has; samples without `mol_id` are
-        molecules of their own.
+        used. A molecule counts once in the energy references, for any number of samples; samples without `mol_id` are
+        separate molecules.
 
         Args:
             path: Where to write; must not exist. None: memory only. Under torch.distributed only rank 0 writes.
             dataset: A data set (`OFDataset`, `PackedDataset`: read molecule by molecule; any other data set of samples:
-                read in order; both are shared out over ranks), or a loader (read on every rank alike).
+                read in order; both are divided among ranks), or a loader (read on every rank).
             basis_info: The basis; None: samples with energies alone. Only the references that are linear in the
                 composition are fitted to them, over the elements that occur.
             atom_ref_fit_sample_weighers: Weighers for coefficients, gradients and references.
             initial_guess_sample_weighers: Weighers for the statistics of `initial_guess_delta`.
             with_bias: Whether the atomic reference has a constant.
-            min_atoms_per_type: An element that occurs on fewer atoms than this is an error.
+            min_atoms_per_type: An element with fewer atoms is an error.
             n_batches: Use only the first batches (of 32 molecules, of 512 samples, or the loader's).
             residuals: Whether `abs_max` and `mae` of the residuals and the worst molecules are found.
             progress: Whether rank 0 shows a progress bar.
             attributes: Stored in addition to the fit's own.
             energy_field: Field of the energies.
-            atomic_numbers_field: Field of the atomic numbers; where a sample lacks it, PyG's ``z`` is used.
+            atomic_numbers_field: Field of the atomic numbers; if a sample lacks it, PyG's ``z`` is used.
 
         Returns:
             The statistics, on every rank.
@@ -166,9 +172,9 @@ class DatasetStatistics:
 
     @property
     def basis_info(self) -> BasisInfo | None:
-        """The basis that the statistics were fitted in, where they state it."""
+        """The basis of the statistics, if they state it."""
         stored = self.attributes.get("basis_info")
-        return None if stored is None else BasisInfo(**stored)
+        return None if stored is None else BasisInfo.from_dict(stored)
 
     def elements(self, basis_info: BasisInfo | None = None) -> list[int]:
         """Returns the atomic numbers of per-element statistics.
@@ -248,12 +254,12 @@ class DatasetStatistics:
         return MissingStatisticError(f"{where}: {message} (config: data.statistics.weigher_key)")
 
     def save_statistic(self, weigher_key: str, statistic_key: str, data: Any, overwrite: bool = False) -> None:
-        """Stores one statistic, in memory and, where the statistics have a path, on disk.
+        """Stores one statistic, in memory and, if the statistics have a path, on disk.
 
         Args:
             weigher_key: For example ``"has_energy_label"``.
             statistic_key: For example ``"coeffs/mean"``.
-            data: The array. Storing what is already stored, to the last bit, does nothing.
+            data: The array. Equal stored values, to the last bit, are kept.
             overwrite: Whether different data under the same key may be replaced.
 
         Raises:
@@ -276,7 +282,7 @@ class DatasetStatistics:
     def save_to(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes all statistics to a new file or folder, whole or not at all.
 
-        This object's own `path` stays: `save_statistic` goes on writing there.
+        This object's own `path` stays: `save_statistic` still writes there.
 
         Args:
             path: A zarr v2 directory; or a zip file of one (``.zip``), or an npz file (``.npz``), which is written in a
@@ -309,15 +315,6 @@ class DatasetStatistics:
         return f"DatasetStatistics({self.path or 'in memory'}, weighers {self.weigher_keys()})"
 
 
-def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    if path.suffix != ".npz":
-        with ZarrGroup(path) as group:
-            return {name: group.read(name) for name in group.arrays()}, group.attributes()
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        arrays = dict(file)
-    return arrays, json.loads(arrays.pop(_ATTRIBUTES).tobytes())
-
-
 def _write(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
     if path.suffix != ".npz":
         write_zarr_arrays(path, arrays, attributes, replace=True)
@@ -338,7 +335,7 @@ class FieldStatistics(NamedTuple):
 
 
 class ResidualStatistics(NamedTuple):
-    """Statistics of energies minus a reference, over samples; `mae` and `abs_max` where they were fitted."""
+    """Statistics of energies minus a reference, over samples; `mae` and `abs_max` if they were fitted."""
 
     mean: float
     std: float
@@ -348,7 +345,7 @@ class ResidualStatistics(NamedTuple):
 
 
 class ReferenceStatistics(NamedTuple):
-    """A fitted reference; what is not known is None or empty."""
+    """A fitted reference; unknown values are None or empty."""
 
     t_z: Array  # (n_types,) energies of the elements
     t_global: float
@@ -358,30 +355,21 @@ class ReferenceStatistics(NamedTuple):
     worst: list[WorstMolecule]  # at most one sample of each molecule
 
 
-class GradientExtremes(NamedTuple):
-    """The samples that hold the smallest and the largest gradient of each dimension."""
-
-    names: list[str]  # of molecules of some samples
-    scf_iterations: list[int | None]  # of these samples
-    minimum: npt.NDArray[np.int64]  # (n_basis,) index in these lists of the sample with the smallest gradient; -1: none
-    maximum: npt.NDArray[np.int64]
-
-
 class WeigherStatistics:
-    """The statistics of one weigher; what the statistics of other programs lack is None."""
+    """The statistics of one weigher; None for values that statistics of other programs lack."""
 
     def __init__(self, statistics: DatasetStatistics, key: str) -> None:
         self.key, self._statistics = key, statistics
         # samples of positive weight, those of them with label, molecules with such samples
-        self.n_samples: int | None = self._scalar("n_samples")
-        self.n_labelled_samples: int | None = self._scalar("n_labelled_samples")
-        self.n_molecules: int | None = self._scalar("n_molecules")
+        self.n_samples: int | None = self.get("n_samples")
+        self.n_labelled_samples: int | None = self.get("n_labelled_samples")
+        self.n_molecules: int | None = self.get("n_molecules")
         # (n_types,)
-        self.n_atoms = self.get("n_atoms")
-        self.n_molecules_per_element = self.get("n_molecules_per_element")
-        self.n_labelled_samples_per_element = self.get("n_labelled_samples_per_element")
+        self.n_atoms: Array | None = self.get("n_atoms")
+        self.n_molecules_per_element: Array | None = self.get("n_molecules_per_element")
+        self.n_labelled_samples_per_element: Array | None = self.get("n_labelled_samples_per_element")
         # `row_factor` of rows [1 | composition | energy] of samples
-        self.energy_factor = self.get("energy_factor")
+        self.energy_factor: Array | None = self.get("energy_factor")
         # `mae` and `abs_max` are deviations from the mean energy
         self.energy = self.residual("none")
 
@@ -389,13 +377,10 @@ class WeigherStatistics:
         """Returns an array; raises `MissingStatisticError` if there is none."""
         return self._statistics.load_statistic(self.key, name)
 
-    def get(self, name: str) -> Array | None:
-        """Returns an array, or None."""
-        return self._statistics._find(self.key, name)
-
-    def _scalar(self, name: str) -> Any:
-        value = self.get(name)
-        return None if value is None else value.item()
+    def get(self, name: str) -> Any:
+        """Returns an array, or a number; None where there is none."""
+        value = self._statistics._find(self.key, name)
+        return value if value is None or value.ndim else value.item()
 
     def _field(self, name: str) -> FieldStatistics:
         mean, std, abs_max = (self.load(f"{name}/{statistic}") for statistic in ("mean", "std", "abs_max"))
@@ -419,11 +404,18 @@ class WeigherStatistics:
     def residual(self, name: str) -> ResidualStatistics | None:
         """Returns the statistics of energies minus a reference; of the energies themselves for ``none``."""
         folder = "energy" if name == "none" else f"energy_minus_{name}"
-        mean, std = self._scalar(f"{folder}/mean"), self._scalar(f"{folder}/std")
+        mean, std = self.get(f"{folder}/mean"), self.get(f"{folder}/std")
         if std is None:
             return None
         rms = math.hypot(mean, std)
-        return ResidualStatistics(mean, std, rms, self._scalar(f"{folder}/mae"), self._scalar(f"{folder}/abs_max"))
+        return ResidualStatistics(mean, std, rms, self.get(f"{folder}/mae"), self.get(f"{folder}/abs_max"))
+
+    def r_squared(self, residual: ResidualStatistics | None) -> float | None:
+        """Returns 1 - rms^2 / std^2 of residuals and energies; NaN where all energies are equal to rounding."""
+        if residual is None or self.energy is None:
+            return None
+        equal = self.energy.std <= _EQUAL * abs(self.energy.mean)
+        return math.nan if equal else 1 - (residual.rms / self.energy.std) ** 2
 
     def reference(self, name: str) -> ReferenceStatistics | None:
         """Returns one of `REFERENCES`."""
@@ -433,9 +425,9 @@ class WeigherStatistics:
         worst = self._statistics.attributes.get(WORST_MOLECULES.get(name, ""), {}).get(self.key, [])
         return ReferenceStatistics(
             t_z=t_z,
-            t_global=self._scalar(f"{name}_global_bias") or 0.0,
-            rank=self._scalar(f"{name}_rank"),
-            condition_number=self._scalar(f"{name}_condition_number"),
+            t_global=self.get(f"{name}_global_bias") or 0.0,
+            rank=self.get(f"{name}_rank"),
+            condition_number=self.get(f"{name}_condition_number"),
             residual=self.residual(name),
             worst=[WorstMolecule(**entry) for entry in worst],
         )
@@ -448,10 +440,7 @@ class WeigherStatistics:
         return None if factor is None else linear_problem(factor[:, 1:-1], factor[:, -1])
 
     @property
-    def gradient_extremes(self) -> GradientExtremes | None:
-        """The samples that hold the extremes of the gradient."""
-        low, high = self.get("gradient_label_samples/minimum"), self.get("gradient_label_samples/maximum")
-        table = self._statistics.attributes.get(EXTREME_SAMPLES, {}).get(self.key)
-        if low is None or high is None or table is None:
-            return None
-        return GradientExtremes([row["name"] for row in table], [row["scf_iteration"] for row in table], low, high)
+    def gradient_holders(self) -> list[list[str]] | None:
+        """Names of the molecules with the smallest, and with the largest gradient of each dimension."""
+        holders: list[list[str]] | None = self._statistics.attributes.get(GRADIENT_HOLDERS, {}).get(self.key)
+        return holders

@@ -30,7 +30,7 @@ class SampleWeigher:
 
     Attributes:
         fields: The fields of samples that `get_weights` reads; a fit reads no others. None: not known, all are read.
-        key: What `summary_string` returns.
+        key: Result of `summary_string`.
     """
 
     fields: tuple[str, ...] | None = None
@@ -162,11 +162,13 @@ class GroundStateOnlySampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        coeffs, ground_state = (self._field(batch, name).detach().cpu().numpy() for name in self.fields)
+        coeffs, ground_state = (self._field(batch, name).detach() for name in self.fields)
+        same = max(_SAME, 4 * torch.finfo(coeffs.dtype).eps)
+        coeffs, ground_state = (values.to("cpu", torch.float64).numpy() for values in (coeffs, ground_state))
         first = np.searchsorted(molecule_index(batch).cpu().numpy(), np.arange(n_molecules(batch)))
         distance, size = (np.maximum.reduceat(np.abs(x), first) for x in (coeffs - ground_state, ground_state))
         # a change of basis rounds equal coefficients differently
-        return torch.from_numpy(distance <= _SAME * size).to(torch.float64)
+        return torch.from_numpy(distance <= same * size).to(torch.float64)
 
 
 class ProductSampleWeigher(SampleWeigher):

@@ -1,4 +1,4 @@
-"""Pre-transforms: what happens to a sample in float64, before statistics are taken and before it is normalised."""
+"""Pre-transforms: applied to samples in float64, before statistics are computed and before normalisation."""
 
 from torch_geometric.transforms import BaseTransform
 

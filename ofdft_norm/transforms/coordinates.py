@@ -2,10 +2,10 @@
 
 Vectors (coefficients) become T p, dual vectors (gradients, integrals) T^-T g, so that w.p, g.p and energies do not
 change. The field `coordinates` of a sample names the changes that were applied to it, for example
-``"local_frames+natural_symmetric"``; ``"raw"``, or no such field, means the density basis as it is.
+``"local_frames+natural_symmetric"``; ``"raw"``, or no such field, means the density basis itself.
 
 T is never multiplied out. It is a product of steps (rotations of shells, eigenvectors and eigenvalues), which are
-applied one after the other to all densities of a molecule at once: cheap beside one diagonalisation.
+applied one after the other to all densities of a molecule at once. This is cheaper than one diagonalisation.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _ranges(data: Data, field: str) -> list[slice]:
 
 
 def _overlaps(data: Data, sizes: list[int]) -> list[npt.NDArray[Any] | None]:
-    """Returns each molecule's own overlap, from matrices that PyG joined in whatever shape."""
+    """Returns each molecule's own overlap, from matrices that PyG joined in any shape."""
     if data.get("overlap_matrix") is None:
         return [None] * len(sizes)
     flat, ends = data["overlap_matrix"].detach().cpu().numpy().reshape(-1), np.cumsum(np.square(sizes))
@@ -142,23 +142,24 @@ class _Change(BaseTransform):
 
     changes_basis = True
     works_on_batches = True
+    reads = (("gradient_label", "dual_basis_integrals"),)  # which show wrong axes
     changes: Changes
 
     def _before(self, found: Changes) -> Changes:
-        """Returns the changes that come before this one, of a sample that may have seen it."""
+        """Returns the changes of a sample before this one, which the sample may have already."""
         return ()
 
     def matrix(self, sample: Data) -> tuple[Tensor, Tensor]:
         """Returns T and T^-1 of this change.
 
         Args:
-            sample: One molecule: its geometry and basis count, its coefficients do not.
+            sample: One molecule; only its geometry and basis are used.
 
         Returns:
             Two (n_basis, n_basis) float64 matrices.
 
         Raises:
-            BatchError: If it is a batch of several molecules, or lacks a field.
+            BatchError: If the sample is a batch of several molecules, or lacks a field.
         """
         molecules, before = molecules_of(sample), self._before(transforms_of(coordinates_of(sample)))
         if len(molecules) != 1:
@@ -175,7 +176,7 @@ class _Change(BaseTransform):
             data: A sample or batch.
 
         Raises:
-            ConfigError: If it is in other coordinates than those after this change.
+            ConfigError: If the data are in other coordinates than those after this change.
         """
         before = self._before(transforms_of(coordinates_of(data)))
         after = (*before, *self.changes)
@@ -185,7 +186,7 @@ class _Change(BaseTransform):
 
 
 class BasisTransform(_Change):
-    """One change of basis, which follows those that a sample has seen before; subclasses name it and make its step."""
+    """One change of basis, applied after the earlier changes of a sample; subclasses define its name and its step."""
 
     @property
     @abstractmethod
@@ -217,16 +218,19 @@ class BasisTransform(_Change):
 
 
 class BasisTransforms(_Change):
-    """Changes of basis, one after the other; brings a sample into their coordinates from whichever it is in.
+    """Changes of basis, one after the other; a sample may be in any coordinates before.
 
     Labels that are stored in other coordinates are brought to the density basis first. So `BasisTransforms([])`
-    brings samples to the density basis as it is, and applying the same changes twice does nothing.
+    brings samples to the density basis itself, and a second application of the same changes does nothing.
 
     Args:
         transforms: The changes, in the order of application; kept as `changes`.
 
+    Attributes:
+        coordinates: Name of the coordinates after these changes.
+
     Raises:
-        ConfigError: If one comes twice, or one follows canonical natural reparametrisation.
+        ConfigError: If a change occurs twice, or one follows canonical natural reparametrisation.
 
     Examples:
         >>> from ofdft_norm import BasisTransforms, LocalFrames, NaturalReparametrization
@@ -237,11 +241,7 @@ class BasisTransforms(_Change):
     def __init__(self, transforms: Sequence[BasisTransform]) -> None:
         check_arguments(BasisTransforms.__init__, locals(), "data.pre_transforms")
         self.changes = _chain(tuple(transforms))
-
-    @property
-    def coordinates(self) -> str:
-        """Name of the coordinates after these changes."""
-        return name_of(self.changes)
+        self.coordinates = name_of(self.changes)
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample or batch (already a copy of the caller's) in these coordinates, in float64."""
@@ -255,7 +255,7 @@ Changes = tuple[BasisTransform, ...]
 
 
 def register(*transforms: BasisTransform) -> None:
-    """Makes the names of changes of basis known, of which the `coordinates` of a sample consist."""
+    """Registers names of changes of basis, which occur in the `coordinates` of samples."""
     _known.update({transform.name: transform for transform in transforms})
 
 
@@ -265,7 +265,7 @@ def name_of(transforms: Changes) -> str:
 
 
 def transforms_of(coordinates: str) -> Changes:
-    """Returns the changes that lead from the density basis to coordinates of a name."""
+    """Returns the changes that lead from the density basis to the named coordinates."""
     names = [] if coordinates == RAW else coordinates.split("+")
     if any(name not in _known for name in names):
         raise ConfigError(f"coordinates {coordinates!r}: expected {RAW!r} or some of {sorted(_known)} joined by '+'")
@@ -273,7 +273,7 @@ def transforms_of(coordinates: str) -> Changes:
 
 
 def _chain(changes: Changes) -> Changes:
-    """Returns changes that may follow each other; canonical natural coordinates belong to no atom, and come last."""
+    """Checks the order of changes; canonical natural coordinates belong to no atom, so they come last."""
     names = [change.name for change in changes]
     kinds = {"natural" if name.startswith("natural") else name for name in names}
     if len(kinds) < len(names) or "natural_canonical" in names[:-1]:
@@ -294,14 +294,14 @@ def coordinates_of(data: Data) -> str:
 
 
 def to_coordinates(data: DataT, coordinates: str) -> DataT:
-    """Returns a copy of a sample or batch, not normalised, in coordinates of a name, from whichever it is in."""
+    """Returns a copy of a sample or batch, not normalised, in the named coordinates."""
     return _move(data.__copy__(), transforms_of(coordinates_of(data)), transforms_of(coordinates))
 
 
 def change_coordinates(values: Tensor, data: Data, dual: bool, start: str, target: str) -> Tensor:
     """Brings vectors or dual vectors of a sample or batch from one system of coordinates to another.
 
-    Autograd goes through. The values may be of any dtype, (n_basis,); the result is float64.
+    Differentiable. The values have any dtype and shape (n_basis,); the result is float64.
     """
     if start == target:
         return values.to(torch.float64)
@@ -310,7 +310,7 @@ def change_coordinates(values: Tensor, data: Data, dual: bool, start: str, targe
 
 
 def forget_molecules() -> None:
-    """Frees the steps that are remembered."""
+    """Frees the steps in memory."""
     _memory.clear()
     _memory.nbytes = 0
 
@@ -347,7 +347,7 @@ def _change(fields: dict[str, Tensor], data: Data, old: Changes, new: Changes) -
 
 
 def _between(old: Changes, new: Changes, molecule: Molecule, rows: Tensor, dual: Tensor) -> Tensor:
-    """Brings rows of one molecule from old coordinates to new ones, through the last that both have passed."""
+    """Brings rows of one molecule from old coordinates to new ones, via the last coordinates that both share."""
     old, new = _in_normal_order(old), _in_normal_order(new)
     common = len(list(takewhile(lambda pair: pair[0].name == pair[1].name, zip(old, new, strict=False))))
     back, forth = _steps(old, molecule)[common:], _steps(new, molecule)[common:]
@@ -367,7 +367,7 @@ def _in_normal_order(changes: Changes) -> Changes:
 
 
 def _steps(changes: Changes, molecule: Molecule) -> Steps:
-    """Returns the steps of a molecule; those of the last molecules are remembered."""
+    """Returns the steps of a molecule; the steps of the last molecules stay in memory."""
     steps: Steps = ()
     for n, change in enumerate(changes, 1):
         key = name_of(changes[:n]), molecule.key
@@ -396,7 +396,7 @@ _memory = _Memory()
 
 
 def _check_integrals(rows: Tensor, molecule: Molecule, changes: Changes, accuracy: float) -> None:
-    """Refuses labels of another basis or in other axes, by their integrals, which the change of basis determines."""
+    """Refuses labels of another basis or in other axes: compares their integrals with computed ones."""
     if molecule.basis_info.exponent_per_shell is None:
         return
     key = f"integrals {name_of(changes)}", molecule.key
@@ -413,7 +413,7 @@ def _check_integrals(rows: Tensor, molecule: Molecule, changes: Changes, accurac
 
 
 def _integrals(molecule: Molecule, changes: Changes) -> Tensor:
-    """Returns the integrals of the basis functions: of a normalised s Gaussian (2 pi / a)^(3/4), 0 for l > 0."""
+    """Returns the integrals of the basis functions: (2 pi / a)^(3/4) for a normalised s Gaussian, 0 for l > 0."""
     basis_info, functions = molecule.basis_info, molecule.functions
     exponents = cast("Array", basis_info.exponent_per_shell)[basis_info.basis_func_to_shell[functions]]
     raw = np.where(basis_info.l_per_basis_func[functions] == 0, (2 * np.pi / exponents) ** 0.75, 0.0)

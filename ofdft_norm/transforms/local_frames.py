@@ -1,4 +1,4 @@
-"""Local frames: each atom's coefficients in axes of its own, which rotate with the molecule."""
+"""Local frames: each atom's coefficients in axes that rotate with the molecule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 TIE = 1e-10
 # sine of an angle; vectors that enclose a smaller one are collinear
 COLLINEAR = 1e-3
-# the axes of a single atom are those of space: with these in place of neighbours its functions stay as they are
+# neighbours of a single atom, which make its axes those of space: its functions do not change
 _FIXED = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
@@ -39,20 +39,20 @@ class LocalFrames(BasisTransform):
     """Rotates the shells of every atom into the atom's own axes.
 
     With d1 and d2 the vectors to an atom's nearest and second nearest heavy atoms (Z > 1, itself excluded):
-    x = d1/|d1|, z = (x × d2)/|x × d2|, y = z × x. Within a shell the functions then stand in the order m = -l ... l of
+    x = d1/|d1|, z = (x × d2)/|x × d2|, y = z × x. Within a shell the functions then have the order m = -l ... l of
     harmonics with x as polar axis and y and z as first and second axes; a p shell has the functions along z, x, y.
 
-    Where there is no second heavy atom, or it lies in line with the first, the next heavy atom out of line takes its
-    place, then the nearest hydrogen atom, then a fixed axis of space (z, x, y, the first out of line with x). An atom
-    without a heavy neighbour takes hydrogen atoms for both. Nothing is drawn at random: all densities of a geometry
-    get the same axes. The axes rotate with the molecule, but
+    If there is no second heavy atom, or it is collinear with the first, its place is taken by the next heavy atom that
+    is not collinear, then by the nearest hydrogen atom, then by a fixed axis of space (z, x, y, the first that is not
+    collinear with x). An atom without a heavy neighbour takes hydrogen atoms for both. No axis is random: all densities
+    of a geometry get the same axes. The axes rotate with the molecule, with two exceptions:
 
-    - with all atoms in line, the angle around that line is the fixed axis's: coefficients of m = 0 are invariant still;
-    - neighbours at distances that are equal to rounding keep their order in the molecule, as in STRUCTURES25's code:
-      frames of symmetric molecules are one of several that a symmetry operation exchanges.
+    - If all atoms are collinear, the fixed axis decides the angle around their line; only m = 0 is invariant.
+    - Neighbours at distances that are equal to rounding keep their order in the molecule, as in STRUCTURES25's code: a
+      symmetric molecule has several equivalent frames.
 
-    Axes change continuously with the geometry until two neighbours exchange their ranks or come in line. Labels that
-    are stored in local frames and natural coordinates with other axes, such as random ones of linear molecules, are
+    Axes change continuously with the geometry until two neighbours exchange ranks or become collinear. Labels that are
+    stored in local frames and natural coordinates with other axes, such as random ones of linear molecules, are
     recognised by their integrals and refused; in local frames alone the integrals do not depend on the axes.
     Source: Zhang et al., arXiv 2309.16578, section 4.3; Remme et al., JACS 2025.
     """
@@ -74,7 +74,7 @@ class LocalFrames(BasisTransform):
         for l, rotations in enumerate(rotations_of_harmonics(int(l_of.max(initial=0)), polar)):
             shells = np.flatnonzero(l_of == l).reshape(-1, 2 * l + 1)
             if l and len(shells):
-                blocks = rotations[:, :, m_of[shells[0]] + l]  # p functions stand in the order x, y, z
+                blocks = rotations[:, :, m_of[shells[0]] + l]  # p functions have the order x, y, z
                 tensors += [torch.from_numpy(shells), torch.from_numpy(blocks[atom[shells[:, 0]]])]
         return ShellRotation(tuple(tensors))
 
@@ -87,7 +87,7 @@ def local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str = "
     x = directions[:, 0]
     normals = np.cross(x[:, None], directions[:, 1:])
     sines = np.linalg.norm(normals, axis=2, keepdims=True)
-    second = np.argmax(sines > COLLINEAR, axis=1, keepdims=True)  # of each atom the first that is out of line
+    second = np.argmax(sines > COLLINEAR, axis=1, keepdims=True)  # the first that is not collinear
     z = np.take_along_axis(normals / np.maximum(sines, COLLINEAR), second, axis=1)[:, 0]
     return np.stack([x, np.cross(z, x), z], axis=1)
 

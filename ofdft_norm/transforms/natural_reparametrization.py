@@ -35,15 +35,15 @@ class Stretch(Step):
 class NaturalReparametrization(BasisTransform):
     """p~ = M^T p, g~ = M^-1 g with M M^T = S, the overlap of the density basis; |p~|^2 is the density's L2 norm.
 
-    S is the sample's field `overlap_matrix` (n_basis, n_basis), in the density basis, where there is one; else PySCF's
+    S is the sample's field `overlap_matrix` (n_basis, n_basis), in the density basis, if it exists; else PySCF's
     integrals over the exponents of the sample's basis (extra ``labels``).
 
     ``symmetric``: M = S^(1/2), the orthogonalisation that changes the functions least, so that a coefficient keeps its
     atom and its meaning; it commutes with rotations, local frames and the order of atoms.
 
-    ``canonical``: M = Q Lambda^(1/2), eigenvectors sorted by eigenvalue, smallest first. Of each eigenvector the entry
-    of largest magnitude (the first of several) is positive. Where eigenvalues coincide, as in molecules with symmetry,
-    their eigenvectors are arbitrary.
+    ``canonical``: M = Q Lambda^(1/2), eigenvectors sorted by eigenvalue, smallest first. In each
+    eigenvector the entry of largest magnitude (the first of several) is positive. Equal eigenvalues, as in symmetric
+    molecules, have arbitrary eigenvectors.
 
     Conditioning: an even-tempered basis of ratio 2.5 has eigenvalues of S from 1e-5 or so to 10. M^-1 magnifies a
     rounding error of a gradient by up to their inverse root, about 3e2: ten or more of sixteen digits remain.
@@ -51,8 +51,8 @@ class NaturalReparametrization(BasisTransform):
 
     Args:
         orthogonalization: ``symmetric`` or ``canonical``.
-        min_eigenvalue: Smallest eigenvalue of S that is accepted: what lies below would be noise, and leaving it out
-            could not be undone.
+        min_eigenvalue: Smallest eigenvalue of S that is accepted. Smaller eigenvalues are noise, and a change of basis
+            that omits them has no inverse.
 
     Raises:
         ConfigError: If `orthogonalization` is neither of the two, or `min_eigenvalue` is negative.

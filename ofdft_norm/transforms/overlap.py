@@ -22,7 +22,7 @@ def overlap_of(molecule: Molecule) -> Array:
     if molecule.overlap is not None:
         return _checked(molecule.overlap, molecule.name)
     gto = optional_module("pyscf.gto", "labels")
-    # what gto.M does besides costs a small molecule a third of its integrals
+    # gto.M takes a third of the time of a small molecule's integrals
     tables = gto.make_env(_atoms(molecule), _basis(molecule), np.zeros(gto.mole.PTR_ENV_START))
     return np.asarray(gto.getints("int1e_ovlp_sph", *tables, hermi=1))
 
@@ -52,7 +52,7 @@ def _atoms(molecule: Molecule) -> list[tuple[str, tuple[float, ...]]]:
 def _basis(molecule: Molecule) -> dict[str, list[list[Any]]]:
     """Returns the shells of each element as PySCF takes them: angular momentum, then exponents with coefficients.
 
-    Shells of equal angular momentum are one of PySCF's, contracted with the unit matrix: integrals take half the time.
+    Shells of equal angular momentum become one shell of PySCF, contracted with the unit matrix: this halves the time.
     """
     basis_info, exponents = molecule.basis_info, molecule.basis_info.exponent_per_shell
     if exponents is None:

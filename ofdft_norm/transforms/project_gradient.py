@@ -1,4 +1,4 @@
-"""Projection of gradients: a pre-transform, and for differences of gradients."""
+"""Projection of gradients: a function, and a pre-transform of gradient labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def project_gradient(gradient: Tensor, sample_or_batch: Data) -> Tensor:
 
     Returns:
         (n_basis,) [hartree], orthogonal to `dual_basis_integrals` in every molecule; in the gradient's dtype, computed
-        in float64. Where all integrals of a molecule are 0 there is nothing to project out.
+        in float64. If all integrals of a molecule are 0, its gradient is unchanged.
 
     Raises:
         BatchError: If the integrals are rescaled, `dual_basis_integrals` is missing or has another length than the
@@ -58,6 +58,7 @@ class ProjectGradient(BaseTransform):
     """PyG transform: projects `gradient_label` with `project_gradient`. Works on samples and on batches."""
 
     works_on_batches = True
+    reads = (("gradient_label", "dual_basis_integrals"),)
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample (already a copy of the caller's) with its gradient label projected."""

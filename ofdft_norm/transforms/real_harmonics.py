@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 def harmonics_up_to(l_max: int, directions: Array) -> Array:
     """Returns the harmonics of l = 0 ... l_max at (..., 3) unit vectors, (..., (l_max+1)^2).
 
-    They are orthonormal up to one common factor for each l. Harmonics of one l stand after those of smaller ones.
+    They are orthonormal up to one common factor for each l. Harmonics are sorted by l.
     """
     x, y, z = np.moveaxis(directions, -1, 0)
     values = np.empty(((l_max + 1) ** 2, *x.shape))
@@ -50,8 +50,8 @@ def _directions_and_inverses(l_max: int) -> tuple[Array, list[Array]]:
 def rotations_of_harmonics(l_max: int, rotations: Array) -> list[Array]:
     """Returns the Wigner matrices D of (..., 3, 3) rotations R for l = 0 ... l_max: Y(R r) = D Y(r).
 
-    The coefficients c of a function c.Y(r) become D c where positions are given in rotated axes, R r. The values of
-    all harmonics of one l at enough directions determine the (..., 2l+1, 2l+1) matrix: it is exact to rounding.
+    The coefficients c of a function c.Y(r) become D c if positions are given in rotated axes, R r. The values of all
+    harmonics of one l at enough directions determine the (..., 2l+1, 2l+1) matrix, exactly to rounding.
     """
     directions, inverses = _directions_and_inverses(l_max)
     values = harmonics_up_to(l_max, directions @ np.swapaxes(rotations, -1, -2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 import tomllib
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 import ofdft_norm
-from ofdft_norm.cli import COMMANDS, HYDRA_COMMANDS, main, usage
+from ofdft_norm.cli import COMMANDS, HYDRA_COMMANDS, format_usage, main
+from ofdft_norm.config import PackedLabels
 from tests.labelled_molecules import LabelledMolecules
 
 ROOT = Path(__file__).parents[2]
@@ -25,8 +27,8 @@ def test_it_is_installed_and_lists_all_commands(capsys: pytest.CaptureFixture[st
     assert project["scripts"] == {"ofdft-norm": f"{main.__module__}:{main.__name__}"}
     for words in ([], ["--help"]):
         assert main(words) == 0
-        assert capsys.readouterr().out == usage() + "\n"
-    assert all(f"\n  {name} " in usage() for name in COMMANDS)
+        assert capsys.readouterr().out == format_usage() + "\n"
+    assert all(f"\n  {name} " in format_usage() for name in COMMANDS)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"{ofdft_norm.__version__}\n"
     assert main(["trian"]) == 2
@@ -41,8 +43,7 @@ def test_help_explains_a_command(name: str, monkeypatch: Any, capsys: Any) -> No
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert f"ofdft-norm {name}" in shown.splitlines()[0]
-    if name in HYDRA_COMMANDS:
-        assert {"reads", "writes"} <= set(shown.split())
+    assert {"reads", "writes"} <= set(shown.split())
 
 
 @pytest.mark.parametrize("name", HYDRA_COMMANDS)
@@ -65,14 +66,16 @@ def test_scripts_call_the_commands(script: str, monkeypatch: pytest.MonkeyPatch)
     ("words", "message"),
     [
         ("labels none.xyz --output {out}", "none.xyz"),
-        ("labels {xyz} --output {out} --grid-level 99", "grid_level"),
-        ("labels {xyz} --output {out} --damping 5", "damping"),
-        ("labels {xyz} --output {xyz}", "water.xyz"),
-        ("labels {bad} --output {out}", "latin.xyz"),
-        ("pack nowhere {out}", "nowhere"),
-        ("pack embedded {out} --pre-transforms natrp", "did you mean 'natrep'"),
+        ("labels xyz={xyz} output={out} grid_level=99", "grid_level"),
+        ("labels xyz={xyz} output={xyz}", "water.xyz"),
+        ("labels xyz={bad} output={out}", "latin.xyz"),
+        ("labels xyz={xyz} output={out} workers=two", "workers"),
+        ("labels xyz={xyz}", "output"),
+        ("pack source=nowhere output={out}", "nowhere"),
+        ("pack output={out} source=embedded pre_transforms=natrp", "did you mean 'natrep'"),
         ("pack embedded {out} --verify 0", "verify"),
-        ("report nowhere", "nowhere"),
+        ("report run_dir=nowhere", "nowhere"),
+        ("report run_dir={run} ouput=page", "did you mean 'output'"),
         ("report {run}", "config.yaml"),
         ("predict ckpt_path={xyz}", "water.xyz"),
         ("predict ckpt_path={xyz} output={run}", "output"),
@@ -95,12 +98,23 @@ def test_wrong_input_ends_in_one_line(words: str, message: str, tmp_path: Path, 
     assert "Traceback" not in "\n".join(rest)
 
 
+def test_jobs_of_an_array_pack_their_shards_into_one_folder(tmp_path: Path) -> None:
+    molecules = LabelledMolecules(tmp_path)
+    words = [str(molecules.labels), str(tmp_path / "packed"), "--basis-info", molecules.basis_info, "--shard"]
+    assert [main(["pack", *words, f"{k}/4"]) for k in (3, 1, 4, 2)] == [0, 0, 0, 0]
+    source = PackedLabels(str(tmp_path / "packed" / "*"))
+    found = sorted(Path(path).name for path in source.everything())
+    assert found == sorted(path.name for path in molecules.labels.iterdir())
+    assert len(list((tmp_path / "packed").iterdir())) > 1
+    assert all(re.fullmatch(r"\d-of-4", path.name) for path in (tmp_path / "packed").iterdir())
+
+
 def test_labels_are_packed_and_verified_with_either_form_of_options(tmp_path: Path, capsys: Any) -> None:
     molecules = LabelledMolecules(tmp_path, ("methyl_nitrite", "nitromethane"))
-    first = [f"basis_info={molecules.basis_info}", "targets=[kin,kin_plus_xc]"]
-    for number, form in enumerate([first, ["--basis-info", molecules.basis_info]]):
-        output = str(tmp_path / f"packed_{number}")
-        assert main(["pack", str(molecules.labels), output, *form, "--pre-transforms", "natrep", "verify=3"]) == 0
-        assert f"2 molecules in {output}" in capsys.readouterr().out
-    assert (tmp_path / "packed_0" / "e_kin_plus_xc.npy").exists()
-    assert not (tmp_path / "packed_1" / "e_kin_plus_xc.npy").exists()
+    labels, basis, folders = str(molecules.labels), molecules.basis_info, [str(tmp_path / name) for name in "ab"]
+    named = [f"output={folders[0]}", f"source=[{labels}]", f"basis_info={basis}", "targets=[kin,kin_plus_xc]"]
+    for form in (named, [labels, folders[1], "--basis-info", basis, "--pre-transforms", "natrep"]):
+        assert main(["pack", *form, "verify=3"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"2 molecules in {folder}" in printed for folder in folders)
+    assert [(tmp_path / name / "e_kin_plus_xc.npy").exists() for name in "ab"] == [True, False]

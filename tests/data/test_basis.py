@@ -139,7 +139,7 @@ def test_exponents_are_kept_for_each_shell() -> None:
         (b"[1]", "is no density basis"),
         (b'{"atomic_numbers": [1]}', "lacks 'irreps_per_atom'"),
         (b'{"atomic_numbers": [1], "irreps_per_atom": ["1x0o"]}', "element 1.*parity"),
-        (b'{"atomic_numbers": [1], "irreps_per_atom": ["1x0e"], "exponents_per_atom": [[NaN]]}', "nan"),
+        (b'{"atomic_numbers": [1], "irreps_per_atom": ["1x0e"], "exponents_per_atom": [[NaN]]}', "NaN"),
         (b'{"atomic_numbers": [1], "irreps_per_atom": ["1x0e"], "p_order": "yzx"}', "'xyz': ofdft_norm 0.2"),
     ],
 )

@@ -136,6 +136,21 @@ def test_no_file_is_opened_twice_for_whole_molecules_and_headers(
     assert len(opened) == 3
 
 
+@pytest.mark.parametrize(
+    ("transform", "reads_all"),
+    [(None, False), (ProjectGradient(), False), (Compose([ProjectGradient()]), False), (lambda sample: sample, True)],
+)
+def test_fields_that_are_read_have_the_values_of_a_whole_sample(
+    transform: Any, reads_all: bool, paths: list[Path], basis_info: Any
+) -> None:
+    dataset = OFDataset(paths, basis_info, transform=transform)
+    whole, gradients = dataset.molecules([0, 2]), dataset.molecules([0, 2], ["gradient_label"])
+    assert torch.equal(gradients.gradient_label, whole.gradient_label)
+    energies = dataset.molecules([0, 2], ["energy_label"])
+    assert torch.equal(energies.energy_label, whole.energy_label)
+    assert ("gradient_label" in energies, "dual_basis_integrals" in energies) == (reads_all, reads_all)
+
+
 @pytest.mark.parametrize("n", [3, 9])
 def test_another_number_of_iterations_than_the_split_states_is_named(
     n: int, paths: list[Path], basis_info: Any
@@ -146,12 +161,6 @@ def test_another_number_of_iterations_than_the_split_states_is_named(
             action()
     with pytest.raises(ConfigError, match="n_scf_iterations has 2 entries for 3"):
         OFDataset(paths, basis_info, n_scf_iterations=[4, 3])
-
-
-def test_a_folder_is_opened_sorted_by_name(paths: list[Path], labels: Any, basis_info: Any) -> None:
-    assert OFDataset.from_directory(labels.folder, basis_info).paths == sorted(paths)
-    with pytest.raises(LabelFileError, match=r"no label file .*data\.source\.paths"):
-        OFDataset.from_directory(labels.folder / "none", basis_info)
 
 
 def test_two_geometries_of_one_name_are_refused(labels: Any, basis_info: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ofdft_norm.data.files import optional_module, read_json, read_yaml, write_text, write_zip, written_whole
+from ofdft_norm.data.files import optional_module, read_plain, write_text, write_zip, written_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -73,25 +73,25 @@ def test_equal_contents_make_equal_zip_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("read", "good", "bad"),
+    ("name", "good", "bad"),
     [
-        (read_json, '{"a": [1, 2.5, "é"]}', [b"{", b"", b"\xff", b"[NaN]", b'{"a": Infinity}', b"1e999"]),
-        (read_yaml, "a: [1, 2.5, é]", [b"a: [", b"\xff", b"a: .nan", b"!!python/object/apply:os.mkdir [made]"]),
+        ("file.json", '{"a": [1, 2.5, "é"]}', [b"{", b"", b"\xff", b"[NaN]", b'{"a": Infinity}', b"1e999"]),
+        ("file.yaml", "a: [1, 2.5, é]", [b"a: [", b"\xff", b"a: .nan", b"!!python/object/apply:os.mkdir [made]"]),
     ],
 )
 def test_plain_data_are_read(
-    read: Any, good: str, bad: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, good: str, bad: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("file").write_text(good)
-    assert read("file") == {"a": [1, 2.5, "é"]}
+    Path(name).write_text(good)
+    assert read_plain(name) == {"a": [1, 2.5, "é"]}
     for content in bad:
-        Path("file").write_bytes(content)
+        Path(name).write_bytes(content)
         with pytest.raises(ValueError, match=r"."):
-            read("file")
+            read_plain(name)
     with pytest.raises(OSError, match="absent"):
-        read("absent")
-    assert names(tmp_path) == ["file"]
+        read_plain("absent")
+    assert names(tmp_path) == [name]
 
 
 def test_an_optional_module_that_is_missing_names_its_extra() -> None:

@@ -115,14 +115,10 @@ def add(x: int, shift: int) -> int:
 
 
 DIFFERENT: list[tuple[Any, Any]] = [
-    (1, 1.0),
     (1, True),
     (0.0, -0.0),
-    ("1", 1),
     ([1], (1,)),
     ({1}, frozenset({1})),
-    (b"a", "a"),
-    ({"a": 1}, {"a": 2}),
     (np.zeros(2), np.zeros((2, 1))),
     (np.zeros(2), np.zeros(2, dtype=np.float32)),
     (torch.zeros(2), np.zeros(2)),

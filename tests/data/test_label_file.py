@@ -174,26 +174,19 @@ def test_rows_that_are_not_read_may_be_anything_but_the_ground_state(labels: Any
 NUMBERS = "expected float64"
 FLAGS = "expected booleans, or 0 and 1"
 WRONG: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
-    *((name, lambda v: v * 1j, NUMBERS) for name in (COEFFS, GRADIENT, INTEGRALS, ENERGY, POSITIONS)),
-    *((ENERGY, lambda v, t=dtype: v.astype(t), NUMBERS) for dtype in ("b1", "U8", "S8", "m8[s]", "M8[s]")),
-    *((GRADIENT, put((2, 5), value), "SCF iteration 2, entry 5, ") for value in (np.nan, np.inf, -np.inf, -1e16)),
-    (ENERGY, put(2, np.nan), "SCF iteration 2, entry 0, "),
-    *((name, put((0, 4), np.nan), "SCF iteration 0, entry 4, ") for name in (COEFFS, INTEGRALS)),  # without label
+    *((name, lambda v: v * 1j, NUMBERS) for name in (COEFFS, ENERGY)),
+    *((GRADIENT, put((2, 5), value), "SCF iteration 2, entry 5, ") for value in (np.nan, -np.inf, -1e16)),
+    (INTEGRALS, put((0, 4), np.nan), "SCF iteration 0, entry 4, "),  # without label
     (POSITIONS, put((1, 1), np.nan), "expected finite"),
     (COEFFS, lambda v: v.view(np.int64), "expected finite"),  # floats that are read as integers
     (COEFFS, lambda v: v.view(">f8"), "expected finite"),  # the wrong byte order
     (COEFFS, lambda v: v[0], "expected"),
-    (COEFFS, lambda v: v[:, :0], "expected"),
     (GRADIENT, lambda v: v[:-1], "expected"),
-    (INTEGRALS, lambda v: v[0], "expected"),
-    (ENERGY, lambda v: v[:, None], "expected"),
-    (POSITIONS, lambda v: v[:2], "expected"),
-    *((FLAG, lambda v, t=dtype: v.astype(t), FLAGS) for dtype in ("U5", "c16", "m8[s]")),
-    *((FLAG, lambda v, w=values: w, FLAGS) for values in ([0, np.nan, 1, 1], [0, 1, 2, 1], [0, 0.5, 1, 1])),
-    *((STEPS, lambda v, w=value: w, "has shape") for value in (-4, 3, np.nan, "4", [4, 4])),
-    *((ELEMENTS, lambda v, w=value: w, "whole numbers") for value in ([8.0, 1, 1], [True] * 3, 8)),
-    *((NAME, lambda v, w=value: w, "expected a name") for value in (["a", "b"], 1.5, True, "a\nb", "\x07", b"\xff")),
-    *((name, lambda v: None, "lacks the array") for name in (COEFFS, INTEGRALS, POSITIONS, ELEMENTS, NAME)),
+    (FLAG, lambda v: [0, 0.5, 1, 1], FLAGS),
+    (STEPS, lambda v: 3, "has shape"),
+    (ELEMENTS, lambda v: [8.0, 1, 1], "whole numbers"),
+    *((NAME, lambda v, w=value: w, "expected a name") for value in (["a", "b"], "a\nb", b"\xff")),
+    (INTEGRALS, lambda v: None, "lacks the array"),
 ]
 
 

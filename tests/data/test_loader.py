@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -41,17 +42,24 @@ def test_one_process_sees_the_samples_of_several() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("packed", "options"),
     [
         # a worker of the tests' server gets what a spawned one gets, pickled, and need not import torch anew
-        {"multiprocessing_context": "forkserver", "persistent_workers": True, "prefetch_factor": 5},
-        {"in_order": False, "num_workers": 2, "prefetch_factor": 1},
-        {"num_workers": 0, "persistent_workers": True, "prefetch_factor": 2, "in_order": False},
+        (False, {"multiprocessing_context": "forkserver", "persistent_workers": True, "prefetch_factor": 5}),
+        (True, {"multiprocessing_context": "forkserver"}),
+        (False, {"in_order": False, "num_workers": 2, "prefetch_factor": 1}),
+        (True, {"num_workers": 0, "persistent_workers": True, "prefetch_factor": 2, "in_order": False}),
     ],
 )
-def test_workers_yield_the_same_samples(options: dict[str, Any], labels: Any, assert_same_fields: Any) -> None:
+def test_workers_yield_the_same_samples(
+    packed: bool, options: dict[str, Any], labels: Any, tmp_path: Path, assert_same_fields: Any
+) -> None:
     processes.context()
-    dataset = OFDataset(labels.write_several(), labels.basis_info)
+    dataset: Any = OFDataset(labels.write_several(), labels.basis_info)
+    if packed:
+        dataset = PackedDataset([pack_labels(dataset, tmp_path / "packed", progress=False)])
+        assert len(dataset) == 12
+        assert len(pickle.dumps(dataset)) < 5000  # the basis, mostly
     config = LoaderConfig(batch_size=5, **{"num_workers": 1, **options})
     loader: Any = TorchLoader(dataset, collate_fn=collate_joined, **config.keywords())
     assert len(loader) == 3

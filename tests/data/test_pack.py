@@ -69,6 +69,25 @@ def test_a_packed_set_can_be_packed_again(raw: OFDataset, tmp_path: Path, assert
     assert_same_fields(PackedDataset([again], None, "e_tot", "grad_tot").molecules([0, 1]), expected)
 
 
+def test_further_energies_and_perturbed_rows_are_packed(labels: Any, basis_info: Any, tmp_path: Path) -> None:
+    def add(arrays: dict[str, np.ndarray]) -> None:
+        arrays["of_labels/energies/e_xc"] = np.array([0.0, -3.0, -2.0, -1.0])
+        arrays["of_labels/perturbed"] = np.array([False, True, False, False])
+
+    raw = OFDataset([labels.write(change=add)], basis_info)
+    packed = pack_labels(raw, tmp_path / "packed", ["kin", "tot"], energies=["xc"], progress=False)
+    again = pack_labels(PackedDataset([packed]), tmp_path / "again", energies=["xc"], progress=False)
+    for folder in (packed, again):
+        found = PackedDataset([folder], energy_key="e_xc")
+        assert [float(sample.energy_label) for sample in found] == [0.0, -3.0, -2.0, -1.0]
+        assert [bool(sample.perturbed) for sample in found] == [False, True, False, False]
+        assert torch.equal(found[1].gradient_label, raw[1].gradient_label)
+        assert torch.equal(found[1].ground_state_coeffs, raw[3].coeffs)
+    assert verify_packed(raw, packed, ["kin", "tot"]) == 1
+    with pytest.raises(LabelFileError, match="lacks 'e_xc', has"):
+        PackedDataset([pack_labels(raw, tmp_path / "without", progress=False)], energy_key="e_xc")
+
+
 def test_an_output_that_exists_is_left_alone(raw: OFDataset, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for output in (tmp_path, tmp_path / "link"):
@@ -107,6 +126,8 @@ def test_integrals_that_change_along_the_path_are_refused(labels: Any, basis_inf
         ({"dtype": "float16"}, "dtype 'float16'"),
         ({"targets": []}, "targets"),
         ({"targets": ["xc"]}, "e_xc"),
+        ({"energies": ["xc"]}, "e_xc"),
+        ({"energies": ["kin"]}, "targets"),
         ({"pre_transforms": [add_field]}, r"\['extra'\].*data\.pre_transforms"),
         ({"pre_transforms": [lambda sample: sample]}, "cannot be recognised"),
         ({"pre_transforms": [ToOtherCoordinates()]}, "one system of coordinates"),

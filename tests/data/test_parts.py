@@ -53,7 +53,7 @@ def test_only_the_files_of_a_part_are_opened(folder: Path) -> None:
         path.write_bytes(b"damaged")
     assert len(parts["test"]) == 4
     assert parts["test"] is parts["test"]
-    assert parts.elements("test") <= {1, 6, 8}
+    assert parts["test"].elements() <= {1, 6, 8}
     assert pickle.loads(pickle.dumps(parts))._opened == {}
     with pytest.raises(SplitError, match=r"no 'predict' split; they have \['train', 'val', 'test'\]"):
         _ = parts["predict"]
@@ -104,7 +104,7 @@ def test_another_split_than_the_checkpoints_may_not_train_on_held_back_molecules
 
 def test_the_embedded_labels_are_found_in_another_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = DataParts(EmbeddedLabels(), SplitConfig(), [])
-    expected = parts.names(), [path.name for path in parts["test"].paths]
+    expected, state = (parts.names(), [path.name for path in parts["test"].paths]), parts.state()
     copy = tmp_path / "site-packages" / "embedded"
     shutil.copytree(str(EmbeddedLabels().paths), copy)
     for module in ("sources", "parts"):
@@ -113,7 +113,7 @@ def test_the_embedded_labels_are_found_in_another_installation(tmp_path: Path, m
     object.__setattr__(source, "paths", str(copy))
     moved = DataParts(source, SplitConfig(), [])
     monkeypatch.setattr(type(source), "parts", lambda *_: {})  # the state alone decides
-    moved.restore(parts.state(), None)
+    moved.restore(state, None)
     assert (moved.names(), [path.name for path in moved["test"].paths]) == expected
     assert moved["test"].paths[0].parent == copy
 

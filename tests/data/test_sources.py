@@ -198,14 +198,10 @@ def test_samples_of_a_file_are_those_that_were_written(
     [
         ("coeffs", lambda a: None, r"lacks the arrays \['coeffs'\]"),
         ("coeffs", lambda a: a[:-1], r"m4.*: field 'coeffs' has .*33.* expected .*34"),
-        ("coeffs", lambda a: np.append(a, 0.0), r"m4.*: field 'coeffs' has .*35.* expected .*34"),
-        ("coeffs", lambda a: a * 1j, r"field 'coeffs' is .*j.* expected .* real"),
         ("coeffs", lambda a: a / 0, r"\(molecule 'm3'\): field 'coeffs' is "),
         ("pos", lambda a: a[:, :2], r"field 'pos' has .*\(3, 2\).* expected .*\(3, 3\)"),
         ("n_atoms", lambda a: a + 1, "'n_atoms' is not one positive integer for each sample, 9 atoms in all"),
-        ("n_atoms", lambda a: a.astype(float), "'n_atoms' is not one positive integer"),
         ("n_atoms", lambda a: np.array([-3, 3, 9]), "'n_atoms' is not one positive integer"),
-        ("mol_id", lambda a: a[:2], "'n_atoms' is not one positive integer"),
         ("atomic_numbers", lambda a: a + 1, "the basis"),
     ],
 )
@@ -222,14 +218,10 @@ def test_a_sample_file_that_does_not_fit_is_named(
 
 
 def test_a_file_that_is_no_sample_file_is_named(basis_file: str, tmp_path: Path) -> None:
-    path = tmp_path / "samples.npz"
-    source = SampleFile(str(path), basis_file)
-    with pytest.raises(LabelFileError, match=r"samples\.npz: cannot be read as an npz file"):
-        source.open("all", source.everything(), [])
-    path.write_bytes(b"no zip")
-    with pytest.raises(LabelFileError, match=r"samples\.npz: cannot be read as an npz file"):
-        source.open("all", source.everything(), [])
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(LabelFileError, match=r"samples\.npz: is no regular file"):
-        source.open("all", source.everything(), [])
+    (tmp_path / "text.npz").write_bytes(b"no zip")
+    os.mkfifo(tmp_path / "pipe.npz")
+    unreadable = "cannot be read as an npz file"
+    for name, words in (("absent", unreadable), ("text", unreadable), ("pipe", "is no regular file")):
+        source = SampleFile(str(tmp_path / f"{name}.npz"), basis_file)
+        with pytest.raises(LabelFileError, match=rf"{name}\.npz: {words}"):
+            source.open("all", source.everything(), [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -20,7 +19,7 @@ import yaml
 from ofdft_norm.data.dataset import OFDataset
 from ofdft_norm.data.pack import pack_labels
 from ofdft_norm.data.sources import EmbeddedLabels, LabelFiles, PackedLabels
-from ofdft_norm.data.split import SplitConfig, random_split
+from ofdft_norm.data.split import SplitConfig, members_of_shard, random_split
 from ofdft_norm.errors import ConfigError, SplitError
 
 NAMES = [f"molecule_{i}.zarr.zip" for i in range(6)]
@@ -78,19 +77,44 @@ def test_random_splits_are_those_of_earlier_versions(shares: Any, seed: int, val
     assert sorted(parts["train"] + parts["val"] + parts["test"]) == sorted(MEMBERS)
 
 
-def test_the_embedded_molecules_train_and_test_as_ever() -> None:
+def test_the_embedded_labels_have_their_own_split_by_default() -> None:
     parts = EmbeddedLabels().parts(SplitConfig())
-    names = "\n".join(f"{part} {os.path.basename(path)}" for part, paths in parts.items() for path in paths)
-    assert hashlib.sha256(names.encode()).hexdigest().startswith("adce705c142f6182f43ba754d3504b9d0f82ed39")
+    assert list(parts) == ["train", "val", "test", "test_molecules"]
+    names = {part: {os.path.basename(path).split(".")[0] for path in paths} for part, paths in parts.items()}
+    assert sorted(name for of in names.values() for name in of) == sorted(
+        os.path.basename(path).split(".")[0] for path in EmbeddedLabels().everything()
+    )
+    molecules = {part: {name.rstrip("0123456789").rstrip("_") for name in of} for part, of in names.items()}
+    assert molecules["val"] == molecules["test"] < molecules["train"]
+    assert not molecules["test_molecules"] & molecules["train"]
+    assert list(EmbeddedLabels().parts(SplitConfig(seed=2))) == ["train", "val", "test"]
+
+
+def test_split_files_may_have_further_parts_to_test_on(root: Path) -> None:
+    split = {"train": NAMES[:3], "test_far": NAMES[3:5], "test": NAMES[5:]}
+    parts = files("QM9/labels").parts(write_split(root / "split.yaml", split))
+    assert {part: [os.path.basename(path) for path in paths] for part, paths in parts.items()} == split
+
+
+def test_shards_share_all_files_whatever_others_there_are() -> None:
+    shards = [members_of_shard(MEMBERS, f"{k}/3") for k in (1, 2, 3)]
+    assert sorted(member for shard in shards for member in shard) == sorted(MEMBERS)
+    assert [set(members_of_shard(MEMBERS[5:], f"{k}/3")) for k in (1, 2, 3)] == [
+        set(s) & set(MEMBERS[5:]) for s in shards
+    ]
+    assert members_of_shard(["/elsewhere/x3.zarr.zip"], "1/1") == ["/elsewhere/x3.zarr.zip"]
+    for shard in ("0/4", "5/4", "1", "a/b"):
+        with pytest.raises(ConfigError, match=f"shard: got '{shard}'"):
+            members_of_shard(MEMBERS, shard)
 
 
 def test_shares_that_leave_a_part_empty_are_refused() -> None:
-    with pytest.raises(SplitError, match=r"here: the shares .* of 3 molecules leave \['val', 'test'\] without"):
+    with pytest.raises(SplitError, match=r"here: the shares .* of 3 molecules leave 'val' without"):
         random_split(MEMBERS[:3], SplitConfig(), "here")
     with pytest.raises(SplitError, match="add up to more than 1"):
         random_split(MEMBERS, SplitConfig(0.8, 0.2, 0.2), "here")
     parts = random_split(MEMBERS, SplitConfig(0.3, 0.3, 0.0), "here")
-    assert [len(members) for members in parts.values()] == [7, 7, 0]
+    assert {part: len(members) for part, members in parts.items()} == {"train": 7, "val": 7}
 
 
 # --- one label file, reached on two paths -----------------------------------------------------------------------------
@@ -102,10 +126,9 @@ def test_shares_that_leave_a_part_empty_are_refused() -> None:
     [
         ["QM9/labels", "{root}/QM9/labels"],
         ["QM9/labels", "QM9/labels/../labels"],
-        ["{root}/QM9/labels", f"QM9/labels/{NAMES[2]}"],
         ["QM9/labels", "link/labels"],
-        ["far", f"QM9/labels/{NAMES[0]}"],
         ["far", "QMUGS/second.zarr.zip"],
+        ["QM9/labels", "QMUGS/third.zarr.zip"],
         ["QM9/labels/*.zarr.zip", "./QM9/../QM9/l*/*_2.zarr.zip"],
     ],
 )
@@ -114,6 +137,7 @@ def test_one_label_file_on_two_paths(paths: list[str], whole: bool, root: Path) 
     (root / "far").mkdir()
     (root / "far/first.zarr.zip").symlink_to(root / "QM9/labels" / NAMES[0])
     (root / "QMUGS/second.zarr.zip").symlink_to("../far/first.zarr.zip")
+    (root / "QMUGS/third.zarr.zip").hardlink_to(root / "QM9/labels" / NAMES[1])
     source = files(*(path.format(root=root) for path in paths))
     with pytest.raises(SplitError, match=r"listed twice: \d+ \(config: data\.split\.file.*(?s:.*)the same file as"):
         source.everything() if whole else source.parts(SplitConfig(0.5, 0.5, 0.0))
@@ -160,7 +184,6 @@ Q0, U0 = f"QM9/labels/{NAMES[0]}", f"QMUGS/labels/{NAMES[0]}"
         (("QM9", NAMES[0], 4), Q0),
         (("QMUGS", NAMES[0], 4), U0),
         (Q0, Q0),
-        (f"QMUGS/labels/{NAMES[0]}", U0),
         (("QM9", "only_qm9.zarr.zip", 4), "QM9/labels/only_qm9.zarr.zip"),
         (("elsewhere", "only_qm9.zarr.zip", 4), "QM9/labels/only_qm9.zarr.zip"),
         ("only_qm9.zarr.zip", "QM9/labels/only_qm9.zarr.zip"),

@@ -72,13 +72,16 @@ def test_data_sets_are_read_as_they_are() -> None:
     assert parts.loader("train") is None
     assert_equal_samples(parts["train"], train)
     assert_equal_samples(parts["test"], [molecules(5, 1)[i] for i in (3, 1)])
-    assert (parts.elements("train"), parts.elements("test"), parts.state()) == ({1, 6, 8}, None, None)
+    assert (parts["train"].elements(), parts["test"].elements(), parts.state()) == ({1, 6, 8}, {1, 6, 8}, None)
     with pytest.raises(SplitError, match="no 'val' split"):
         _ = parts["val"]
     with pytest.raises(ConfigError, match="train, val, test and predict parts"):
         _ = parts["all"]
     assert [sample.keys() for sample in train] == [sample.keys() for sample in before]  # ours are copies
     assert_equal_samples(train, before)
+    train.append(train[0])
+    parts.release()
+    assert len(parts["train"]) == 10
 
 
 def test_a_split_divides_a_single_data_set_and_is_refused_for_divided_data() -> None:
@@ -119,7 +122,7 @@ def test_structures_of_ase_are_converted() -> None:
         assert sample.atomic_numbers.tolist() == structures[i].numbers.tolist()
         assert (float(sample.energy_label), float(sample.forces.mean())) == (-10.0 * i, i)
         assert sample.mol_id == f"sample {i} of the train data"
-    assert parts.elements("train") == {1, 6, 7, 8}
+    assert parts["train"].elements() == {1, 6, 7, 8}
     with pytest.raises(LabelFileError, match="sample 0 of the train data: lacks 'y'"):
         list(parts_of(WrappedData(train=structures, energy_field="y"), ALL)["train"])
 
@@ -127,7 +130,7 @@ def test_structures_of_ase_are_converted() -> None:
 def test_label_files_are_not_checked_again(labels: Any) -> None:
     dataset = OFDataset(labels.write_several(), labels.basis_info)
     parts = parts_of(WrappedData(train=dataset, val=Subset(dataset, [5, 2]), basis_info=labels.basis_info))
-    assert parts.elements("train") == {1, 6, 8}
+    assert parts["train"].elements() == {1, 6, 8}
     assert [sample.mol_id for sample in parts["train"]] == [sample.mol_id for sample in dataset]
     assert [int(s.scf_iteration) for s in parts["val"]] == [int(dataset[i].scf_iteration) for i in (5, 2)]
 
@@ -139,19 +142,14 @@ def test_label_files_are_not_checked_again(labels: Any) -> None:
     ("make", "expected"),
     [
         (lambda m: changed(m, force=None), "lacks the field 'force'; it has .*data.source.forces_field"),
-        (lambda m: changed(m, y=None), "lacks the field 'y'"),
         (lambda m: changed(m, z=None), "lacks the field 'atomic_numbers'"),
         (lambda m: changed(m, force=m.force.T), r"field 'force' has .*\(3, 5\), expected .*\(5, 3\)"),
         (lambda m: changed(m, y=torch.zeros(2)), r"field 'y' has .*\(2,\), expected one number"),
         (lambda m: changed(m, y=torch.tensor(torch.nan)), r"field 'y' is nan at entry \[\], expected finite numbers"),
-        (lambda m: changed(m, y=torch.tensor(1e300, dtype=torch.float64)), r"field 'y' is 1e\+300"),
         (lambda m: changed(m, y=torch.tensor(1j)), "field 'y' has dtype torch.complex64"),
-        (lambda m: changed(m, y=1j), "field 'y' is 1j"),
         (lambda m: changed(m, y=[[1.0], [2.0, 3.0]]), "field 'y' is"),
-        (lambda m: changed(m, force=m.force / 0), r"field 'force' is .*inf at entry \[0, 0\]"),
         (lambda m: changed(m, pos=m.pos / 0), r"field 'pos' is .*inf at entry \[0, 0\]"),
         (lambda m: changed(m, z=m.z + 0.5), r"field 'z' has shape \(5,\) and the wrong values \[.*\.5, "),
-        (lambda m: changed(m, z=-m.z), r"field 'z' has shape \(5,\) and the wrong values \[-"),
         (lambda m: changed(m, z=m.z[None]), r"field 'z' has shape \(1, 5\)"),
         (lambda m: m.to_dict(), "is a dict"),
         (lambda m: changed(m, normalized=torch.tensor([True])), "is normalised already"),
@@ -170,10 +168,8 @@ def test_a_wrong_sample_is_named(make: Callable[[Data], Any], expected: str) -> 
     ("change", "error"),
     [
         (lambda s: {"coeffs": s.coeffs[:-1]}, r"field 'coeffs' has .*\(19,\), expected .*\(20,\)"),
-        (lambda s: {"coeffs": s.coeffs * torch.nan}, r"field 'coeffs' is nan at entry \[0\]"),
         (lambda s: {"gradient_label": s.gradient_label / 0}, "field 'gradient_label' is"),
         (lambda s: {"dual_basis_integrals": s.coeffs / 0}, "field 'dual_basis_integrals' is"),
-        (lambda s: {"atom_ind": s.atom_ind.flip(0)}, "field 'atom_ind' contradicts"),
         (lambda s: {"basis_function_ind": s.basis_function_ind.flip(0)}, "field 'basis_function_ind' contradicts"),
         (lambda s: {"atomic_numbers": torch.tensor([9, 1, 1])}, "9"),
         (lambda s: {"coeffs": None}, "lacks the field 'coeffs'"),
@@ -269,6 +265,7 @@ def test_a_data_module_is_set_up_once_for_each_stage() -> None:
     assert parts.names() == ["train", "val", "test"]
     loaders: list[Any] = [parts.loader("train"), parts.loader("val")]
     assert [len(parts["train"]), len(parts["val"])] == [9, 4]
+    assert (source.is_set_up("val"), source.is_set_up("test")) == (True, False)  # Lightning sets the test stage up
     source.setup("fit", trainer)
     assert theirs.calls == ["prepare", "fit"]
     assert [len(list(loader)) for loader in loaders] == [3, 1]

@@ -124,16 +124,6 @@ def test_a_separator_may_be_a_slash(tmp_path: Path) -> None:
         assert group.read("group/values").tolist() == [[0, 1], [2, 3]]
 
 
-def test_missing_files_and_arrays(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.zarr"):
-        ZarrGroup(tmp_path / "nowhere.zarr")
-    write(tmp_path / "file.zarr", np.zeros(1), (1,))
-    with ZarrGroup(tmp_path / "file.zarr") as group:
-        assert "group/absent" not in group
-        with pytest.raises(KeyError, match="group/absent"):
-            group.read("group/absent")
-
-
 @pytest.mark.parametrize(
     "attack",
     [

@@ -13,7 +13,7 @@ from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import DensityModule
 
 BASIS = BasisInfo([1, 8], ["2x0e+1x1o", "3x0e+1x1o"])
-SMALL = {"width": 8, "rank": 2, "n_radial": 4}
+SMALL = {"width": 8, "n_layers": 1, "n_heads": 2, "n_gaussians": 4}
 
 
 @pytest.fixture
@@ -61,8 +61,7 @@ def naive_loss(module, samples):
         w = sample.dual_basis_integrals.numpy()
         difference = gradient - sample.gradient_label.numpy()
         difference = difference - w * (w @ difference) / (w @ w)
-        error = abs(energy[0] - sample.energy_label.item()) / np.sqrt(len(sample.pos))
-        terms.append((1.5 * error + 0.7 * np.linalg.norm(difference)) / 2.0)  # in units of the energy scale
+        terms.append(1.5 * abs(energy[0] - sample.energy_label.item()) + 0.7 * np.linalg.norm(difference))
     return np.mean(terms)
 
 
@@ -104,6 +103,8 @@ def test_a_network_is_built_once_for_one_basis(module, samples):
         DensityModule(**SMALL)(samples[0])
     with pytest.raises(ConfigError, match=r"model\.gradient_weight = -1"):
         DensityModule(gradient_weight=-1)
+    with pytest.raises(ConfigError, match=r"model\.n_heads = 3"):
+        DensityModule(width=8, n_heads=3)
 
 
 def test_a_state_dict_builds_the_network_of_its_normaliser(module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +17,8 @@ BASIS = BasisInfo([1, 6, 8], ["2x0e+1x1o", "3x0e+2x1o+1x2e", "2x0e+1x1o+1x2e+1x3
 
 def network(seed: int = 0, basis: BasisInfo = BASIS) -> DensityNetwork:
     torch.manual_seed(seed)
-    net = DensityNetwork(basis, width=8, rank=3, n_radial=6, cutoff=8.0, coeff_scale=2.0).double()
-    for parameter in net.parameters():  # the readout starts at zero, where every test would pass
+    net = DensityNetwork(basis, width=8, n_layers=2, n_heads=2, n_gaussians=6, coeff_scale=2.0).double()
+    for parameter in net.readout.parameters():  # it starts at zero, where every test would pass
         torch.nn.init.normal_(parameter, std=0.3)
     return net
 
@@ -58,27 +57,36 @@ def test_molecules_of_a_batch_do_not_see_each_other(make_sample, make_batch):
     torch.testing.assert_close(net(batch, batch.coeffs), alone, rtol=1e-10, atol=1e-10)
 
 
-def test_energy_does_not_change_under_rotations(make_sample):
-    """e3nn rotates the coefficients; its axes are y, z, x, its l = 1 is in that order, too."""
-    e3nn = pytest.importorskip("e3nn.o3")
-    sample, axes = make_sample(BASIS, np.random.default_rng(11), [8, 6, 1, 1]), [1, 2, 0]
-    rotation = e3nn.angles_to_matrix(*torch.tensor([0.3, 1.1, -2.0], dtype=torch.float64))
-    wigner = [e3nn.Irrep(l, 1).D_from_matrix(rotation[axes][:, axes]) for l in range(4)]
-    wigner[1] = rotation
-    turned_blocks = [
-        torch.block_diag(*(wigner[l] for l in e3nn.Irreps(str(BASIS.irreps_per_atom[element])).ls)) @ block
-        for block, element in zip(blocks(sample), sample.atom_ind.tolist(), strict=True)
-    ]
-    turned = OFData.construct_new(BASIS, sample.pos @ rotation.T, sample.atomic_numbers, torch.cat(turned_blocks))
-    net = network()
-    for quadratic in net.quadratics:  # these parts treat every component on its own
-        torch.nn.init.zeros_(quadratic.diagonal)
-        torch.nn.init.zeros_(quadratic.linear)
-    torch.testing.assert_close(net(turned, turned.coeffs), net(sample, sample.coeffs), rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(turned.coeffs, sample.coeffs)
+def test_single_and_double_precision_agree(make_sample, make_batch):
+    rng = np.random.default_rng(4)
+    batch, net = make_batch([make_sample(BASIS, rng, numbers) for numbers in ([8, 1, 1], [6, 8])]), network()
+    expected = net(batch, batch.coeffs)
+    batch.pos = batch.pos.float()
+    found = net.float()(batch, batch.coeffs.float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_every_parameter_takes_part_though_elements_are_absent(make_sample):
+def test_atoms_attend_to_each_other_by_distance(make_sample):
+    sample, net = make_sample(BASIS, np.random.default_rng(5), [8, 1]), network()
+    moved = copy.copy(sample)
+    moved.pos = sample.pos.clone()
+    moved.pos[1] += 1.0
+    assert not torch.allclose(net(moved, moved.coeffs), net(sample, sample.coeffs), rtol=1e-4)
+
+
+def test_derivatives_are_those_of_finite_differences_and_so_are_theirs(make_sample, make_batch):
+    rng = np.random.default_rng(6)
+    batch, net = make_batch([make_sample(BASIS, rng, numbers) for numbers in ([1, 1], [8])]), network()
+    coeffs = batch.coeffs.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: net(batch, p), coeffs)
+    assert torch.autograd.gradgradcheck(lambda p: net(batch, p), coeffs)
+
+
+def test_every_parameter_takes_part_in_a_gradient_loss_though_elements_are_absent(make_sample):
     net, sample = network(), make_sample(BASIS, np.random.default_rng(0), [1, 1])
-    net(sample, sample.coeffs).sum().backward()
+    coeffs = sample.coeffs.clone().requires_grad_()
+    energy = net(sample, coeffs).sum()
+    (gradient,) = torch.autograd.grad(energy, coeffs, create_graph=True)
+    (energy + gradient.square().sum()).backward()
     assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []

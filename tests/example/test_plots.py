@@ -11,9 +11,10 @@ import pytest
 from ofdft_norm import AtomRef, DatasetStatistics, DimensionWiseRescaling, Normalizer, OFDataset, ProjectGradient
 from ofdft_norm.example.plots import (
     gradient_ranges,
-    plot_energies,
     plot_gradient_ranges,
+    plot_learning_curves,
     plot_normalization,
+    plot_parity,
     save_figure,
 )
 
@@ -77,18 +78,27 @@ def test_gradient_plot_has_a_panel_for_each_element_with_its_data(make, labels, 
     assert (tmp_path / "a" / "gradients.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_energy_plot_shows_the_error_of_each_sample_and_names_the_three_worst_molecules(tmp_path):
-    errors = {"a": [0.01, 0.03], "$b$": [-0.03], "c": [0.001], r"$\frac{$": [0.04]}
-    figure = plot_energies({"val": errors}, energy="e_kin")
+def test_parity_plot_shows_labels_and_predictions_of_each_split(tmp_path):
+    many = np.linspace(-1, 1, 15_000)
+    splits = {"test": (np.array([1.0, 2.0]), np.array([1.5, 2.0])), "test_molecules": (many, many)}
+    figure = plot_parity({r"energy of $\frac{$ [Ha]": splits})
     axes: Any = figure.axes[0]
-    drawn = axes.collections[0].get_offsets()
-    np.testing.assert_allclose(drawn, [[0, -30], [1, 1], [2, 10], [2, 30], [3, 40]])
-    assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
-    assert [text.xy for text in axes.texts] == [(3, pytest.approx(40)), (0, pytest.approx(-30)), (2, pytest.approx(30))]
-    assert axes.get_xlabel() == "4 molecules in the order of their mean error; the worst:\n1 $\\frac{$, 2 $b$, 3 a"
-    assert axes.get_title(loc="left") == "val: error of e_kin, MAE 22.2 mHa"
-    save_figure(figure, tmp_path / "energies.png")
-    assert (tmp_path / "energies.png").stat().st_size > 1000
+    np.testing.assert_allclose(axes.collections[0].get_offsets(), [[1, 1.5], [2, 2]])
+    np.testing.assert_allclose(axes.collections[1].get_offsets(), np.stack([many, many], axis=1)[::2])
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["test: MAE 0.25", "test_molecules: MAE 0"]
+    assert axes.get_xlim() == axes.get_ylim()
+    save_figure(figure, tmp_path / "parity.png")
+    assert (tmp_path / "parity.png").stat().st_size > 1000
+
+
+def test_learning_curves_have_a_panel_for_each_quantity_and_a_line_for_each_name():
+    epochs = np.arange(3)
+    figure = plot_learning_curves({"loss": {"train": (epochs, 1.0 / (1 + epochs))}, "errors": {"a": (epochs, epochs)}})
+    first, second = figure.axes
+    np.testing.assert_allclose(first.lines[0].get_xydata(), [[0, 1], [1, 1 / 2], [2, 1 / 3]])
+    assert second.get_legend().get_texts()[0].get_text() == "a"
+    assert second.get_xlabel() == "epoch"
 
 
 @pytest.mark.parametrize("rescaling", [True, False])
@@ -97,13 +107,16 @@ def test_normalisation_plot_shows_spreads_of_coefficients_and_energies(make, res
     axes: Any = plot_normalization(datamodule).axes
     coefficients, energies = axes
     for first, samples in enumerate((datamodule.samples, datamodule.normalized)):
-        drawn = np.concatenate([points.get_offsets()[:, 1] for points in coefficients.collections[first::2]])
+        drawn = np.concatenate([points.get_offsets()[:, 1] for points in coefficients.collections[first + 1 :: 3]])
         np.testing.assert_allclose(drawn, by_dimension(samples, "coeffs", np.std), rtol=1e-9)
     names = [label.get_text() for label in energies.get_yticklabels()]
-    assert names[0] == "as labelled"
-    assert "minus atom_ref" in names
-    spread = 1000 * np.std([sample.energy_label.item() for sample in datamodule.samples])
-    assert energies.patches[0].get_width() == pytest.approx(spread, rel=1e-9)
+    assert names[0] == "atomic"
+    before, after = (energies.collections[i].get_offsets()[0, 0] for i in (0, 1))
+    spread = np.std([sample.energy_label.item() for sample in datamodule.samples])
+    assert before == pytest.approx(1000 * spread, rel=1e-9)
+    assert after == pytest.approx(1000 * datamodule.statistics["has_energy_label"].residual("atom_ref").std, rel=1e-9)
+    np.testing.assert_allclose(sorted(energies.lines[0].get_xdata()), sorted([max(after, 1.6), before]))
+    assert energies.get_xlim()[0] == pytest.approx(1.6)  # chemical accuracy
 
 
 def test_data_without_coefficients_have_energies_alone():
@@ -113,5 +126,5 @@ def test_data_without_coefficients_have_energies_alone():
     arrays["constant/energy_minus_linear_ref/rms"] = np.array(0.0)
     datamodule = as_datamodule(DatasetStatistics.from_arrays(arrays), Normalizer(), None, "constant")
     energies: Any = plot_normalization(datamodule).axes[0]
-    assert [bar.get_width() for bar in energies.patches] == [500, 0]
-    assert energies.get_xlim()[0] < 500 / 5  # the axis begins far from the end of a bar
+    assert [points.get_offsets()[0, 0] for points in energies.collections] == [500, 0]
+    assert energies.get_xlim()[0] == pytest.approx(1.6)  # chemical accuracy

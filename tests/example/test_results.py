@@ -10,16 +10,16 @@ import torch
 import torch.distributed as dist
 from torch_geometric.loader import DataLoader
 
-from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, LinearReferences, Normalizer
+from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, Normalizer
 from ofdft_norm.example import LabelErrors
 from ofdft_norm.example.results import (
     HEADINGS,
     ResultRow,
-    composition_and_xc,
-    constant_per_element,
-    energy_errors,
+    describe_accuracy,
     evaluate,
     format_table,
+    linear_baseline,
+    parity,
     read_csv,
     reference_only,
     write_csv,
@@ -37,7 +37,7 @@ def make_normalizer(energy_scale: float = 2.0) -> Normalizer:
 
 def naive_errors(samples, energies, gradients):
     """Predicted energies and gradients [hartree] against the raw samples' labels."""
-    errors, electrons, differences = [], [], []
+    errors, electrons, differences, at_ground_state = [], [], [], []
     by_molecule: dict[str, list[float]] = {}
     for sample, energy, gradient in zip(samples, energies, gradients, strict=True):
         if not sample.has_energy_label.item():
@@ -45,14 +45,18 @@ def naive_errors(samples, energies, gradients):
         w, difference = sample.dual_basis_integrals.numpy(), gradient - sample.gradient_label.numpy()
         differences.append(difference - w * (w @ difference) / (w @ w))
         errors.append(energy - sample.energy_label.item())
-        by_molecule.setdefault(sample.mol_id, []).append(errors[-1])
+        if not sample.perturbed.item():
+            by_molecule.setdefault(sample.mol_id, []).append(errors[-1])
+        if (sample.coeffs == sample.ground_state_coeffs).all():
+            at_ground_state.append(errors[-1])
         electrons.append(w @ sample.coeffs.numpy())
-    within = np.concatenate([np.abs(np.array(errors) - np.mean(errors)) for errors in by_molecule.values()])
+    along_path = np.concatenate([np.abs(np.array(own) - np.mean(own)) for own in by_molecule.values()])
     return {
         "energy_mae_mHa": 1000 * np.mean(np.abs(errors)),
         "energy_median_mHa": 1000 * np.median(np.abs(errors)),
-        "energy_mae_within_molecule_mHa": 1000 * np.mean(within),
         "energy_rmse_mHa": 1000 * np.sqrt(np.mean(np.square(errors))),
+        "energy_mae_ground_state_mHa": 1000 * np.mean(np.abs(at_ground_state)),
+        "energy_mae_along_path_mHa": 1000 * np.mean(along_path),
         "energy_mae_per_electron_mHa": 1000 * np.mean(np.abs(errors) / np.array(electrons)),
         "gradient_mae_mHa": 1000 * np.mean(np.abs(np.concatenate(differences))),
         "gradient_norm_mHa": 1000 * np.mean([np.linalg.norm(difference) for difference in differences]),
@@ -65,8 +69,10 @@ def predicted(make_sample):
     rng = np.random.default_rng(1)
     numbers = [rng.choice([1, 8], 1 + i % 3).tolist() for i in range(7)]
     samples = [make_sample(BASIS, rng, z, f"molecule_{i % 3}", has_energy_label=i != 2) for i, z in enumerate(numbers)]
-    for sample in samples:
+    for i, sample in enumerate(samples):
         sample.coeffs = sample.coeffs.abs()  # a positive number of electrons
+        sample.ground_state_coeffs = sample.coeffs + (i < 4)
+        sample.perturbed = torch.tensor([i == 1])
     energies = [sample.energy_label.item() + rng.normal() for sample in samples]
     gradients = [sample.gradient_label.numpy() + rng.normal(size=len(sample.coeffs)) for sample in samples]
     samples[2].energy_label = torch.full((1,), torch.nan, dtype=torch.float64)
@@ -103,7 +109,7 @@ def test_without_labelled_samples_errors_are_nan_and_nameless_samples_are_molecu
         del sample.mol_id
     update(metric, make_batch, *predicted)
     assert metric.sizes() == (6, 6)
-    assert float(metric.compute()["energy_mae_within_molecule_mHa"]) == 0
+    assert float(metric.compute()["energy_mae_along_path_mHa"]) == 0
 
 
 def errors_of_all_ranks(states: list[tuple[torch.Tensor, ...]]) -> dict[str, float]:
@@ -125,71 +131,73 @@ def test_two_processes_give_the_errors_of_all_samples(make_batch, predicted):
 # --- baselines and table ----------------------------------------------------------------------------------------------
 
 
-def test_baselines_against_numpy(predicted):
+def test_the_reference_and_its_parity_against_numpy(predicted):
     samples, normalizer = predicted[0], make_normalizer()
-    references = torch.zeros(119, dtype=torch.float64)
-    references[[1, 8]] = torch.tensor([-0.5, -75.0], dtype=torch.float64)
-    predictors = {
-        "constant": constant_per_element(LinearReferences(references), normalizer),
-        "ref": reference_only(normalizer),
-    }
     batches = list(DataLoader([normalizer.normalize(sample) for sample in samples], 2, follow_batch=["coeffs"]))
     slopes = [normalizer.reference.g_z.numpy()[sample.basis_function_ind] for sample in samples]
-    energies = {
-        "constant": [float(references[sample.atomic_numbers].sum()) for sample in samples],
-        "ref": [
-            slope @ sample.coeffs.numpy() + 0.3 + normalizer.reference.t_z.numpy()[sample.atom_ind].sum()
-            for sample, slope in zip(samples, slopes, strict=True)
-        ],
-    }
-    gradients = {"constant": [np.zeros_like(slope) for slope in slopes], "ref": slopes}
-    for row in evaluate(predictors, batches, normalizer, "val"):
-        expected = naive_errors(samples, energies[row.predictor], gradients[row.predictor])
-        assert row.errors == pytest.approx(expected, rel=1e-6)
-    expected_errors: dict[str, list[float]] = {}
-    for sample, energy in zip(samples, energies["ref"], strict=True):
-        if sample.has_energy_label.item():
-            expected_errors.setdefault(sample.mol_id, []).append(energy - sample.energy_label.item())
-    found = energy_errors(predictors["ref"], batches, normalizer)
-    assert found == {name: pytest.approx(errors, rel=1e-9) for name, errors in expected_errors.items()}
+    energies = [
+        slope @ sample.coeffs.numpy() + 0.3 + normalizer.reference.t_z.numpy()[sample.atom_ind].sum()
+        for sample, slope in zip(samples, slopes, strict=True)
+    ]
+    predictor = reference_only(normalizer)
+    [row] = evaluate({"ref": predictor}, batches, normalizer, "val")
+    assert row.errors == pytest.approx(naive_errors(samples, energies, slopes), rel=1e-6)
+
+    labelled = [i for i, sample in enumerate(samples) if sample.has_energy_label.item()]
+    (labels, zeros), gradients = parity(predictor, batches, normalizer)
+    np.testing.assert_allclose(labels, [samples[i].energy_label.item() - energies[i] for i in labelled], atol=1e-9)
+    np.testing.assert_allclose(zeros, 0, atol=1e-9)
+    for found, own in zip(gradients, ([samples[i].gradient_label.numpy() for i in range(7)], slopes), strict=True):
+        w = [sample.dual_basis_integrals.numpy() for sample in samples]
+        expected = [own[i] - w[i] * (w[i] @ own[i]) / (w[i] @ w[i]) for i in labelled]
+        np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-6, atol=1e-9)
 
 
-def test_composition_and_xc_find_planted_weights(make_sample, make_batch):
+def test_linear_baselines_find_planted_weights_at_ground_states(make_sample, make_batch):
     rng = np.random.default_rng(0)
-    weights = np.array([0.5, 60.0, -1.2, 0.25])  # of H, O, E_xc, and the constant
-    samples, xc_energies = [], dict[tuple[str, int], float]()
-    for i in range(20):
+    weights = np.array([0.5, 60.0, 0.25, -1.2, 0.7])  # of H, O, the constant and two energies
+    samples, stored = [], [dict[tuple[str, int], float](), dict[tuple[str, int], float]()]
+    for i in range(24):
         numbers = rng.choice([1, 8], 1 + i % 4).tolist()
         sample = make_sample(BASIS, rng, numbers, mol_id=f"molecule_{i // 2}", scf_iteration=i, has_energy_label=i != 3)
-        xc = float(rng.normal() * 10)
-        energy = weights @ [numbers.count(1), numbers.count(8), xc, 1.0]
-        sample.energy_label = torch.tensor([energy if i != 3 else 1e6], dtype=torch.float64)
-        xc_energies |= {(sample.mol_id, i): xc} if i != 3 else {}
+        sample.ground_state_coeffs = sample.coeffs + (i % 2 == 0)
+        others = rng.normal(size=2) * 10
+        energy = weights @ [numbers.count(1), numbers.count(8), 1.0, *others]
+        sample.energy_label = torch.tensor([energy if i % 2 and i != 3 else 1e6], dtype=torch.float64)
+        for known, value in zip(stored, others, strict=True):
+            known |= {(sample.mol_id, i): float(value)} if i != 3 else {}
         samples.append(sample)
     batch = make_batch([Normalizer().normalize(sample) for sample in samples])
-    energies, differences = composition_and_xc(xc_energies, [batch], Normalizer(basis_info=BASIS))(batch)
-    labelled = batch.has_energy_label
-    np.testing.assert_allclose(energies[labelled], batch.energy_label[labelled], rtol=1e-8)
-    assert torch.isnan(energies).tolist() == [i == 3 for i in range(20)]
+    energies, differences = linear_baseline(stored, [batch], Normalizer(basis_info=BASIS))(batch)
+    used = batch.has_energy_label & (batch.scf_iteration % 2 == 1)
+    np.testing.assert_allclose(energies[used], batch.energy_label[used], rtol=1e-8)
+    assert torch.isnan(energies).tolist() == [i == 3 for i in range(24)]
     assert torch.isnan(differences).all()
 
 
 def test_table_and_csv_hold_the_rows(tmp_path):
     names = LabelErrors.names("eV")
     errors = {name: 1 / 3 + i for i, name in enumerate(names)}
+    missing = {**errors, "gradient_mae_meV": float("nan")}
     rows = [
-        ResultRow("val", "constant per element", 3, 10, dict.fromkeys(names, 4567890.123), "eV"),
-        ResultRow("test", "model", 2, 9, {**errors, "gradient_norm_meV": float("nan")}, "eV"),
+        ResultRow("val", "model", 3, 10, errors, "eV"),
+        ResultRow("test", "composition", 1, 10, dict.fromkeys(names, 4567890.123), "eV"),
+        ResultRow("test", "model", 1, 9, missing, "eV"),
+        ResultRow("test_molecules", "model", 2, 9, {**errors, "energy_mae_ground_state_meV": 50.0}, "eV"),
     ]
     lines = format_table(rows).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[1].startswith("errors in meV")
-    assert lines[2].strip() == "val (3 molecules)"
+    assert lines[1].startswith("mean absolute errors in meV")
+    assert [lines[2].strip(), lines[5].strip()] == ["test (1 geometry)", "test_molecules (2 geometries)"]
     shown = [f"{1 / 3 + LabelErrors.QUANTITIES.index(name):.1f}" for name in HEADINGS[LabelErrors]]
-    assert lines[5].split() == ["model", *shown[:-1], "-"]
+    assert lines[4].split() == ["model", *shown[:-1], "-"]
+    assert "val (3 geometries)" in format_table(rows[:1])
+    assert describe_accuracy(rows[:1]) == ""
+    accuracy = "chemical accuracy (43.5 meV) of test: reached with 3.3 meV, test_molecules: missed by 6.5 meV"
+    assert describe_accuracy(rows) == accuracy
 
     path = tmp_path / "new folder" / "results.csv"
     write_csv(rows, path)
     assert repr(read_csv(path, "eV")) == repr(rows)  # NaN is not equal to itself
     with path.open(newline="") as file:
-        assert [float(row["energy_mae_meV"]) for row in csv.DictReader(file)] == [4567890.123, 1 / 3]
+        assert [float(row["energy_mae_meV"]) for row in csv.DictReader(file)][1:3] == [4567890.123, 1 / 3]

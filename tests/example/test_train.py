@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def composed(folder: Path, *overrides: str, split: Any = SPLIT) -> Any:
     data = (f"data.split.file={folder / 'split.yaml'}", f"data.statistics.dir={folder / 'statistics'}")
     settings = (
         *("data/split=file", *data, "data.statistics.progress=false", "data.unseen_elements=identity"),
-        *("data.loader.batch_size=8", "model.width=16", "model.rank=4", "trainer.enable_progress_bar=false"),
+        *("data.loader.batch_size=8", "model.width=16", "trainer.enable_progress_bar=false"),
     )
     return composed_by_name("train", *settings, f"output_dir={folder / 'output'}", *overrides)
 
@@ -65,7 +66,7 @@ def run(folder: Path) -> tuple[Any, dict[str, float]]:
 def test_run_folder_is_complete_and_the_loss_falls(run: Any, folder: Path) -> None:
     names = {str(path.relative_to(folder / "output")) for path in (folder / "output").rglob("*")}
     texts = {"config.yaml", "run.yaml", "results.txt", "results.csv", "summary.txt", "csv/metrics.csv"}
-    pictures = {"energies.png", "gradient_ranges.png", "normalization.png"}
+    pictures = {"parity.png", "learning_curves.png", "gradient_ranges.png", "normalization.png"}
     assert texts | pictures | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
     written = OmegaConf.load(folder / "output" / "config.yaml")
     assert written == OmegaConf.create(OmegaConf.to_container(run[0], resolve=True))
@@ -73,23 +74,24 @@ def test_run_folder_is_complete_and_the_loss_falls(run: Any, folder: Path) -> No
     assert max(map(len, lines)) <= 80
     with (folder / "output" / "results.csv").open(newline="") as file:
         rows = [(row["split"], row["predictor"]) for row in csv.DictReader(file)]
-    predictors = ["constant per element", "reference only", "composition and E_xc", "model"]
+    predictors = ["composition", "composition + T_TF + T_vW", "reference only", "model"]
     assert rows == [(split, predictor) for split in ("val", "test") for predictor in predictors]
 
     with (folder / "output" / "csv" / "metrics.csv").open(newline="") as file:
         metrics = list(csv.DictReader(file))
     losses = [float(row["train/loss"]) for row in metrics if row["train/loss"]]
     assert len(losses) == 12
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < losses[0]
     assert [row["normalization/n_molecules"] for row in metrics if row["normalization/n_molecules"]] == ["5.0"]
 
 
 def test_tensorboard_has_pictures_and_the_error_by_which_runs_are_compared(run: Any, folder: Path) -> None:
     events = EventAccumulator(str(folder / "output" / "tensorboard"))
     events.Reload()
-    assert events.Tags()["images"] == ["normalization/gradient_ranges", "results/normalization", "results/energies"]
+    shown = ["normalization/gradient_ranges", "results/normalization", "results/parity", "results/learning_curves"]
+    assert events.Tags()["images"] == shown
     assert events.Scalars("hp_metric")[-1].value == pytest.approx(run[1]["results/val/energy_mae_mHa"])
-    assert 0 < max(event.value for event in events.Scalars("train/learning_rate")) <= 3e-3
+    assert 0 < max(event.value for event in events.Scalars("train/learning_rate")) <= run[0].model.learning_rate
     metrics = {"results/val/energy_mae_meV": 2.0, "results/test/energy_mae_meV": 1.0}
     assert compared_by(metrics, "eV") == 2.0
     assert compared_by({"train/loss": 3.0}, "eV") is None
@@ -136,12 +138,19 @@ def test_other_rescalings_and_splits_run(
 def test_report_shows_the_files_of_the_run(run: Any, folder: Path, tmp_path: Path) -> None:
     page = write_report(folder / "output", tmp_path / "page.html").read_text()
     text = html.unescape(re.sub(r"<[^>]+>", "", page))
-    assert f"energy on the test split: {run[1]['results/test/energy_mae_mHa']:.1f} mHa" in text
-    for name in ("results.txt", "summary.txt", "config.yaml"):
+    error = run[1]["results/test/energy_mae_ground_state_mHa"]
+    assert f"energy at the ground state on the test split: {error:.1f} mHa" in text
+    for name in ("results.txt", "summary.txt"):
         assert (folder / "output" / name).read_text() in text
-    assert page.count("<img") == 3
+    assert "<tr><td>data.source.keep_in_memory</td><td>yes</td></tr>" in page
+    assert page.count("<img") == 4
     assert re.findall("<h2>(.*?)</h2>", page)[0] == "Results"
     assert not re.findall(r'(?:src|href)="(?!data:)[^"]*"', page)  # nothing else is loaded
     with pytest.raises(ConfigError, match="exists already"):
         write_report(folder / "output", tmp_path / "page.html")
     write_report(folder / "output", tmp_path / "page.html", overwrite=True)
+    damaged = shutil.copytree(folder / "output", tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    for name, text in {"results.csv": "predictor\nmodel\n", "run.yaml": "- 1", "config.yaml": "a: ["}.items():
+        (damaged / name).write_text(text)
+        with pytest.raises(ConfigError, match=r"run: config.yaml, run.yaml or results.csv is damaged"):
+            write_report(damaged, tmp_path / "other.html")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from ofdft_norm.errors import OFDFTNormError
+from tests.hydra.composing import composed
 
 FEW, MANY = (settings(max_examples=n, suppress_health_check=[HealthCheck.too_slow]) for n in (40, 2000))
 
@@ -26,9 +25,7 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="session")
 def config() -> dict[str, Any]:
-    with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
-        found = OmegaConf.to_container(compose("train", overrides=["data=ofdft_norm"]).data, resolve=True)
-    return cast("dict[str, Any]", found)
+    return cast("dict[str, Any]", OmegaConf.to_container(composed("train").data, resolve=True))
 
 
 def places_of(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -1,6 +1,6 @@
-"""Settings, splits, bases and reference files that are not what they should be: each is refused.
+"""Malformed settings, splits, bases and reference files: each is refused.
 
-Every case is one line of a table: what is given, and words of the message, which also names the file.
+Every case is one line of a table: the input, and words of the message, which also names the file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from ofdft_norm import BasisInfo, ConstantSampleWeigher, DimensionWiseRescaling, create_element_references
-from ofdft_norm.config import LinearReferencesConfig, RescalingConfig
+from ofdft_norm import BasisInfo, ConstantSampleWeigher, create_element_references
 from ofdft_norm.data.split import read_split
-from ofdft_norm.errors import BasisError, ConfigError, SplitError, StatisticsError
+from ofdft_norm.errors import BasisError, SplitError, StatisticsError
 
 
 def refuses(read: Callable[[Path], Any], path: Path, error: type[Exception], words: str) -> None:
@@ -35,7 +34,7 @@ def refuses(read: Callable[[Path], Any], path: Path, error: type[Exception], wor
         (".yaml", "? [a]\n: 1", "cannot be read"),
         (".yaml", "train: \x01", "special characters"),
         (".json", "[" * 100_000 + "]" * 100_000, "cannot be read"),
-        (".json", '{"train": NaN}', "nan"),
+        (".json", '{"train": NaN}', "NaN"),
         (".json", '{"train": ', "Expecting value"),
         (".json", "\udcff", "cannot be read"),
     ],
@@ -58,7 +57,7 @@ ENTRY = "expected the name of a label file"
         *(({"train": [entry]}, ENTRY) for entry in (["QM9", ["a"], 3], ["QM9", "a"], {"a": 1}, None)),
         ({"train": "a"}, "train is a str, expected a list"),
         ({"train": {"a": 1}}, "train is a dict, expected a list"),
-        ({"training": ["a"]}, "with the keys ['train', 'val', 'test'], found ['training']"),
+        ({"training": ["a"]}, "with the keys ['train', 'val', 'test'] and test_..., found ['training']"),
         ({}, "with the keys"),
         ([["a"]], "expected a mapping"),
         (None, "expected a mapping"),
@@ -105,8 +104,8 @@ ONE[1] = -0.5
     [
         (ONE + 1j, "complex"),
         (np.stack([ONE, ONE]), "shape (2, 119)"),
-        (np.array(["a"] * 119), "has no numbers"),
-        (np.zeros(119, dtype=[("a", "f8")]), "has no numbers"),
+        (np.array(["a"] * 119), "are no numbers"),
+        (np.zeros(119, dtype=[("a", "f8")]), "are no numbers"),
         (ONE[:0], "shape (0,)"),
         (np.array([None] * 119, dtype=object), "cannot be read"),
     ],
@@ -119,10 +118,10 @@ def test_reference_files(tmp_path: Path, array: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"element_references": "abc"}, "has no numbers"),
+        ({"element_references": "abc"}, "are no numbers"),
         ({"element_references": torch.zeros(119, dtype=torch.complex64)}, "complex"),
-        ({"element_references": torch.zeros(119, device="meta")}, "has no numbers"),
-        ({"element_references": torch.from_numpy(ONE), "seen_elements": "xx"}, "'seen_elements' has no numbers"),
+        ({"element_references": torch.zeros(119, device="meta")}, "are no numbers"),
+        ({"element_references": torch.from_numpy(ONE), "seen_elements": "xx"}, "are no numbers"),
     ],
 )
 def test_reference_states(tmp_path: Path, state: Any, words: str) -> None:
@@ -134,21 +133,6 @@ def test_columns_rows_and_other_precisions_are_references(tmp_path: Path) -> Non
     for array in (ONE[:, None], ONE[None], ONE.astype(np.float16), (2 * ONE).astype(int) / 2):
         np.savez(tmp_path / "references.npz", element_references=array)
         assert create_element_references(tmp_path / "references.npz").element_references[1] == -0.5
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: RescalingConfig(s_grad=1e-320), "data.rescaling.s_grad = 1e-320: should be a positive number, 1e-100"),
-        (lambda: DimensionWiseRescaling(*np.ones((3, 2)), s_coeff=1e200), "data.rescaling.s_coeff = 1e+200: should be"),
-        (lambda: LinearReferencesConfig(values={"H": float("nan")}), "entry 'H' should be a finite number"),
-        (lambda: LinearReferencesConfig(max_num_elements=119), "should be less than or equal to 118"),
-    ],
-)
-def test_numbers_that_overflow_or_vanish(make: Callable[[], Any], words: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("weight", [-1, 1e200, float("nan"), 10**400, "1", True])

@@ -36,8 +36,7 @@ def small_run(small_data: tuple[str, ...]) -> tuple[str, ...]:
         *small_data,
         "logger=csv",
         "model.width=8",
-        "model.rank=4",
-        "model.n_layers=0",
+        "model.n_layers=1",
         "trainer.enable_progress_bar=false",
         "callbacks.log_normalization.plots=false",
     )

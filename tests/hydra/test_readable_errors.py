@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ofdft_norm.cli import main
 from ofdft_norm.errors import LabelFileError
-from ofdft_norm.hydra_app.readable_errors import config_dir, explain, readable_errors
+from ofdft_norm.hydra_app.readable_errors import explain, find_config_dir, readable_errors
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESCALING = "data/rescaling/dimension_wise.yaml"
@@ -37,6 +37,7 @@ def fail(monkeypatch: Any, capsys: Any, tmp_path: Path) -> Callable[..., list[st
     [
         ("data.rescaling.s_gard=0.1", "unknown config key", "data.rescaling.s_grad", RESCALING),
         ("trainer.max_epoch=1 trainer=ddp", "unknown config key", "trainer.max_epochs", "trainer/cpu.yaml"),
+        ("data.unti=eV experiment=potential", "unknown config key", "data.unit", "experiment/potential.yaml"),
         ("sed=1", "unknown config key 'sed'", "seed", "train.yaml"),
         ("data/reference=atomref", "unknown option 'atomref'", "data/reference=atom_ref", "data/reference"),
         ("data/referense=linear", "unknown config group", "data/reference", "data/reference"),
@@ -114,4 +115,4 @@ def test_an_error_of_another_application_is_printed_as_it_is() -> None:
     with pytest.raises(OmegaConfBaseException) as caught:
         OmegaConf.resolve(OmegaConf.create({"a": "${b}"}))
     assert "Interpolation key 'b' not found" in explain(caught.value)
-    assert config_dir() == CONFIGS
+    assert find_config_dir() == CONFIGS

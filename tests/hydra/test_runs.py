@@ -51,7 +51,7 @@ def test_two_torchrun_processes_end_with_results_and_one_record(
     overrides = (*own, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={folder}")
     assert as_torchrun(train, tmp_path, *overrides, OFDFT_NORM_CACHE=str(cache)) == [2, 2]
 
-    for name in ("results.txt", "results.csv", "energies.png", "normalization.png", "summary.txt"):
+    for name in ("results.txt", "results.csv", "parity.png", "normalization.png", "summary.txt"):
         assert (folder / name).exists()
     written = yaml.safe_load((folder / "run.yaml").read_text())
     assert written["package_version"] == package_version()
@@ -91,13 +91,6 @@ def test_two_processes_fit_ahead_of_training_and_one_prints(tmp_path: Path, smal
 
 # --- coordinates ------------------------------------------------------------------------------------------------------
 
-COORDINATES = {
-    "project": "raw",
-    "natrep": "natural_symmetric",
-    "local_frames": "local_frames",
-    "local_frames_natrep": "local_frames+natural_symmetric",
-}
-
 
 def raw_gradient(model: Any, sample: OFData, pre_transforms: list[Any]) -> torch.Tensor:
     """Differentiates the predicted energy with respect to coefficients of the density basis, through every step."""
@@ -111,23 +104,27 @@ def raw_gradient(model: Any, sample: OFData, pre_transforms: list[Any]) -> torch
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice
-@pytest.mark.parametrize("option", COORDINATES)
-def test_option_trains_on_raw_labels_and_predicts_gradients_in_their_basis(option: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "coordinates"), [("project", "raw"), ("local_frames_natrep", "local_frames+natural_symmetric")]
+)
+def test_option_trains_on_raw_labels_and_predicts_gradients_in_their_basis(
+    option: str, coordinates: str, tmp_path: Path
+) -> None:
     molecules = LabelledMolecules(tmp_path, ("methyl_nitrite", "nitromethane", "cyanic_acid"))
     files = (f"data.source.paths={molecules.labels}", f"data.source.basis_info={molecules.basis_info}")
     labels = ("data/source=label_files", *files, "data.split.train=1", "data.split.val=0", "data.split.test=0")
     settings = (f"data/pre_transforms={option}", f"data.statistics.dir={tmp_path}", "data.statistics.progress=false")
     trainer = ("trainer=debug", "trainer.detect_anomaly=false", "trainer.enable_progress_bar=false")
     checkpoint = tmp_path / "run.ckpt"
-    config = composed("train", *labels, *settings, *trainer, "model.width=8", "model.rank=2", "model.n_layers=0")
+    config = composed("train", *labels, *settings, *trainer, "model.width=8", "model.n_layers=1")
     options = (f"ckpt_path={checkpoint}", f"output={tmp_path / 'out.npz'}", "head=0", "accelerator=cpu")
     to_predict = composed("predict", *labels[:3], "coordinates=raw", *options)
     datamodule, model = instantiate(config.data), instantiate(config.model)
     trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False, default_root_dir=str(tmp_path))
     trainer.fit(model, datamodule)
     trainer.save_checkpoint(checkpoint)
-    assert datamodule.normalizer.coordinates == COORDINATES[option]
-    assert next(iter(datamodule.train_dataloader())).coordinates[0] == COORDINATES[option]
+    assert datamodule.normalizer.coordinates == coordinates
+    assert next(iter(datamodule.train_dataloader())).coordinates[0] == coordinates
 
     found, source = predict(to_predict), instantiate(config.data.source)
     samples = source.open("all", source.everything(), ())
@@ -210,19 +207,14 @@ def test_another_application_sizes_its_model_by_the_data_and_predicts_with_the_c
     assert "hydrazine" in (tmp_path / "out.csv").read_text()
 
 
-def test_resolvers_explain_a_missing_basis() -> None:
+@pytest.mark.parametrize(
+    ("name", "message"), [("ASEFiles, paths: a.xyz", r"data\.source has no density basis"), ("None", r"data\.source")]
+)
+def test_resolvers_explain_a_missing_basis(name: str, message: str) -> None:
     composed("train")  # Hydra loads the plug-in that registers the resolvers
-    sources = {"data": "EmbeddedLabels", "no_basis": "ASEFiles"}
-    config: Any = OmegaConf.create(
-        {
-            **{key: {"source": {"_target_": f"ofdft_norm.config.{name}"}} for key, name in sources.items()},
-            **{"shells": "${ofdft_norm.irreps_per_atom:data}", "elements": "${ofdft_norm.atomic_numbers:data}"},
-            **{"size": "${ofdft_norm.n_basis:no_basis}", "lost": "${ofdft_norm.n_basis:nothing}"},
-        }
-    )
-    config.no_basis.source.paths = "data.xyz"
-    assert len(config.shells) == len(config.elements) == 5
-    with pytest.raises(InterpolationResolutionError, match=r"no_basis\.source has no density basis"):
-        _ = config.size
-    with pytest.raises(InterpolationResolutionError, match=r"nothing\.source"):
-        _ = config.lost
+    keys = "{" + ", ".join(f"{n}: '${{ofdft_norm.{n}:data}}'" for n in ("n_basis", "irreps_per_atom", "atomic_numbers"))
+    config: Any = OmegaConf.create(f"{keys}, data: {{source: {{_target_: ofdft_norm.config.{name}}}}}}}")
+    with pytest.raises(InterpolationResolutionError, match=message):
+        _ = config.n_basis
+    config.data.source = {"_target_": "ofdft_norm.config.EmbeddedLabels"}
+    assert len(config.irreps_per_atom) == len(config.atomic_numbers) == 5

@@ -31,7 +31,8 @@ def mol(trajectory: KohnShamTrajectory) -> Any:
 @pytest.fixture(scope="session")
 def both() -> dict[str, KohnShamLabels]:
     """Labels of all targets, by density fit."""
-    settings = {fit: LabelSettings(COARSE, density_fit=fit, targets=TARGET_NAMES) for fit in get_args(FitMethod)}
+    options: Any = {"targets": TARGET_NAMES, "perturbations": 3, "strongest_perturbation": 0.1}
+    settings = {fit: LabelSettings(COARSE, density_fit=fit, **options) for fit in get_args(FitMethod)}
     return {fit: make_labels(WATER, settings[fit]) for fit in get_args(FitMethod)}
 
 

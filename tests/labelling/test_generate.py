@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("pyscf")
@@ -18,8 +19,15 @@ from ofdft_norm.data.files import EMBEDDED
 from ofdft_norm.data.packed import PackedDataset
 from ofdft_norm.data.zarr_v2 import ZarrGroup
 from ofdft_norm.errors import OFDFTNormError
-from ofdft_norm.labelling import CheckTolerances, KohnShamSettings, LabellingError, LabelSettings, generate_labels
-from ofdft_norm.transforms import BasisTransforms, LocalFrames, NaturalReparametrization
+from ofdft_norm.labelling import (
+    CheckTolerances,
+    KohnShamSettings,
+    LabellingError,
+    LabelSettings,
+    embedded,
+    generate_labels,
+    read_geometries,
+)
 
 HYDROGEN = "2\nmol_id=dihydrogen\nH 0 0 0\nH 0 0 0.74\n"
 LONG = "2\nmol_id=long\nH 0 0 0\nH 0 0 0.85\n"
@@ -27,7 +35,7 @@ FLUORIDE = "2\nmol_id=fluoride\nH 0 0 0\nF 0 0 0.93\n"
 RADICAL = "2\nmol_id=hydroxyl\nO 0 0 0\nH 0 0 0.97\n"
 QUICK = LabelSettings(KohnShamSettings(xc="LDA,VWN", basis="STO-3G", grid_level=0))
 LOOSE = CheckTolerances(electrons=1.0, fit_residual=1.0, finite_difference=1.0, kinetic_shift=1.0)
-MADE_AGAIN = ("water", "hydrogen_fluoride", "formaldehyde")
+MADE_AGAIN = ("water", "hydrogen_fluoride", "formaldehyde_003")
 
 
 def _generate(folder: Path, frames: str, settings: LabelSettings = QUICK, **options: Any) -> Any:
@@ -107,32 +115,43 @@ def test_nothing_is_written_where_options_are_wrong(tmp_path: Path, options: Any
 
 def test_embedded_labels_are_made_again(tmp_path: Path) -> None:
     frames = re.split(r"(?m)^(?=\d+$)", (EMBEDDED / "geometries.xyz").read_text())
-    chosen = "".join(frame for frame in frames if re.search(r"mol_id=(\w+)", frame + "mol_id=_")[1] in MADE_AGAIN)
-    settings = LabelSettings(density_fit="constrained")
-    assert sorted(_generate(tmp_path, chosen, settings, tolerances=None, workers=2).made) == sorted(MADE_AGAIN)
-    basis_info = BasisInfo.from_json(tmp_path / "set/basis_info.json")
-    paths = [tmp_path / f"set/labels/{name}.zarr.zip" for name in MADE_AGAIN]
-    transform = BasisTransforms([LocalFrames(), NaturalReparametrization()])
-    for energy, gradient in (("e_kin", "grad_kin"), ("e_kin_plus_xc", "grad_kin_plus_xc")):
-        shipped = PackedDataset([EMBEDDED], energy_key=energy, gradient_key=gradient)
+    chosen = [frame for frame in frames if re.search(r"mol_id=(\w+)", frame + "mol_id=_")[1] in MADE_AGAIN]
+    made = _generate(tmp_path, "".join(chosen), embedded.SETTINGS, tolerances=None, workers=2).made
+    assert sorted(made) == sorted(MADE_AGAIN)
+    (tmp_path / "set/geometries.xyz").write_text("".join(chosen))
+    packed = embedded.pack_embedded(tmp_path / "set", tmp_path / "set/embedded")
+    for energy, gradient in (("e_kin", "grad_kin"), ("e_kin_plus_xc", "grad_kin_plus_xc"), ("e_kin_vw", "grad_kin")):
+        shipped, again = (PackedDataset([folder], None, energy, gradient) for folder in (EMBEDDED, packed))
         names = [path.name for path in shipped.paths]
-        expected = shipped.molecules([names.index(path.name) for path in paths])
-        made = OFDataset(paths, basis_info, energy, gradient, transform).molecules(range(len(paths)))
-        assert set(made.coordinates) == set(expected.coordinates) == {transform.coordinates}
+        expected = shipped.molecules([names.index(path.name) for path in again.paths])
+        found = again.molecules(range(again.n_molecules))
+        assert set(found.coordinates) == set(expected.coordinates)
+        assert torch.equal(found.perturbed, expected.perturbed)
         # what other linear algebra and other thread counts may change
         for field, tolerance in {"energy_label": 1e-6, "coeffs": 1e-6, "gradient_label": 1e-5}.items():
-            np.testing.assert_allclose(made[field], expected[field], rtol=0, atol=tolerance, err_msg=field)
+            np.testing.assert_allclose(found[field], expected[field], rtol=0, atol=tolerance, err_msg=field)
 
 
-@pytest.mark.parametrize("target", ["kin", "kin_plus_xc"])
-def test_energy_changes_of_all_embedded_labels_follow_from_the_gradients(target: str) -> None:
-    dataset = PackedDataset([EMBEDDED], energy_key=f"e_{target}", gradient_key=f"grad_{target}")
-    for i in range(dataset.n_molecules):
-        batch = dataset.molecules([i])
-        rows = batch.has_energy_label.numpy()
-        coeffs, gradients = (v.reshape(len(rows), -1).numpy()[rows] for v in (batch.coeffs, batch.gradient_label))
-        predicted = np.einsum("kn,kn->k", (gradients[1:] + gradients[:-1]) / 2, np.diff(coeffs, axis=0))
-        changes = np.diff(batch.energy_label.numpy()[rows])
-        large = np.abs(changes) > 1e-5
-        assert large.sum() >= 3
-        np.testing.assert_allclose(predicted[large], changes[large], rtol=0.01, err_msg=str(dataset.paths[i]))
+def test_embedded_rows_are_thinned_evenly() -> None:
+    perturbed = np.arange(13) % 12 // 5 == 0  # rows 0 ... 4
+    perturbed[0] = perturbed[12] = False
+    assert embedded.kept_rows(perturbed, is_sample=True).tolist() == [0, 2, 3, 4, 5, 8, 12]
+    assert embedded.kept_rows(perturbed, is_sample=False).tolist() == [0, 2, 4, 5, 8, 12]
+
+
+def test_embedded_geometries_are_sampled_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "SAMPLED", ("water",))
+    monkeypatch.setattr(embedded, "N_GEOMETRIES", 12)
+    monkeypatch.setattr(embedded, "relax", lambda geometry: geometry)
+    present = [g for g in read_geometries(EMBEDDED / "geometries.xyz") if g.mol_id in ("water", "water_000", "ethanol")]
+    found = embedded.sample_geometries(present)
+    assert [g.mol_id for g in found] == ["water", "ethanol", *(f"water_{i:03}" for i in range(12))]
+    embedded.write_geometries(tmp_path / "all.xyz", found)
+    again = read_geometries(tmp_path / "all.xyz")
+    for a, b in zip(found, again, strict=True):
+        np.testing.assert_allclose(a.positions, b.positions, atol=1e-7)
+    split = embedded.split_molecules([g.mol_id for g in again])
+    assert split["test_molecules"] == ["ethanol.zarr.zip"]
+    assert split["train"] == ["water.zarr.zip", "water_000.zarr.zip", "water_001.zarr.zip"]
+    assert split["val"] == [f"water_{i:03}.zarr.zip" for i in range(2, 7)]
+    assert split["test"] == [f"water_{i:03}.zarr.zip" for i in range(7, 12)]

@@ -1,4 +1,4 @@
-"""Geometry files: what is read, and what is refused."""
+"""Geometry files: valid frames are read, others are refused."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from ofdft_norm.labelling import (
 from ofdft_norm.labelling.functional import evaluate_potentials
 from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory
 from ofdft_norm.labelling.labels import TARGETS
+from ofdft_norm.labelling.perturbation import perturb
 
 
 def test_energies_add_up_and_are_near_those_of_kohn_and_sham(labels: KohnShamLabels) -> None:
@@ -39,13 +40,13 @@ def test_energies_add_up_and_are_near_those_of_kohn_and_sham(labels: KohnShamLab
 def test_gradients_are_the_mixed_potentials_of_earlier_iterations(
     mol: Any, trajectory: KohnShamTrajectory, labels: KohnShamLabels
 ) -> None:
-    functionals = {"e_xc": "PBE", "e_kinapbe": "GGA_K_APBE"}
-    potentials = evaluate_potentials(labels.coeffs, mol, trajectory.grid, functionals)
-    expected = np.zeros_like(labels.coeffs)
+    functionals, path = {"e_xc": "PBE", "e_kinapbe": "GGA_K_APBE"}, ~labels.perturbed
+    potentials = evaluate_potentials(labels.coeffs[path], mol, trajectory.grid, functionals)
+    expected = np.zeros_like(labels.coeffs[path])
     for k, iteration in enumerate(trajectory.iterations):
         for weight, potential in zip(iteration.fock_weights, potentials.effective_potential, strict=False):
             expected[k] -= weight * potential
-    gradients, w = labels.gradients, labels.dual_basis_integrals
+    gradients, w = {name: values[path] for name, values in labels.gradients.items()}, labels.dual_basis_integrals
     np.testing.assert_allclose(gradients["grad_kin"], expected, atol=1e-8)
     np.testing.assert_allclose((expected - gradients["grad_kin_minus_apbe"])[1:], potentials.gradients["e_kinapbe"][1:])
     stationary = gradients["grad_tot"][-1]  # at the converged density, up to a multiple of w
@@ -55,19 +56,84 @@ def test_gradients_are_the_mixed_potentials_of_earlier_iterations(
 @pytest.mark.parametrize("fit", ["least_squares", "constrained"])
 def test_energy_changes_follow_from_the_gradients(both: dict[str, KohnShamLabels], fit: str) -> None:
     labels = both[fit]
-    e_kin, p = labels.energies["e_kin"], labels.coeffs
+    path = ~labels.perturbed
+    e_kin, p = labels.energies["e_kin"][path], labels.coeffs[path]
     for target, (name, _) in TARGETS.items():
-        energies, gradients = labels.energies[name], labels.gradients[target]
+        energies, gradients = labels.energies[name][path], labels.gradients[target][path]
         for k in range(1, len(p) - 1):
             predicted = (gradients[k] + gradients[k + 1]) / 2 @ (p[k + 1] - p[k])
             assert abs(predicted - (energies[k + 1] - energies[k])) < 2e-3 * abs(e_kin[k + 1] - e_kin[k]) + 1e-7
     report = check_labels(labels, CheckTolerances.for_fit(fit))
-    shifts = (e_kin - labels.ks_energies["e_kin"])[1:]
+    shifts = (labels.energies["e_kin"] - labels.ks_energies["e_kin"])[1:]
     assert (report.n_labelled, report.kinetic_shift) == (len(shifts), shifts[-1])
     assert report.kinetic_shift_range == pytest.approx(max(shifts) - min(shifts))
     table = report_table([replace(report, mol_id="a_name_of_many_words_" * 3, kinetic_shift=-0.1745)])
     assert "-174.5" in table
     assert max(map(len, table.splitlines())) <= 80
+
+
+def test_perturbed_densities_minimise_the_kinetic_energy_in_their_potential(
+    mol: Any, trajectory: KohnShamTrajectory, labels: KohnShamLabels
+) -> None:
+    """The Fock matrix, its potential and the energies again, by quadrature and by PySCF."""
+    assert labels.perturbed.tolist() == [False, True, True, True, *[False] * (len(trajectory.iterations) - 1)]
+    found = perturb(trajectory, mol, np.array([0.1]), "bent")
+    grid, orbital_mol, density = trajectory.grid, trajectory.mol, found.densities[0].density_matrix
+    orbitals, functions = (m.eval_gto("GTOval", grid.coords) for m in (orbital_mol, mol))
+    coeffs = np.linalg.solve(mol.intor("int1e_ovlp"), found.potentials[0])
+    assert coeffs.std() == pytest.approx(0.1, rel=0.2)
+    potential = functions @ coeffs
+    np.testing.assert_allclose((grid.weights * potential) @ functions, found.potentials[0], atol=2e-2)
+    fock = trajectory.fock + np.einsum("p,pa,pb->ab", grid.weights * potential, orbitals, orbitals, optimize=True)
+    overlap = orbital_mol.intor("int1e_ovlp")
+    commutator = fock @ density @ overlap
+    np.testing.assert_allclose(commutator, commutator.T, atol=5e-3)
+    np.testing.assert_allclose(density @ overlap @ density, 2 * density, atol=1e-10)
+    effective, energies = trajectory.mean_field.get_veff(orbital_mol, density), found.densities[0].energies
+    assert energies["e_xc"] == pytest.approx(float(effective.exc), abs=1e-9)
+    assert energies["e_hartree"] == pytest.approx(float(effective.ecoul), abs=1e-9)
+    # row 1 has the same potential; the last iterations' potentials are equal to convergence
+    w, difference = labels.dual_basis_integrals, labels.gradients["grad_kin"][1] - labels.gradients["grad_kin"][-1]
+    difference += found.potentials[0]
+    assert np.abs(difference - w * (w @ difference) / (w @ w)).max() < 1e-3
+
+
+def test_perturbations_spread_from_the_ground_state_and_follow_from_the_name(
+    mol: Any, trajectory: KohnShamTrajectory, labels: KohnShamLabels
+) -> None:
+    steps = labels.coeffs[labels.perturbed] - labels.coeffs[-1]
+    distances = np.sqrt(np.einsum("km,mn,kn->k", steps, mol.intor("int1e_ovlp"), steps))
+    assert (np.diff(distances) < 0).all()
+    assert 0.1 < distances[0] < 1.0
+    assert distances[-1] < 0.05
+    assert (labels.energies["e_tot"][labels.perturbed] > labels.energies["e_tot"][-1]).all()
+    potentials = [perturb(trajectory, mol, np.array([0.1]), name).potentials for name in ("a", "a", "b")]
+    np.testing.assert_array_equal(potentials[0], potentials[1])
+    assert np.abs(potentials[0] - potentials[2]).max() > 0.01
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0])
+def test_checks_refuse_gradients_without_the_added_potential(labels: KohnShamLabels, share: float) -> None:
+    rows = labels.perturbed[:, None]
+    gradients = {
+        name: np.where(rows, values[-1] + share * (values - values[-1]), values)
+        for name, values in labels.gradients.items()
+    }
+    with pytest.raises(LabellingError, match="finite_difference is"):
+        check_labels(replace(labels, gradients=gradients))
+
+
+def test_kinetic_functionals_are_those_of_textbooks(
+    mol: Any, trajectory: KohnShamTrajectory, labels: KohnShamLabels
+) -> None:
+    """Thomas and Fermi: 3/10 (3 pi^2)^(2/3) int rho^(5/3); von Weizsaecker: 1/8 int |grad rho|^2 / rho."""
+    rho, *gradient = np.asarray(mol.eval_gto("GTOval_sph_deriv1", trajectory.grid.coords)) @ labels.coeffs[-1]
+    positive = rho > 1e-12
+    weights, rho = trajectory.grid.weights[positive], rho[positive]
+    thomas_fermi = 0.3 * (3 * np.pi**2) ** (2 / 3) * weights @ rho ** (5 / 3)
+    weizsaecker = weights @ (sum(g[positive] ** 2 for g in gradient) / rho) / 8
+    assert labels.energies["e_kin_tf"][-1] == pytest.approx(thomas_fermi, rel=1e-9)
+    assert labels.energies["e_kin_vw"][-1] == pytest.approx(weizsaecker, rel=1e-6)
 
 
 @pytest.mark.parametrize("error", ["iteration", "missing term", "order in a shell", "nan", "grad_tot"])

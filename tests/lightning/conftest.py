@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from ofdft_norm import NormalizerMixin, OFDFTDataModule
-from ofdft_norm.config import LoaderConfig, StatisticsConfig
 from ofdft_norm.data.files import write_zip
-from tests.labelled_molecules import SPLIT, LabelledMolecules, ignore_advice, write_embedded_labels
+from tests.labelled_molecules import LabelledMolecules, ignore_advice
 
 
 class TinyModel(NormalizerMixin, LightningModule):
@@ -47,10 +45,8 @@ class TinyModel(NormalizerMixin, LightningModule):
 
     def evaluate(self, batch: Any, name: str) -> None:
         assert batch.energy_reference.dtype == torch.float64
-        error = self.normalizer.denormalize_energy(self(batch), batch) - self.normalizer.denormalize_energy(
-            batch.energy_label, batch
-        )
-        error = torch.where(batch.has_energy_label, error, 0.0).abs().mean()
+        found, label = (self.normalizer.denormalize_energy(e, batch) for e in (self(batch), batch.energy_label))
+        error = torch.where(batch.has_energy_label, found - label, 0.0).abs().mean()
         self.log(name, error, on_epoch=True, batch_size=len(batch.energy_label), sync_dist=True)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -67,17 +63,7 @@ class TinyModel(NormalizerMixin, LightningModule):
 
 
 class Setting(LabelledMolecules):
-    """Label files, data modules and trainers for them, and models."""
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `datamodule()`."""
-        return {"source": self.source(), "split": SPLIT, "loader": LoaderConfig(batch_size=8)} | {
-            "statistics": StatisticsConfig(dir=str(self.folder / "cache"), progress=False)
-        }
-
-    def add_molecules(self, molecules: Sequence[str]) -> None:
-        """Adds label files of embedded molecules."""
-        write_embedded_labels(self.labels, molecules)
+    """Six molecules as label files; four train."""
 
     def change_label(self, path: Path) -> None:
         """Shifts the kinetic energies of a label file."""
@@ -98,20 +84,7 @@ class Setting(LabelledMolecules):
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
-    """Six molecules; three train."""
     return Setting(tmp_path)
-
-
-@pytest.fixture
-def tiny_model() -> type[TinyModel]:
-    """The class of the model."""
-    return TinyModel
-
-
-@pytest.fixture(scope="session")
-def make_setting() -> Callable[..., Setting]:
-    """`Setting(folder, molecules)`."""
-    return Setting
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

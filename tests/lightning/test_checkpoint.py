@@ -17,11 +17,11 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm import DimensionWiseRescaling, LinearReferences, Normalizer, NormalizerMixin, OFDFTDataModule
-from ofdft_norm.config import AtomRefConfig, LinearReferencesConfig, RescalingConfig, SplitConfig, StatisticsConfig
+from ofdft_norm.config import AtomRefConfig, LinearReferencesConfig, RescalingConfig, SplitConfig
 from ofdft_norm.errors import ConfigError, NormalizationError, OFDFTNormError, SplitError
 from ofdft_norm.normalization.state import describe_difference, normalizer_to_state
 from ofdft_norm.statistics import fit_statistics
-from tests.lightning.conftest import TinyModel
+from tests.lightning.conftest import Setting, TinyModel
 from tests.processes import in_new_process
 
 ENTRY = "model_normalizer._extra_state"
@@ -38,7 +38,7 @@ def member_names(datamodule: OFDFTDataModule) -> dict[str, list[str]]:
 
 @pytest.fixture
 def no_fitting(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Call it, and every fit from then on fails the test."""
+    """After its call, every fit fails the test."""
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("fitted again")
@@ -122,6 +122,14 @@ def test_the_next_run_starts_from_the_configuration(setting: Any, tmp_path: Path
     assert float(model.normalizer.energy_scale) == 1.0
 
 
+def test_a_trained_model_that_never_read_its_normalizer_keeps_it(setting: Any) -> None:
+    model = TinyModel()
+    setting.trainer(limit_train_batches=1, limit_val_batches=0).fit(model, setting.datamodule(energy_scale=3.0))
+    with pytest.warns(UserWarning, match=r"model's normaliser differs.*energy_scale: 1\.0 against 3\.0"):
+        setting.trainer().test(model, setting.datamodule(), verbose=False)
+    assert float(model.normalizer.energy_scale) == 3.0
+
+
 class Subclass(OFDFTDataModule):
     """Lightning stores a data module's state under its class's name."""
 
@@ -154,7 +162,7 @@ def test_a_subclass_of_the_data_module_and_a_model_without_mixin_find_the_normal
     trainer.fit(Plain(), datamodule)
     trainer.save_checkpoint(path)
     no_fitting()
-    other = Subclass(**setting.arguments())
+    other = setting.datamodule(kind=Subclass)
     setting.trainer().test(Plain(), other, ckpt_path=path, verbose=False)
     assert same(other.normalizer, datamodule.normalizer)
     assert same(Subclass.load_from_checkpoint(path).normalizer, datamodule.normalizer)
@@ -259,7 +267,7 @@ def test_the_checkpoint_wins_and_a_warning_names_the_difference(setting: Any, tm
 
 
 class Scale:
-    """A pre-transform whose repr shows no arguments."""
+    """A pre-transform without its arguments in its repr."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -285,18 +293,6 @@ def test_checkpoints_of_other_labels_are_refused(setting: Any, tmp_path: Path) -
         OFDFTDataModule.load_from_checkpoint(path, pre_transforms=[Scale(2)], source=other)
 
 
-def test_training_is_not_resumed_on_tested_molecules(setting: Any, tmp_path: Path) -> None:
-    path = tmp_path / "run.ckpt"
-    _, trained = setting.fit(path, limit_train_batches=1)
-    tested = member_names(trained)["test"][0]
-    everything = setting.datamodule(split=SplitConfig(train=1, val=0, test=0))
-    with pytest.raises(SplitError, match=rf"{tested}.*data\.split"):
-        setting.trainer(max_epochs=2).fit(TinyModel(), datamodule=everything, ckpt_path=str(path))
-    setting.trainer().test(
-        TinyModel(), datamodule=setting.datamodule(split=SplitConfig(train=0, val=0, test=1)), ckpt_path=str(path)
-    )
-
-
 def test_labels_that_changed_are_noticed(setting: Any, tmp_path: Path) -> None:
     datamodule = setting.datamodule()
     datamodule.setup("fit")
@@ -316,15 +312,6 @@ def test_labels_that_changed_are_noticed(setting: Any, tmp_path: Path) -> None:
         )
 
 
-def test_later_files_do_not_change_a_checkpoints_split(setting: Any, tmp_path: Path) -> None:
-    path = tmp_path / "run.ckpt"
-    _, datamodule = setting.fit(path)
-    before = member_names(datamodule)
-    setting.add_molecules(["methanimine", "methylamine"])
-    assert member_names(OFDFTDataModule.load_from_checkpoint(path)) == before
-    assert member_names(setting.datamodule()) != before
-
-
 def test_labels_in_another_basis_than_the_checkpoints_are_refused(setting: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     setting.fit(path)
@@ -336,31 +323,14 @@ def test_labels_in_another_basis_than_the_checkpoints_are_refused(setting: Any, 
         OFDFTDataModule.load_from_checkpoint(path, source=setting.source()).test_dataloader()
 
 
-def test_given_statistics_need_no_training_files(setting: Any, tmp_path: Path) -> None:
-    first = setting.datamodule()
-    first.setup("fit")
-    first.statistics.save_to(tmp_path / "given.zarr")
-    names = member_names(first)
-    for name in names["train"]:
-        (setting.labels / name).unlink()
-    (tmp_path / "split.json").write_text(json.dumps({"train": ["gone.zarr.zip"], "val": names["val"]}))
-    second = setting.datamodule(
-        statistics=StatisticsConfig(path=str(tmp_path / "given.zarr")),
-        split=SplitConfig(file=str(tmp_path / "split.json")),
-    )
-    second.setup("validate")
-    assert len(list(second.val_dataloader())) > 0
-    assert same(first.normalizer, second.normalizer)
-
-
 # --- damaged and foreign checkpoints ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, make_setting: Any) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a model with the mixin."""
     folder = tmp_path_factory.mktemp("trained")
-    make_setting(folder).fit(folder / "run.ckpt", limit_train_batches=1, limit_val_batches=1)
+    Setting(folder).fit(folder / "run.ckpt", limit_train_batches=1, limit_val_batches=1)
     return folder / "run.ckpt"
 
 

@@ -1,4 +1,4 @@
-"""One unit from labels to results: what changes with it, and what does not."""
+"""One unit from labels to results: which values depend on it, and which do not."""
 
 from __future__ import annotations
 
@@ -75,8 +75,3 @@ def test_statistics_and_checkpoints_of_another_unit_are_refused(setting: Any, tm
     assert in_unit(setting, "hartree", statistics=given).normalizer.unit == "hartree"
     with pytest.raises(ConfigError, match=r"unit = 'hartree' there, 'eV' here"):
         setting.datamodule(unit="eV").load_state_dict(hartree.state_dict())
-
-
-def test_an_unknown_unit_is_refused(setting: Any) -> None:
-    with pytest.raises(ConfigError, match=r"data.unit = 'ev': should be 'hartree', 'eV' or 'kcal/mol'"):
-        setting.datamodule(unit="ev")

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from ofdft_norm import BasisInfo
 from ofdft_norm.errors import ConfigError, StatisticsError
-from ofdft_norm.normalization.base import Affine, Float64Module
+from ofdft_norm.normalization.base import Float64Module
 from tests.normalization.conftest import random_normalizer
 
 
@@ -104,16 +102,3 @@ def test_complex_factors_and_unknown_output_dtypes_are_refused() -> None:
     for output_dtype in ("float32", None, 32, "Input"):
         with pytest.raises(ConfigError, match=r"expected 'float64', 'input' or a torch\.dtype"):
             Float64Module().set_output_dtype(output_dtype)
-
-
-@given(seed=st.integers(0, 1000), origin=st.booleans(), unit=st.booleans())
-def test_affine_maps_invert(seed: int, origin: bool, unit: bool) -> None:
-    rng = np.random.default_rng(seed)
-    x, y, o, u = (torch.tensor(rng.uniform(0.1, 5, 7)) for _ in range(4))
-    affine = Affine(o if origin else None, u if unit else None)
-    for i, value in enumerate(affine.normalize(x).tolist()):
-        expected = (float(x[i]) - (float(o[i]) if origin else 0)) / (float(u[i]) if unit else 1)
-        assert value == pytest.approx(expected, rel=1e-14)
-    torch.testing.assert_close(affine.denormalize(affine.normalize(x)), x, rtol=1e-14, atol=1e-14)
-    difference = affine.denormalize_difference(affine.normalize(x) - affine.normalize(y))
-    torch.testing.assert_close(difference, x - y, rtol=1e-13, atol=1e-13)

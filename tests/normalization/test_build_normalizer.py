@@ -49,8 +49,8 @@ def test_the_parts_are_those_of_the_settings(statistics: DatasetStatistics, basi
     settings = NormalizerSettings(AtomRefConfig(True), RescalingConfig(equivariant=True, s_grad=0.2), 0.5, unit="eV")
     fields = NormalizedFields("y", "forces", "species")
     normalizer = build_normalizer(statistics, basis_info, settings, fields)
-    expected = AtomRef.from_dataset_statistics(statistics, basis_info, scalar_only=True)
-    assert torch.equal(normalizer.reference.g_z, expected.g_z)
+    reference = AtomRef.from_dataset_statistics(statistics, basis_info, scalar_only=True)
+    assert torch.equal(normalizer.reference.g_z, reference.g_z)
     s_grad = 0.2 * 27.211386  # hartree in eV
     rescaling = DimensionWiseRescaling.from_dataset_statistics(
         statistics, basis_info, equivariant=True, s_grad=normalizer.rescaling.s_grad
@@ -65,7 +65,8 @@ def test_the_parts_are_those_of_the_settings(statistics: DatasetStatistics, basi
     bare = build_normalizer(statistics, basis_info, NormalizerSettings(unseen_elements="identity"))
     assert (bare.reference, bare.rescaling, bare.seen_elements) == (None, None, None)
     parts = ["reference: AtomRef against none", "rescaling: DimensionWiseRescaling against none"]
-    assert settings.describe_difference(bare).split("; ") == [*parts, "unit: eV against hartree"]
+    expected = ["energy_scale: 0.5 against 1.0", *parts, "unit: eV against hartree"]
+    assert settings.describe_difference(bare).split("; ") == expected
     linear = build_normalizer(statistics, basis_info, NormalizerSettings(LinearReferencesConfig()), fields)
     assert linear.reference.atomic_numbers_field == "species"
 
@@ -76,7 +77,7 @@ def test_statistics_and_samples_must_fit(statistics: DatasetStatistics) -> None:
         build_normalizer(statistics, other, NormalizerSettings())
     for settings in (NormalizerSettings(AtomRefConfig()), NormalizerSettings(None, RescalingConfig())):
         with pytest.raises(ConfigError, match=r"need density coefficients.*data/reference=linear"):
-            build_normalizer(statistics, None, settings)
+            settings.check(None)
 
 
 def test_without_counts_unseen_elements_have_zeros_throughout(basis_info: Any) -> None:

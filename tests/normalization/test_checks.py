@@ -91,6 +91,8 @@ def test_objects_that_are_no_sample_and_complex_predictions_are_refused(normaliz
         normalizer.denormalize_energy(torch.zeros(2, dtype=torch.complex128), batch)
     with pytest.raises(NormalizationError, match="complex"):
         normalizer.denormalize_gradient(batch.coeffs * 1j, batch)
+    with pytest.raises(BatchError, match="complex"):
+        LinearReferences(torch.ones(119))(torch.zeros(2, dtype=torch.complex128), batch)
 
 
 def test_samples_in_other_coordinates_are_refused(batch: Any) -> None:

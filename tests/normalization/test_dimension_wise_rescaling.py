@@ -21,7 +21,7 @@ from ofdft_norm import (
     MinSCFIterationSampleWeigher,
     OFData,
 )
-from ofdft_norm.errors import ConfigError, NormalizationError, StatisticsError
+from ofdft_norm.errors import ConfigError, StatisticsError
 
 
 def naive_lambda(std: float, max_grad: float, s_coeff: float = 50, s_grad: float = 0.05) -> float:
@@ -85,20 +85,6 @@ def test_samples_and_batches_equal_a_loop_and_invert(
         assert result[1].tolist() == pytest.approx(gradients, rel=1e-14)
     torch.testing.assert_close(rescaling.unscale_coeffs(result[0], batch), batch.coeffs, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(rescaling.unscale_gradient(result[1], batch), batch.gradient_label, rtol=1e-14, atol=0)
-
-
-def test_wrong_lengths_and_missing_fields_are_named(basis_info: Any, make_sample: Any) -> None:
-    sample = make_sample(basis_info, np.random.default_rng(0), [8, 1], "hydroxyl")
-    rescaling = DimensionWiseRescaling(*np.ones((3, basis_info.n_basis)))
-    for method in ("scale_coeffs", "unscale_coeffs", "scale_gradient", "unscale_gradient"):
-        for wrong in (sample.coeffs[:-1], sample.coeffs[:, None], sample.coeffs[0]):
-            with pytest.raises(NormalizationError, match=r"molecule 'hydroxyl': .* has shape .*expected \(15,\)"):
-                getattr(rescaling, method)(wrong, sample)
-    for field in ("basis_function_ind", "gradient_label"):
-        lacking = sample.clone()
-        del lacking[field]
-        with pytest.raises(NormalizationError, match=rf"'hydroxyl'.*'{field}'"):
-            rescaling.rescale_coeffs_and_gradient(lacking)
 
 
 def test_settings_and_statistics_that_are_no_scales_are_named() -> None:

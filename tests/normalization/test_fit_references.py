@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 
 from ofdft_norm import LinearReferences, fit_linear_references, fit_references_by_dataset
-from ofdft_norm.data.elements import formula
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
 from ofdft_norm.statistics.weighers import SampleWeigher
 from tests.processes import on_ranks
@@ -140,20 +139,6 @@ def test_shuffle_seed_and_num_batches_choose_the_samples(caplog: Any) -> None:
         assert fit(data, num_batches=9).fit_report.n_rows == 50
 
 
-def test_the_log_and_the_worst_samples(caplog: Any) -> None:
-    data = molecules(40)
-    with caplog.at_level(logging.INFO, "ofdft_norm"):
-        report = fit(data, 5, num_batches=3, shuffle=False).fit_report
-    counts, y = dense(data[:15])
-    residual = y - counts @ naive(counts, y)
-    assert f"rank 5 of 5, R2 {report.r2:.6f}, MAE {report.mae:.3g}, RMSE {report.rmse:.3g}" in caplog.text
-    worst = np.argsort(-np.abs(residual))[:10]
-    assert [w.index for w in report.worst] == worst.tolist()
-    np.testing.assert_allclose([w.residual for w in report.worst], residual[worst], atol=1e-9)
-    first, z = report.worst[0], data[worst[0]].z.tolist()
-    assert (first.name, first.formula, first.target) == (f"m{worst[0]}", formula(z), y[worst[0]])
-
-
 @pytest.mark.parametrize(("batch_size", "weights"), [(3, None), (100, "weight")])
 def test_molecules_count_once_with_the_mean_of_their_samples(batch_size: int, weights: str | None) -> None:
     rng, data = np.random.default_rng(4), []
@@ -217,13 +202,6 @@ def test_targets_and_samples_of_every_form_keep_their_digits(form: Any) -> None:
     assert found.atomic_numbers_field == "species"
     assert torch.equal(found.element_references, expected)
     assert torch.equal(fit(samples, atomic_numbers_field="species").element_references, expected)
-
-
-# Python 3.12 warns of forks of processes with threads; torch's loaders fork all the same
-@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_workers_read_the_same_samples() -> None:
-    data = molecules(30)
-    assert torch.equal(fit(data, num_workers=2).element_references, fit(data).element_references)
 
 
 def hydrogen(**fields: Any) -> Data:

@@ -16,7 +16,7 @@ from ofdft_norm import (
     InitialGuessDelta,
     Normalizer,
 )
-from ofdft_norm.errors import NormalizationError, StatisticsError
+from ofdft_norm.errors import StatisticsError
 from ofdft_norm.normalization.normalized_dataset import NormalizeBatch
 
 
@@ -62,16 +62,3 @@ def test_scales_are_those_of_the_statistics(basis_info: Any, make_sample: Any) -
         assert float(own.std(correction=0)) == pytest.approx(1, abs=1e-10)
     with pytest.raises(StatisticsError, match="initial_guess_only"):
         InitialGuessDelta.from_dataset_statistics(statistics)
-
-
-def test_what_does_not_fit_is_refused(basis_info: Any, make_sample: Any) -> None:
-    n = basis_info.n_basis
-    with pytest.raises(StatisticsError, match="finite"):
-        InitialGuessDelta(np.zeros(n), -np.ones(n))
-    delta = InitialGuessDelta(np.zeros(n), np.ones(n))
-    sample = make_sample(basis_info, np.random.default_rng(0))
-    with pytest.raises(NormalizationError, match="shape"):
-        delta.unscale(sample.coeffs[:, None], sample)
-    del sample.ground_state_coeffs
-    with pytest.raises(NormalizationError, match="ground_state_coeffs"):
-        delta(sample)

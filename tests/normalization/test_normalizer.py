@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofdft_norm import AtomRef, BasisInfo, LinearReferences, Normalizer, OFData, project_gradient
-from ofdft_norm.errors import BatchError, ConfigError, NormalizationError
+from ofdft_norm.errors import BatchError, NormalizationError
 from ofdft_norm.normalization.normalized_dataset import NormalizeBatch
 
 VECTORS = ("coeffs", "ground_state_coeffs", "gradient_label", "dual_basis_integrals")
@@ -183,17 +183,6 @@ def test_gradient_difference_equals_a_projection_molecule_by_molecule(
     assert not normalizer.gradient_difference(batch.gradient_label, batch).any()
 
 
-def test_a_gradient_difference_names_what_it_needs(full: Normalizer, raw: Any) -> None:
-    batch = full.normalize(raw)
-    with pytest.raises(NormalizationError, match="not normalised"):
-        full.gradient_difference(raw.gradient_label, raw)
-    for field in ("dual_basis_integrals", "gradient_label"):
-        lacking = batch.clone()
-        del lacking[field]
-        with pytest.raises(NormalizationError, match=f"'{field}'"):
-            full.gradient_difference(batch.gradient_label, lacking)
-
-
 # --- shapes and dtypes -----
 
 
@@ -230,12 +219,6 @@ def test_vectors_of_another_length_are_refused(field: str, full: Normalizer, raw
         changed[field] = wrong
         with pytest.raises(NormalizationError, match=f"'{field}' has shape"):
             full.normalize(changed)
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_the_energy_scale_must_be_positive(value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"energy_scale = {value}.*data\.energy_scale"):
-        Normalizer(energy_scale=value)
 
 
 # --- exactly once -----

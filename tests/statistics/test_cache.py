@@ -189,8 +189,9 @@ def test_a_damaged_pack_leaves_the_cache_alone(case: Case) -> None:
     content[-5] ^= 1
     damaged.write_bytes(content)
     os.utime(damaged, ns=(0, 1))
-    with pytest.raises(LabelFileError, match=r"coeffs\.npy has changed"):
-        case.fit(PackedDataset([packed]))
+    for fit in (case.fit, lambda dataset: DatasetStatistics.from_dataset(None, dataset, case.basis_info)):
+        with pytest.raises(LabelFileError, match=r"coeffs\.npy has changed"):
+            fit(PackedDataset([packed]))
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(case: Case) -> None:

@@ -113,7 +113,7 @@ def test_ranks_agree_with_a_single_process(
             np.testing.assert_allclose(found[0], expected, rtol=1e-12, atol=1e-12 * size, err_msg=key)
         assert all(rank["attributes"] == ranks[0]["attributes"] for rank in ranks)
         attributes = ranks[0]["attributes"][name]
-        assert attributes["extreme_samples"] == alone.attributes["extreme_samples"]
+        assert attributes["gradient_holders"] == alone.attributes["gradient_holders"]
         for weigher, molecules in alone.attributes["worst_molecules"].items():
             theirs = attributes["worst_molecules"][weigher]
             assert {(m["name"], m["index"]) for m in molecules} == {(m["name"], m["index"]) for m in theirs}

@@ -8,15 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_geometric.loader import DataLoader
 
 from ofdft_norm import BasisInfo, OFData
 from ofdft_norm.data.elements import formula
-from ofdft_norm.errors import BatchError
-from ofdft_norm.statistics.distributed import Ranks
-from ofdft_norm.statistics.energy_table import read_energy_table
-from ofdft_norm.statistics.reading import SampleBatch, reader_of
-from tests.statistics.common import CONSTANT, FIELD_WEIGHERS, FIELDS, fit
+from ofdft_norm.statistics.reading import SampleBatch
+from tests.statistics.common import FIELD_WEIGHERS, FIELDS, fit
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +94,3 @@ def test_molecules_are_told_apart_by_name_elements_and_geometry(
     # frozen: ranks must agree
     sample = OFData.construct_new(BasisInfo([1], ["1x0e"]), [[0.1, 0.2, 0.3]], [1], torch.zeros(1), mol_id="a")
     assert keys(sample) == [6530721033060159750]
-
-
-def test_a_field_with_several_values_is_no_energy(samples: list[OFData]) -> None:
-    batches = iter(DataLoader(samples[:4], 2, follow_batch=["coeffs"]))
-    for data, message in ((batches, r"has \d+ values, expected one for each"), (samples, "expected one number")):
-        with pytest.raises(BatchError, match=rf"field 'coeffs' .*{message}"):
-            read_energy_table(reader_of(data, Ranks()), CONSTANT, ["coeffs"])

@@ -71,7 +71,7 @@ def test_reads_what_others_write(tmp_path: Path) -> None:
     assert statistics.load_statistic("has_energy_label", "energy_minus_atom_ref/rms") == 5
     found = statistics["has_energy_label"]
     np.testing.assert_array_equal(found.coeffs.mean, np.arange(5.0))
-    assert (found.coeffs.minimum, found.n_samples, found.energy, found.gradient_extremes) == (None,) * 4
+    assert (found.coeffs.minimum, found.n_samples, found.energy, found.gradient_holders) == (None,) * 4
     assert found.linear_problem("sample") is found.linear_problem("molecule") is None
     reference: Any = found.reference("atom_ref")
     assert (reference.residual.std, reference.residual.rms) == (pytest.approx(4), pytest.approx(5))

@@ -167,7 +167,7 @@ def test_integrals_of_another_basis_are_refused_by_every_change(target: str) -> 
 
 @pytest.mark.parametrize("stated", [name for name in CHAINS if "natural" in name])
 def test_labels_in_other_coordinates_than_they_state_are_refused(stated: str) -> None:
-    """In a batch, behind samples that are right; nothing is checked where nothing changes."""
+    """In a batch, after correct samples; without a change of coordinates nothing is checked."""
     rng = np.random.default_rng(4)
     right = BasisTransforms(CHAINS[stated])(make_molecule(rng))
     other = NaturalReparametrization("symmetric" if "canonical" in stated else "canonical")

@@ -46,7 +46,7 @@ def published_frames(sample: OFData, axes: Callable[[int], Array]) -> Array:
 
 
 def stored_in_natural_frames(sample: OFData, frames: Array) -> OFData:
-    """The sample as labels hold it that were brought to given frames and natural coordinates with dense matrices."""
+    """The sample as stored labels in given frames and natural coordinates, computed with dense matrices."""
     values, vectors = np.linalg.eigh(frames @ overlap_of(molecules_of(sample)[0][0]) @ frames.T)
     matrix = torch.tensor((vectors * np.sqrt(values)) @ vectors.T @ frames)
     out = sample.clone()
@@ -69,7 +69,7 @@ def test_axes_are_the_published_ones_in_any_order_of_the_atoms(seed: int) -> Non
 
 @pytest.mark.parametrize("pos", [None, NEARLY_TIED])
 def test_labels_stored_in_the_published_frames_come_back(pos: Array | None) -> None:
-    """Also where neighbours' distances differ by 1e-5 bohr: the nearest atom counts, not the first or the heaviest."""
+    """Also if neighbours' distances differ by 1e-5 bohr: the nearest atom counts, not the first or the heaviest."""
     sample = make_molecule(np.random.default_rng(0), (6, 8, 6, 6, 1), pos)
     frames = published_frames(sample, lambda atom: naive_axes(sample.pos.numpy(), sample.atomic_numbers.numpy(), atom))
     np.testing.assert_allclose(LocalFrames().matrix(sample)[0], frames, atol=1e-7)
@@ -185,16 +185,3 @@ def test_wigner_matrices_are_those_of_e3nn(seed: int) -> None:
     for l, found in enumerate(rotations_of_harmonics(6, rotation)):
         # e3nn takes angles by arc cosine, which keeps eight digits near the poles
         np.testing.assert_allclose(found, wigner(l, TO_E3NN @ rotation @ TO_E3NN.T), atol=1e-7)
-
-
-@given(seed=SEEDS)
-def test_wigner_matrices_rotate_harmonics_and_multiply_as_rotations_do(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    first, second = random_rotation(rng), random_rotation(rng)
-    matrices = zip(*(rotations_of_harmonics(4, r) for r in (first, second, second @ first)), strict=True)
-    directions = random_directions(seed, 4)
-    for l, (one, two, product) in enumerate(matrices):
-        np.testing.assert_allclose(one @ one.T, np.eye(2 * l + 1), atol=1e-13)
-        np.testing.assert_allclose(product, two @ one, atol=1e-13)
-        expected = harmonics_up_to(l, directions)[:, l * l :] @ one.T
-        np.testing.assert_allclose(harmonics_up_to(l, directions @ first.T)[:, l * l :], expected, atol=1e-13)

@@ -1,6 +1,6 @@
 """Adds this package's config group ``data`` to the search path of every Hydra application: ``data=ofdft_norm``.
 
-Every Hydra application imports this module when it starts: it imports neither `ofdft_norm` nor anything slow. It is in
+Every Hydra application imports this module when it starts, so it does not import `ofdft_norm` or slow modules. It is in
 the namespace package `hydra_plugins`, which Hydra 1.3 scans; Hydra 1.4 finds the classes by the entry points
 ``hydra.plugins``. An ``__init__.py`` beside this file would hide the plug-ins of other packages.
 """
