@@ -22,7 +22,7 @@ from torch_geometric.data import Batch, Data
 
 from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.data.dataset import MoleculeDataset, OFDataset, Transform, apply_transform, compose
-from ofdft_norm.data.files import EMBEDDED
+from ofdft_norm.data.files import EMBEDDED, read_plain
 from ofdft_norm.data.label_file import LARGEST_LABEL, read_header
 from ofdft_norm.data.packed import META, PackedDataset, PackedSet, remaining_transforms
 from ofdft_norm.data.sample import (
@@ -334,6 +334,9 @@ class PackedLabels(LabelFiles):
         )
 
 
+_EMBEDDED_SPLIT = EMBEDDED / "split.yaml"
+
+
 class EmbeddedLabels(PackedLabels):
     """The labels that come with the package: small molecules of H, C, N, O, F, PBE/6-31G(2df,p).
 
@@ -351,16 +354,21 @@ class EmbeddedLabels(PackedLabels):
     keep_in_memory: bool = True
 
     def parts(self, split: SplitConfig) -> Parts:
-        """Returns the parts of the set's own split file, where the settings of the split are the defaults."""
-        return super().parts(_embedded_split(split))
+        """Returns the parts of the set's own split file if the settings of the split are the defaults."""
+        if split != SplitConfig():
+            return super().parts(split)
+        selected, parts = self._selected(), {}
+        files = dict(zip(map(os.path.basename, selected), selected, strict=True))
+        for part, names in read_plain(_EMBEDDED_SPLIT).items():
+            parts[part] = list(map(files.__getitem__, filter(files.__contains__, names)))
+        return parts
 
     def split_identity(self, split: SplitConfig) -> str:
-        """Identifies the set's own split file by its content, too."""
-        return super().split_identity(_embedded_split(split))
-
-
-def _embedded_split(split: SplitConfig) -> SplitConfig:
-    return replace(split, file=str(EMBEDDED / "split.yaml")) if split == SplitConfig() else split
+        """Identifies the set's own split file by its content if the settings of the split are the defaults."""
+        if split != SplitConfig():
+            return super().split_identity(split)
+        content = hashlib.sha256(_EMBEDDED_SPLIT.read_bytes()).hexdigest()
+        return f"({sorted(self.exclude)}, {content!r})"
 
 
 # --- samples of other kinds -------------------------------------------------------------------------------------------
