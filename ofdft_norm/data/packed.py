@@ -222,8 +222,8 @@ class PackedDataset(MoleculeDataset):
             packed = one if isinstance(one, PackedSet) else PackedSet(one)
             self.sets.append(packed)
             for setting, key, start in (("energy_key", energy_key, "e_"), ("gradient_key", gradient_key, "grad_")):
-                known = [name for name in packed.arrays if name.startswith(start)]
-                if key not in known:
+                if not key.startswith(start) or key not in packed.arrays:
+                    known = [name for name in packed.arrays if name.startswith(start)]
                     raise LabelFileError(f"{packed.folder}: lacks {key!r}, has {known} (config: data.source.{setting})")
             for key in ("basis_info", "coordinates", "applied", "dtype"):
                 a, b = self.sets[0].meta[key], packed.meta[key]

@@ -197,7 +197,8 @@ def plot_learning_curves(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.set_ylim(low, high * (high / low) ** 0.25)  # room for the legend
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)  # labels of many decades would overlap
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -225,9 +225,9 @@ def find_residual(
         numbers = statistics.elements(basis_info)
         values = np.pad(reference.element_references.cpu().numpy(), (0, MAX_ATOMIC_NUMBER))[numbers]
     for name in ATOM_REFERENCES if isinstance(reference, AtomRef) else LINEAR_REFERENCES:
-        fitted = weigher.reference(name)
-        if fitted is not None and np.array_equal(values, fitted.t_z):
-            return name, fitted.residual
+        fitted = weigher.get(f"{name}_atom_type_bias")
+        if fitted is not None and np.array_equal(values, fitted):
+            return name, weigher.residual(name)
     if isinstance(reference, AtomRef) or weigher.energy_factor is None:
         return "other", None
     seen = torch.as_tensor(numbers)[torch.as_tensor(weigher.load("n_atoms") > 0)]

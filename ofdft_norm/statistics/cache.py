@@ -67,10 +67,9 @@ def load_or_fit(
     ranks, path, found = current_ranks(config.rank_timeout), None, None
     with ranks.together():
         dataset = open_dataset()
-        described = _describe(dataset, basis_info, config, fields)
+        described, fingerprint = _describe(dataset, basis_info, config, fields)
     if ranks.group is not None:
         _refuse_different_ranks(described, ranks)
-    fingerprint = _digest(described)
     if fingerprint is not None:
         folder = config.dir or os.environ.get("OFDFT_NORM_CACHE")
         path = (Path(folder).expanduser() if folder else default_cache_dir()) / f"{fingerprint[:32]}.npz"
@@ -103,19 +102,16 @@ def compute_fingerprint(
     dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig, fields: tuple[str, str]
 ) -> str | None:
     """Returns the fingerprint of a training split's statistics; None if the data cannot be recognised."""
-    return _digest(_describe(dataset, basis_info, config, fields))
-
-
-def _digest(described: dict[str, Any]) -> str | None:
-    if None in described.values():
-        return None
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return _describe(dataset, basis_info, config, fields)[1]
 
 
 def _describe(
     dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig, fields: tuple[str, str]
-) -> dict[str, Any]:
-    """Describes all inputs of a fit in plain data; None marks inputs that cannot be recognised later."""
+) -> tuple[dict[str, Any], str | None]:
+    """Returns all inputs of a fit as plain data, and their fingerprint.
+
+    None marks inputs that cannot be recognised later; then there is no fingerprint.
+    """
     described = {
         "version": STATISTICS_VERSION,
         "settings": [config.with_bias, config.min_atoms_per_type, config.n_batches, config.residuals, *fields],
@@ -123,12 +119,15 @@ def _describe(
         "basis": "" if basis_info is None else basis_info.fingerprint(),
     }
     if not isinstance(dataset, MoleculeDataset | ASEDataset):
-        return {**described, "samples": None, "length": len(dataset) if hasattr(dataset, "__len__") else -1}
+        return {**described, "samples": None, "length": len(dataset) if hasattr(dataset, "__len__") else -1}, None
     described["transform"] = identity(dataset.transform)
     for name in ("transform", "weighers"):
         if described[name] is None:
             _log_once(f"statistics are fitted in every run: the {name} cannot be recognised in another process")
-    return {**described, "samples": dataset.state(config.fingerprint == "contents")}
+    described["samples"] = dataset.state(config.fingerprint == "contents")
+    if None in described.values():
+        return described, None
+    return described, hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
