@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 import pytest
 from hydra.utils import get_class, get_method
+from lightning.pytorch import callbacks
 from omegaconf import DictConfig, OmegaConf
 
 from ofdft_norm.settings import plain
@@ -16,6 +17,8 @@ from tests.hydra.composing import composed as composed_by_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+if not hasattr(callbacks, "EMAWeightAveraging"):  # Lightning before 2.6
+    FILES.remove("callbacks/weight_averaging.yaml")
 OPTIONS = [name for name in FILES if "/" in name and not name.startswith("hydra/")]
 # overrides that an option needs
 NEEDS = {
