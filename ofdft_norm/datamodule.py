@@ -163,7 +163,7 @@ class OFDFTDataModule(LightningDataModule):
         self.dtype = dtype
         self.apply = apply
         self.predict_on = predict_on
-        leave_out_atoms = getattr(reference, "isolated_atoms", None) is not None
+        leave_out_atoms = isinstance(reference, LinearReferencesConfig) and reference.isolated_atoms is not None
         self.parts = DataParts(self.source, split, self.pre_transforms, unit, leave_out_atoms)
         self._arguments = arguments_to_plain(arguments)
         self._own: Settled | None = None  # of this module's configuration

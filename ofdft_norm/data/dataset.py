@@ -166,14 +166,15 @@ class MoleculeDataset(JoinedDataset):
 
     def with_target(self, target: str) -> Self:
         """Returns a copy that reads ``e_<target>`` and ``grad_<target>``."""
-        other = copy(self)
-        other.energy_key, other.gradient_key = f"e_{target}", f"grad_{target}"
-        return other
+        return self._with_keys(f"e_{target}", f"grad_{target}")
 
     def with_energy(self, energy: str) -> Self:
-        """Returns a copy that reads ``e_<energy>`` beside the same gradient, without transforms."""
+        """Returns a copy that reads ``e_<energy>`` and the same gradient."""
+        return self._with_keys(f"e_{energy}", self.gradient_key)
+
+    def _with_keys(self, energy_key: str, gradient_key: str) -> Self:
         other = copy(self)
-        other.energy_key, other.transform = f"e_{energy}", None
+        other.energy_key, other.gradient_key = energy_key, gradient_key
         return other
 
     @property

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -241,10 +241,9 @@ class PackedDataset(MoleculeDataset):
         self.transform = transform
         self.scf_selection = ScfSelection(limit_scf_iterations, keep_initial_guess)
 
-    def with_target(self, target: str) -> PackedDataset:
-        """Returns a data set of the same samples with ``e_<target>`` and ``grad_<target>``."""
-        keys, options = (f"e_{target}", f"grad_{target}"), vars(self.scf_selection)
-        return PackedDataset(self.sets, self._molecules, *keys, self.transform, **options)
+    def _with_keys(self, energy_key: str, gradient_key: str) -> Self:
+        options = vars(self.scf_selection)  # the constructor checks the keys
+        return type(self)(self.sets, self._molecules, energy_key, gradient_key, self.transform, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Omits tables that each process makes from the sets."""

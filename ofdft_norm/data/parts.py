@@ -54,17 +54,18 @@ class DataParts:
         }
         self.leave_out_atoms = leave_out_atoms  # isolated ones
         self._members: Parts | None = None
+        self._isolated: dict[str, tuple[int, float]] | None = None
         self._opened: dict[str, Any] = {}
         self._known: tuple[str, Parts] | None = None  # identity of a split and its members; of a checkpoint, or found
         self._required_basis: BasisInfo | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles and copies without the data sets."""
-        return {**self.__dict__, "_members": None, "_opened": {}}
+        return {**self.__dict__, "_members": None, "_isolated": None, "_opened": {}}
 
     def release(self) -> None:
         """Frees the data sets; the next use reads the files again."""
-        self._members, self._opened = None, {}
+        self._members, self._isolated, self._opened = None, None, {}
         self.source.release()
 
     def names(self) -> list[str]:
@@ -100,11 +101,16 @@ class DataParts:
             else:
                 self._members = self.source.parts(self.split)
                 if self.leave_out_atoms:
-                    atoms = self.source.isolated_atoms()
+                    atoms = self._find_isolated()
                     found = {part: [m for m in of if m not in atoms] for part, of in self._members.items()}
                     self._members = {part: members for part, members in found.items() if members}
                 self._known = (identity, self._members) if identity else None
         return self._members
+
+    def _find_isolated(self) -> dict[str, tuple[int, float]]:
+        if self._isolated is None:
+            self._isolated = self.source.isolated_atoms()
+        return self._isolated
 
     def isolated_energies(self) -> dict[int, float]:
         """Returns the energies of isolated atoms [`unit`] by atomic number.
@@ -114,7 +120,7 @@ class DataParts:
             LabelFileError: If two atoms of an element have different energies.
         """
         found: dict[int, tuple[float, str]] = {}
-        for member, (number, energy) in self.source.isolated_atoms().items():
+        for member, (number, energy) in self._find_isolated().items():
             known, where = found.setdefault(number, (energy, member))
             if energy != known:
                 both = f"{known!r} and {energy!r}, expected one energy of the isolated {symbol(number)} atom"

@@ -121,12 +121,12 @@ def read_energies(source: Source, key: str, unit: str) -> StoredEnergies | None:
 
     Returns None for other sources, for more than `MAX_FILES` label files, and for labels without this energy.
     """
-    if source.energy_key is None or len(source.everything()) > MAX_FILES:
+    if source.energy_key is None or len(members := source.everything()) > MAX_FILES:
         return None
     of_key: Source = replace(cast(Any, source), energy_key=key)
     factor, energies = conversion(source.unit or unit, unit), StoredEnergies()
     try:
-        dataset: Any = of_key.open("all", source.everything(), ())
+        dataset: Any = of_key.open("all", members, ())
         for molecule in range(dataset.n_molecules):
             batch = dataset.molecules([molecule], ("energy_label", "has_energy_label", "mol_id", "scf_iteration"))
             labelled = batch.has_energy_label

@@ -42,8 +42,6 @@ from ofdft_norm.units import shown
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("val", "test", "test_molecules")
-
 
 class RunConfig(Settings):
     """Settings at the top of a run's configuration, see ``configs/train.yaml``."""
@@ -132,7 +130,7 @@ def write_results(
     """
     write_text(output_dir / "summary.txt", datamodule.summary() + "\n")
     figures, errors = {"normalization": plot_normalization(datamodule)}, {}
-    splits = [split for split in SPLITS if split in datamodule.parts.names()]
+    splits = sorted(set(datamodule.parts.names()) - {"train"}, key=lambda part: (part != "val", part))
     if isinstance(model, MeasuredModule) and splits:
         compare, unit = model.cpu().eval().compare, datamodule.unit
         rows = results_table(compare, datamodule, splits)
@@ -169,8 +167,8 @@ def _panels(curves: Mapping[str, Sequence[tuple[int, float]]], model: MeasuredMo
 
 def compared_by(metrics: Mapping[str, float], unit: str) -> float | None:
     """Returns the metric by which TensorBoard compares runs: the energy error of the first held-out split, if any."""
-    names = (f"results/{split}/{error_name('energy_mae', unit)}" for split in SPLITS)
-    return next((metrics[name] for name in names if name in metrics), None)
+    results, error = "results/", f"/{error_name('energy_mae', unit)}"
+    return next((v for name, v in metrics.items() if name.startswith(results) and name.endswith(error)), None)
 
 
 def _floats(metrics: Any) -> dict[str, float]:

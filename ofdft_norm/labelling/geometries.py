@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ class Geometry:
     def n_electrons(self) -> int:
         """Number of electrons."""
         return int(self.atomic_numbers.sum())
+
+
+def seeded_generator(name: str) -> np.random.Generator:
+    """Returns a random generator with the SHA-256 of a molecule's name as seed."""
+    return np.random.default_rng(list(hashlib.sha256(name.encode()).digest()))
 
 
 def read_geometries(paths: str | Path | Sequence[str | Path]) -> list[Geometry]:

@@ -133,14 +133,13 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
     errors: list[Array] = []
     for k in range(settings.max_iterations + 1):
         effective = mean_field.get_veff(mol, density)
-        energies = {
+        terms = {
             "e_kin": float(np.vdot(kinetic, density)),
             "e_hartree": float(effective.ecoul),
             "e_xc": float(effective.exc),
             "e_ext": float(np.vdot(core - kinetic, density)),
         }
-        energies["e_electron"], energies["e_nuc_nuc"] = sum(energies.values()), float(mol.energy_nuc())
-        energies["e_tot"] = energies["e_electron"] + energies["e_nuc_nuc"]
+        energies = _with_sums(terms, mol)
         iterations.append(KohnShamIteration(np.asarray(density), energies, weights))
         focks.append(core + np.asarray(effective))
         commutator = focks[-1] @ density @ overlap
@@ -169,10 +168,14 @@ def evaluate_orbitals(mean_field: Any, orbitals: Array) -> list[dict[str, float]
         "e_xc": _integrate_xc(mean_field, orbitals),
         "e_ext": np.einsum("ab,kab->k", mean_field.get_hcore() - kinetic, matrices),
     }
-    energies["e_electron"] = sum(energies.values(), np.zeros(()))
-    energies["e_nuc_nuc"] = np.full(len(matrices), mol.energy_nuc())
-    energies["e_tot"] = energies["e_electron"] + energies["e_nuc_nuc"]
-    return [{name: float(values[k]) for name, values in energies.items()} for k in range(len(matrices))]
+    by_density = ({name: float(values[k]) for name, values in energies.items()} for k in range(len(matrices)))
+    return [_with_sums(of_density, mol) for of_density in by_density]
+
+
+def _with_sums(energies: dict[str, float], mol: Any) -> dict[str, float]:
+    """Adds the electronic energy, the repulsion of the nuclei, and the total energy."""
+    electronic, nuclear = sum(energies.values()), float(mol.energy_nuc())
+    return {**energies, "e_electron": electronic, "e_nuc_nuc": nuclear, "e_tot": electronic + nuclear}
 
 
 def _integrate_xc(mean_field: Any, orbitals: Array) -> Array:

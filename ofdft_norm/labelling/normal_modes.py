@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.files import optional_module
-from ofdft_norm.labelling.geometries import Geometry
+from ofdft_norm.labelling.geometries import Geometry, seeded_generator
 from ofdft_norm.labelling.kohn_sham import build_molecule, without_file
 
 Array = npt.NDArray[np.float64]
@@ -52,7 +51,7 @@ def sample_normal_modes(
     kept = np.sort(np.argsort(np.abs(values))[outer.shape[1] :])  # the rigid motions have the value 0
     amplitudes = np.sqrt(BOLTZMANN * temperature / values[kept])
     root = (vectors[:, kept] * amplitudes) @ vectors[:, kept].T
-    generator = np.random.default_rng(list(hashlib.sha256(relaxed.mol_id.encode()).digest()))
+    generator = seeded_generator(relaxed.mol_id)
     moved = generator.normal(size=(n_samples, n)) @ root / np.sqrt(masses)
     return [
         replace(relaxed, mol_id=f"{relaxed.mol_id}_{i:03}", positions=relaxed.positions + step.reshape(-1, 3))

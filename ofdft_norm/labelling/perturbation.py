@@ -8,7 +8,6 @@ multiple of w. STRUCTURES25 adds such densities to its labels (Remme et al., JAC
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.files import optional_module
+from ofdft_norm.labelling.geometries import seeded_generator
 from ofdft_norm.labelling.kohn_sham import (
     KohnShamIteration,
     KohnShamTrajectory,
@@ -49,7 +49,7 @@ def perturb(trajectory: KohnShamTrajectory, mol: Any, strengths: Array, name: st
     """
     if not len(strengths):
         return PerturbedDensities([], np.zeros((0, mol.nao)))
-    generator = np.random.default_rng(list(hashlib.sha256(name.encode()).digest()))
+    generator = seeded_generator(name)
     coeffs = strengths[:, None] * generator.normal(size=(len(strengths), mol.nao))
     coeffs = np.concatenate([coeffs, COMPARED_SHARE * coeffs])
     mean_field, orbital_mol = trajectory.mean_field, trajectory.mol
