@@ -57,34 +57,72 @@ class FixedWeigher(SampleWeigher):
         return weight if weight.ndim else weight.expand(len(batch.ptr) - 1)
 
 
-@pytest.mark.parametrize(
-    ("weight", "message"),
-    [
-        (-1.0, "'fixed' gave sample 0 .*molecule 0.* the weight -1.0; expected 0, or 1e-100 ... 1e\\+100"),
-        (1e200, "the weight 1e\\+200; expected 0, or 1e-100 ... 1e\\+100"),
-        (float("nan"), "the weight nan"),
-        (0.0, "'fixed' gives no sample of the training split a positive weight.*data.statistics.weighers"),
-        ([1.0], r"shape \(1,\) for 10 samples"),
-    ],
-)
-def test_bad_weights(basis_info: BasisInfo, samples: list[OFData], weight: Any, message: str) -> None:
-    with pytest.raises(StatisticsError, match=message):
-        fit(samples, basis_info, [FixedWeigher(weight)])
+def change(chosen: slice, field: str, make: Callable[[Tensor], Tensor] | None) -> Callable[[list[OFData]], None]:
+    """A change of a field of some samples; None: the field is removed."""
+
+    def apply(samples: list[OFData]) -> None:
+        for sample in samples[chosen]:
+            value = sample[field]
+            del sample[field]
+            if make is not None:
+                sample[field] = make(value.clone())
+
+    return apply
 
 
-def test_complex_energies_are_refused(samples: list[OFData]) -> None:
-    samples[5].energy_label = samples[5].energy_label * (1 + 1j)
-    with pytest.raises(BatchError, match=r"'energy_label' has 10 values of torch.complex128, expected real numbers"):
-        fit(samples, None)
+def end_with(number: float) -> Callable[[Tensor], Tensor]:
+    return lambda values: torch.cat([values[:-1], torch.tensor([number], dtype=torch.float64)])
 
 
-def test_weighers_that_choose_only_samples_without_label(basis_info: BasisInfo, samples: list[OFData]) -> None:
-    for sample in samples:
-        sample.has_energy_label[:] = False
-    with pytest.raises(StatisticsError, match="no sample with energy and gradient labels"):
-        fit(samples, basis_info)
-    with pytest.raises(StatisticsError, match="'has_energy_label' gives no sample of the training split"):
-        fit(samples, basis_info, [HasEnergyLabelSampleWeigher()])
+EVERY = slice(None)
+UNLABELLED = change(EVERY, "has_energy_label", torch.zeros_like)
+SMALLER = BasisInfo([1, 6, 8], ["1x0e", "1x0e", "1x0e"])
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    *(
+        (None, {"weighers": [FixedWeigher(weight)]}, message)
+        for weight, message in (
+            (-1.0, "'fixed' gave sample 0 .*molecule 0.* the weight -1.0; expected 0, or 1e-100 ... 1e\\+100"),
+            (1e200, "the weight 1e\\+200; expected 0, or 1e-100 ... 1e\\+100"),
+            (float("nan"), "the weight nan"),
+            (0.0, "'fixed' gives no sample of the training split a positive weight.*data.statistics.weighers"),
+            ([1.0], r"shape \(1,\) for 10 samples"),
+        )
+    ),
+    (UNLABELLED, {}, "no sample with energy and gradient labels"),
+    (UNLABELLED, {"weighers": [HasEnergyLabelSampleWeigher()]}, "'has_energy_label' gives no sample of the training"),
+    (None, {"min_atoms_per_type": 9}, r"too few atoms .*\{6: 8\}.*at least 9.*min_atoms_per_type"),
+    (None, {"basis_info": SMALLER}, r"samples were made with another basis.*data\.source\.basis_info"),
+    (change(slice(3, 4), "coeffs", end_with(1e200)), {}, r"'constant/coeffs/std'.* are not finite"),
+    (
+        change(slice(4, 5), "gradient_label", None),
+        {},
+        r"sample 4 \(molecule 'molecule 2'\) lacks .*'gradient_label'",
+    ),
+    (change(EVERY, "gradient_label", None), {}, "lacks the field 'gradient_label'"),
+    (change(EVERY, "has_energy_label", None), {}, "lacks the field 'has_energy_label'"),
+    (
+        change(slice(5, 6), "energy_label", lambda v: v * 1j),
+        {"basis_info": None},
+        r"'energy_label' has 10 values of torch.complex128, expected real numbers",
+    ),
+    *(
+        (change(slice(5, 6), field, end_with(torch.inf)), {"loader": loader}, f"5, SCF iteration 1.*'{field}' is inf")
+        for field in ("coeffs", "gradient_label", "energy_label")
+        for loader in (False, True)
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "options", "message"), REFUSED)
+def test_samples_and_settings_without_statistics_are_named(
+    basis_info: BasisInfo, samples: list[OFData], change: Any, options: dict[str, Any], message: str
+) -> None:
+    if change is not None:
+        change(samples)
+    options = {"basis_info": basis_info, **options}
+    data: Any = DataLoader(samples, 4, follow_batch=["coeffs"]) if options.pop("loader", False) else samples
+    with pytest.raises(OFDFTNormError, match=message):
+        fit(data, **options)
 
 
 def test_empty_training_split(basis_info: BasisInfo) -> None:
@@ -104,39 +142,6 @@ def test_an_element_without_atoms_is_neutral(basis_info: BasisInfo, scf_samples:
     assert not any(found.gradient_holders[1][b] for b in carbon)
     assert found.reference("atom_ref").t_z[1] == 0
     assert found.n_atoms.tolist() == [8, 0, 6]
-
-
-@pytest.mark.parametrize("field", ["coeffs", "gradient_label", "energy_label"])
-@pytest.mark.parametrize("joined", [False, True])
-def test_a_number_that_is_not_finite_is_named(
-    basis_info: BasisInfo, samples: list[OFData], field: str, joined: bool
-) -> None:
-    samples[5][field][-1] = torch.inf
-    data: Any = DataLoader(samples, 4, follow_batch=["coeffs"]) if joined else samples
-    with pytest.raises(StatisticsError, match=rf"'molecule 2' \(sample 5, SCF iteration 1\): field '{field}' is inf"):
-        fit(data, basis_info)
-
-
-def test_bad_fields(basis_info: BasisInfo, samples: list[OFData]) -> None:
-    def refused(message: str, basis: BasisInfo = basis_info, **options: Any) -> None:
-        with pytest.raises(OFDFTNormError, match=message):
-            fit(samples, basis, **options)
-
-    refused(r"too few atoms .*\{6: 8\}.*at least 9.*min_atoms_per_type", min_atoms_per_type=9)
-    other = BasisInfo([1, 6, 8], ["1x0e", "1x0e", "1x0e"])
-    refused(r"samples were made with another basis.*data\.source\.basis_info", other)
-    first = float(samples[3].coeffs[0])
-    samples[3].coeffs[0] = 1e200
-    refused(r"'constant/coeffs/std'.* are not finite")
-    samples[3].coeffs[0] = first
-    del samples[4].gradient_label
-    refused(r"sample 4 \(molecule 'molecule 2'\) lacks the field 'gradient_label'")
-    for sample in (*samples[:4], *samples[5:]):
-        del sample.gradient_label
-    refused("lacks the field 'gradient_label'")
-    for sample in samples:
-        del sample.has_energy_label
-    refused("lacks the field 'has_energy_label'")
 
 
 @pytest.mark.parametrize(

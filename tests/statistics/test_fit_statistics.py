@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import Subset
+from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from ofdft_norm import (
@@ -25,9 +27,13 @@ from ofdft_norm import (
     OFDataset,
     ProjectGradient,
 )
-from ofdft_norm.errors import ConfigError, StatisticsError
-from ofdft_norm.statistics.fit_statistics import STATISTICS_VERSION, StatisticsConfig
+from ofdft_norm.data import label_file
+from ofdft_norm.errors import StatisticsError
+from ofdft_norm.statistics.distributed import Ranks
+from ofdft_norm.statistics.fit_statistics import STATISTICS_VERSION
+from ofdft_norm.statistics.reading import SampleBatch, fit_fields, reader_of
 from ofdft_norm.statistics.references import REFERENCES
+from ofdft_norm.statistics.store import WeigherStatistics
 from tests.naive_statistics import naive_statistics
 from tests.statistics.common import FIELD_WEIGHERS, FIELDS, assert_close, assert_same_statistics, fit
 
@@ -60,35 +66,101 @@ def test_every_statistic_agrees_with_plain_loops(
     found = fit(data.draw(st.sampled_from([batches, samples])), basis_info, FIELD_WEIGHERS, with_bias=with_bias)
     for key, name in FIELDS.items():
         assert_close(found, key, naive_statistics(samples, basis_info, [s[name].item() for s in samples], with_bias))
+        check_holders(found[key], samples, name, basis_info)
 
 
-def test_results_do_not_depend_on_batches_or_order(basis_info: BasisInfo, scf_samples: Samples) -> None:
-    samples = scf_samples(basis_info, np.random.default_rng(0), [[1, 6, 8], [8, 1], [1], [6, 8, 8]] * 4, n_scf=5)
-    whole = fit(samples, basis_info, FIELD_WEIGHERS)
-    torch.manual_seed(0)
-    for n in (1, 6, 100):
-        loader = DataLoader(samples, n, shuffle=n != 6, follow_batch=["coeffs"])
-        for data in (loader, Batches(loader)):  # the samples behind a loader, and batches as they come
-            assert_same_statistics(fit(data, basis_info, FIELD_WEIGHERS), whole)
+def check_holders(found: WeigherStatistics, samples: list[OFData], field: str, basis_info: BasisInfo) -> None:
+    """The named molecules have the smallest and the largest gradient, of possibly several equal ones."""
+    for dimension in range(basis_info.n_basis):
+        entries = [
+            (float(value), sample.mol_id)
+            for sample in samples
+            if sample[field] > 0 and sample.has_energy_label
+            for value in sample.gradient_label[sample.basis_function_ind == dimension]
+        ]
+        for names, limit in zip(found.gradient_holders or (), (min, max), strict=True):
+            assert (limit(entries)[0], names[dimension]) in entries if entries else names[dimension] == ""
 
 
-def test_label_files_molecule_by_molecule(labels: Any) -> None:
+@pytest.fixture(scope="module")
+def many_samples(basis_info: BasisInfo, scf_samples: Samples) -> list[OFData]:
+    return scf_samples(basis_info, np.random.default_rng(0), [[1, 6, 8], [8, 1], [1], [6, 8, 8]] * 4, n_scf=5)
+
+
+@pytest.fixture(scope="module")
+def statistics_of_many(basis_info: BasisInfo, many_samples: list[OFData]) -> DatasetStatistics:
+    return fit(many_samples, basis_info, FIELD_WEIGHERS)
+
+
+@pytest.mark.parametrize("kind", ["one by one", "iterable", "shuffled", "workers", "mappings", "subset"])
+def test_results_depend_neither_on_batches_nor_on_order_or_kind(
+    kind: str, basis_info: BasisInfo, many_samples: list[OFData], statistics_of_many: DatasetStatistics
+) -> None:
+    def loader(batch_size: int, **options: Any) -> DataLoader:
+        return DataLoader(many_samples, batch_size, follow_batch=["coeffs"], **options)
+
+    data: Any = {
+        "one by one": lambda: loader(1),
+        "iterable": lambda: Batches(loader(6)),  # batches as they come, not the samples behind them
+        "shuffled": lambda: loader(100, shuffle=True),
+        "workers": lambda: loader(40, num_workers=1, multiprocessing_context="fork"),
+        "mappings": lambda: [sample.to_dict() for sample in many_samples],
+        "subset": lambda: Subset(many_samples, range(len(many_samples))),
+    }[kind]()
+    state = torch.get_rng_state()
+    assert_same_statistics(fit(data, basis_info, FIELD_WEIGHERS), statistics_of_many)
+    assert kind in ("iterable", "shuffled") or torch.equal(torch.get_rng_state(), state)
+
+
+def test_both_passes_read_the_samples_that_a_loader_has_drawn(
+    many_samples: list[OFData], basis_info: BasisInfo
+) -> None:
+    torch.manual_seed(1)
+    loader = DataLoader(many_samples, 20, shuffle=True, drop_last=True, follow_batch=["coeffs"])
+    found = fit(loader, basis_info, n_batches=2)
+    torch.manual_seed(1)
+    chosen = [many_samples[i] for batch in [*loader.batch_sampler][:2] for i in batch]
+    assert_close(found, "constant", naive_statistics(chosen, basis_info, [1.0] * 40))
+
+
+def test_data_sets_are_asked_for_several_samples_at_once(
+    labels: Any, samples: list[OFData], basis_info: BasisInfo
+) -> None:
+    class AtOnce(list[OFData]):
+        def __getitems__(self, indices: list[int]) -> list[OFData]:
+            asked.append(len(indices))
+            return [self[i] for i in indices]
+
+    asked: list[int] = []
+    fit(AtOnce(samples), basis_info)
+    assert asked == [len(samples)] * 2
+    joined = OFDataset(labels.write_several(), labels.basis_info)  # a subset of it gives batches
+    (batch,) = reader_of(Subset(joined, [3, 4, 11]), Ranks()).batches(fit_fields([], ["coeffs"]))
+    assert batch.names == ["water", "methane", "formaldehyde"]
+
+
+def test_a_batch_of_another_device_stays_there(
+    samples: list[OFData], make_batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch(samples[:3]).to("meta")
+    # stands for a GPU, from which data can be read; in place, as PyG's own
+    monkeypatch.setattr(Data, "cpu", lambda self: self.apply(lambda x: torch.zeros_like(x, device="cpu")))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.zeros_like(self, device="cpu"))
+    assert SampleBatch(batch, "atomic_numbers", np.arange(3)).data.coeffs.device.type == "cpu"
+    assert batch.coeffs.device.type == "meta"
+
+
+def test_label_files_are_read_molecule_by_molecule_and_twice(labels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    class_of_groups: Any = vars(label_file)["ZarrGroup"]
     paths = [*labels.write_several(), labels.write("oxygen.zarr.zip", (8, 8), 3)]
     dataset = OFDataset(paths, labels.basis_info, transform=ProjectGradient())
     expected = naive_statistics(list(dataset), labels.basis_info, [1.0] * len(dataset))
-    for data in (dataset, DataLoader(dataset, 3, shuffle=True, follow_batch=["coeffs"])):
-        assert_close(fit(data, labels.basis_info), "constant", expected)
-
-
-def test_each_label_file_is_opened_twice(labels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ofdft_norm.data import label_file
-
-    opened: list[Path] = []
-    class_of_groups: Any = vars(label_file)["ZarrGroup"]
     monkeypatch.setattr(label_file, "ZarrGroup", lambda path: opened.append(Path(path)) or class_of_groups(path))
-    paths = labels.write_several()
-    fit(OFDataset(paths, labels.basis_info), labels.basis_info)
+    assert_close(fit(dataset, labels.basis_info), "constant", expected)
     assert sorted(opened) == sorted([*paths, *paths])
+    shuffled = DataLoader(dataset, 3, shuffle=True, follow_batch=["coeffs"])
+    assert_close(fit(shuffled, labels.basis_info), "constant", expected)
 
 
 def test_two_files_of_one_geometry_are_two_molecules(labels: Any) -> None:
@@ -219,9 +291,3 @@ def test_energies_alone() -> None:
     assert found.basis_info is None
     np.testing.assert_allclose(found["constant"].reference("linear_ref").t_z, [-0.6, -74.8], rtol=1e-7)
     assert (found["constant"].n_samples, found["constant"].n_labelled_samples) == (3, 2)
-
-
-def test_the_key_of_the_normaliser_is_among_the_weighers() -> None:
-    with pytest.raises(ConfigError, match=r"weigher_key = 'constant' is not among .*\['has_energy_label'\]"):
-        StatisticsConfig(weigher_key="constant")
-    StatisticsConfig(weigher_key="constant", path="given.zarr")

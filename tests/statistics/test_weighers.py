@@ -67,6 +67,12 @@ def test_missing_fields_are_named(path_of_four: list[Any]) -> None:
         InitialGuessOnlySampleWeigher().get_weights(sample)
 
 
+@pytest.mark.parametrize("weight", [-1, 1e200, float("nan"), 10**400, "1", True])
+def test_a_constant_weight_out_of_range_is_refused(weight: Any) -> None:
+    with pytest.raises(StatisticsError, match=r"weight = .*expected 0, or 1e-100.*config: data\.statistics\.weighers"):
+        ConstantSampleWeigher(weight)
+
+
 class Heavy(SampleWeigher):
     def __init__(self, weight: float = 1) -> None:
         self.weight = weight
