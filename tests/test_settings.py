@@ -25,13 +25,8 @@ from ofdft_norm.config import (
 )
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.train import RunConfig
-from ofdft_norm.settings import (
-    AtomicNumber,
-    Positive,
-    PositiveInt,
-    Share,
-    check_arguments,
-)
+from ofdft_norm.labelling import KohnShamSettings, LabelSettings
+from ofdft_norm.settings import AtomicNumber, Positive, PositiveInt, Share, check_arguments
 
 
 @pytest.mark.parametrize(
@@ -59,6 +54,11 @@ from ofdft_norm.settings import (
         (lambda: OFDFTDataModule(dtype="nothing"), "data.dtype = 'nothing': should be '"),
         (lambda: OFDFTDataModule(pre_transforms=[3]), "data.pre_transforms = [3]: entry 0 should be callable"),
         (lambda: RunConfig(seed=-1), "seed = -1: should be greater than or equal to 0"),
+        (lambda: LabelSettings(density_fit="free"), "labels.density_fit = 'free'"),
+        (lambda: LabelSettings(targets=["grad_kinetic"]), "grad_kinetic"),
+        (lambda: LabelSettings(beta=0.9), "labels.beta = 0.9"),
+        (lambda: KohnShamSettings(min_labelled=9, max_iterations=3), "labels.min_labelled = 9 and labels.max_it"),
+        (lambda: KohnShamSettings(grid_level=99), "labels.grid_level = 99"),
     ],
 )
 def test_messages_name_key_value_and_expectation(make: Callable[[], Any], message: str) -> None:

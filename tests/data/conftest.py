@@ -1,8 +1,10 @@
-"""What several tests of data compare with."""
+"""Label files, their basis, and a comparison of samples, for several tests of data."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,19 @@ def _assert_same(a: Any, b: Any, where: str) -> None:
             _assert_same(a[key], b[key], f"{where}[{key!r}]")
     else:
         assert a == b, where
+
+
+@pytest.fixture
+def paths(labels: Any) -> list[Path]:
+    """Water, methane and formaldehyde, with 4, 3 and 5 SCF iterations."""
+    return labels.write_several()
+
+
+@pytest.fixture
+def basis_file(basis_info: Any, tmp_path: Path) -> str:
+    """A file with the basis of the label files."""
+    (tmp_path / "basis_info.json").write_text(json.dumps(basis_info.to_dict()))
+    return str(tmp_path / "basis_info.json")
 
 
 @pytest.fixture(scope="session")

@@ -75,8 +75,20 @@ def test_equal_contents_make_equal_zip_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        ("file.json", '{"a": [1, 2.5, "é"]}', [b"{", b"", b"\xff", b"[NaN]", b'{"a": Infinity}', b"1e999"]),
-        ("file.yaml", "a: [1, 2.5, é]", [b"a: [", b"\xff", b"a: .nan", b"!!python/object/apply:os.mkdir [made]"]),
+        (
+            "file.json",
+            '{"a": [1, 2.5, "é"]}',
+            [b"{", b"", b"\xff", b"[NaN]", b'{"a": Infinity}', b"1e999", b"[" * 100_000 + b"]" * 100_000],
+        ),
+        (
+            "file.yaml",
+            "a: [1, 2.5, é]",
+            [
+                *(b"a: [", b"\xff", b"a: .nan", b"a: \x01", b"? [a]\n: 1"),
+                b"!!python/object/apply:os.mkdir [made]",
+                b"[" * 1000 + b"]" * 1000,
+            ],
+        ),
     ],
 )
 def test_plain_data_are_read(

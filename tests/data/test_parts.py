@@ -29,17 +29,16 @@ SPLIT = SplitConfig(0.5, 0.25, 0.25)
 
 
 @pytest.fixture
-def folder(labels: Any) -> Path:
+def folder(labels: Any, basis_file: str) -> Path:
     """Eight molecules in one folder, with their basis beside them."""
     numbers = [(8, 1, 1), (6, 1, 1, 1, 1), (6, 8, 1, 1)]
-    (labels.folder / "basis.json").write_text(json.dumps(labels.basis_info.to_dict()))
     for i in range(8):
         labels.write(f"molecule_{i}.zarr.zip", numbers[i % 3], 2)
     return labels.folder
 
 
 def parts_of(folder: Path, split: SplitConfig = SPLIT, **options: Any) -> DataParts:
-    return DataParts(LabelFiles(str(folder), str(folder / "basis.json")), split, [], **options)
+    return DataParts(LabelFiles(str(folder), str(folder / "basis_info.json")), split, [], **options)
 
 
 def names(parts: DataParts) -> dict[str, list[str]]:
@@ -78,7 +77,7 @@ def test_a_checkpoints_split_holds_when_files_are_added(folder: Path, labels: An
     monkeypatch.chdir(folder)
     for name in (b"two\nlines.zarr.zip", b"not\xffutf8.zarr.zip"):  # any bytes survive
         labels.write("next.zarr.zip").rename(folder / os.fsdecode(name))
-    before = DataParts(LabelFiles(".", "basis.json"), SPLIT, [])
+    before = DataParts(LabelFiles(".", "basis_info.json"), SPLIT, [])
     expected, state = names(before), before.state()
     assert state is not None
     json.dumps(state["identity"])  # plain data

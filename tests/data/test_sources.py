@@ -31,12 +31,6 @@ def paths(labels: Any) -> list[Path]:
 
 
 @pytest.fixture
-def basis_file(basis_info: BasisInfo, tmp_path: Path) -> str:
-    (tmp_path / "basis_info.json").write_text(json.dumps(basis_info.to_dict()))
-    return str(tmp_path / "basis_info.json")
-
-
-@pytest.fixture
 def packed(paths: list[Path], basis_info: BasisInfo, tmp_path: Path) -> Path:
     return pack_labels(OFDataset(paths, basis_info), tmp_path / "packed", progress=False)
 
@@ -142,8 +136,6 @@ def test_packed_labels_that_do_not_fit_are_refused(packed: Path, basis_file: str
     source = PackedLabels(str(packed))
     with pytest.raises(ConfigError, match=r"no packed set .meta\.json. there.*data\.source\.paths"):
         PackedLabels(str(tmp_path / "absent*")).everything()
-    with pytest.raises(ConfigError, match=r"exclude has \['other.zarr'\].*data\.source\.exclude"):
-        PackedLabels(str(packed), exclude=["other.zarr"]).everything()
     Path(basis_file).write_text(json.dumps({"atomic_numbers": [1], "irreps_per_atom": ["1x0e"]}))
     with pytest.raises(BasisError, match=r"was packed in the basis .*data\.source\.basis_info"):
         PackedLabels(str(packed), basis_file).basis()

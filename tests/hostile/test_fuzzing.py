@@ -51,14 +51,6 @@ def check_config(data: st.DataObject, config: dict[str, Any]) -> None:
         assert any(isinstance(cause, OFDFTNormError) for cause in causes), (way, last, before, value, causes)
 
 
-@FEW
-@given(data=st.data())
-def test_mutated_configurations(data: st.DataObject, config: dict[str, Any]) -> None:
-    check_config(data, config)
-
-
-@pytest.mark.slow
-@MANY
-@given(data=st.data())
-def test_many_mutated_configurations(data: st.DataObject, config: dict[str, Any]) -> None:
-    check_config(data, config)
+@pytest.mark.parametrize("setting", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
+def test_mutated_configurations_are_built_or_named(setting: Any, config: dict[str, Any]) -> None:
+    setting(given(data=st.data())(lambda data: check_config(data, config)))()

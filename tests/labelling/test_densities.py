@@ -87,15 +87,3 @@ def test_potentials_are_the_derivatives_of_the_energies(
     for name in FUNCTIONALS:
         np.testing.assert_allclose(blocks[0][name], found.energies[name], rtol=1e-12)
         np.testing.assert_allclose(blocks[1][name], found.gradients[name], atol=1e-11)
-
-
-def test_apbe_is_the_published_formula(mol: Any, trajectory: KohnShamTrajectory, labels: KohnShamLabels) -> None:
-    """T = int tau_TF (1 + kappa - kappa / (1 + mu s^2 / kappa)) (Constantin et al., Phys. Rev. Lett. 106, 186406)."""
-    kappa, mu = 0.804, 0.23889
-    rho, *gradient = np.asarray(mol.eval_gto("GTOval_sph_deriv1", trajectory.grid.coords)) @ labels.coeffs[-1]
-    positive = rho > 1e-12
-    fermi = np.cbrt(3 * np.pi**2 * rho[positive])
-    s2 = sum(g[positive] ** 2 for g in gradient) / (2 * fermi * rho[positive]) ** 2
-    density = 0.3 * fermi**2 * rho[positive] * (1 + kappa - kappa / (1 + mu * s2 / kappa))
-    expected = trajectory.grid.weights[positive] @ density
-    assert labels.energies["e_kinapbe"][-1] == pytest.approx(expected, rel=1e-9)

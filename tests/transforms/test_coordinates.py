@@ -83,7 +83,7 @@ def test_a_batch_changes_as_its_samples_do(name: str) -> None:
 
 
 def test_a_list_brings_samples_from_whichever_coordinates_they_are_in() -> None:
-    sample = make_molecule(np.random.default_rng(2))
+    sample = make_molecule(np.random.default_rng(2), [8, 1])
     for start in CHAINS.values():
         for target, chain in CHAINS.items():
             found, expected = BasisTransforms(chain)(BasisTransforms(start)(sample)), BasisTransforms(chain)(sample)
