@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from ofdft_norm import BasisInfo
 from ofdft_norm.data.basis import UNKNOWN_ELEMENT, dimension_name
-from ofdft_norm.errors import BasisError
+from ofdft_norm.data.elements import SYMBOLS, atomic_number, formula, symbol
+from ofdft_norm.errors import BasisError, ConfigError
 
 
 @given(data=st.data())
@@ -88,13 +89,10 @@ def test_fields_are_split_by_element(data: st.DataObject, some_bases: Any) -> No
 
 @pytest.mark.parametrize("numbers", [[2], [0], [-1], [119], [-(2**40)], [1.5], [np.nan], [[1, 8]], ["H"], 1])
 def test_atoms_outside_the_basis_are_refused_by_name(numbers: Any) -> None:
-    with pytest.raises(BasisError, match="water: field 'atomic_numbers'"):
-        BasisInfo([1, 8], ["1x0e", "2x0e"]).atom_indices(numbers, "water")
-
-
-def test_the_index_of_an_unknown_element_never_picks_another_one() -> None:
     basis = BasisInfo([1, 8], ["1x0e", "2x0e"])
-    index = int(basis.atomic_number_to_atom_index[6])
+    with pytest.raises(BasisError, match="water: field 'atomic_numbers'"):
+        basis.atom_indices(numbers, "water")
+    index = int(basis.atomic_number_to_atom_index[6])  # of an element that the basis lacks
     for values in (np.arange(2), list(range(2)), torch.arange(1000)):
         with pytest.raises(IndexError):
             values[index]
@@ -124,7 +122,6 @@ def test_bases_are_compared_by_elements_functions_and_known_exponents() -> None:
 def test_exponents_are_kept_for_each_shell() -> None:
     exponents = [[3.0, 0.4], [9.0, 2.0, 0.5, 1.5]]
     basis = BasisInfo([1, 8], ["2x0e", "3x0e+1x1o"], exponents)
-    assert basis.exponent_per_shell is not None
     assert basis.exponent_per_shell[basis.basis_func_to_shell].tolist() == [3, 0.4, 9, 2, 0.5, 1.5, 1.5, 1.5]
     assert basis.to_dict()["exponents_per_atom"] == exponents
     for bad in ([[3.0]], [[3.0, 0.4], [1.0] * 5], [[3.0, -0.4], exponents[1]], [[3.0, np.nan], exponents[1]]):
@@ -210,3 +207,23 @@ def test_dimensions_have_names() -> None:
     assert names[:6] == ["H 1s", "H 2s", "F 1s", "F 1p, m = 1", "F 1p, m = -1", "F 1p, m = 0"]
     assert names[6] == "F 2p, m = 1"
     assert names[9:] == [f"F 1d, m = {m}" for m in range(-2, 3)]
+
+
+def test_symbols_and_numbers_are_inverse() -> None:
+    assert [atomic_number(symbol(z)) for z in range(1, 119)] == list(range(1, 119))
+    assert len(set(SYMBOLS)) == 118
+    assert [symbol(z) for z in (1, 6, 17, 26, 79, 118)] == ["H", "C", "Cl", "Fe", "Au", "Og"]
+
+
+@pytest.mark.parametrize(("given", "words"), [("CL", "'CL'.*Cl"), ("", "''"), (0, "0"), (-1, "-1"), (119, "119")])
+def test_unknown_elements_are_refused(given: str | int, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        atomic_number(given) if isinstance(given, str) else symbol(given)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [([8, 1, 1], "H2O"), ([6, 8, 1, 1, 1, 1], "CH4O"), ([9, 6, 17], "CClF"), ([17, 9, 1], "ClFH"), ([], "")],
+)
+def test_formulas_are_in_hills_order(numbers: list[int], expected: str) -> None:
+    assert formula(numbers) == expected

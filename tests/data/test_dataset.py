@@ -42,6 +42,9 @@ def test_samples_are_the_rows_of_the_files_in_float64(paths: list[Path], labels:
     assert (len(dataset), dataset.n_molecules, dataset.paths) == (12, 3, paths)
     assert dataset.sample_offsets.tolist() == [0, 4, 7, 12]
     assert dataset.elements() == {1, 6, 8}
+    for outside in (12, -13):
+        with pytest.raises(IndexError, match="12"):
+            dataset[outside]
     rows = [(path, row) for path, n in zip(paths, (4, 3, 5), strict=True) for row in range(n)]
     for index, (path, row) in enumerate(rows):
         arrays, sample = labels.written[path], dataset[index - 12]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,14 @@ from ofdft_norm.data.packed import PackedDataset
 from ofdft_norm.data.sample import collate_joined
 from ofdft_norm.data.sources import SampleCheck
 from tests import processes
+
+
+@pytest.fixture
+def datasets(paths: list[Path], basis_info: Any, tmp_path: Path) -> list[Any]:
+    """Label files, and the same packed."""
+    files = OFDataset(paths, basis_info)
+    return [files, PackedDataset([pack_labels(files, tmp_path / "packed", progress=False)])]
+
 
 # --- our loaders ------------------------------------------------------------------------------------------------------
 
@@ -52,15 +59,10 @@ def test_one_process_sees_the_samples_of_several() -> None:
     ],
 )
 def test_workers_yield_the_same_samples(
-    packed: bool, options: dict[str, Any], labels: Any, tmp_path: Path, assert_same_fields: Any
+    packed: bool, options: dict[str, Any], datasets: list[Any], assert_same_fields: Any
 ) -> None:
     processes.context()
-    dataset: Any = OFDataset(labels.write_several(), labels.basis_info)
-    if packed:
-        dataset = PackedDataset([pack_labels(dataset, tmp_path / "packed", progress=False)])
-        assert len(dataset) == 12
-        assert len(pickle.dumps(dataset)) < 5000  # the basis, mostly
-    config = LoaderConfig(batch_size=5, **{"num_workers": 1, **options})
+    dataset, config = datasets[packed], LoaderConfig(batch_size=5, **{"num_workers": 1, **options})
     loader: Any = TorchLoader(dataset, collate_fn=collate_joined, **config.keywords())
     assert len(loader) == 3
     for _ in range(2 if loader.persistent_workers else 1):
@@ -82,11 +84,10 @@ def open_files(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_reading_collects_no_open_files(packed: bool, labels: Any, tmp_path: Path) -> None:
-    dataset: Any = OFDataset(labels.write_several(), labels.basis_info)
-    if packed:
-        dataset = PackedDataset([pack_labels(dataset, tmp_path / "packed", progress=False)])
-    n_arrays = len(list((tmp_path / "packed").glob("*.npy")))  # each opened once
+def test_reading_collects_no_open_files(packed: bool, datasets: list[Any], tmp_path: Path) -> None:
+    n_arrays = len(list((tmp_path / "packed").glob("*.npy"))) if packed else 0  # each opened once
+    dataset = datasets[packed]
+    del datasets[:]
     for _ in range(2):
         for _ in TorchLoader(dataset, 2, collate_fn=collate_joined):
             assert open_files(tmp_path) == [n_arrays, n_arrays]
@@ -141,12 +142,9 @@ def loaders() -> dict[str, Any]:
     data = molecules()
     sampler = WeightedRandomSampler(torch.arange(11.0), 9, generator=torch.Generator().manual_seed(3))
     keys = {"follow_batch": ["force"], "exclude_keys": ["extra"]}
-    atomic = [AtomicData(**sample.to_dict()) for sample in data]
     return {
         "sampler": DataLoader(data, batch_size=2, sampler=sampler, drop_last=True, **keys),
         "batch_sampler": DataLoader(data, batch_sampler=BatchSampler([4, 2, 8, 1], 3, False)),
-        "collate": TorchLoader(data, batch_size=4, collate_fn=numbers),
-        "class": TorchLoader(atomic, batch_size=4, collate_fn=numbers),
         "workers": DataLoader(data, batch_size=4, num_workers=1, persistent_workers=True),
     }
 
@@ -167,14 +165,15 @@ def test_batches_are_theirs_with_the_functions_applied(kind: str) -> None:
     assert len(next(iter(theirs)).y) == expected[0].num_graphs  # theirs still works, without the functions
 
 
-@pytest.mark.parametrize("kind", ["collate", "class"])
-def test_another_collate_function_gets_changed_samples_of_its_own_class(kind: str) -> None:
-    theirs, expected = loaders()[kind], [2 * float(m.y) for m in molecules()]
+@pytest.mark.parametrize("kind", [Data, AtomicData])
+def test_another_collate_function_gets_changed_samples_of_its_own_class(kind: Any) -> None:
+    data: Any = [kind(**sample.to_dict()) for sample in molecules()]
+    theirs, expected = TorchLoader(data, batch_size=4, collate_fn=numbers), [2 * float(m.y) for m in data]
     found = [entry for batch in wrap_loader(theirs, doubled, check=check) for entry in batch]
     assert [number for number, _ in found] == list(range(11))
     np.testing.assert_allclose([y for _, y in found], expected)
-    np.testing.assert_allclose([2 * float(sample.y) for sample in theirs.dataset], expected)  # not changed
-    assert not wrap_loader(loaders()[kind]).collate_fn.joins
+    np.testing.assert_allclose([2 * float(sample.y) for sample in data], expected)  # not changed
+    assert not wrap_loader(theirs).collate_fn.joins
 
 
 class OwnLoader(DataLoader):

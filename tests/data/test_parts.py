@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import OFDataset
@@ -23,6 +22,7 @@ from ofdft_norm.data.sources import EmbeddedLabels, LabelFiles, PackedLabels
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.wrapped import WrappedData
 from ofdft_norm.errors import ConfigError, SplitError
+from ofdft_norm.transforms.project_gradient import ProjectGradient
 from ofdft_norm.units import conversion
 
 SPLIT = SplitConfig(0.5, 0.25, 0.25)
@@ -52,22 +52,17 @@ def test_only_the_files_of_a_part_are_opened(folder: Path) -> None:
         path.write_bytes(b"damaged")
     assert len(parts["test"]) == 4
     assert parts["test"] is parts["test"]
-    assert parts["test"].elements() <= {1, 6, 8}
     assert pickle.loads(pickle.dumps(parts))._opened == {}
     with pytest.raises(SplitError, match=r"no 'predict' split; they have \['train', 'val', 'test'\]"):
         _ = parts["predict"]
 
 
 def test_pre_transforms_are_applied_to_densities(folder: Path) -> None:
-    def halve(sample: Any) -> Any:
-        sample.coeffs = sample.coeffs / 2
-        return sample
-
-    raw, halved = parts_of(folder), DataParts(parts_of(folder).source, SPLIT, [halve])
+    raw, projected = parts_of(folder), DataParts(parts_of(folder).source, SPLIT, [ProjectGradient()])
     for part in ("train", "all"):
-        assert torch.equal(halved[part][0].coeffs, raw[part][0].coeffs / 2)
+        assert not torch.equal(projected[part][1].gradient_label, raw[part][1].gradient_label)
     theirs = WrappedData(train=[Data(z=torch.tensor([1]), y=torch.ones(1))], val=[], energy_field="y")
-    assert float(DataParts(theirs, SplitConfig(), [halve])["train"][0].y) == 1.0  # has no coefficients
+    assert float(DataParts(theirs, SplitConfig(), [ProjectGradient()])["train"][0].y) == 1.0  # has no coefficients
 
 
 # --- the split of a checkpoint ----------------------------------------------------------------------------------------
@@ -128,27 +123,6 @@ def test_energies_and_their_derivatives_are_converted(folder: Path) -> None:
         assert torch.equal(found.coeffs, raw.coeffs)
     out = InUnit(3.0, ["energy_label", "forces"])(raw)
     assert torch.equal(out.energy_label, 3 * raw.energy_label)  # a copy
-
-
-class Loaders:
-    """A data module in all but name."""
-
-    def setup(self, stage: str) -> None:
-        self.data = [Data(z=torch.tensor([1]), y=torch.tensor([float(i)])) for i in range(4)]
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(self.data, batch_size=2)
-
-    trainer = None
-
-
-def test_batches_of_a_wrapped_loader_are_converted() -> None:
-    class InHartree(WrappedData):
-        unit = "hartree"
-
-    loader: Any = DataParts(InHartree(Loaders(), energy_field="y"), SplitConfig(), [], "eV").loader("train")
-    factor = conversion("hartree", "eV")
-    assert [batch.y.tolist() for batch in loader] == [[0.0, factor], [2 * factor, 3 * factor]]
 
 
 # --- bases ------------------------------------------------------------------------------------------------------------

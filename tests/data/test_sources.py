@@ -133,7 +133,6 @@ def test_a_split_file_names_molecules_of_one_or_several_sets(
 
 
 def test_packed_labels_that_do_not_fit_are_refused(packed: Path, basis_file: str, tmp_path: Path) -> None:
-    source = PackedLabels(str(packed))
     with pytest.raises(ConfigError, match=r"no packed set .meta\.json. there.*data\.source\.paths"):
         PackedLabels(str(tmp_path / "absent*")).everything()
     Path(basis_file).write_text(json.dumps({"atomic_numbers": [1], "irreps_per_atom": ["1x0e"]}))
@@ -142,21 +141,12 @@ def test_packed_labels_that_do_not_fit_are_refused(packed: Path, basis_file: str
     content = bytearray((packed / "coeffs.npy").read_bytes())
     content[-1] ^= 1
     (packed / "coeffs.npy").write_bytes(content)
-    source.everything()
+    PackedLabels(str(packed)).everything()
     with pytest.raises(LabelFileError, match=r"coeffs\.npy.* SHA-256"):
         PackedLabels(str(packed), verify=True).everything()
 
 
 # --- samples without labels -------------------------------------------------------------------------------------------
-
-
-def arrays_of(samples: list[Any]) -> dict[str, Any]:
-    names = ("pos", "atomic_numbers", "coeffs", "dual_basis_integrals")
-    return {
-        "n_atoms": np.array([len(s.pos) for s in samples]),
-        "mol_id": np.array([s.mol_id for s in samples]),
-        **{name: np.concatenate([s[name].numpy() for s in samples]) for name in names},
-    }
 
 
 @pytest.fixture
@@ -165,16 +155,27 @@ def samples(make_sample: Any, basis_info: BasisInfo) -> list[Any]:
     return [make_sample(basis_info, rng, numbers, f"m{len(numbers)}") for numbers in ((8, 1, 1), (6, 1), (1, 6, 8, 1))]
 
 
+@pytest.fixture
+def arrays(samples: list[Any]) -> dict[str, Any]:
+    """Content of a file of these samples."""
+    names = ("pos", "atomic_numbers", "coeffs", "dual_basis_integrals")
+    found: dict[str, Any] = {name: np.concatenate([s[name].numpy() for s in samples]) for name in names}
+    return found | {"n_atoms": np.array([len(s.pos) for s in samples]), "mol_id": np.array([s.mol_id for s in samples])}
+
+
+def samples_of(path: Path, basis_file: str, arrays: dict[str, Any]) -> Any:
+    np.savez(path, **{name: values for name, values in arrays.items() if values is not None})
+    source = SampleFile(str(path), basis_file)
+    assert source.parts(SPLIT) == {}
+    return source.open("all", source.everything(), [])
+
+
 @pytest.mark.parametrize("change", [{}, {"dual_basis_integrals": None, "mol_id": None, "coordinates": np.array("x")}])
 def test_samples_of_a_file_are_those_that_were_written(
-    change: dict[str, Any], samples: list[Any], basis_file: str, tmp_path: Path
+    change: dict[str, Any], samples: list[Any], arrays: dict[str, Any], basis_file: str, tmp_path: Path
 ) -> None:
-    arrays = {name: value for name, value in (arrays_of(samples) | change).items() if value is not None}
     arrays["coeffs"] = arrays["coeffs"].astype(np.float32)
-    np.savez(tmp_path / "samples.npz", **arrays)
-    source = SampleFile(str(tmp_path / "samples.npz"), basis_file)
-    dataset: Any = source.open("all", source.everything(), [])
-    assert source.parts(SPLIT) == {}
+    dataset = samples_of(tmp_path / "samples.npz", basis_file, arrays | change)
     assert (len(dataset), dataset.elements()) == (3, {1, 6, 8})
     for i, (found, sample) in enumerate(zip(dataset, samples, strict=True)):
         assert torch.equal(found.coeffs, sample.coeffs.float().double())
@@ -190,7 +191,7 @@ def test_samples_of_a_file_are_those_that_were_written(
     [
         ("coeffs", lambda a: None, r"lacks the arrays \['coeffs'\]"),
         ("coeffs", lambda a: a[:-1], r"m4.*: field 'coeffs' has .*33.* expected .*34"),
-        ("coeffs", lambda a: a / 0, r"\(molecule 'm3'\): field 'coeffs' is "),
+        ("coeffs", lambda a: a * np.inf, r"\(molecule 'm3'\): field 'coeffs' is "),
         ("pos", lambda a: a[:, :2], r"field 'pos' has .*\(3, 2\).* expected .*\(3, 3\)"),
         ("n_atoms", lambda a: a + 1, "'n_atoms' is not one positive integer for each sample, 9 atoms in all"),
         ("n_atoms", lambda a: np.array([-3, 3, 9]), "'n_atoms' is not one positive integer"),
@@ -198,15 +199,11 @@ def test_samples_of_a_file_are_those_that_were_written(
     ],
 )
 def test_a_sample_file_that_does_not_fit_is_named(
-    name: str, change: Any, expected: str, samples: list[Any], basis_file: str, tmp_path: Path
+    name: str, change: Any, expected: str, arrays: dict[str, Any], basis_file: str, tmp_path: Path
 ) -> None:
-    arrays = arrays_of(samples)
-    with np.errstate(all="ignore"):
-        arrays[name] = change(arrays[name])
-    np.savez(tmp_path / "samples.npz", **{k: v for k, v in arrays.items() if v is not None})
-    source = SampleFile(str(tmp_path / "samples.npz"), basis_file)
+    arrays[name] = change(arrays[name])
     with pytest.raises((LabelFileError, ValueError), match=rf"samples\.npz.*{expected}"):
-        list(source.open("all", source.everything(), []))
+        list(samples_of(tmp_path / "samples.npz", basis_file, arrays))
 
 
 def test_a_file_that_is_no_sample_file_is_named(basis_file: str, tmp_path: Path) -> None:

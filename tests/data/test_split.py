@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shlex
 import shutil
 import subprocess
@@ -80,11 +81,9 @@ def test_random_splits_are_those_of_earlier_versions(shares: Any, seed: int, val
 def test_the_embedded_labels_have_their_own_split_by_default() -> None:
     parts = EmbeddedLabels().parts(SplitConfig())
     assert list(parts) == ["train", "val", "test", "test_molecules"]
-    names = {part: {os.path.basename(path).split(".")[0] for path in paths} for part, paths in parts.items()}
-    assert sorted(name for of in names.values() for name in of) == sorted(
-        os.path.basename(path).split(".")[0] for path in EmbeddedLabels().everything()
-    )
-    molecules = {part: {name.rstrip("0123456789").rstrip("_") for name in of} for part, of in names.items()}
+    assert sorted(path for members in parts.values() for path in members) == sorted(EmbeddedLabels().everything())
+    names = {part: [os.path.basename(path).split(".")[0] for path in paths] for part, paths in parts.items()}
+    molecules = {part: {re.sub(r"_\d+$", "", name) for name in of} for part, of in names.items()}
     assert molecules["val"] == molecules["test"] < molecules["train"]
     assert not molecules["test_molecules"] & molecules["train"]
     assert list(EmbeddedLabels().parts(SplitConfig(seed=2))) == ["train", "val", "test"]

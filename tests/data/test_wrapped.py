@@ -28,6 +28,7 @@ from ofdft_norm.data.sources import EmbeddedLabels
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.wrapped import WrappedData
 from ofdft_norm.errors import BasisError, BatchError, ConfigError, NormalizationError, SplitError
+from ofdft_norm.units import conversion
 
 ALL = SplitConfig(1.0, 0.0, 0.0)
 OPTIONS: dict[str, Any] = {"energy_field": "y", "forces_field": "force"}
@@ -282,6 +283,19 @@ def test_a_module_that_splits_at_random_has_one_split() -> None:
 def test_a_subset_of_a_sampler_trains_alone() -> None:
     theirs = datamodule(train=lambda: DataLoader(molecules(10), sampler=SubsetRandomSampler([7, 2, 5])))
     assert [int(sample.number) for sample in parts_of(WrappedData(theirs, **OPTIONS))["train"]] == [7, 2, 5]
+
+
+def test_batches_of_a_wrapped_loader_are_converted() -> None:
+    class InHartree(WrappedData):
+        unit = "hartree"
+
+    def loader() -> Any:
+        return DataLoader(molecules(4), batch_size=2)
+
+    theirs = InHartree(datamodule(train=loader), **OPTIONS)
+    for batch, expected in zip(DataParts(theirs, SplitConfig(), [], "eV").loader("train") or (), loader(), strict=True):
+        for name in ("y", "force"):
+            torch.testing.assert_close(batch[name], expected[name] * conversion("hartree", "eV"))
 
 
 def test_other_loaders_than_expected_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from dataclasses import replace
 from functools import partial
@@ -30,11 +31,13 @@ from ofdft_norm.labelling import (
     read_geometries,
 )
 from ofdft_norm.labelling.normal_modes import sample_normal_modes
+from tests import processes
 
 HYDROGEN = "2\nmol_id=dihydrogen\nH 0 0 0\nH 0 0 0.74\n"
 LONG = "2\nmol_id=long\nH 0 0 0\nH 0 0 0.85\n"
 FLUORIDE = "2\nmol_id=fluoride\nH 0 0 0\nF 0 0 0.93\n"
 RADICAL = "2\nmol_id=hydroxyl\nO 0 0 0\nH 0 0 0.97\n"
+MADE_AGAIN = ("water", "hydrogen_fluoride", "formaldehyde_003")
 QUICK = LabelSettings(KohnShamSettings(xc="LDA,VWN", basis="STO-3G", grid_level=0))
 LOOSE = CheckTolerances(electrons=1.0, fit_residual=1.0, finite_difference=1.0, kinetic_shift=1.0)
 
@@ -114,18 +117,13 @@ def test_nothing_is_written_where_options_are_wrong(tmp_path: Path, options: Any
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize(
-    "molecules",
-    [
-        ("hydrogen_fluoride", "water_003"),
-        pytest.param(("formaldehyde_003", "methanimine", "water"), marks=pytest.mark.slow),
-    ],
-)
-def test_embedded_labels_are_made_again(tmp_path: Path, molecules: tuple[str, ...]) -> None:
+def test_embedded_labels_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = processes.context()  # its processes need not import everything anew
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
     frames = re.split(r"(?m)^(?=\d+$)", (EMBEDDED / "geometries.xyz").read_text())
-    chosen = [frame for frame in frames if re.search(r"mol_id=(\w+)", frame + "mol_id=_")[1] in molecules]
+    chosen = [frame for frame in frames if re.search(r"mol_id=(\w+)", frame + "mol_id=_")[1] in MADE_AGAIN]
     made = _generate(tmp_path, "".join(chosen), embedded.SETTINGS, tolerances=None, workers=2).made
-    assert sorted(made) == sorted(molecules)
+    assert sorted(made) == sorted(MADE_AGAIN)
     (tmp_path / "set/geometries.xyz").write_text("".join(chosen))
     packed = embedded.pack_embedded(tmp_path / "set", tmp_path / "set/embedded")
     for energy, gradient in (("e_kin", "grad_kin"), ("e_kin_plus_xc", "grad_kin_plus_xc"), ("e_kin_vw", "grad_kin")):

@@ -6,15 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ofdft_norm import BasisInfo, OFData
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """Keeps small tensor operations from waiting for one another's threads on busy machines."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

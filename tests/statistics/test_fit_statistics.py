@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ofdft_norm import (
     ProjectGradient,
 )
 from ofdft_norm.data import label_file
+from ofdft_norm.data.elements import formula
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.distributed import Ranks
 from ofdft_norm.statistics.fit_statistics import STATISTICS_VERSION
@@ -291,3 +292,71 @@ def test_energies_alone() -> None:
     assert found.basis_info is None
     np.testing.assert_allclose(found["constant"].reference("linear_ref").t_z, [-0.6, -74.8], rtol=1e-7)
     assert (found["constant"].n_samples, found["constant"].n_labelled_samples) == (3, 2)
+
+
+def naive_worst(samples: Sequence[OFData], weights: Sequence[float], values: Any) -> list[tuple[Any, ...]]:
+    """The worst sample of each molecule, of samples that count, by a plain sort."""
+    value_of = dict(zip((1, 6, 8), values.tolist(), strict=True))
+    worst: dict[str, tuple[Any, ...]] = {}
+    for sample, weight in zip(samples, weights, strict=True):
+        atoms = sample.atomic_numbers.tolist()
+        residual = float(sample.energy_label) - sum(value_of[z] for z in atoms)
+        found = (sample.mol_id, formula(atoms), int(sample.scf_iteration), float(sample.energy_label), residual)
+        if weight > 0 and sample.has_energy_label and abs(residual) > abs(worst.get(sample.mol_id, (*found[:4], 0))[4]):
+            worst[sample.mol_id] = found
+    return sorted(worst.values(), key=lambda row: -abs(row[4]))[:10]
+
+
+def test_worst_molecules_against_a_plain_sort(basis_info: BasisInfo, many_samples: list[OFData]) -> None:
+    order = np.random.default_rng(0).permutation(len(many_samples))
+    shuffled = [many_samples[i] for i in order]
+    statistics = fit(shuffled, basis_info, FIELD_WEIGHERS)
+    for key, name in FIELDS.items():
+        reference = statistics[key].reference("linear_ref")
+        expected = naive_worst(many_samples, [float(s[name]) for s in many_samples], reference.t_z)
+        assert len(reference.worst) == len(expected) == 10
+        for w, row in zip(reference.worst, expected, strict=True):
+            assert (w.name, w.formula, w.scf_iteration, w.target) == row[:4]
+            assert w.residual == pytest.approx(row[4], rel=1e-9, abs=1e-9)
+            assert w.index is not None
+            assert shuffled[w.index].mol_id == w.name
+
+
+def test_samples_without_name_are_molecules_of_their_own(basis_info: BasisInfo, many_samples: list[OFData]) -> None:
+    nameless = [s.clone() for s in many_samples[:12]]
+    for sample in nameless:
+        sample.pos = nameless[0].pos[:1].expand(len(sample.pos), 3)
+        sample.has_energy_label = torch.tensor([True])
+        del sample.mol_id, sample.scf_iteration
+    found = fit(nameless, basis_info)["constant"]
+    worst = found.reference("linear_ref").worst
+    assert found.n_molecules == 12
+    assert [w.name for w in worst] == [""] * 10
+    assert len({w.index for w in worst}) == 10
+
+
+def test_molecules_are_told_apart_by_name_elements_and_geometry(
+    basis_info: BasisInfo, make_sample: Any, make_batch: Any
+) -> None:
+    one = make_sample(basis_info, np.random.default_rng(0), [8, 1, 1], "a")
+    same, name, order, mirrored, moved = variants = [one.clone() for _ in range(5)]
+    same.scf_iteration += 1
+    same.coeffs += 1
+    name.mol_id = "b"
+    order.pos = order.pos.flip(0)
+    mirrored.pos = -mirrored.pos
+    moved.pos = moved.pos.clone()
+    moved.pos[0, 0] = torch.nextafter(moved.pos[0, 0], torch.tensor(9.0).double())
+
+    def keys(*samples: OFData) -> list[int]:
+        return SampleBatch(make_batch(samples), "atomic_numbers", np.arange(len(samples))).molecules.tolist()
+
+    first, second, *others = keys(one, *variants)
+    assert first == second
+    assert len({first, *others}) == 5
+    zero, minus = (OFData(pos=sign * torch.zeros(3, 3, dtype=torch.float64)) for sign in (1, -1))
+    one.pos, name.pos, name.mol_id = zero.pos, minus.pos, "a"
+    assert len(set(keys(one, name))) == 1
+    # frozen: ranks must agree
+    sample = OFData.construct_new(BasisInfo([1], ["1x0e"]), [[0.1, 0.2, 0.3]], [1], torch.zeros(1), mol_id="a")
+    assert keys(sample) == [6530721033060159750]

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import zarr
 
-from ofdft_norm import ConstantSampleWeigher, DatasetStatistics, HasEnergyLabelSampleWeigher, OFDataset
+from ofdft_norm import DatasetStatistics
 from ofdft_norm.errors import MissingStatisticError, MissingStatisticsFileError, StatisticsError
-from ofdft_norm.statistics.references import REFERENCES
 from tests.conftest import write_zarr
 
 NAMES = ("s.zarr", "s.zarr.zip", "s.npz")
@@ -79,28 +78,6 @@ def test_reads_what_others_write(tmp_path: Path) -> None:
     assert (reference.rank, reference.residual.mae, reference.worst) == (None, None, [])
     with pytest.raises(StatisticsError, match=r"elements are not stored.*basis_info"):
         statistics.elements()
-
-
-def test_views_of_a_fit(labels: Any) -> None:
-    weighers = [HasEnergyLabelSampleWeigher(), ConstantSampleWeigher()]
-    dataset = OFDataset(labels.write_several(), labels.basis_info)
-    statistics = DatasetStatistics.from_dataset(None, dataset, labels.basis_info, weighers, weighers, progress=False)
-    found: Any = statistics["has_energy_label"]
-    for name in REFERENCES:
-        reference = found.reference(name)
-        np.testing.assert_array_equal(reference.t_z, found.load(f"{name}_atom_type_bias"))
-        assert reference.residual == found.residual(name)
-        assert reference.residual.rms == pytest.approx(float(found.load(f"energy_minus_{name}/rms")))
-        assert len(reference.worst) == (3 if name.startswith("linear") else 0)
-    assert found.reference("linear_ref").t_global == 0
-    assert found.energy.mean == found.load("energy/mean")
-    assert (found.n_samples, found.n_molecules, found.get("nothing")) == (9, 3, None)
-    for count_by, name in (("molecule", "linear_ref"), ("sample", "linear_ref_by_sample")):
-        problem = found.linear_problem(count_by)
-        solution = np.linalg.lstsq(problem[:-1, :-1], problem[:-1, -1], rcond=None)[0]
-        np.testing.assert_allclose(solution, found.load(f"{name}_atom_type_bias"), rtol=1e-9)
-    assert found.initial_guess_delta.minimum is None
-    assert statistics.elements() == [1, 6, 8]
 
 
 @pytest.mark.parametrize("name", NAMES)
