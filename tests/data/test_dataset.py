@@ -209,14 +209,6 @@ def test_an_error_of_a_transform_gets_a_note_with_the_molecules(
 # --- states -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_state_tells_samples_apart(paths: list[Path], basis_info: Any) -> None:
-    settings: Any = ({"limit_scf_iterations": -1}, {"limit_scf_iterations": [-1]}, {"keep_initial_guess": False})
-    settings += ({}, {"energy_key": "e_tot"}, {"gradient_key": "grad_tot"}, {"paths": paths[:2]})
-    states = [OFDataset(**{"paths": paths, "basis_info": basis_info} | chosen).state() for chosen in settings]
-    assert OFDataset(paths, basis_info, transform=add_norm).state() == states[3]
-    assert len({repr(state) for state in states}) == len(states)
-
-
 @pytest.mark.parametrize("put", [lambda source, target: target.symlink_to(source), shutil.copytree, os.rename])
 def test_a_label_set_is_the_same_in_another_place(put: Any, labels: Any, tmp_path: Path) -> None:
     labels.folder = tmp_path / "set"

@@ -13,7 +13,7 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ofdft_norm.data.label_file import (
@@ -23,6 +23,7 @@ from ofdft_norm.data.label_file import (
     write_label_file,
 )
 from ofdft_norm.errors import LabelFileError, OFDFTNormError
+from tests.hostile.fuzzing import JSON, few_or_many
 
 COEFFS = "of_labels/spatial/coeffs"
 GRADIENT = "of_labels/spatial/grad_kin"
@@ -33,15 +34,11 @@ POSITIONS = "geometry/atom_pos"
 ELEMENTS = "geometry/atomic_numbers"
 NAME = "geometry/mol_id"
 STEPS = "of_labels/n_scf_steps"
-FIELDS = {
-    "coeffs": COEFFS,
-    "gradient_label": GRADIENT,
-    "dual_basis_integrals": INTEGRALS,
-    "energy_label": ENERGY,
-    "has_energy_label": FLAG,
-    "pos": POSITIONS,
-    "atomic_numbers": ELEMENTS,
-}
+
+
+FIELDS = {"coeffs": COEFFS, "gradient_label": GRADIENT, "dual_basis_integrals": INTEGRALS, "energy_label": ENERGY}
+FIELDS |= {"has_energy_label": FLAG, "pos": POSITIONS, "atomic_numbers": ELEMENTS}
+
 
 BLOSC = numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)
 
@@ -82,24 +79,19 @@ def test_every_row_equals_what_was_written(
 ) -> None:
     path = labels.write(name, n_scf=4, chunk_rows=chunk_rows, compressor=compressor)
     arrays = labels.written[path]
+    expected = {field: arrays[key.replace("_kin", f"_{target}")] for field, key in FIELDS.items()}
     for chosen in (None, [0], [3], [2], [1, 3], [3, 0], lambda n: np.arange(n - 2, n)):
         molecule = read_molecule(path, f"e_{target}", f"grad_{target}", chosen)
         selected = [0, 1, 2, 3] if chosen is None else [2, 3] if callable(chosen) else chosen
         for header in (read_header(path), molecule):
             assert (header.mol_id, header.n_scf_iterations) == ("water", 4)
-            assert header.atomic_numbers.tolist() == [8, 1, 1]
-            np.testing.assert_array_equal(header.pos, arrays[POSITIONS])
+            np.testing.assert_array_equal(header.atomic_numbers, expected["atomic_numbers"])
+            np.testing.assert_array_equal(header.pos, expected["pos"])
         assert molecule.scf_iteration.tolist() == selected
-        assert molecule.has_energy_label.tolist() == [row > 0 for row in selected]
-        for values, expected in (
-            (molecule.coeffs, arrays[COEFFS][selected]),
-            (molecule.ground_state_coeffs, arrays[COEFFS][-1]),
-            (molecule.gradient_label, arrays[f"of_labels/spatial/grad_{target}"][selected]),
-            (molecule.energy_label, arrays[f"of_labels/energies/e_{target}"][selected]),
-            (molecule.dual_basis_integrals, arrays[INTEGRALS][selected]),
-        ):
-            assert values.dtype == np.float64
-            np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(molecule.ground_state_coeffs, arrays[COEFFS][-1])
+        for field in list(FIELDS)[:5]:
+            np.testing.assert_array_equal(getattr(molecule, field), expected[field][selected])
+            assert getattr(molecule, field).dtype == (bool if field == "has_energy_label" else np.float64)
 
 
 @pytest.mark.parametrize(
@@ -201,18 +193,14 @@ def test_an_array_of_another_kind_is_named(name: str, make: Any, words: str, lab
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("keys", "setting"), [(("e_xc", "grad_kin"), "energy_key"), (("e_kin", "grad_xc"), "gradient_key")]
-)
-def test_an_unknown_key_names_its_setting(keys: Any, setting: str, labels: Any) -> None:
-    with pytest.raises(LabelFileError, match=rf"'water': lacks .*_kin.*_tot.*data\.source\.{setting}"):
-        read_molecule(labels.write(), *keys)
-
-
-@pytest.mark.parametrize("rows", [[4], [-1], [0, 7]])
-def test_iterations_that_a_file_lacks_are_refused(rows: list[int], labels: Any) -> None:
-    with pytest.raises(LabelFileError, match=r"'water': has 4 SCF iterations.*data\.split\.file"):
-        read(labels.write(), rows)
+def test_unknown_keys_and_iterations_name_their_setting(labels: Any) -> None:
+    path = labels.write()
+    for keys, setting in ((("e_xc", "grad_kin"), "energy_key"), (("e_kin", "grad_xc"), "gradient_key")):
+        with pytest.raises(LabelFileError, match=rf"'water': lacks .*_kin.*_tot.*data\.source\.{setting}"):
+            read_molecule(path, *keys)
+    for rows in ([4], [-1], [0, 7]):
+        with pytest.raises(LabelFileError, match=r"'water': has 4 SCF iterations.*data\.split\.file"):
+            read(path, rows)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip file at all", b"PK\x03\x04 a start without an end", None])
@@ -232,20 +220,19 @@ def test_a_path_that_is_no_label_file(content: bytes | None, tmp_path: Path) -> 
 
 
 def content(arrays: Arrays, **changes: Any) -> LabelFileContent:
-    def below(folder: str) -> Arrays:
-        return {key.removeprefix(folder): values for key, values in arrays.items() if key.startswith(folder)}
+    def below(folder: str, kind: str) -> Arrays:
+        return {key.removeprefix(folder): array for key, array in arrays.items() if key.startswith(folder + kind)}
 
-    ks_energies = below("ks_labels/energies/")
     fields: dict[str, Any] = {
         "mol_id": "water",
         "atomic_numbers": arrays[ELEMENTS],
         "positions": arrays[POSITIONS],
         "coeffs": arrays[COEFFS],
-        "gradients": {name: arrays[f"of_labels/spatial/{name}"] for name in ("grad_kin", "grad_tot")},
+        "gradients": below("of_labels/spatial/", "grad_"),
         "dual_basis_integrals": arrays[INTEGRALS][0],
-        "energies": below("of_labels/energies/"),
-        "has_energy_label": ks_energies.pop("has_energy_label"),
-        "ks_energies": ks_energies,
+        "energies": below("of_labels/energies/", "e_"),
+        "has_energy_label": arrays[FLAG],
+        "ks_energies": below("ks_labels/energies/", "e_"),
         "attributes": {"settings": {"beta": 2.5}},
     }
     return LabelFileContent(**fields | changes)
@@ -285,13 +272,7 @@ def test_labels_that_do_not_fit_are_not_written(
 # --- mutated files ----------------------------------------------------------------------------------------------------
 # The result is that of the whole file, or that of the zarr library, or an error of the package that names the file.
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-MANY = settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 40) | st.sampled_from([10**12, 1e300, -1.5]) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=4,
-)
+
 SPECIAL = ["<f8", ">f8", "<f4", "<i8", "|u1", "|b1", "<U5", "|O", "<m8[s]", "C", "F", "K", "NaN", "/"]
 VALUES = st.sampled_from([*SPECIAL, *({"id": name} for name in ("zlib", "blosc", "pickle", "shuffle"))]) | JSON
 VALUES |= st.lists(VALUES | st.integers(0, 40), max_size=3)
@@ -376,7 +357,7 @@ def change_files(data: st.DataObject, files: dict[str, bytes], place: Path) -> N
 
 
 @pytest.mark.parametrize("change", [change_bytes, change_metadata, change_files])
-@pytest.mark.parametrize("setting", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
+@few_or_many
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_label_files(change: Any, setting: Any, files: dict[str, bytes], place: Path) -> None:
     setting(given(data=st.data())(lambda data: change(data, files, place)))()

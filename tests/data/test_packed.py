@@ -43,8 +43,13 @@ class Doubled:
 
 
 @pytest.fixture
-def packed(paths: list[Path], basis_info: Any, tmp_path: Path) -> Path:
-    return pack_labels(OFDataset(paths, basis_info), tmp_path / "packed", ["kin", "tot"], progress=False)
+def raw(paths: list[Path], basis_info: Any) -> OFDataset:
+    return OFDataset(paths, basis_info)
+
+
+@pytest.fixture
+def packed(raw: OFDataset, tmp_path: Path) -> Path:
+    return pack_labels(raw, tmp_path / "packed", ["kin", "tot"], progress=False)
 
 
 # --- sets -------------------------------------------------------------------------------------------------------------
@@ -55,12 +60,10 @@ def test_a_set_describes_itself(packed: Path, basis_info: Any, labels: Any) -> N
     assert found.basis_info == basis_info
     assert found.names() == ["water.zarr.zip", "methane.zarr", "formaldehyde.zarr.zip"]
     assert found.names(np.array([2, 0]), "mol_id") == ["formaldehyde", "water"]
-    assert (found.meta["n_samples"], found.meta["coordinates"], found.meta["applied"]) == (12, "raw", [])
     assert found.meta["sources"] == [str(packed.parent)]
     for molecule, arrays in enumerate(labels.written.values()):
-        pos, atomic_numbers = found.geometry(molecule)
-        np.testing.assert_array_equal(pos, arrays["geometry/atom_pos"])
-        np.testing.assert_array_equal(atomic_numbers, arrays["geometry/atomic_numbers"])
+        for values, name in zip(found.geometry(molecule), ("atom_pos", "atomic_numbers"), strict=True):
+            np.testing.assert_array_equal(values, arrays[f"geometry/{name}"])
     assert not found.arrays["coeffs"].flags.writeable
     assert sorted(p.name for p in packed.iterdir()) == sorted([*(f"{n}.npy" for n in found.arrays), "meta.json"])
 
@@ -135,12 +138,12 @@ def test_a_changed_number_is_found_by_its_digest_which_is_computed_once(
             refused()
 
 
-def test_a_set_that_was_replaced_is_noticed_by_a_copy(packed: Path, paths: list[Path], basis_info: Any) -> None:
+def test_a_set_that_was_replaced_is_noticed_by_a_copy(packed: Path, raw: OFDataset, basis_info: Any) -> None:
     content = pickle.dumps(PackedSet(packed))
     assert len(content) < 2000
     assert pickle.loads(content).names() == PackedSet(packed).names()
     shutil.rmtree(packed)
-    pack_labels(OFDataset(paths[::-1], basis_info), packed, ["kin", "tot"], progress=False)
+    pack_labels(OFDataset(raw.paths[::-1], basis_info), packed, ["kin", "tot"], progress=False)
     with pytest.raises(LabelFileError, match="was replaced"):
         pickle.loads(content)
 
@@ -151,11 +154,11 @@ def test_a_set_that_was_replaced_is_noticed_by_a_copy(packed: Path, paths: list[
 @pytest.mark.parametrize("transform", [None, ProjectGradient(), Doubled()])
 @pytest.mark.parametrize(("limit", "target"), [(None, "kin"), ([2, 1], "tot"), (-2, "kin")])
 def test_samples_and_batches_are_those_of_the_label_files(
-    transform: Any, limit: Any, target: str, packed: Path, paths: list[Path], basis_info: Any, assert_same_fields: Any
+    transform: Any, limit: Any, target: str, packed: Path, raw: OFDataset, basis_info: Any, assert_same_fields: Any
 ) -> None:
     settings: Any = {"transform": transform, "limit_scf_iterations": limit, "keep_initial_guess": False}
-    keys = (f"e_{target}", f"grad_{target}")
-    expected, found = OFDataset(paths, basis_info, *keys, **settings), PackedDataset([packed], None, *keys, **settings)
+    settings |= {"energy_key": f"e_{target}", "gradient_key": f"grad_{target}"}
+    expected, found = OFDataset(raw.paths, basis_info, **settings), PackedDataset([packed], **settings)
     assert found.sample_offsets.tolist() == expected.sample_offsets.tolist()
     assert found.elements() == expected.elements()
     for molecules in ([0], [1, 2], [2, 0, 1]):
@@ -179,33 +182,31 @@ def test_only_wanted_fields_are_read_and_copied(packed: Path) -> None:
 
 
 def test_several_sets_and_chosen_molecules(
-    paths: list[Path], basis_info: Any, tmp_path: Path, make_batch: Any, assert_same_fields: Any
+    raw: OFDataset, basis_info: Any, tmp_path: Path, make_batch: Any, assert_same_fields: Any
 ) -> None:
     a, b = (
         pack_labels(OFDataset(chosen, basis_info), tmp_path / name, progress=False)
-        for name, chosen in (("a", paths[:1]), ("b", paths[1:]))
+        for name, chosen in (("a", raw.paths[:1]), ("b", raw.paths[1:]))
     )
-    raw, both = OFDataset(paths, basis_info), PackedDataset([a, b])
+    both = PackedDataset([a, b])
     order = [5, 0, 11, 7, 1]
     assert_same_fields(both.__getitems__(order), make_batch([raw[i] for i in order]))
-    assert both.paths == [a / paths[0].name, b / paths[1].name, b / paths[2].name]
+    assert both.paths == [a / raw.paths[0].name, b / raw.paths[1].name, b / raw.paths[2].name]
     some = PackedDataset([a, b], [np.array([], dtype=np.int64), np.array([1, 0])])
     assert some.elements() == {1, 6, 8}
     assert_same_fields(some.__getitems__(range(8)), make_batch([raw[i] for i in (7, 8, 9, 10, 11, 4, 5, 6)]))
 
 
 def test_sets_that_were_packed_differently_are_not_mixed(
-    packed: Path, paths: list[Path], basis_info: Any, tmp_path: Path
+    packed: Path, raw: OFDataset, basis_info: Any, tmp_path: Path
 ) -> None:
-    def other(name: str, basis: BasisInfo = basis_info, **settings: Any) -> Path:
-        return pack_labels(OFDataset(paths, basis), tmp_path / name, progress=False, **settings)
-
     exponents = [[1.0] * len(set(own)) for own in basis_info.split_field_by_atom_type(basis_info.basis_func_to_shell)]
     another = BasisInfo(basis_info.atomic_numbers, basis_info.irreps_per_atom, exponents)
-    for folder, error, what in (
-        (other("single", dtype="float32"), ConfigError, "dtype"),
-        (other("another", another), BasisError, "basis_info"),
+    for dataset, dtype, error, what in (
+        (raw, "float32", ConfigError, "dtype"),
+        (OFDataset(raw.paths, another), "float64", BasisError, "basis_info"),
     ):
+        folder = pack_labels(dataset, tmp_path / what, dtype=dtype, progress=False)
         with pytest.raises(error, match=rf"packed with different {what}.*data\.source\.paths"):
             PackedDataset([packed, folder])
     with pytest.raises(ConfigError, match="no packed set"):
@@ -231,8 +232,7 @@ def test_the_state_tells_sets_and_selections_apart(packed: Path) -> None:
     assert len({json.dumps(state) for state in states}) == len(states)
 
 
-def test_float32_sets_keep_energies_in_float64(paths: list[Path], basis_info: Any, tmp_path: Path) -> None:
-    raw = OFDataset(paths, basis_info)
+def test_float32_sets_keep_energies_in_float64(raw: OFDataset, tmp_path: Path) -> None:
     found = PackedDataset([pack_labels(raw, tmp_path / "single", dtype="float32", progress=False)])
     a, b = found.molecules([0, 1, 2]), raw.molecules([0, 1, 2])
     for field in ("coeffs", "ground_state_coeffs", "gradient_label"):
@@ -296,11 +296,6 @@ def add_field(sample: OFData) -> OFData:
     return sample
 
 
-@pytest.fixture
-def raw(paths: list[Path], basis_info: Any) -> OFDataset:
-    return OFDataset(paths, basis_info)
-
-
 def test_pre_transforms_are_applied_before_packing(raw: OFDataset, tmp_path: Path, assert_same_fields: Any) -> None:
     transforms = (Halved(), ProjectGradient())
     packed = pack_labels(raw, tmp_path / "new" / "packed", ["kin"], transforms, workers=2, progress=False)
@@ -347,28 +342,31 @@ def test_an_output_that_exists_is_left_alone(raw: OFDataset, tmp_path: Path) -> 
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_run_that_fails_leaves_nothing(raw: OFDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "meta_checksum", Mock(side_effect=OSError(28, "No space left on device")))
-    with pytest.raises(LabelFileError, match=r"packed: cannot be written: .*No space"):
-        pack_labels(raw, tmp_path / "packed", progress=False)
-    assert not list(tmp_path.glob("*packed*"))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_label_file_ends_packing(workers: int, raw: OFDataset, basis_info: Any, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.zarr.zip"
-    broken.write_bytes(b"not a label file")
-    with pytest.raises(LabelFileError, match=r"^\S*broken\.zarr\.zip: "):
-        pack_labels(OFDataset([*raw.paths, broken], basis_info), tmp_path / "packed", workers=workers, progress=False)
-    assert not list(tmp_path.glob("*packed*"))
-
-
-def test_integrals_that_change_along_the_path_are_refused(labels: Any, basis_info: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "workers", "message"),
+    [
+        *(("broken", workers, r"^\S*broken\.zarr\.zip: ") for workers in (0, 1)),
+        ("integrals", 0, "molecule 'ice': field 'dual_basis_integrals' differs between SCF"),
+        ("disk", 0, "packed: cannot be written: .*No space"),
+    ],
+)
+def test_packing_that_fails_leaves_nothing(
+    kind: str, workers: int, message: str, raw: OFDataset, labels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def spoil(arrays: dict[str, np.ndarray]) -> None:
         arrays["of_labels/spatial/dual_basis_integrals"][2] *= 2
 
-    with pytest.raises(LabelFileError, match=r"molecule 'water': field 'dual_basis_integrals' differs between SCF"):
-        pack_labels(OFDataset([labels.write(change=spoil)], basis_info), tmp_path / "packed", progress=False)
+    paths = list(raw.paths)
+    if kind == "disk":
+        monkeypatch.setattr(pack, "meta_checksum", Mock(side_effect=OSError(28, "No space left on device")))
+    elif kind == "integrals":
+        paths.append(labels.write("ice.zarr.zip", change=spoil))
+    else:
+        paths.append(tmp_path / "broken.zarr.zip")
+        paths[-1].write_bytes(b"not a label file")
+    with pytest.raises(LabelFileError, match=message):
+        pack_labels(OFDataset(paths, labels.basis_info), tmp_path / "packed", workers=workers, progress=False)
+    assert not list(tmp_path.glob("*packed*"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -17,7 +16,7 @@ from torch_geometric.data import Data
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import OFDataset
 from ofdft_norm.data.pack import pack_labels
-from ofdft_norm.data.parts import DataParts, InBasis, InUnit
+from ofdft_norm.data.parts import DataParts, InUnit
 from ofdft_norm.data.sources import EmbeddedLabels, LabelFiles, PackedLabels
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.wrapped import WrappedData
@@ -127,35 +126,18 @@ def test_energies_and_their_derivatives_are_converted(folder: Path) -> None:
 
 # --- bases ------------------------------------------------------------------------------------------------------------
 
-LARGE = BasisInfo([1, 6, 8], ["2x0e", "3x0e+1x1o", "2x0e+1x1o"])
-SMALL = BasisInfo([8, 1], ["2x0e+1x1o", "2x0e"])  # two of the elements, in another order
 
-
-def test_samples_and_batches_are_those_built_with_the_larger_basis(
-    make_sample: Any, make_batch: Any, assert_same_fields: Any
+def test_labels_of_a_part_of_a_checkpoints_basis_are_those_built_with_it(
+    folder: Path, labels: Any, assert_same_fields: Any
 ) -> None:
-    transform, numbers = InBasis(SMALL, LARGE), ([8, 1, 1], [1, 8], [8])
-    small, large = (
-        [make_sample(basis, np.random.default_rng(i), own) for i, own in enumerate(numbers)] for basis in (SMALL, LARGE)
-    )
-    before = small[0].clone()
-    batch = transform(make_batch(small))
-    assert_same_fields(batch, make_batch(large))
-    for own, other, taken in zip(small, large, batch.to_data_list(), strict=True):
-        assert_same_fields(transform(own), other)
-        assert_same_fields(taken, other)
-    assert_same_fields(small[0], before)
-
-
-def test_labels_of_a_part_of_a_checkpoints_basis_are_numbered_in_it(folder: Path, labels: Any) -> None:
-    own = labels.basis_info.to_dict()
-    larger = BasisInfo([9, *own["atomic_numbers"]], ["4x0e", *own["irreps_per_atom"]])
-    raw, parts = parts_of(folder), parts_of(folder)
+    (h, c, o), irreps = labels.basis_info.atomic_numbers.tolist(), labels.basis_info.irreps_per_atom
+    larger = BasisInfo([o, 9, h, c], [irreps[2], "4x0e", irreps[0], irreps[1]])
+    parts = parts_of(folder)
     parts.restore(None, larger)
-    for a, b in zip(raw["all"], parts["all"], strict=True):
-        assert torch.equal(b.atom_ind, a.atom_ind + 1)
-        assert torch.equal(b.coeffs, a.coeffs)
-        assert b.basis_info == larger
+    expected = OFDataset(parts["all"].paths, larger)
+    for samples in (range(len(expected)), [3]):
+        assert_same_fields(parts["all"].__getitems__(samples), expected.__getitems__(samples))
+    assert_same_fields(parts["all"][1], expected[1])
     for other in (BasisInfo([9], ["1x0e"]), BasisInfo([1, 8], ["2x0e", "3x0e+1x1o"])):
         parts.restore(None, other)
         with pytest.raises(ConfigError, match=r"the checkpoint's normaliser belongs to .*data\.source\.basis_info"):

@@ -115,21 +115,19 @@ def test_a_split_file_names_molecules_of_one_or_several_sets(
 ) -> None:
     others = [labels.write(path.name) for path in paths[:2]]  # other geometries under the same names
     other = pack_labels(OFDataset(others, basis_info), tmp_path / "QM9", progress=False)
-    file = tmp_path / "split.json"
-    split = SplitConfig(file=str(file))
-    names = [path.name for path in paths]
-    both = PackedLabels([str(packed), str(other)])
-    file.write_text(json.dumps({"train": [names[5], names[2]], "val": [names[7]], "test": [names[3]]}))
+    names, both = [path.name for path in paths], PackedLabels([str(packed), str(other)])
+
+    def train(source: PackedLabels, *entries: Any) -> list[Path]:
+        (tmp_path / "split.json").write_text(json.dumps({"train": entries, "val": [names[7]]}))
+        return parts_of(source, SplitConfig(file=str(tmp_path / "split.json")))["train"].paths
+
     for source in (PackedLabels(str(packed)), both):
-        assert parts_of(source, split)["train"].paths == [packed / names[5], packed / names[2]]
-    file.write_text(json.dumps({"train": [names[0]]}))
+        assert train(source, names[5], names[2]) == [packed / names[5], packed / names[2]]
+    assert train(both, ("QM9", names[0], 3)) == [other / names[0]]
     with pytest.raises(SplitError, match=r"'molecule_0.zarr.zip' .* fits 2 label files.*data\.split\.file"):
-        both.parts(split)
-    file.write_text(json.dumps({"train": [("QM9", names[0], 3)]}))
-    assert parts_of(both, split)["train"].paths == [other / names[0]]
-    file.write_text(json.dumps({"train": ["absent.zarr"]}))
+        train(both, names[0])
     with pytest.raises(SplitError, match=r"the train split: molecules that are not in the packed sets: 1"):
-        parts_of(both, split)
+        train(both, "absent.zarr")
 
 
 def test_packed_labels_that_do_not_fit_are_refused(packed: Path, basis_file: str, tmp_path: Path) -> None:

@@ -7,20 +7,13 @@ from typing import Any, cast
 
 import pytest
 from hydra.utils import instantiate
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from ofdft_norm.errors import OFDFTNormError
+from tests.hostile.fuzzing import JSON, few_or_many
 from tests.hydra.composing import composed
-
-FEW, MANY = (settings(max_examples=n, suppress_health_check=[HealthCheck.too_slow]) for n in (40, 2000))
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 40) | st.sampled_from([10**12, 1e300, -1.5]) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=4,
-)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +44,6 @@ def check_config(data: st.DataObject, config: dict[str, Any]) -> None:
         assert any(isinstance(cause, OFDFTNormError) for cause in causes), (way, last, before, value, causes)
 
 
-@pytest.mark.parametrize("setting", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
+@few_or_many
 def test_mutated_configurations_are_built_or_named(setting: Any, config: dict[str, Any]) -> None:
     setting(given(data=st.data())(lambda data: check_config(data, config)))()
