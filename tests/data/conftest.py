@@ -1,7 +1,5 @@
 """Label files, their basis, and a comparison of samples, for several tests of data."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

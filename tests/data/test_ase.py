@@ -1,7 +1,5 @@
 """Frames of extended XYZ files, databases and trajectories: the same samples from all, and bad ones are named."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,21 +10,8 @@ from omegaconf import OmegaConf
 from torch_geometric.transforms import Compose
 
 from ofdft_norm import BasisInfo, OFData, OFDataset, ProjectGradient
-from ofdft_norm.data import dataset as dataset_module
-from ofdft_norm.data.dataset import Composed, apply_transform, compose, file_states, single_transforms
+from ofdft_norm.data.dataset import apply_transform, compose, file_states
 from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the label files that are opened, in order."""
-    names: list[str] = []
-    for function in ("read_header", "read_molecule"):
-        read = getattr(dataset_module, function)
-        monkeypatch.setattr(
-            dataset_module, function, lambda path, *a, read=read: (names.append(path.name), read(path, *a))[1]
-        )
-    return names
 
 
 def add_norm(sample: OFData) -> OFData:
@@ -113,21 +97,7 @@ def test_a_selection_without_iterations_or_of_another_kind_is_refused(labels: An
             OFDataset([], basis_info, limit_scf_iterations=limit)
 
 
-# --- opening files ----------------------------------------------------------------------------------------------------
-
-
-def test_no_file_is_opened_twice_for_whole_molecules_and_headers(
-    paths: list[Path], basis_info: Any, opened: list[str]
-) -> None:
-    dataset = OFDataset(paths, basis_info, limit_scf_iterations=-2)
-    dataset.molecules([1])
-    assert opened == [paths[1].name]
-    assert len(dataset) == 9
-    for known in (dataset, pickle.loads(pickle.dumps(dataset))):
-        assert (len(known), known.elements()) == (9, {1, 6, 8})
-    assert opened == [paths[1].name, paths[0].name, paths[2].name]
-    assert len(OFDataset(paths, basis_info, n_scf_iterations=[4, 3, 5])) == 12
-    assert len(opened) == 3
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -175,14 +145,6 @@ def test_labels_of_another_basis_name_file_and_molecule(labels: Any) -> None:
 
 
 # --- transforms -------------------------------------------------------------------------------------------------------
-
-
-def test_compositions_are_taken_apart() -> None:
-    first, second = ProjectGradient(), ProjectGradient()
-    assert compose([]) is None
-    assert compose([first]) is first
-    nested = compose([Compose([first, Composed([second])]), add_norm])
-    assert single_transforms([nested, first]) == [first, second, add_norm, first]
 
 
 @pytest.mark.parametrize("works_on_batches", [True, False])

@@ -1,21 +1,16 @@
 """The labels that come with the package."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ofdft_norm import BasisInfo
-from ofdft_norm.data.dataset import compose
 from ofdft_norm.data.files import EMBEDDED, read_plain
 from ofdft_norm.data.packed import PackedDataset, PackedSet
-from ofdft_norm.transforms import BasisTransforms, transforms_by_default
 
 
 @pytest.fixture(scope="module")
@@ -52,28 +47,6 @@ def test_all_molecules_have_finite_labels_and_their_number_of_electrons(embedded
     assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) < 15e6  # 12 MB in the wheel, which is compressed
 
 
-def test_the_coordinates_are_the_default_ones_of_the_geometry(embedded: PackedDataset) -> None:
-    change = transforms_by_default()[0]
-    assert embedded.coordinates == change.coordinates
-    pytest.importorskip("pyscf")
-    stored, back = embedded.molecules([7, 40, 86]), compose([BasisTransforms([]), change])
-    assert back is not None
-    found: Any = back(embedded.molecules([7, 40, 86]))
-    for field in ("coeffs", "gradient_label", "dual_basis_integrals"):
-        torch.testing.assert_close(found[field], stored[field], rtol=0, atol=1e-8)
-
-
-def test_further_energies_are_those_of_the_densities(embedded: PackedDataset) -> None:
-    """T_vW is below, and T_TF near, the kinetic energy; E_xc is what the second target adds."""
-    everything = range(embedded.n_molecules)
-    rows = embedded.molecules(everything).has_energy_label
-    targets = ("kin", "kin_plus_xc", "xc", "kin_tf", "kin_vw")
-    energies = {name: embedded.with_energy(name).molecules(everything).energy_label[rows] for name in targets}
-    torch.testing.assert_close(energies["kin_plus_xc"] - energies["kin"], energies["xc"], rtol=0, atol=1e-10)
-    assert (energies["kin_vw"] < energies["kin"] + 0.01).all()
-    assert ((energies["kin_tf"] / energies["kin"] - 0.92).abs() < 0.05).all()
-
-
 @pytest.mark.parametrize("target", ["kin", "kin_plus_xc"])
 def test_labels_agree_with_their_gradients(embedded: PackedDataset, target: str) -> None:
     """E(p1) - E(p0) is about (g0 + g1) / 2 . (p1 - p0): between thinned iterations, not to the 1 % of all of them."""
@@ -87,13 +60,3 @@ def test_labels_agree_with_their_gradients(embedded: PackedDataset, target: str)
         errors += ((expected - energies.diff()).abs() / energies.diff().abs().clamp(min=1e-2)).tolist()
     assert 0 < np.median(errors) < 0.01
     assert max(errors) < 0.1
-
-
-def test_perturbed_densities_are_on_all_sides_of_the_ground_state(embedded: PackedDataset) -> None:
-    """In natural coordinates the distance is the L2 norm of the difference of the densities."""
-    batch = embedded.molecules(range(embedded.n_molecules))
-    squared = torch.zeros(batch.num_graphs, dtype=torch.float64)
-    squared = squared.index_add(0, batch.coeffs_batch, (batch.coeffs - batch.ground_state_coeffs) ** 2)
-    distances = squared.sqrt()[batch.perturbed]
-    assert 0.001 < distances.min() < 0.05
-    assert 0.3 < distances.max() < 1.0

@@ -1,9 +1,5 @@
-from __future__ import annotations
-
 import os
-import re
 import stat
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +8,24 @@ import pytest
 from ofdft_norm.data.files import optional_module, read_plain, write_text, write_zip, written_whole
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_a_file_appears_whole_or_not_at_all(error: Any, tmp_path: Path) -> None:
     path = tmp_path / "new" / "labels.txt"
     write_text(path, "alt: é")
 
-    def write() -> None:
+    def fail() -> None:
         with written_whole(path) as unfinished:
             unfinished.write_text("new")
             assert unfinished.parent == path.parent
-            assert path.read_bytes() == "alt: é".encode()
-            if error:
-                raise error
+            raise error
 
-    if error:
-        with pytest.raises(error):
-            write()
-    else:
-        write()
-    assert path.read_text() == ("alt: é" if error else "new")
-    assert names(path.parent) == [path.name]
-
-
-def test_a_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
-    path = tmp_path / "statistics.zarr"
-
-    def write(content: str, replace: bool) -> None:
-        with written_whole(path, replace) as unfinished:
-            unfinished.mkdir()
-            (unfinished / content).write_text("")
-
-    write("mean", False)
-    with pytest.raises(OSError, match=re.escape(str(path))):
-        write("other", False)
-    assert names(path) == ["mean"]
-    write("std", True)
-    assert (names(path), names(tmp_path)) == (["std"], [path.name])
+    with pytest.raises(error):
+        fail()
+    assert path.read_bytes() == "alt: é".encode()
+    assert os.listdir(path.parent) == [path.name]
+    with written_whole(path) as unfinished:
+        unfinished.write_text("new")
+    assert path.read_text() == "new"
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
@@ -68,8 +42,6 @@ def test_equal_contents_make_equal_zip_files(tmp_path: Path) -> None:
     write_zip(tmp_path / "one.zip", files)
     write_zip(tmp_path / "other.zip", dict(reversed(files.items())))
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "other.zip").read_bytes()
-    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
-        assert {name: archive.read(name) for name in archive.namelist()} == files
 
 
 @pytest.mark.parametrize(
@@ -103,7 +75,7 @@ def test_plain_data_are_read(
             read_plain(name)
     with pytest.raises(OSError, match="absent"):
         read_plain("absent")
-    assert names(tmp_path) == [name]
+    assert os.listdir() == [name]
 
 
 def test_an_optional_module_that_is_missing_names_its_extra() -> None:

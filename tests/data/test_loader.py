@@ -1,7 +1,5 @@
 """Loaders: the order of samples, the same samples from all workers, and a wrapped module's loaders as they are."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Parts of a data module: opened when asked for, remembered by checkpoints, converted to another unit and basis."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Sources of labels and samples: their members, their data sets, and their refusals."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

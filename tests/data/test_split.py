@@ -1,7 +1,5 @@
 """Splits: the same molecules as ever, none in two parts, and split files that are no code."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

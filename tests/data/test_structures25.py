@@ -1,7 +1,5 @@
 """STRUCTURES25's folders: splits that name data sets, bases from `dataset_info.yaml`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

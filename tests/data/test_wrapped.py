@@ -1,7 +1,5 @@
 """Data of other packages: energies and forces, or densities, from data sets and from data modules."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +10,13 @@ import pytest
 import torch
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from lightning import LightningDataModule, LightningModule, Trainer
-from torch import nn
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Subset, SubsetRandomSampler, random_split
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
-from ofdft_norm import NormalizerMixin, OFDFTDataModule, ProjectGradient
+from ofdft_norm import OFDFTDataModule, ProjectGradient
 from ofdft_norm.config import AtomRefConfig, LoaderConfig, RescalingConfig, StatisticsConfig
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import OFDataset
@@ -314,35 +311,6 @@ def test_other_loaders_than_expected_are_refused() -> None:
 
 # --- the whole way ----------------------------------------------------------------------------------------------------
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{text}")
-    for text in (".*LeafSpec.*:FutureWarning", ".*isinstance.treespec", ".*does not have many workers.*")
-]
-
-
-class Potential(NormalizerMixin, LightningModule):
-    """A constant, which notes the samples that it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.constant = nn.Parameter(torch.zeros(()))
-        self.seen: dict[str, set[int]] = {"train": set(), "val": set()}
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        self.seen["train"] |= set(batch.number.tolist())
-        return (self.constant - batch.y.reshape(-1)).square().mean()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        assert batch.normalized.all()
-        self.seen["val"] |= set(batch.number.tolist())
-
-    def predict_step(self, batch: Any, batch_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        forces = self.normalizer.denormalize_forces(batch.force, batch)
-        return self.normalizer.denormalize_energy(batch.y, batch).reshape(-1), forces
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1e-3)
-
 
 class InMemory(InMemoryDataset):
     def __init__(self, data: list[Data]) -> None:
@@ -351,30 +319,37 @@ class InMemory(InMemoryDataset):
 
 
 @pytest.mark.parametrize(("kind", "apply"), [("in_memory", "batch"), ("random_split", "dataset"), ("divided", "batch")])
-def test_no_sample_trains_and_validates_and_labels_come_back(kind: str, apply: Any, tmp_path: Path) -> None:
+def test_no_sample_trains_and_validates_and_labels_come_back(kind: str, apply: Any) -> None:
     options: dict[str, Any] = {**OPTIONS, "energy_scale": "std", "dtype": "float64", "apply": apply}
     data = molecules(30)
     parts = {"train": InMemory(data[:18]), "val": InMemory(data[18:24]), "test": InMemory(data[24:])}
     divided = {"train": data, "split": SplitConfig(0.6, 0.2, 0.2)}
     given: Any = {"in_memory": parts, "random_split": {"datamodule": RandomSplit()}, "divided": divided}[kind]
-    datamodule = OFDFTDataModule.wrap(**given, **options)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    model = Potential()
-    run = Trainer(accelerator="cpu", devices=1, max_epochs=1, default_root_dir=tmp_path, **quiet)
-    run.fit(model, datamodule=datamodule)
-    assert (len(model.seen["train"]), len(model.seen["val"])) == (18, 6)
-    assert not model.seen["train"] & model.seen["val"]
-    train = [data[i] for i in sorted(model.seen["train"])]
+    module = OFDFTDataModule.wrap(**given, **options)
+    module.setup("fit")
+    loaders: dict[str, Any] = {"train": module.train_dataloader(), "val": module.val_dataloader()}
+    module.setup("test")
+    loaders["test"] = module.test_dataloader()
+    seen: dict[str, list[int]] = {}
+    for part, loader in loaders.items():
+        batches = [module.on_after_batch_transfer(batch, 0) for batch in loader]
+        seen[part] = [int(n) for batch in batches for n in batch.number]
+        for batch in batches:
+            assert batch.normalized.all()
+            expected = [data[int(n)] for n in batch.number]
+            energies = module.normalizer.denormalize_energy(batch.y, batch).reshape(-1)
+            torch.testing.assert_close(energies, torch.cat([m.y.reshape(-1) for m in expected]))
+            forces = module.normalizer.denormalize_forces(batch.force, batch)
+            torch.testing.assert_close(forces, torch.cat([m.force for m in expected]))
+    assert [len(numbers) for numbers in seen.values()] == [18, 6, 6]
+    assert not set(seen["train"]) & set(seen["val"])  # a module that ignores the stage divides anew to test
+    train = [data[i] for i in sorted(seen["train"])]
     counts = np.array([[(m.z == z).sum().item() for z in (1, 6, 8)] for m in train], dtype=float)
     energies = np.array([float(m.y) for m in train])
-    expected = np.linalg.lstsq(counts, energies, rcond=None)[0]
-    references = model.normalizer.reference.element_references[[1, 6, 8]]
-    np.testing.assert_allclose(references, expected, rtol=0, atol=1e-10)
-    assert float(model.normalizer.energy_scale) == pytest.approx((energies - counts @ expected).std(), rel=1e-9)
-    predicted = run.predict(model, datamodule=datamodule)
-    test = list(datamodule.parts["test"])
-    torch.testing.assert_close(torch.cat([e for e, _ in predicted]), torch.cat([m.y.reshape(-1) for m in test]))
-    torch.testing.assert_close(torch.cat([f for _, f in predicted]), torch.cat([m.force for m in test]))
+    solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    references = module.normalizer.reference.element_references[[1, 6, 8]]
+    np.testing.assert_allclose(references, solution, rtol=0, atol=1e-10)
+    assert float(module.normalizer.energy_scale) == pytest.approx((energies - counts @ solution).std(), rel=1e-9)
 
 
 def test_densities_of_other_packages_are_normalised_as_ours(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Mutated configurations: the data module is made, or the package names what is wrong."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, cast
 

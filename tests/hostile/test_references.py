@@ -1,7 +1,5 @@
 """Malformed files of reference energies: each is refused by name, and odd but valid ones are read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Kohn-Sham iterations, density basis and labels of one molecule, with both density fits."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Sets of labels: written, resumed, added to, refused; the embedded ones are made again."""
 
-from __future__ import annotations
-
 import multiprocessing
 import re
 from dataclasses import replace

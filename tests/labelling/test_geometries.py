@@ -1,7 +1,5 @@
 """Geometry files, relaxed geometries, and samples of their normal modes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Kohn-Sham iterations against PySCF's own loop, and the mixing of Fock matrices."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

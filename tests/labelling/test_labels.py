@@ -1,7 +1,5 @@
 """Labels of a molecule against each other, the checks that refuse wrong ones, and fits to the density basis."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A short form of the fit, comparisons of statistics, and weighers that take fields of samples."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

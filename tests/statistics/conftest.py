@@ -1,7 +1,5 @@
 """Samples that all tests of statistics share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

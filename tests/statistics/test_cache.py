@@ -1,7 +1,5 @@
 """Fitted statistics are reused where nothing changed, fitted again where anything did, and never half written."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable

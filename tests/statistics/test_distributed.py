@@ -1,7 +1,5 @@
 """The fit by several real processes."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """What the fit does with odd and bad input: weights, elements, labels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Small least-squares problems, against NumPy; factors of parts."""
 
-from __future__ import annotations
-
 from typing import get_args
 
 import numpy as np

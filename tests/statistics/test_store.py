@@ -1,7 +1,5 @@
 """The store of statistics, and typed views of them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

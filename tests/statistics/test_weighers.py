@@ -1,7 +1,5 @@
 """Sample weighers: their weights and their names."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

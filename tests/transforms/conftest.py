@@ -1,7 +1,5 @@
 """Molecules in a small density basis with exponents, and independent oracles for how their densities rotate."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

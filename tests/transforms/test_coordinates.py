@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-import pickle
 from typing import Any
 
 import numpy as np
@@ -110,16 +107,6 @@ def test_tensors_on_a_gpu_stay_there() -> None:
     changed = DEFAULT(batch.to("cuda"))
     assert changed.coeffs.is_cuda
     assert_close(changed.coeffs.cpu(), DEFAULT(batch).coeffs)
-
-
-def test_transforms_are_pickled_and_print_what_they_are() -> None:
-    transform = BasisTransforms([LocalFrames(), NaturalReparametrization("canonical", 1e-7)])
-    assert repr(transform) == (
-        "BasisTransforms([LocalFrames(), NaturalReparametrization('canonical', min_eigenvalue=1e-07)])"
-    )
-    copied, sample = pickle.loads(pickle.dumps(transform)), make_molecule(np.random.default_rng(8))
-    assert repr(copied) == repr(transform)
-    assert torch.equal(copied(pickle.loads(pickle.dumps(sample))).coeffs, transform(sample).coeffs)
 
 
 def test_changes_that_cannot_follow_each_other_are_refused() -> None:
