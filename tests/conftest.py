@@ -5,6 +5,7 @@ Label files are written with the zarr library alone, so that readers are tested 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import warnings
@@ -33,6 +34,22 @@ settings.register_profile("ofdft_norm", deadline=None, derandomize=True, max_exa
 settings.load_profile("ofdft_norm")
 
 WATER_BASIS = BasisInfo([1, 6, 8], ["2x0e+1x1o", "3x0e+2x1o+1x2e", "2x0e+1x1o+1x2e"])
+
+
+# Lightning's advice to users, which does not concern tests of a few samples
+ADVICE = (
+    "ignore:.*LeafSpec.*:FutureWarning",  # Lightning 2.6 with torch 2.13
+    "ignore:.*isinstance.treespec",
+    "ignore:.*does not have many workers.*",
+    "ignore:.*smaller than the logging interval.*",
+    "ignore:GPU available but not used.*",
+    "ignore:.*tensorboardX.*",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item, advice in itertools.product(items, ADVICE):
+        item.add_marker(pytest.mark.filterwarnings(advice), append=False)
 
 
 def _basis_size(basis_info: BasisInfo, atomic_numbers: Sequence[int]) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pytest
 from lightning import Trainer
 
 from ofdft_norm import OFDFTDataModule
@@ -22,17 +21,6 @@ from ofdft_norm.transforms import BasisTransforms
 MOLECULES = ("cyanic_acid", "fulminic_acid", "isocyanic_acid", "isofulminic_acid", "methyl_nitrite", "nitromethane")
 ODD_ONE = "nitromethane"  # lacks an iteration, so that the number of training samples is odd
 SPLIT = SplitConfig(train=0.66, val=0.17, test=0.17, seed=2)  # 4, 1 and 1 molecules; 23 samples train
-
-IGNORED = (
-    # Lightning 2.6 with torch 2.13
-    "ignore:.*LeafSpec.*:FutureWarning",
-    "ignore:.*isinstance.treespec",
-    # advice that does not concern tests of a few samples
-    "ignore:.*does not have many workers.*",
-    "ignore:.*smaller than the logging interval.*",
-    "ignore:GPU available but not used.*",
-    "ignore:.*tensorboardX.*",
-)
 
 
 def write_embedded_labels(folder: Path, molecules: Sequence[str]) -> None:
@@ -89,11 +77,3 @@ class LabelledMolecules:
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "default_root_dir": str(self.folder)}
         return Trainer(**{**off, **defaults, **options})
-
-
-def ignore_advice(items: list[pytest.Item], folder: Path) -> None:
-    """Lets the tests of a folder pass Lightning's advice, which is an error elsewhere."""
-    for item in items:
-        if folder in item.path.parents:
-            for text in IGNORED:
-                item.add_marker(pytest.mark.filterwarnings(text))

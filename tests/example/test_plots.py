@@ -1,7 +1,5 @@
 """Pictures: what they draw is checked against the data."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,12 +17,6 @@ from ofdft_norm.example.plots import (
 )
 
 
-def as_datamodule(statistics: Any, normalizer: Any, basis_info: Any, weigher_key: str) -> Any:
-    of_module = {"statistics": statistics, "normalizer": normalizer, "basis_info": basis_info}
-    settings = SimpleNamespace(reference=None)
-    return SimpleNamespace(**of_module, weigher_key=weigher_key, unit="hartree", settings=settings)
-
-
 @pytest.fixture
 def make(labels):
     """Makes a data module with a normaliser for random labels."""
@@ -38,7 +30,8 @@ def make(labels):
             DimensionWiseRescaling.from_dataset_statistics(*fitted, equivariant=equivariant) if rescaling else None,
             scale,
         )
-        datamodule = as_datamodule(statistics, normalizer, labels.basis_info, "has_energy_label")
+        own = {"statistics": statistics, "normalizer": normalizer, "basis_info": labels.basis_info, "unit": "hartree"}
+        datamodule = SimpleNamespace(**own, weigher_key="has_energy_label", settings=SimpleNamespace(reference=None))
         datamodule.samples = [sample for sample in dataset if sample.has_energy_label.item()]
         datamodule.normalized = [normalizer.normalize(sample) for sample in datamodule.samples]
         return datamodule
@@ -116,15 +109,4 @@ def test_normalisation_plot_shows_spreads_of_coefficients_and_energies(make, res
     assert before == pytest.approx(1000 * spread, rel=1e-9)
     assert after == pytest.approx(1000 * datamodule.statistics["has_energy_label"].residual("atom_ref").std, rel=1e-9)
     np.testing.assert_allclose(sorted(energies.lines[0].get_xdata()), sorted([max(after, 1.6), before]))
-    assert energies.get_xlim()[0] == pytest.approx(1.6)  # chemical accuracy
-
-
-def test_data_without_coefficients_have_energies_alone():
-    stds = {"energy": 0.5, "energy_minus_linear_ref": 0.0}
-    arrays = {f"constant/{name}/std": np.array(std) for name, std in stds.items()}
-    arrays |= {f"constant/{name}/mean": np.array(0.0) for name in stds}
-    arrays["constant/energy_minus_linear_ref/rms"] = np.array(0.0)
-    datamodule = as_datamodule(DatasetStatistics.from_arrays(arrays), Normalizer(), None, "constant")
-    energies: Any = plot_normalization(datamodule).axes[0]
-    assert [points.get_offsets()[0, 0] for points in energies.collections] == [500, 0]
     assert energies.get_xlim()[0] == pytest.approx(1.6)  # chemical accuracy

@@ -115,20 +115,6 @@ def test_a_calculator_refuses_unknown_elements_and_models_of_densities(calculato
         PotentialCalculator(model)
 
 
-def test_forces_are_the_negative_derivative_of_the_energy(clusters: list[Any]) -> None:
-    torch.manual_seed(0)
-    model = PotentialModule(8, 8, 1, 6).double().eval()
-    model.normalizer = Normalizer(energy_scale=0.3, energy_field="energy", forces_field="forces", unit="eV")
-    batch = Batch.from_data_list([model.normalizer.normalize(sample) for sample in clusters])
-    energy, forces, _ = model.predict(batch)
-    step, moved = 1e-5, batch.clone()
-    moved.pos[3, 1] += step
-    difference = (model.predict(moved)[0] - energy).sum() / step
-    assert float(forces[3, 1]) == pytest.approx(-float(difference), rel=1e-3)
-    with torch.inference_mode():
-        torch.testing.assert_close(model.predict(batch)[1], forces)
-
-
 def test_errors_are_means_over_structures_and_components(clusters: list[Any]) -> None:
     normalizer = Normalizer(energy_field="energy", forces_field="forces", unit="eV")
     samples = [normalizer.normalize(sample) for sample in clusters]

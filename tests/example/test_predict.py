@@ -1,7 +1,5 @@
 """Predictions of a checkpoint for label files and for geometries with coefficients."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil
@@ -15,8 +13,10 @@ import pytest
 import torch
 from lightning import Trainer
 
+from ofdft_norm import OFData, project_gradient
 from ofdft_norm.config import EmbeddedLabels, SplitConfig
 from ofdft_norm.data.basis import dimension_name
+from ofdft_norm.data.dataset import compose as compose_transforms
 from ofdft_norm.data.sample import collate_joined
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import DensityModule
@@ -24,6 +24,7 @@ from ofdft_norm.example.callbacks import CountOutOfRange
 from ofdft_norm.example.metrics import MODEL_KEY
 from ofdft_norm.example.predict import predict, to_csv, to_xyz
 from tests.hydra.composing import composed as composed_by_name
+from tests.labelled_molecules import LabelledMolecules
 
 
 def composed(*overrides: str) -> Any:
@@ -31,9 +32,9 @@ def composed(*overrides: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, labelled_molecules: Any) -> Any:
+def trained(tmp_path_factory):
     """A folder with a checkpoint, the raw samples, and energies and gradients of the model, sample by sample."""
-    setting = labelled_molecules(tmp_path_factory.mktemp("trained"))
+    setting: Any = LabelledMolecules(tmp_path_factory.mktemp("trained"))
     datamodule, model = setting.datamodule(), DensityModule(width=8, n_layers=1)
     trainer = setting.trainer(inference_mode=False)
     trainer.fit(model, datamodule=datamodule)
@@ -41,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, labelled_molecules: Any) -
     setting.raw, normalizer = list(datamodule.source.open("all", datamodule.source.everything(), ())), model.normalizer
     prepared = list(datamodule.parts["all"])
     batches = [normalizer.normalize(collate_joined(sample)) for sample in prepared]
-    model.double().eval()
+    setting.model, setting.pre_transforms = model.double().eval(), datamodule.pre_transforms
     found = [model.predict(batch) for batch in batches]
     setting.energies = [float(energy) for energy, _ in found]
     setting.gradients = np.concatenate([gradient.numpy() for _, gradient in found])
@@ -54,9 +55,20 @@ def labels_of(setting: Any, folder: Path) -> list[str]:
     return ["data/source=label_files", f"data.source.paths={shutil.copytree(setting.labels, folder)}", basis]
 
 
+def raw_gradient(trained: Any, sample: OFData) -> torch.Tensor:
+    """Differentiates the predicted energy with respect to coefficients of the density basis, through every step."""
+    raw, model = sample.clone(), trained.model
+    raw.coeffs.requires_grad_()
+    transform: Any = compose_transforms(trained.pre_transforms)
+    batch = model.normalizer.normalize(transform(raw.clone()))
+    energy = model.normalizer.denormalize_energy(model.network(batch, batch.coeffs), batch)
+    (gradient,) = torch.autograd.grad(energy.sum(), raw.coeffs)
+    return gradient
+
+
 def test_label_files_are_predicted_without_training_data_and_the_checkpoint_is_read_once(
-    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    trained, tmp_path, capsys, monkeypatch
+):
     output, load, loads = tmp_path / "out" / "predictions.npz", torch.load, []
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: loads.append(args) or load(*args, **kwargs))
     options = labels_of(trained, tmp_path / "elsewhere")
@@ -78,10 +90,17 @@ def test_label_files_are_predicted_without_training_data_and_the_checkpoint_is_r
     assert printed.count("\n" + trained.raw[0].mol_id) == 3
     with pytest.raises(ConfigError, match="exists already"):
         predict(composed(trained.checkpoint, f"output={output}", *options))
-    predict(composed(trained.checkpoint, f"output={output}", "overwrite=true", *options))
+    raw = predict(composed(trained.checkpoint, f"output={output}", "overwrite=true", "coordinates=raw", *options))
+    assert set(raw["coordinates"]) == {"raw"} != set(found["coordinates"])
+    gradients = np.split(raw["gradient"], np.cumsum(raw["n_basis"])[:-1])
+    for i in (1, len(gradients) - 1):
+        expected = raw_gradient(trained, trained.raw[i])
+        # single precision; in other coordinates than these a gradient would differ by its own size
+        scale = float(project_gradient(expected, trained.raw[i]).abs().max())
+        np.testing.assert_allclose(gradients[i], expected.numpy(), atol=1e-3 * scale)
 
 
-def test_geometries_with_coefficients_give_the_same_predictions(trained: Any, tmp_path: Path) -> None:
+def test_geometries_with_coefficients_give_the_same_predictions(trained, tmp_path):
     fields = ("pos", "atomic_numbers", "coeffs", "dual_basis_integrals")
     arrays = {name: np.concatenate([sample[name].numpy() for sample in trained.raw]) for name in fields}
     arrays["n_atoms"] = np.array([len(s.atomic_numbers) for s in trained.raw])
@@ -98,7 +117,7 @@ def test_geometries_with_coefficients_give_the_same_predictions(trained: Any, tm
         np.testing.assert_allclose(frame.positions, sample.pos.numpy() * ase.units.Bohr, atol=1e-6)
 
 
-def test_total_energies_have_ases_keys_and_csv_has_a_row_for_each_sample(tmp_path: Path) -> None:
+def test_total_energies_have_ases_keys_and_csv_has_a_row_for_each_sample(tmp_path):
     forces = np.arange(6.0).reshape(2, 3)
     columns = {
         "mol_id": np.array(["H2"]),
@@ -132,9 +151,7 @@ def test_total_energies_have_ases_keys_and_csv_has_a_row_for_each_sample(tmp_pat
         (["ckpt_path={folder}/other.ckpt"], r"of a model os\.system.*model\._target_=os\.system"),
     ],
 )
-def test_wrong_settings_are_named_and_no_name_of_a_file_is_imported(
-    trained: Any, overrides: list[str], message: str
-) -> None:
+def test_wrong_settings_are_named_and_no_name_of_a_file_is_imported(trained, overrides, message):
     content = torch.load(trained.folder / "run.ckpt", weights_only=True)
     torch.save({**content, MODEL_KEY: "os.system"}, trained.folder / "other.ckpt")
     given = [override.format(folder=trained.folder) for override in overrides]
@@ -142,34 +159,26 @@ def test_wrong_settings_are_named_and_no_name_of_a_file_is_imported(
         predict(composed(trained.checkpoint, f"output={trained.folder}/out.npz", *given))
 
 
-def test_samples_outside_of_the_training_range_are_counted_and_named(tmp_path: Path, labelled_molecules: Any) -> None:
+def test_samples_outside_of_the_training_range_are_counted_and_named(tmp_path):
     fluorides = ["fluoromethane", "difluoromethane", "fluoroethane"]
     split = {"train": [*fluorides, "nitromethane", "propyne"], "val": ["carbon_tetrafluoride"]}
     files = {name: [f"{molecule}.zarr.zip" for molecule in molecules] for name, molecules in split.items()}
     (tmp_path / "split.json").write_text(json.dumps(files))
     (tmp_path / "setting").mkdir()
-    setting = labelled_molecules(tmp_path / "setting", ("water",))
+    setting = LabelledMolecules(tmp_path / "setting", ("water",))
     datamodule = setting.datamodule(source=EmbeddedLabels(), split=SplitConfig(file=str(tmp_path / "split.json")))
     trainer: Trainer = setting.trainer(callbacks=[CountOutOfRange()], limit_train_batches=1)
     with pytest.warns(UserWarning, match="labelled validation samples have coefficients outside"):
         trainer.fit(DensityModule(width=8, n_layers=1), datamodule=datamodule)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
-    coeffs = [(s.basis_function_ind.numpy(), s.coeffs.numpy()) for s in datamodule.parts["train"]]
-    low, high = np.full((2, 477), [[np.inf], [-np.inf]])
-    for index, values in coeffs:
-        np.minimum.at(low, index, values)
-        np.maximum.at(high, index, values)
-    shells, expected = datamodule.basis_info.basis_func_to_shell, []
-    width = np.array([max(w, 0.01 * (high - low)[shells == s].max()) for w, s in zip(high - low, shells, strict=True)])
-    for sample in datamodule.parts["val"]:
-        index, values = sample.basis_function_ind.numpy(), sample.coeffs.numpy()
-        excess = np.maximum(values - high[index], low[index] - values) / width[index]
-        expected.append((excess.max(), dimension_name(datamodule.basis_info, int(index[excess.argmax()]))))
-    counted = sum(excess > 1 for excess, _ in expected[1:])  # the first has no label
+    assert not any(datamodule.normalizer.range_excess(batch).excess.any() for batch in datamodule.train_dataloader())
+    expected = [datamodule.normalizer.range_excess(sample) for sample in datamodule.parts["val"]]
+    counted = sum(float(own.excess) > 1 for own in expected[1:])  # the first has no label
     assert trainer.callback_metrics["val/out_of_range_samples"] == counted > 0
 
     options = (f"ckpt_path={tmp_path / 'run.ckpt'}", f"output={tmp_path / 'p.npz'}", "data.predict_on=val")
     with pytest.warns(UserWarning, match=r"by more than 1 of its width.*'carbon_tetrafluoride' by"):
         found = predict(composed(*options, "range_tolerance=1"))
-    np.testing.assert_allclose(found["range_excess"], [excess for excess, _ in expected], rtol=1e-4)
-    assert found["range_dimension"].tolist() == [name for _, name in expected]
+    np.testing.assert_allclose(found["range_excess"], [float(own.excess) for own in expected], rtol=1e-4)
+    names = [dimension_name(datamodule.basis_info, int(own.dimension)) for own in expected]
+    assert found["range_dimension"].tolist() == names

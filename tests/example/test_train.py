@@ -1,7 +1,5 @@
 """A whole run from its configuration, and its report: files, falling loss, errors in hartree."""
 
-from __future__ import annotations
-
 import csv
 import html
 import re
@@ -49,12 +47,12 @@ def composed(folder: Path, *overrides: str, split: Any = SPLIT) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("run")
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> tuple[Any, dict[str, float]]:
+def run(folder) -> tuple[Any, dict[str, float]]:
     """Configuration and metrics of a run of twelve epochs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")  # seed_everything writes it; undone at the end
@@ -63,7 +61,7 @@ def run(folder: Path) -> tuple[Any, dict[str, float]]:
         return config, train(config)
 
 
-def test_run_folder_is_complete_and_the_loss_falls(run: Any, folder: Path) -> None:
+def test_run_folder_is_complete_and_the_loss_falls(run, folder):
     names = {str(path.relative_to(folder / "output")) for path in (folder / "output").rglob("*")}
     texts = {"config.yaml", "run.yaml", "results.txt", "results.csv", "summary.txt", "csv/metrics.csv"}
     pictures = {"parity.png", "learning_curves.png", "gradient_ranges.png", "normalization.png"}
@@ -85,7 +83,7 @@ def test_run_folder_is_complete_and_the_loss_falls(run: Any, folder: Path) -> No
     assert [row["normalization/n_molecules"] for row in metrics if row["normalization/n_molecules"]] == ["5.0"]
 
 
-def test_tensorboard_has_pictures_and_the_error_by_which_runs_are_compared(run: Any, folder: Path) -> None:
+def test_tensorboard_has_pictures_and_the_error_by_which_runs_are_compared(run, folder):
     events = EventAccumulator(str(folder / "output" / "tensorboard"))
     events.Reload()
     shown = ["normalization/gradient_ranges", "results/normalization", "results/parity", "results/learning_curves"]
@@ -97,7 +95,7 @@ def test_tensorboard_has_pictures_and_the_error_by_which_runs_are_compared(run: 
     assert compared_by({"train/loss": 3.0}, "eV") is None
 
 
-def test_logged_errors_are_those_of_the_labels_in_hartree(run: Any, folder: Path) -> None:
+def test_logged_errors_are_those_of_the_labels_in_hartree(run, folder):
     """From the checkpoint and the stored labels alone, without a data module."""
     model = DensityModule.load_from_checkpoint(folder / "output" / "checkpoints" / "best.ckpt").eval()
     packed = PackedSet(EMBEDDED)
@@ -120,9 +118,7 @@ def test_logged_errors_are_those_of_the_labels_in_hartree(run: Any, folder: Path
 
 
 @pytest.mark.parametrize(("rescaling", "held_out"), [("none", "val"), ("equivariant", "test")])
-def test_other_rescalings_and_splits_run(
-    rescaling: str, held_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_rescalings_and_splits_run(rescaling, held_out, tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     monkeypatch.setenv("PL_SEED_WORKERS", "0")
     split = {part: SPLIT[part] for part in ("train", held_out)}
@@ -135,7 +131,7 @@ def test_other_rescalings_and_splits_run(
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def test_report_shows_the_files_of_the_run(run: Any, folder: Path, tmp_path: Path) -> None:
+def test_report_shows_the_files_of_the_run(run, folder, tmp_path):
     page = write_report(folder / "output", tmp_path / "page.html").read_text()
     text = html.unescape(re.sub(r"<[^>]+>", "", page))
     error = run[1]["results/test/energy_mae_ground_state_mHa"]

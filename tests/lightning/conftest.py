@@ -1,7 +1,5 @@
 """A few embedded molecules in a folder, a tiny model on them, and trainers that write nothing."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 from ofdft_norm import NormalizerMixin, OFDFTDataModule
 from ofdft_norm.data.files import write_zip
-from tests.labelled_molecules import LabelledMolecules, ignore_advice
+from tests.labelled_molecules import LabelledMolecules
 
 
 class TinyModel(NormalizerMixin, LightningModule):
@@ -83,9 +81,5 @@ class Setting(LabelledMolecules):
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> Setting:
+def setting(tmp_path) -> Setting:
     return Setting(tmp_path)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ignore_advice(items, Path(__file__).parent)

@@ -1,6 +1,4 @@
-"""Random normalisers, shared by the tests of this folder."""
-
-from __future__ import annotations
+"""Random normalisers, and samples with their statistics, shared by the tests of this folder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, LinearReferences, Normalizer
+from ofdft_norm import (
+    AtomRef,
+    BasisInfo,
+    ConstantSampleWeigher,
+    DatasetStatistics,
+    DimensionWiseRescaling,
+    HasEnergyLabelSampleWeigher,
+    InitialGuessOnlySampleWeigher,
+    LinearReferences,
+    Normalizer,
+    OFData,
+)
 
 
 def random_normalizer(
@@ -40,3 +49,24 @@ def random_normalizer(
 def make_normalizer() -> Callable[..., Normalizer]:
     """`random_normalizer(basis, seed, reference, rescaling, scale, epsilon, **options)`."""
     return random_normalizer
+
+
+@pytest.fixture(scope="session")
+def samples(basis_info, scf_samples) -> list[OFData]:
+    """Four samples of each of seven molecules, some with much larger gradients than others; the first has no label."""
+    rng = np.random.default_rng(5)
+    molecules = [[8, 1, 1], [6, 1, 1, 1, 1], [6, 8], [1, 1], [6, 6, 1, 1], [8, 8], [8, 6, 8]]
+    out: list[OFData] = scf_samples(basis_info, rng, molecules, 4)
+    for sample in out:
+        sample.has_energy_label = sample.scf_iteration > 0
+        sample.gradient_label = sample.gradient_label * float(rng.choice([0.3, 1, 4]))
+    return out
+
+
+@pytest.fixture(scope="session")
+def statistics(samples, basis_info) -> DatasetStatistics:
+    weighers = [ConstantSampleWeigher(), HasEnergyLabelSampleWeigher()]
+    options: Any = {"progress": False, "attributes": {"coordinates": "raw"}}
+    return DatasetStatistics.from_dataset(
+        None, samples, basis_info, weighers, [InitialGuessOnlySampleWeigher()], **options
+    )

@@ -1,7 +1,5 @@
 """A normaliser from statistics and settings: its parts, its energy scale, corrected references."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -34,18 +32,7 @@ from ofdft_norm.normalization.state import normalizer_to_state
 KEY = "has_energy_label"
 
 
-@pytest.fixture(scope="module")
-def samples(basis_info: Any, scf_samples: Any) -> list[Any]:
-    molecules = [[8, 1, 1], [6, 1, 1, 1, 1], [6, 8], [1, 1], [6, 6, 1, 1], [8, 8], [8, 6, 8]]
-    return scf_samples(basis_info, np.random.default_rng(0), molecules, n_scf=4)
-
-
-@pytest.fixture(scope="module")
-def statistics(samples: Any, basis_info: Any) -> DatasetStatistics:
-    return DatasetStatistics.from_dataset(None, samples, basis_info, progress=False, attributes={"coordinates": "raw"})
-
-
-def test_the_parts_are_those_of_the_settings(statistics: DatasetStatistics, basis_info: Any) -> None:
+def test_the_parts_are_those_of_the_settings(statistics, basis_info):
     settings = NormalizerSettings(AtomRefConfig(True), RescalingConfig(equivariant=True, s_grad=0.2), 0.5, unit="eV")
     fields = NormalizedFields("y", "forces", "species")
     normalizer = build_normalizer(statistics, basis_info, settings, fields)
@@ -71,7 +58,7 @@ def test_the_parts_are_those_of_the_settings(statistics: DatasetStatistics, basi
     assert linear.reference.atomic_numbers_field == "species"
 
 
-def test_statistics_and_samples_must_fit(statistics: DatasetStatistics) -> None:
+def test_statistics_and_samples_must_fit(statistics):
     other = BasisInfo([1, 6, 8], ["3x0e+1x1o", "3x0e+2x1o+1x2e", "2x0e+1x1o+1x2e"])
     with pytest.raises(StatisticsError, match=r"data\.statistics\.path, data\.source\.basis_info"):
         build_normalizer(statistics, other, NormalizerSettings())
@@ -80,7 +67,14 @@ def test_statistics_and_samples_must_fit(statistics: DatasetStatistics) -> None:
             settings.check(None)
 
 
-def test_without_counts_unseen_elements_have_zeros_throughout(basis_info: Any) -> None:
+@pytest.mark.parametrize(("unit", "factor"), [("hartree", 27.211386), ("eV", 1.0), (None, 1.0)])
+def test_given_references_are_converted_from_their_own_unit(unit, factor, statistics, basis_info):
+    reference = LinearReferencesConfig(values={"H": -0.4, "C": -37.0, "O": -75.0}, unit=unit)
+    normalizer = build_normalizer(statistics, basis_info, NormalizerSettings(reference, unit="eV"))
+    assert float(normalizer.reference.element_references[6]) == pytest.approx(-37.0 * factor, rel=1e-6)
+
+
+def test_without_counts_unseen_elements_have_zeros_throughout(basis_info):
     largest = np.ones(basis_info.n_basis)
     largest[basis_info.atom_ind_to_basis_function_ind[1]] = 0
     arrays = {f"{KEY}/coeffs/abs_max": largest, f"{KEY}/coeffs/mean": largest}
@@ -105,9 +99,7 @@ REFERENCES = {
 @pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize("per_atom", [False, True])
 @pytest.mark.parametrize("word", ["std", "rmsd", "mae"])
-def test_words_are_statistics_of_the_referenced_energies(
-    word: str, per_atom: bool, reference: str, statistics: DatasetStatistics, samples: Any, basis_info: Any
-) -> None:
+def test_words_are_statistics_of_the_referenced_energies(word, per_atom, reference, statistics, samples, basis_info):
     settings = NormalizerSettings(REFERENCES[reference], None, word, per_atom)
     if word == "mae" and reference in ("given", "ridge"):
         with pytest.raises(StatisticsError, match=r"choose std or rmsd .*data\.energy_scale"):
@@ -130,12 +122,12 @@ def test_words_are_statistics_of_the_referenced_energies(
 
 
 @pytest.mark.parametrize("spec", [0, -1.0, math.nan, math.inf, True, None, "1.0", "STD"])
-def test_other_energy_scales_are_refused(spec: Any) -> None:
+def test_other_energy_scales_are_refused(spec):
     with pytest.raises(ConfigError, match=r"energy_scale = .*expected a positive number .*config: data\.energy_scale"):
         build_normalizer(DatasetStatistics.from_arrays({}), None, NormalizerSettings(energy_scale=spec))
 
 
-def test_misspelt_words_are_corrected_and_missing_statistics_named() -> None:
+def test_misspelt_words_are_corrected_and_missing_statistics_named():
     statistics = DatasetStatistics.from_arrays(
         {f"{KEY}/energy/mean": np.array(-1.0), f"{KEY}/energy/std": np.array(3e-14)}
     )
@@ -148,7 +140,7 @@ def test_misspelt_words_are_corrected_and_missing_statistics_named() -> None:
             build_normalizer(statistics, None, NormalizerSettings(energy_scale=spec))
 
 
-def test_given_references_must_cover_the_training_split(statistics: DatasetStatistics, basis_info: Any) -> None:
+def test_given_references_must_cover_the_training_split(statistics, basis_info):
     settings = NormalizerSettings(LinearReferencesConfig(values={"H": -0.4}), None, "std")
     with pytest.raises(NormalizationError, match=r"the training split: .*\[6, 8\]"):
         build_normalizer(statistics, basis_info, settings)
@@ -185,7 +177,7 @@ def build(data: list[Data], reference: LinearReferencesConfig, **options: Any) -
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
+def base(tmp_path) -> Path:
     values = torch.tensor([BASE.get(z, 0.0) for z in range(10)], dtype=torch.float64)
     torch.save({"element_references": values}, tmp_path / "b.pt")
     return tmp_path / "b.pt"
@@ -194,7 +186,7 @@ def base(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 @pytest.mark.parametrize("count_by", ["molecule", "sample"])
 @pytest.mark.parametrize("is_deficient", [False, True])
-def test_the_smallest_correction_is_added(base: Path, is_deficient: bool, count_by: Any, ridge: float) -> None:
+def test_the_smallest_correction_is_added(base, is_deficient, count_by, ridge):
     # C and H in one proportion, no O; or all elements in several
     deficient = [[6, 1, 1, 1, 1], [6, 6, *[1] * 8], [6] * 3 + [1] * 12]
     data = molecules(deficient if is_deficient else [[1], [6, 1], [1, 1, 8], [8, 8], [6, 6, 1], [6, 8]])
@@ -207,7 +199,7 @@ def test_the_smallest_correction_is_added(base: Path, is_deficient: bool, count_
     assert f"correction of the base [Ha]: H {delta[1]:+.3g}" in references.summary("hartree")
 
 
-def test_a_checkpoint_is_a_base(tmp_path: Path, base: Path) -> None:
+def test_a_checkpoint_is_a_base(tmp_path, base):
     first = build(molecules([[1], [6, 1], [7, 7], [1, 1, 8], [8, 8]], 0.0), LinearReferencesConfig(base=str(base)))
     torch.save({"state_dict": {}, "OFDFTDataModule": {"normalizer": normalizer_to_state(first)}}, tmp_path / "old.ckpt")
     opened = create_element_references(tmp_path / "old.ckpt")
@@ -223,7 +215,7 @@ def test_a_checkpoint_is_a_base(tmp_path: Path, base: Path) -> None:
         build(molecules([[1], [8]]), LinearReferencesConfig(base=str(tmp_path / "none.ckpt")))
 
 
-def test_references_by_data_set_come_from_the_configuration() -> None:
+def test_references_by_data_set_come_from_the_configuration():
     data = molecules([[1], [8], [1, 8], [1, 1, 8]] * 2)
     for i, sample in enumerate(data):
         sample.level = "ab"[i // 4]

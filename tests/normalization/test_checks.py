@@ -1,7 +1,5 @@
 """Raw samples and batches whose values cannot be right are refused, with field, place and expectation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -53,18 +51,18 @@ CASES: list[tuple[Callable[[Any], None], type[Exception], str]] = [
 
 
 @pytest.fixture
-def normalizer(basis_info: Any, make_normalizer: Any) -> Normalizer:
+def normalizer(basis_info, make_normalizer) -> Normalizer:
     return make_normalizer(basis_info, rescaling="none", basis_info=basis_info)
 
 
 @pytest.fixture
-def batch(basis_info: Any, make_sample: Any, make_batch: Any) -> Any:
+def batch(basis_info, make_sample, make_batch):
     rng, molecules = np.random.default_rng(0), {"hydroxyl": [1, 8], "water": [8, 1, 1]}
     return make_batch([make_sample(basis_info, rng, numbers, name) for name, numbers in molecules.items()])
 
 
 @pytest.mark.parametrize(("make_wrong", "error", "message"), CASES)
-def test_a_wrong_value_is_named(make_wrong: Any, error: Any, message: str, normalizer: Normalizer, batch: Any) -> None:
+def test_a_wrong_value_is_named(make_wrong, error, message, normalizer, batch):
     normalizer.normalize(batch)
     make_wrong(batch)
     for action in (normalizer.normalize, NormalizeBatch(normalizer)):
@@ -72,14 +70,14 @@ def test_a_wrong_value_is_named(make_wrong: Any, error: Any, message: str, norma
             action(batch)
 
 
-def test_samples_of_all_kinds_pass(batch: Any, basis_info: Any) -> None:
+def test_samples_of_all_kinds_pass(batch, basis_info):
     for normalizer in (Normalizer(basis_info=basis_info), Normalizer()):
         for sample in (batch, batch[0], Data(atomic_numbers=torch.tensor([1, 8]), coeffs=torch.zeros(4))):
             normalizer.check(sample)
     Normalizer().check(Data(z=torch.tensor([1, 8]), pos=torch.zeros(2, 3)))
 
 
-def test_objects_that_are_no_sample_and_complex_predictions_are_refused(normalizer: Normalizer, batch: Any) -> None:
+def test_objects_that_are_no_sample_and_complex_predictions_are_refused(normalizer, batch):
     for value in (None, [], [OFData()], "water", 3, {"coeffs": torch.zeros(2)}):
         for action in (normalizer.normalize, normalizer.denormalize):
             with pytest.raises(NormalizationError, match=f"expected a sample or batch .* got a {type(value).__name__}"):
@@ -95,7 +93,7 @@ def test_objects_that_are_no_sample_and_complex_predictions_are_refused(normaliz
         LinearReferences(torch.ones(119))(torch.zeros(2, dtype=torch.complex128), batch)
 
 
-def test_samples_in_other_coordinates_are_refused(batch: Any) -> None:
+def test_samples_in_other_coordinates_are_refused(batch):
     normalizer = Normalizer(coordinates="natural_symmetric")
     with pytest.raises(NormalizationError, match=r"'raw'.*'natural_symmetric'.*data\.pre_transforms"):
         normalizer.normalize(batch)
@@ -103,9 +101,7 @@ def test_samples_in_other_coordinates_are_refused(batch: Any) -> None:
     normalizer.normalize(batch)
 
 
-def test_gradients_are_projected_only_on_original_integrals(
-    normalizer: Normalizer, batch: Any, make_normalizer: Any
-) -> None:
+def test_gradients_are_projected_only_on_original_integrals(normalizer, batch, make_normalizer):
     rescaled = make_normalizer(normalizer.basis_info)
     normalised = rescaled.normalize(batch)
     assert normalised.integrals_rescaled.all()
@@ -122,9 +118,7 @@ def test_gradients_are_projected_only_on_original_integrals(
 # --- elements -----
 
 
-def test_unseen_elements_name_molecule_element_and_config_key(
-    basis_info: Any, make_sample: Any, make_batch: Any
-) -> None:
+def test_unseen_elements_name_molecule_element_and_config_key(basis_info, make_sample, make_batch):
     rng = np.random.default_rng(4)
     seen = torch.zeros(119, dtype=torch.bool).index_fill(0, torch.tensor([1, 8]), True)
     normalizer = Normalizer(None, None, 1.0, seen)
@@ -143,7 +137,7 @@ def test_unseen_elements_name_molecule_element_and_config_key(
         linear.check_numbers(torch.tensor([1, 8]), "the test split")
 
 
-def test_atomic_numbers_outside_the_table_never_pick_another_element() -> None:
+def test_atomic_numbers_outside_the_table_never_pick_another_element():
     for number in (-1, 119, 1000):
         sample = OFData(pos=torch.zeros(2, 3), atomic_numbers=torch.tensor([1, number]))
         with pytest.raises(NormalizationError, match=rf"\[{number}\]"):

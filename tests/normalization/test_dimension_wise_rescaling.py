@@ -1,9 +1,6 @@
-"""Lambda, samples and equivariant parameters against loops; rescaled statistics against a new fit."""
-
-from __future__ import annotations
+"""Lambda and equivariant parameters against loops, rescaled statistics against a new fit, and the initial guess."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,23 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofdft_norm import (
+    AtomRef,
     BasisInfo,
     ConstantSampleWeigher,
     DatasetStatistics,
     DimensionWiseRescaling,
     HasEnergyLabelSampleWeigher,
+    InitialGuessDelta,
     InitialGuessOnlySampleWeigher,
     MinSCFIterationSampleWeigher,
+    Normalizer,
     OFData,
 )
 from ofdft_norm.errors import ConfigError, StatisticsError
-
-
-def naive_lambda(std: float, max_grad: float, s_coeff: float = 50, s_grad: float = 0.05) -> float:
-    """Equation 4 of M-OFDFT for one dimension."""
-    if max_grad <= s_grad:
-        return 1.0
-    return max_grad / s_grad if std == 0 else min(max_grad / s_grad, s_coeff / std)
+from ofdft_norm.normalization.normalized_dataset import NormalizeBatch
 
 
 @pytest.mark.parametrize(
@@ -45,13 +39,13 @@ def naive_lambda(std: float, max_grad: float, s_coeff: float = 50, s_grad: float
         (5e-324, 5.0, 100.0, "gradient"),
     ],
 )
-def test_lambda_in_every_branch_and_at_its_borders(std: float, max_grad: float, expected: float, branch: str) -> None:
+def test_lambda_in_every_branch_and_at_its_borders(std, max_grad, expected, branch):
     rescaling = DimensionWiseRescaling(np.zeros(1), np.array([std]), np.array([max_grad]))
     assert rescaling.lambda_z.tolist() == [expected]
     assert [name for name, mask in rescaling.branches().items() if mask.all()] == [branch]
 
 
-def test_buffers_are_those_of_structures25_and_may_change_before_init_lambda_z() -> None:
+def test_buffers_are_those_of_structures25_and_may_change_before_init_lambda_z():
     rescaling = DimensionWiseRescaling(torch.zeros(2), np.ones(2), np.array([1.0, 0.01]))
     assert list(rescaling.state_dict()) == ["coeff_biases", "coeff_stds", "max_grads", "lambda_z"]
     assert rescaling.lambda_z.tolist() == [20, 1]
@@ -63,31 +57,7 @@ def test_buffers_are_those_of_structures25_and_may_change_before_init_lambda_z()
     assert "s_grad=0.05" in repr(rescaling)
 
 
-@given(data=st.data(), epsilon=st.sampled_from([0.0, 1e-8, 0.3]))
-def test_samples_and_batches_equal_a_loop_and_invert(
-    epsilon: float, data: st.DataObject, some_samples: Any, make_batch: Any
-) -> None:
-    basis, samples, rng = data.draw(some_samples)
-    n = basis.n_basis
-    stds = rng.choice([0, 1e-6, 1, 100], n) * rng.uniform(0.5, 1, n)
-    rescaling = DimensionWiseRescaling(rng.normal(size=n), stds, rng.choice([0, 0.05, 0.06, 500], n), epsilon=epsilon)
-    batch, coeffs, gradients = make_batch(samples), [], []
-    for b, p, g in zip(batch.basis_function_ind.tolist(), batch.coeffs, batch.gradient_label, strict=True):
-        lam = naive_lambda(float(rescaling.coeff_stds[b]), float(rescaling.max_grads[b]))
-        assert float(rescaling.lambda_z[b]) == pytest.approx(lam, rel=1e-14)
-        coeffs.append(lam * (float(p) - float(rescaling.coeff_biases[b])))
-        gradients.append(float(g) / (lam + epsilon))
-    for result in (
-        rescaling.rescale_coeffs_and_gradient(batch),
-        tuple(torch.cat(parts) for parts in zip(*map(rescaling.rescale_coeffs_and_gradient, samples), strict=True)),
-    ):
-        assert result[0].tolist() == pytest.approx(coeffs, rel=1e-14)
-        assert result[1].tolist() == pytest.approx(gradients, rel=1e-14)
-    torch.testing.assert_close(rescaling.unscale_coeffs(result[0], batch), batch.coeffs, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(rescaling.unscale_gradient(result[1], batch), batch.gradient_label, rtol=1e-14, atol=0)
-
-
-def test_settings_and_statistics_that_are_no_scales_are_named() -> None:
+def test_settings_and_statistics_that_are_no_scales_are_named():
     for name, values in {"s_coeff": (0, np.nan), "s_grad": (-1, np.inf), "epsilon": (-1e-8, np.inf)}.items():
         for value in values:
             with pytest.raises(ConfigError, match=rf"data\.rescaling\.{name} = {value}"):
@@ -111,7 +81,7 @@ def some_statistics(basis: BasisInfo, rng: np.random.Generator) -> DatasetStatis
 
 
 @given(data=st.data())
-def test_equivariant_parameters_equal_a_loop_over_shells(data: st.DataObject, some_bases: Any) -> None:
+def test_equivariant_parameters_equal_a_loop_over_shells(data, some_bases):
     basis = data.draw(some_bases)
     statistics = some_statistics(basis, np.random.default_rng(data.draw(st.integers(0, 1000))))
     before = {key: value.copy() for key, value in statistics.to_arrays().items()}
@@ -149,7 +119,7 @@ def rescaled(rescaling: DimensionWiseRescaling, sample: OFData) -> OFData:
 
 
 @pytest.fixture(scope="module")
-def samples(basis_info: Any, make_sample: Any) -> list[OFData]:
+def samples(basis_info, make_sample) -> list[OFData]:
     """Eight molecules of linearly independent compositions, with four SCF iterations each."""
     rng = np.random.default_rng(0)
     molecules = [[1], [6], [8], [1, 6], [1, 1, 8], [6, 8, 8], [6, 6, 1, 1], [1, 8, 6, 6]]
@@ -162,9 +132,7 @@ def samples(basis_info: Any, make_sample: Any) -> list[OFData]:
 @pytest.mark.parametrize(
     "options", [{}, {"s_coeff": 3, "s_grad": 0.01, "epsilon": 0.0}, {"epsilon": 0.5}, {"short": 1}]
 )
-def test_rescaled_statistics_equal_a_new_fit_on_the_rescaled_samples(
-    options: dict[str, Any], equivariant: bool, basis_info: Any, samples: list[OFData]
-) -> None:
+def test_rescaled_statistics_equal_a_new_fit_on_the_rescaled_samples(options, equivariant, basis_info, samples):
     options = {**options, "basis_info": basis_info, "equivariant": equivariant}
     if options.pop("short", False):  # one weigher sees no carbon: its entries stay neutral
         samples = [s for s in samples if 6 not in s.atomic_numbers.tolist() or int(s.scf_iteration) < 2]
@@ -180,7 +148,21 @@ def test_rescaled_statistics_equal_a_new_fit_on_the_rescaled_samples(
         np.testing.assert_allclose(transformed.load_statistic(*key.split("/", 1)), values, 1e-5, tolerance, err_msg=key)
 
 
-def test_the_source_stays_and_the_result_is_written(basis_info: Any, samples: list[OFData], tmp_path: Any) -> None:
+@pytest.mark.parametrize("epsilon", [0.0, 0.3])
+def test_samples_and_batches_are_rescaled_and_restored(epsilon, basis_info, samples, make_batch):
+    rng, n = np.random.default_rng(1), basis_info.n_basis
+    stds = rng.choice([0, 1e-6, 1, 100], n)
+    rescaling = DimensionWiseRescaling(rng.normal(size=n), stds, rng.choice([0, 0.05, 0.06, 500], n), epsilon=epsilon)
+    for raw in (samples[5], make_batch(samples)):
+        expected = rescaled(rescaling, raw)
+        coeffs, gradient = rescaling.rescale_coeffs_and_gradient(raw)
+        torch.testing.assert_close(coeffs, expected.coeffs, rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(gradient, expected.gradient_label, rtol=1e-14, atol=0)
+        torch.testing.assert_close(rescaling.unscale_coeffs(coeffs, raw), raw.coeffs, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(rescaling.unscale_gradient(gradient, raw), raw.gradient_label, rtol=1e-14, atol=0)
+
+
+def test_the_source_stays_and_the_result_is_written(basis_info, samples, tmp_path):
     statistics = fit(basis_info, samples)
     before = DatasetStatistics.from_arrays(statistics.to_arrays(), statistics.attributes)
     path = tmp_path / "folder" / "rescaled"
@@ -191,9 +173,7 @@ def test_the_source_stays_and_the_result_is_written(basis_info: Any, samples: li
     assert "DimensionWiseRescaling" in read.attributes["rescaled_by"]
 
 
-def test_statistics_of_structures25_are_centred_once_and_may_lack_minimum_and_maximum(
-    basis_info: Any, samples: list[OFData]
-) -> None:
+def test_statistics_of_structures25_are_centred_once_and_may_lack_minimum_and_maximum(basis_info, samples):
     key, folder = "has_energy_label", "has_energy_label/energy_minus_atom_ref"
     arrays = {name: value for name, value in fit(basis_info, samples).to_arrays().items() if name.startswith(key)}
     arrays = {name: value for name, value in arrays.items() if not name.endswith(("rms", "minimum", "maximum"))}
@@ -208,3 +188,44 @@ def test_statistics_of_structures25_are_centred_once_and_may_lack_minimum_and_ma
     for statistics in (foreign, once, twice):
         found = [float(statistics.load_statistic(key, f"energy_minus_atom_ref/{n}")) for n in ("mean", "std", "rms")]
         np.testing.assert_allclose(found, [0.3, 0.4, 0.5], rtol=1e-15)
+
+
+# --- deviation of the initial guess -----
+
+
+@given(data=st.data())
+def test_deviations_of_the_initial_guess_invert_alone_and_in_normalised_batches(data, some_samples, make_batch):
+    basis, samples, rng = data.draw(some_samples)
+    n = basis.n_basis
+    std = rng.uniform(0.1, 3, n) * (rng.uniform(size=n) > 0.2)
+    delta = InitialGuessDelta(rng.normal(size=n), std)
+    batch = make_batch(samples)
+    target = delta(batch)
+    for i, value in enumerate(target.tolist()):
+        b = int(batch.basis_function_ind[i])
+        difference = float(batch.coeffs[i] - batch.ground_state_coeffs[i]) - float(delta.mean[b])
+        assert value == pytest.approx(difference / (std[b] if std[b] > 0 else 1.0), abs=1e-11)
+    torch.testing.assert_close(delta.unscale(target, batch), batch.coeffs - batch.ground_state_coeffs)
+    torch.testing.assert_close(delta.ground_state_coeffs(target, batch), batch.ground_state_coeffs)
+    rescaling = DimensionWiseRescaling(rng.normal(size=n), rng.uniform(0.1, 9, n), rng.uniform(0, 5, n))
+    normalizer = Normalizer(AtomRef(np.zeros(basis.n_types), 0.0, rng.normal(size=n)), rescaling)
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
+        normalized = NormalizeBatch(normalizer, dtype)(batch)
+        found = delta.of_normalized(normalized, normalizer)
+        torch.testing.assert_close(found, target, rtol=tolerance, atol=tolerance)
+        back = delta.ground_state_coeffs(target, normalized, normalizer)
+        torch.testing.assert_close(back, batch.ground_state_coeffs, rtol=tolerance, atol=tolerance)
+
+
+def test_scales_of_the_initial_guess_are_those_of_the_statistics(basis_info, samples):
+    statistics = fit(basis_info, samples)
+    key = INITIAL_GUESS_WEIGHERS[1].summary_string()
+    delta = InitialGuessDelta.from_dataset_statistics(statistics, key)
+    targets = torch.cat([delta(sample) for sample in samples])
+    index = torch.cat([sample.basis_function_ind for sample in samples])
+    for b in range(basis_info.n_basis):
+        own = targets[index == b]
+        assert float(own.mean()) == pytest.approx(0, abs=1e-10)
+        assert float(own.std(correction=0)) == pytest.approx(1, abs=1e-10)
+    with pytest.raises(StatisticsError, match="nothing"):
+        InitialGuessDelta.from_dataset_statistics(statistics, "nothing")

@@ -1,6 +1,4 @@
-"""Fits of linear references, against dense numpy least squares on the same molecules."""
-
-from __future__ import annotations
+"""Fits of linear references against dense numpy least squares on the same molecules, and their reports."""
 
 import logging
 import math
@@ -67,8 +65,8 @@ def naive(counts: np.ndarray, y: np.ndarray, weights: Any = None, ridge: float =
     ridge=st.sampled_from([0.0, 0.0, 0.1]),
 )
 def test_random_compositions_agree_with_dense_least_squares(
-    seed: int, n: int, elements: list[int], n_targets: int, batch_size: int, weighted: bool, driver: Any, ridge: float
-) -> None:
+    seed, n, elements, n_targets, batch_size, weighted, driver, ridge
+):
     rng = np.random.default_rng(seed)
     names = [f"y{t}" for t in range(n_targets)]
     w = rng.choice([0.0, 0.5, 1.0, 3.0], n) if weighted else np.ones(n)
@@ -116,7 +114,7 @@ class Recording(list[Data]):
         return super().__getitem__(index)
 
 
-def test_shuffle_seed_and_num_batches_choose_the_samples(caplog: Any) -> None:
+def test_shuffle_seed_and_num_batches_choose_the_samples(caplog):
     data = Recording(molecules(50))
 
     def asked(**options: Any) -> tuple[list[int], torch.Tensor]:
@@ -140,7 +138,7 @@ def test_shuffle_seed_and_num_batches_choose_the_samples(caplog: Any) -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "weights"), [(3, None), (100, "weight")])
-def test_molecules_count_once_with_the_mean_of_their_samples(batch_size: int, weights: str | None) -> None:
+def test_molecules_count_once_with_the_mean_of_their_samples(batch_size, weights):
     rng, data = np.random.default_rng(4), []
     for m, first in enumerate(molecules(20)):
         fields = {"z": first.z, "pos": torch.full((len(first.z), 3), float(m)), "mol_id": first.mol_id}
@@ -170,7 +168,7 @@ class SkipTenth(SampleWeigher):
         return "skip_tenth"
 
 
-def test_samples_without_label_and_of_weight_zero_are_left_out_whatever_they_hold() -> None:
+def test_samples_without_label_and_of_weight_zero_are_left_out_whatever_they_hold():
     data = molecules(20)
     for i, item in enumerate(data):
         item.has_energy_label = torch.tensor([i != 3])
@@ -193,7 +191,7 @@ FORMS: list[Any] = [
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_targets_and_samples_of_every_form_keep_their_digits(form: Any) -> None:
+def test_targets_and_samples_of_every_form_keep_their_digits(form):
     data = molecules(30, noise=1e-6, offset=1e4)
     expected = fit(data).element_references
     np.testing.assert_allclose(expected.numpy(), naive(*dense(data)), atol=1e-8)
@@ -228,7 +226,7 @@ def hydrogen(**fields: Any) -> Data:
         *(([], {"targets": t}, ConfigError, "list of different names") for t in ("energy", [], ["a", "a"])),
     ],
 )
-def test_bad_samples_and_arguments_are_named(data: Any, options: Any, error: type[Exception], message: str) -> None:
+def test_bad_samples_and_arguments_are_named(data, options, error, message):
     with pytest.raises(error, match=message):
         fit_linear_references(**{"targets": ["energy"], "dataset": data, "batch_size": 2, **options})
 
@@ -242,7 +240,7 @@ def fit_on_rank(n: int) -> tuple[list[float], dict[str, Any], str]:
 
 
 @pytest.mark.parametrize("n", [7, 1])
-def test_two_processes_fit_what_one_fits(n: int) -> None:
+def test_two_processes_fit_what_one_fits(n):
     (first, report, message), (second, other_report, other_message) = on_ranks(fit_on_rank, n)
     expected = fit(molecules(n), 2)
     assert first == second
@@ -295,9 +293,7 @@ def by_brute_force(data: list[Data]) -> tuple[np.ndarray, dict[str, np.ndarray]]
     one_composition=st.booleans(),
     count_by=st.sampled_from(["sample", "molecule"]),
 )
-def test_references_by_data_set_fit_best_with_the_smallest_shifts(
-    pbe: Any, ccsd: Any, one_composition: bool, count_by: Any
-) -> None:
+def test_references_by_data_set_fit_best_with_the_smallest_shifts(pbe, ccsd, one_composition, count_by):
     data = of_dataset("pbe", 12, 0, pbe) + of_dataset("ccsd", 12, 1, ccsd)
     if one_composition:  # the second data set determines one number
         for m in data[12:]:
@@ -322,7 +318,7 @@ def test_references_by_data_set_fit_best_with_the_smallest_shifts(
     assert references.residuals == pytest.approx(residuals, abs=1e-8)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_what_does_not_fit_is_refused():
     data = of_dataset("pbe", 20, 0) + of_dataset("ccsd", 20, 1)
     references = fit_references_by_dataset(["energy"], data)["energy"]
     for fields, error, message in (
@@ -341,3 +337,39 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(StatisticsError, match=r"data sets \['ccsd'\] .* no sample with a label"):
         fit_references_by_dataset(["energy"], data)
     assert fit_references_by_dataset(["energy"], data, "level")["energy"].names == ["3", "7"]
+
+
+# --- reports -----
+
+
+def table_of(text: str) -> list[list[str]]:
+    assert max(map(len, text.splitlines())) <= 80
+    return [line.split() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("compositions", "undetermined"),
+    [
+        ([[6] * n + [1] * 4 * n + [8] for n in (1, 2, 3)], ["H", "C"]),
+        ([[8, 1, 1]], ["H", "O"]),
+        ([[6, 1, 1, 1, 1], [6, 1, 1, 1], [8, 1, 1], [8]], []),
+    ],
+)
+def test_elements_that_the_data_do_not_determine_are_marked(compositions, undetermined, caplog):
+    data = [hydrogen(z=torch.tensor(z), energy=float(i)) for i, z in enumerate(compositions)]
+    lines = fit(data).summary().splitlines()
+    assert [line.split()[0] for line in lines if "not determined alone" in line] == undetermined
+    assert ("minimum norm is chosen" in caplog.text) == bool(undetermined)
+
+
+def test_references_by_data_set_have_a_table_of_shifts():
+    data = [
+        Data(z=torch.tensor(z), energy=-float(sum(z)) * factor, level=level)
+        for level, factor in (("pbe", 1.0), ("hf", 2.0))
+        for z in ([1], [8], [1, 8])
+    ]
+    text = fit_references_by_dataset(["energy"], data, "level")["energy"].summary("hartree")
+    lines = table_of(text)
+    assert lines[1] == ["H", "hf", "-1.500000", "-0.500000"]
+    assert lines[4] == ["O", "pbe", "-12.000000", "+4.000000"]
+    assert text.count("fit on 3 samples: rank 2 of 2") == 2

@@ -1,7 +1,5 @@
 """Normalised batches: cast, post-transformed, followed, kept in memory; and other classes of samples."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from collections.abc import Sequence
@@ -14,12 +12,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm import (
-    LinearReferences,
-    Normalizer,
-    OFData,
-    fit_linear_references,
-)
+from ofdft_norm import LinearReferences, Normalizer, OFData, fit_linear_references
 from ofdft_norm.data.sample import JoinedDataset, join_samples
 from ofdft_norm.errors import BatchError, NormalizationError
 from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, batch_dtype
@@ -43,13 +36,13 @@ class Samples(JoinedDataset):
 
 
 @pytest.fixture
-def raw(basis_info: Any, make_sample: Any) -> Samples:
+def raw(basis_info, make_sample) -> Samples:
     rng = np.random.default_rng(0)
     return Samples([make_sample(basis_info, rng, mol_id=f"m{i}") for i in range(5)])
 
 
 @pytest.fixture
-def normalizer(basis_info: Any, make_normalizer: Any) -> Normalizer:
+def normalizer(basis_info, make_normalizer) -> Normalizer:
     normalizer = make_normalizer(basis_info)
     normalizer.reference.t_z *= 1e3
     return normalizer
@@ -57,9 +50,7 @@ def normalizer(basis_info: Any, make_normalizer: Any) -> Normalizer:
 
 @pytest.mark.parametrize("keep_in_memory", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_batches_are_normalised_once_and_all_but_the_reference_energy_is_cast(
-    dtype: torch.dtype, keep_in_memory: bool, raw: Samples, normalizer: Normalizer
-) -> None:
+def test_batches_are_normalised_once_and_all_but_the_reference_energy_is_cast(dtype, keep_in_memory, raw, normalizer):
     before = copy.deepcopy(raw.samples)
     dataset = NormalizedDataset(raw, NormalizeBatch(normalizer, dtype), keep_in_memory)
     for _ in range(2):
@@ -85,7 +76,7 @@ def test_batches_are_normalised_once_and_all_but_the_reference_energy_is_cast(
         NormalizeBatch(normalizer)(batch)
 
 
-def test_only_checking_leaves_batches_raw(raw: Samples, normalizer: Normalizer) -> None:
+def test_only_checking_leaves_batches_raw(raw, normalizer):
     dataset = NormalizedDataset(raw, NormalizeBatch(normalizer, only_check=True))
     assert torch.equal(dataset.__getitems__([1, 2])[0].coeffs, raw.samples[1].coeffs)
     raw.samples[1].coeffs[0] = torch.nan
@@ -104,7 +95,7 @@ class AddEdges:
         return sample
 
 
-def test_post_transforms_get_normalised_samples_and_fields_are_followed(raw: Samples, normalizer: Normalizer) -> None:
+def test_post_transforms_get_normalised_samples_and_fields_are_followed(raw, normalizer):
     follow = ["atomic_numbers", "function_number"]
     for keep in (False, True):
         dataset = NormalizedDataset(raw, NormalizeBatch(normalizer, torch.float32, [AddEdges()], follow), keep)
@@ -120,9 +111,7 @@ def test_post_transforms_get_normalised_samples_and_fields_are_followed(raw: Sam
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_post_transforms_see_each_batch_also_of_samples_that_are_kept(
-    keep: bool, raw: Samples, normalizer: Normalizer
-) -> None:
+def test_post_transforms_see_each_batch_also_of_samples_that_are_kept(keep, raw, normalizer):
     class Number:
         works_on_batches = True
         calls = 0
@@ -139,7 +128,7 @@ def test_post_transforms_see_each_batch_also_of_samples_that_are_kept(
     assert raw.read == ([1, 2, 4, 3] if keep else [1, 2, 4, 1, 2, 1, 3])
 
 
-def test_the_dtype_follows_the_weights() -> None:
+def test_the_dtype_follows_the_weights():
     precisions = {
         None: torch.float32,
         "64-true": torch.float64,
@@ -151,7 +140,7 @@ def test_the_dtype_follows_the_weights() -> None:
     assert batch_dtype("float64", "16-true") == torch.float64
 
 
-def test_an_overflow_of_float16_is_refused() -> None:
+def test_an_overflow_of_float16_is_refused():
     sample = OFData(z=torch.tensor([8, 8]), pos=torch.zeros(2, 3), energy_label=torch.tensor([-1e5]).double())
     with pytest.raises(
         NormalizationError,
@@ -193,7 +182,7 @@ class AtomicData(SimpleNamespace):
 
 
 @pytest.mark.parametrize("n", [1, 5])
-def test_references_and_normalisers_take_samples_of_another_class(n: int) -> None:
+def test_references_and_normalisers_take_samples_of_another_class(n):
     rng, references = np.random.default_rng(0), torch.tensor([0, -0.5, *[0] * 6, -75.0], dtype=torch.float64)
     data = []
     for _ in range(20):

@@ -1,6 +1,4 @@
-"""The normaliser's formulas against loops, its two invariants, and its differences of gradients."""
-
-from __future__ import annotations
+"""The normaliser's formulas against loops, its inverse, its gradients, and its equivariance against e3nn's matrices."""
 
 import itertools
 from typing import Any
@@ -8,78 +6,69 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from e3nn import o3
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofdft_norm import AtomRef, BasisInfo, LinearReferences, Normalizer, OFData, project_gradient
+from ofdft_norm import (
+    AtomRef,
+    BasisInfo,
+    DatasetStatistics,
+    DimensionWiseRescaling,
+    LinearReferences,
+    Normalizer,
+    OFData,
+)
 from ofdft_norm.errors import BatchError, NormalizationError
 from ofdft_norm.normalization.normalized_dataset import NormalizeBatch
+from ofdft_norm.normalization.training_range import TrainingRange
 
 VECTORS = ("coeffs", "ground_state_coeffs", "gradient_label", "dual_basis_integrals")
-SETTINGS = list(
-    itertools.product(["none", "atom_ref", "linear"], ["none", "dimension_wise", "equivariant"], [1.0, 0.02, 37.0])
-)
+KINDS = list(itertools.product(["none", "atom_ref", "linear"], ["none", "dimension_wise", "equivariant"]))
+SETTINGS = [(*kind, scale) for kind in KINDS for scale in (1.0, 0.02, 37.0)]
 
 
 @pytest.fixture
-def full(basis_info: Any, make_normalizer: Any) -> Normalizer:
+def full(basis_info, make_normalizer) -> Normalizer:
     return make_normalizer(basis_info, 1)
 
 
 @pytest.fixture
-def raw(basis_info: Any, make_sample: Any, make_batch: Any) -> Any:
+def raw(basis_info, make_sample, make_batch):
     rng = np.random.default_rng(2)
     return make_batch([make_sample(basis_info, rng, mol_id=f"m{i}") for i in range(3)])
 
 
-def naive_normalize(normalizer: Normalizer, basis: BasisInfo, sample: OFData) -> dict[str, Any]:
+def naive_normalize(normalizer: Normalizer, basis: BasisInfo, samples: list[OFData]) -> dict[str, list[float]]:
     """E' = (E - E_ref) / s; g' = (g - gbar) / (s (lambda + epsilon)); p' = lambda (p - pbar); w' = w / lambda."""
     s, n = float(normalizer.energy_scale), basis.n_basis
     reference, rescaling = normalizer.reference, normalizer.rescaling
     lam, bias = ([1.0] * n, [0.0] * n) if rescaling is None else (rescaling.lambda_z, rescaling.coeff_biases)
     gbar = reference.g_z if isinstance(reference, AtomRef) else [0.0] * n
     epsilon = 0.0 if rescaling is None else rescaling.epsilon
-    out: dict[str, Any] = {field: [] for field in VECTORS}
-    e_ref, position = float(reference.t_global) if isinstance(reference, AtomRef) else 0.0, 0
-    for z in sample.atomic_numbers.tolist():
-        element = basis.atomic_numbers.tolist().index(z)
-        if isinstance(reference, AtomRef):
-            e_ref += float(reference.t_z[element])
-        elif isinstance(reference, LinearReferences):
-            e_ref += float(reference.element_references[z])
-        for b in basis.atom_ind_to_basis_function_ind[element].tolist():
-            p, p_star, g, w = (float(sample[field][position]) for field in VECTORS)
-            e_ref += float(gbar[b]) * p
-            new = [lam[b] * (p - bias[b]), lam[b] * (p_star - bias[b])]
-            new += [(g - gbar[b]) / (s * (lam[b] + epsilon)), w / lam[b]]
-            for field, value in zip(VECTORS, new, strict=True):
-                out[field].append(float(value))
-            position += 1
-    return {**out, "energy_label": (float(sample.energy_label) - e_ref) / s, "energy_reference": e_ref}
+    out: dict[str, list[float]] = {field: [] for field in (*VECTORS, "energy_label", "energy_reference")}
+    for sample in samples:
+        e_ref, position = float(reference.t_global) if isinstance(reference, AtomRef) else 0.0, 0
+        for z in sample.atomic_numbers.tolist():
+            element = basis.atomic_numbers.tolist().index(z)
+            if isinstance(reference, AtomRef):
+                e_ref += float(reference.t_z[element])
+            elif isinstance(reference, LinearReferences):
+                e_ref += float(reference.element_references[z])
+            for b in basis.atom_ind_to_basis_function_ind[element].tolist():
+                p, p_star, g, w = (float(sample[field][position]) for field in VECTORS)
+                e_ref += float(gbar[b]) * p
+                new = [lam[b] * (p - bias[b]), lam[b] * (p_star - bias[b])]
+                new += [(g - gbar[b]) / (s * (lam[b] + epsilon)), w / lam[b]]
+                for field, value in zip(VECTORS, new, strict=True):
+                    out[field].append(float(value))
+                position += 1
+        out["energy_label"].append((float(sample.energy_label) - e_ref) / s)
+        out["energy_reference"].append(e_ref)
+    return out
 
 
 # --- formulas and invariants -----
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_equals_a_loop_over_atoms_alone_and_batched(
-    setting: Any, basis_info: Any, make_sample: Any, make_batch: Any, make_normalizer: Any
-) -> None:
-    rng = np.random.default_rng(0)
-    normalizer = make_normalizer(basis_info, rng, *setting, epsilon=0.3)
-    samples = [make_sample(basis_info, rng, mol_id=f"m{i}") for i in range(4)]
-    expected = [naive_normalize(normalizer, basis_info, sample) for sample in samples]
-    batch = normalizer.normalize(make_batch(samples))
-    for field in VECTORS:
-        joined = [value for part in expected for value in part[field]]
-        assert batch[field].tolist() == pytest.approx(joined, rel=1e-12, abs=1e-14)
-    for field in ("energy_label", "energy_reference"):
-        assert batch[field].tolist() == pytest.approx([part[field] for part in expected], rel=1e-11, abs=1e-11)
-    assert batch.normalized.tolist() == [True] * 4
-    for i, sample in enumerate(samples):
-        single = normalizer.normalize(sample)
-        for field in (*VECTORS, "energy_label", "energy_reference", "normalized"):
-            torch.testing.assert_close(single[field], batch[i][field], rtol=1e-12, atol=1e-12)
 
 
 def check_unchanged(before: Any, after: Any) -> None:
@@ -91,16 +80,20 @@ def check_unchanged(before: Any, after: Any) -> None:
             assert before[field] == after[field]
 
 
-@given(data=st.data(), setting=st.sampled_from(SETTINGS), epsilon=st.sampled_from([0.0, 1e-8, 0.5]))
-def test_invariant_i_denormalising_is_the_inverse_and_arguments_stay_as_they_are(
-    setting: Any, epsilon: float, data: st.DataObject, some_samples: Any, make_batch: Any, make_normalizer: Any
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=5)
+@given(data=st.data(), scale=st.sampled_from([1.0, 0.02, 37.0]), epsilon=st.sampled_from([0.0, 1e-8, 0.5]))
+def test_normalising_equals_a_loop_over_atoms_and_denormalising_inverts_it(
+    kind, scale, epsilon, data, some_samples, make_batch, make_normalizer
+):
     basis, samples, rng = data.draw(some_samples)
-    normalizer = make_normalizer(basis, rng, *setting, epsilon=epsilon)
-    for raw in (make_batch(samples), samples[0]):
+    normalizer = make_normalizer(basis, rng, *kind, scale, epsilon)
+    for raw, members in ((make_batch(samples), samples), (samples[0], samples[:1])):
         before = raw.clone()
         normalised = normalizer.normalize(raw)
         check_unchanged(before, raw)
+        for field, values in naive_normalize(normalizer, basis, members).items():
+            assert normalised[field].tolist() == pytest.approx(values, rel=1e-11, abs=1e-11 / scale)
         kept = normalised.clone()
         back = normalizer.denormalize(normalised)
         check_unchanged(kept, normalised)
@@ -124,9 +117,9 @@ def energy_of_network(coeffs: torch.Tensor, batch: Any, weight: torch.Tensor) ->
 
 
 @given(data=st.data(), setting=st.sampled_from(SETTINGS), dtype=st.sampled_from([torch.float64, torch.float32]))
-def test_invariant_ii_moved_coefficients_have_the_energy_and_the_derivative_of_the_raw_chain(
-    setting: Any, dtype: torch.dtype, data: st.DataObject, some_samples: Any, make_batch: Any, make_normalizer: Any
-) -> None:
+def test_moved_coefficients_have_the_energy_and_the_derivative_of_the_raw_chain(
+    setting, dtype, data, some_samples, make_batch, make_normalizer
+):
     basis, samples, rng = data.draw(some_samples)
     normalizer, raw = make_normalizer(basis, rng, *setting), make_batch(samples)
     weight = torch.tensor(rng.normal(size=len(raw.coeffs)))
@@ -157,36 +150,97 @@ def test_invariant_ii_moved_coefficients_have_the_energy_and_the_derivative_of_t
     torch.testing.assert_close(label, raw.energy_label, rtol=1e-6, atol=1e-3)
 
 
-# --- differences of gradients -----
+# --- rotations -----
 
 
-@given(data=st.data(), setting=st.sampled_from(SETTINGS), dtype=st.sampled_from([torch.float64, torch.float32]))
-def test_gradient_difference_equals_a_projection_molecule_by_molecule(
-    setting: Any, dtype: torch.dtype, data: st.DataObject, some_samples: Any, make_batch: Any, make_normalizer: Any
-) -> None:
+def rotated(sample: OFData, basis: BasisInfo, rotation: torch.Tensor) -> OFData:
+    """Rotates positions and every per-function field, atom after atom; p functions are in the order x, y, z."""
+    matrices = [o3.Irreps(basis.irreps_per_atom[i]).D_from_matrix(rotation) for i in sample.atom_ind.tolist()]
+    block = torch.block_diag(*[matrix.to(torch.float64) for matrix in matrices])
+    out = sample.clone()
+    for field in VECTORS:
+        out[field] = block @ sample[field]
+    out.pos = sample.pos @ rotation.T
+    return out
+
+
+@given(data=st.data(), seed=st.integers(0, 1000))
+def test_equivariant_rescaling_and_the_scalar_reference_commute_with_rotations(data, seed, some_samples):
     basis, samples, rng = data.draw(some_samples)
-    normalizer = make_normalizer(basis, rng, *setting)
-    batch = NormalizeBatch(normalizer, dtype)(make_batch(samples))
-    predicted = torch.tensor(rng.normal(size=len(batch.coeffs))).to(dtype).requires_grad_()
-    found = normalizer.gradient_difference(predicted, batch)
-    g = normalizer.denormalize_gradient(predicted.detach(), batch)
-    g = g - normalizer.denormalize_gradient(batch.gradient_label, batch)
-    expected = torch.cat([project_gradient(g[batch.coeffs_batch == i], sample) for i, sample in enumerate(samples)])
-    tolerance = (1e-9 if dtype == torch.float64 else 1e-4) * max(1.0, float(expected.abs().max()))
-    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=tolerance)
-    of_first = batch.coeffs_batch == 0
-    alone = normalizer.gradient_difference(predicted.detach()[of_first], batch[0])
-    torch.testing.assert_close(alone, found[of_first].detach(), rtol=1e-6, atol=1e-6)
-    (derivative,) = torch.autograd.grad(found.abs().sum(), predicted)
-    assert derivative.dtype == dtype
-    assert derivative.isfinite().all()
-    assert not normalizer.gradient_difference(batch.gradient_label, batch).any()
+    torch.manual_seed(seed)
+    # from statistics that differ within each shell
+    n = basis.n_basis
+    arrays = {name: rng.normal(size=n) for name in ("coeffs/mean", "gradient_label/mean")}
+    arrays |= {name: rng.uniform(0.01, 3, n) for name in ("coeffs/std", "gradient_max_after_scalar_atom_ref")}
+    arrays |= {
+        "scalar_atom_ref_atom_type_bias": rng.normal(size=basis.n_types),
+        "scalar_atom_ref_global_bias": np.ones(()),
+    }
+    statistics = DatasetStatistics.from_arrays({f"has_energy_label/{key}": value for key, value in arrays.items()})
+    reference = AtomRef.from_dataset_statistics(statistics, basis, scalar_only=True)
+    normalizer = Normalizer(
+        reference, DimensionWiseRescaling.from_dataset_statistics(statistics, basis, equivariant=True)
+    )
+    rotation = o3.rand_matrix(dtype=torch.float64)
+    after = rotated(normalizer.normalize(samples[0]), basis, rotation)
+    before = normalizer.normalize(rotated(samples[0], basis, rotation))
+    for field in (*VECTORS, "energy_label", "energy_reference"):  # e3nn's matrices are good to 1e-7
+        torch.testing.assert_close(
+            after[field], before[field], rtol=0, atol=1e-6 * (1 + float(before[field].abs().max()))
+        )
+
+
+# --- training range -----
+
+
+@settings(max_examples=10)
+@given(drawn=st.data())
+def test_the_excess_over_the_training_range_equals_a_loop_for_raw_and_normalised_batches(
+    some_samples, make_batch, drawn
+):
+    basis_info, samples, rng = drawn.draw(some_samples)
+    n = basis_info.n_basis
+    lowest = rng.normal(size=n)
+    highest = lowest + rng.choice([0.0, 1.0, 3.0], size=n)  # 0: all training samples are equal
+    zero = rng.random(n) < 0.1  # by symmetry: the range is 0 alone
+    lowest[zero] = highest[zero] = 0
+    n_atoms = rng.integers(0, 2, size=basis_info.n_types)  # 0: an element that no sample has
+    unseen = np.repeat(n_atoms == 0, basis_info.basis_dim_per_atom)
+    lowest[unseen] = highest[unseen] = 0
+    arrays = {"coeffs_range/minimum": lowest, "coeffs_range/maximum": highest, "n_atoms": n_atoms}
+    statistics = DatasetStatistics.from_arrays({f"has_energy_label/{name}": values for name, values in arrays.items()})
+    rescaling = DimensionWiseRescaling(rng.normal(size=n), rng.uniform(0.1, 2, size=n), rng.uniform(0, 1, size=n))
+    training_range = TrainingRange.from_dataset_statistics(statistics, basis_info)
+    normalizer = Normalizer(rescaling=rescaling, basis_info=basis_info, training_range=training_range)
+    batch, shell = make_batch(samples), basis_info.basis_func_to_shell
+    smallest = 1e-9 * max(abs(lowest).max(), abs(highest).max())
+    found = normalizer.range_excess(batch)
+    assert found is not None
+    for i, sample in enumerate(samples):
+        excess = []
+        for b, p in zip(sample.basis_function_ind.tolist(), sample.coeffs.tolist(), strict=True):
+            width = max(highest[b] - lowest[b], 0.01 * max((highest - lowest)[shell == shell[b]]), smallest)
+            width = width if width > 0 else 1.0
+            excess.append(0.0 if unseen[b] else max(p - highest[b], lowest[b] - p, 0.0) / width)
+        excess = [e if e >= 1e-6 else 0.0 for e in excess]  # rounding of float32
+        np.testing.assert_allclose(float(found.excess[i]), max(excess), rtol=1e-12)
+        if max(excess) > 0:
+            assert int(found.dimension[i]) == int(sample.basis_function_ind[int(np.argmax(excess))])
+    of_normalised = normalizer.range_excess(normalizer.normalize(batch))
+    assert of_normalised is not None
+    np.testing.assert_allclose(of_normalised.excess, found.excess, rtol=1e-6, atol=1e-6)
+
+
+def test_statistics_without_a_range_give_none(basis_info):
+    statistics = DatasetStatistics.from_arrays({"has_energy_label/coeffs/mean": np.zeros(3)})
+    assert TrainingRange.from_dataset_statistics(statistics, basis_info) is None
+    assert Normalizer().range_excess(torch.nn.Identity()) is None
 
 
 # --- shapes and dtypes -----
 
 
-def test_energies_come_back_in_float64_and_in_their_shape(full: Normalizer, raw: Any) -> None:
+def test_energies_come_back_in_float64_and_in_their_shape(full, raw):
     batch = full.normalize(raw)
     predicted = torch.tensor([0.5, -1.0, 2.0], dtype=torch.bfloat16)
     expected = 0.1 * predicted.double() + batch.energy_reference
@@ -196,38 +250,28 @@ def test_energies_come_back_in_float64_and_in_their_shape(full: Normalizer, raw:
     assert torch.equal(full.normalize(raw).energy_label, batch.energy_label[:, None])
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (2,), (4,), (3, 3), (), (3, 1, 1)])
-def test_energies_of_another_shape_are_refused(shape: tuple[int, ...], full: Normalizer, raw: Any) -> None:
+def test_energies_and_vectors_of_another_shape_are_refused(full, raw):
     batch = full.normalize(raw)
-    message = r"molecules \['m0', 'm1', 'm2'\]: '{}' has shape .*expected \(3,\)"
-    with pytest.raises(NormalizationError, match=message.format("energy")):
-        full.denormalize_energy(torch.zeros(shape), batch)
-    raw.energy_label = torch.zeros(shape)
-    with pytest.raises(NormalizationError, match=message.format("energy_label")):
-        full.normalize(raw)
-
-
-@pytest.mark.parametrize("field", VECTORS)
-def test_vectors_of_another_length_are_refused(field: str, full: Normalizer, raw: Any) -> None:
-    batch = full.normalize(raw)
+    for shape in ((1, 3), (2,), (4,), (3, 3), (), (3, 1, 1)):
+        with pytest.raises(NormalizationError, match=r"\['m0', 'm1', 'm2'\]: 'energy' has shape .*expected \(3,\)"):
+            full.denormalize_energy(torch.zeros(shape), batch)
+        with pytest.raises(NormalizationError, match=r"'energy_label' has shape .*expected \(3,\)"):
+            full.normalize(raw.clone().update({"energy_label": torch.zeros(shape)}))
     methods = ["denormalize_gradient", "denormalize_coeffs", "denormalize_integrals", "gradient_difference"]
-    for wrong in (batch[field][:-1], batch[field][:, None], batch[field][None]):
+    for field, pick in itertools.product(VECTORS, (slice(-1), (slice(None), None), None)):
+        wrong = batch[field][pick]
         for method in (*methods, "denormalize_gradient_difference"):
             with pytest.raises(NormalizationError, match="has shape"):
                 getattr(full, method)(wrong, batch)
-        changed = raw.clone()
-        changed[field] = wrong
         with pytest.raises(NormalizationError, match=f"'{field}' has shape"):
-            full.normalize(changed)
+            full.normalize(raw.clone().update({field: wrong}))
 
 
 # --- exactly once -----
 
 
 @pytest.mark.parametrize("join_first", [False, True])
-def test_twice_in_either_direction_is_an_error_for_batches_and_their_samples(
-    join_first: bool, full: Normalizer, raw: Any, make_batch: Any
-) -> None:
+def test_twice_in_either_direction_is_an_error_for_batches_and_their_samples(join_first, full, raw, make_batch):
     samples = raw.to_data_list()
     batch = full.normalize(raw) if join_first else make_batch([full.normalize(sample) for sample in samples])
     for part, sample in zip([batch, *batch.to_data_list()], [raw, *samples], strict=True):
@@ -250,8 +294,8 @@ def test_twice_in_either_direction_is_an_error_for_batches_and_their_samples(
 
 
 def test_samples_without_labels_or_coefficients_are_normalised_and_unused_labels_may_be_nan(
-    full: Normalizer, raw: Any, basis_info: Any, make_normalizer: Any
-) -> None:
+    full, raw, basis_info, make_normalizer
+):
     bare = raw.clone()
     for field in ("energy_label", "gradient_label", "ground_state_coeffs", "dual_basis_integrals"):
         del bare[field]
@@ -272,7 +316,7 @@ def test_samples_without_labels_or_coefficients_are_normalised_and_unused_labels
 
 
 @pytest.mark.parametrize("setting", SETTINGS[::3])
-def test_missing_fields_are_named(setting: Any, basis_info: Any, raw: Any, make_normalizer: Any) -> None:
+def test_missing_fields_are_named(setting, basis_info, raw, make_normalizer):
     normalizer, full = make_normalizer(basis_info, 3, *setting), make_normalizer(basis_info)
     for field in ("coeffs", "atom_ind", "basis_function_ind"):
         sample = raw[0]

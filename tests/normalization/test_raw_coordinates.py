@@ -1,7 +1,5 @@
 """The whole way: stored labels, the density basis, changes of basis, normalised numbers, and back."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -10,12 +8,7 @@ import torch
 
 pytest.importorskip("pyscf")
 
-from ofdft_norm import (
-    BasisTransforms,
-    LocalFrames,
-    NaturalReparametrization,
-    project_gradient,
-)
+from ofdft_norm import BasisTransforms, LocalFrames, NaturalReparametrization, project_gradient
 from ofdft_norm.data.files import EMBEDDED
 from ofdft_norm.data.packed import PackedDataset, PackedSet
 from ofdft_norm.data.sample import PER_FUNCTION, join_samples
@@ -42,7 +35,7 @@ def stored() -> list[Any]:
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_raw_labels_come_back_from_normalised_ones(chain: str, stored: list[Any], make_normalizer: Any) -> None:
+def test_raw_labels_come_back_from_normalised_ones(chain, stored, make_normalizer):
     normalizer = make_normalizer(stored[0].basis_info)
     raw = join_samples([BasisTransforms([])(sample) for sample in stored])
     normalized = join_samples([normalizer.normalize(CHAINS[chain](sample)) for sample in stored])
@@ -60,10 +53,11 @@ def test_raw_labels_come_back_from_normalised_ones(chain: str, stored: list[Any]
         expected = project_gradient(difference, labels)  # in the coordinates that are asked for
         found = normalizer.gradient_difference(predicted, normalized, target)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+        assert not normalizer.gradient_difference(normalized.gradient_label, normalized, target).any()
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_energy_and_gradient_agree_in_raw_coordinates(chain: str, stored: list[Any], make_normalizer: Any) -> None:
+def test_energy_and_gradient_agree_in_raw_coordinates(chain, stored, make_normalizer):
     """Autograd through the whole chain, of a network's energy with respect to coefficients of the density basis."""
     normalizer = make_normalizer(stored[0].basis_info)
     raw = join_samples([BasisTransforms([])(sample) for sample in stored])
@@ -85,9 +79,7 @@ def test_energy_and_gradient_agree_in_raw_coordinates(chain: str, stored: list[A
     torch.testing.assert_close(found.detach(), through_all, rtol=1e-6, atol=1e-8 * float(through_all.abs().max()))
 
 
-def test_single_precision_leaves_equally_near_neighbours_in_their_order(
-    stored: list[Any], make_normalizer: Any
-) -> None:
+def test_single_precision_leaves_equally_near_neighbours_in_their_order(stored, make_normalizer):
     normalizer = make_normalizer(stored[0].basis_info)
     transform = BasisTransforms([LocalFrames(), NaturalReparametrization()])
     raw = join_samples([BasisTransforms([])(sample) for sample in stored])
@@ -101,7 +93,7 @@ def test_single_precision_leaves_equally_near_neighbours_in_their_order(
     assert all(torch.equal(at_once[i].pos_float64, raw[i].pos) for i in range(len(stored)))
 
 
-def test_other_coordinates_than_raw_can_be_asked_for(stored: list[Any], make_normalizer: Any) -> None:
+def test_other_coordinates_than_raw_can_be_asked_for(stored, make_normalizer):
     normalizer = make_normalizer(stored[0].basis_info)
     sample = stored[3]
     found = normalizer.denormalize(normalizer.normalize(CHAINS["raw"](sample.clone())), sample.coordinates)

