@@ -140,9 +140,10 @@ def train_run(options: argparse.Namespace, run: Run) -> dict[str, dict[str, floa
     switches: dict[str, Any] = {**dict.fromkeys(off, False), "limit_val_batches": 0, "num_sanity_val_steps": 0}
     trainer: Trainer = instantiate(cfg.trainer, max_epochs=run.epochs, default_root_dir=options.output, **switches)
     trainer.fit(model, datamodule=datamodule)
-    predict, normalizer = {MODEL: model.cpu().eval().compare}, datamodule.normalizer
+    predict, normalizer = {MODEL: model.cpu().eval().predict}, datamodule.normalizer
     parts = [part for part in (("val",) if run.search else TESTED) if part in datamodule.parts.names()]
-    return {part: evaluate(predict, split_batches(datamodule, part), normalizer, part)[0].errors for part in parts}
+    measured = {part: evaluate(predict, split_batches(datamodule, part), normalizer, part)[0] for part in parts}
+    return {part: rows[0].errors for part, rows in measured.items()}
 
 
 def _compose(options: argparse.Namespace, run: Run) -> DictConfig:

@@ -45,5 +45,5 @@ def test_the_table_of_results_is_laid_out_as_it_is_printed() -> None:
         errors = dict.fromkeys(LabelErrors.names("hartree"), 0.0)
         for quantity, cell in zip(HEADINGS[LabelErrors], cells, strict=True):
             errors[error_name(quantity, "hartree")] = float("nan") if cell == "-" else float(cell)
-        rows.append(ResultRow(split, predictor, n_molecules, n_samples=0, errors=errors))
+        rows.append(ResultRow(split, predictor, "", n_molecules, n_samples=0, errors=errors))
     assert f"{format_table(rows)}\n{describe_accuracy(rows)}" == block

@@ -179,6 +179,7 @@ class AtomsCheck(SampleCheck):
             cell=np.array(atoms.cell, dtype=np.float64)[None],
             pbc=torch.from_numpy(np.array(atoms.pbc))[None],
             mol_id=where,
+            config_type=str(_info(atoms).get("config_type", "")),
             has_energy_label=torch.tensor([True]),
         )
         sample[self.atomic_numbers] = np.array(atoms.numbers, dtype=np.int64)
@@ -227,10 +228,10 @@ def _regular_file_at(path: str) -> list[str]:
 class ASEFiles(Source):
     """Energies, forces and stress in extended XYZ files, ASE databases, or any other files that ASE reads.
 
-    A sample has `atomic_numbers`, `pos` [angstrom], `energy`, `forces` [energy per angstrom], `cell`, `pbc`, and as
-    `mol_id` its frame, ``data.xyz@17``: frame 17, counted from 0. With `stress` it has (1, 6) `stress` [energy per
-    angstrom^3] in ASE's order and sign, NaN for frames that are not periodic in all three directions. Frames are kept
-    in memory; rows of a database are read when they are asked for.
+    A sample has `atomic_numbers`, `pos` [angstrom], `energy`, `forces` [energy per angstrom], `cell`, `pbc`, the
+    `config_type` of its `info`, and as `mol_id` its frame, ``data.xyz@17``: frame 17, counted from 0. With `stress` it
+    has (1, 6) `stress` [energy per angstrom^3] in ASE's order and sign, NaN for frames that are not periodic in all
+    three directions. Frames are kept in memory; rows of a database are read when they are asked for.
 
     Attributes:
         paths: Files or glob patterns: all frames, or the frames to train on.

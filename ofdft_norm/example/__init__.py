@@ -10,17 +10,17 @@ if TYPE_CHECKING:  # the names below, for type checkers and editors
     from ofdft_norm.example.density_network import DensityNetwork as DensityNetwork
     from ofdft_norm.example.exact_terms import ExactTerms as ExactTerms
     from ofdft_norm.example.metrics import LabelErrors as LabelErrors
-    from ofdft_norm.example.potential import EMTClusters as EMTClusters
     from ofdft_norm.example.potential import PotentialModule as PotentialModule
+    from ofdft_norm.example.potential import labelled_clusters as labelled_clusters
 
 _MODULES = {
     "DensityModule": "density_module",
     "DensityNetwork": "density_network",
-    "EMTClusters": "potential",
     "ExactTerms": "exact_terms",
     "LabelErrors": "metrics",
     "PotentialCalculator": "calculator",
     "PotentialModule": "potential",
+    "labelled_clusters": "potential",
     "potential_calculator": "calculator",
 }
 __all__ = [*_MODULES]

@@ -71,18 +71,22 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
 
 
 class RunRecord(Callback):
-    """Writes ``run.yaml`` when training starts, and the same record into every checkpoint.
+    """Writes ``run.yaml`` when training starts, and the same record into every checkpoint; keeps the learning curves.
 
     The record has the keys `package_version`, `statistics_fingerprint` (None for given statistics) and `config`.
 
     Args:
         config: The run's configuration, resolved, of plain types.
         folder: The run folder.
+
+    Attributes:
+        curves: Epochs and values of the logged metrics, by their names.
     """
 
     def __init__(self, config: Mapping[str, Any], folder: str | Path) -> None:
         self.config = dict(config)
         self.folder = Path(folder)
+        self.curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
     def _record(self, trainer: Trainer) -> dict[str, Any]:
         fingerprint = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
@@ -97,25 +101,14 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             write_text(self.folder / "run.yaml", yaml.safe_dump(self._record(trainer), sort_keys=False))
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the metrics of training and validation to the curves; validation has ended by now."""
+        for name, value in trainer.callback_metrics.items():
+            self.curves[name].append((trainer.current_epoch, float(value)))
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the record to a checkpoint."""
         checkpoint[CHECKPOINT_KEY] = self._record(trainer)
-
-
-class LearningCurves(Callback):
-    """Keeps the logged metrics of every epoch.
-
-    Attributes:
-        values: Epochs and values by the name of the metric.
-    """
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[tuple[int, float]]] = defaultdict(list)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds the metrics of training and validation; validation has ended by now."""
-        for name, value in trainer.callback_metrics.items():
-            self.values[name].append((trainer.current_epoch, float(value)))
 
 
 class LogNormalization(Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -117,12 +116,6 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         energy = self.normalizer.denormalize_energy(energy.detach(), batch)
         return energy, self.normalizer.denormalize_gradient(gradient.detach(), batch)
 
-    def compare(self, batch: Data) -> tuple[Tensor, Tensor]:
-        """Returns (n_molecules,) energies, and (n_basis,) gradients minus labels as `gradient_difference` does."""
-        energy, gradient = self(batch)
-        difference = self.normalizer.gradient_difference(gradient.detach(), batch)
-        return self.normalizer.denormalize_energy(energy.detach(), batch), difference
-
     # --- training -----------------------------------------------------------------------------------------------
 
     def loss(self, batch: Data, energy: Tensor, gradient: Tensor) -> dict[str, Tensor]:
@@ -148,14 +141,6 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=n)
         return losses["loss"]
 
-    def configure_optimizers(self) -> Any:
-        """Returns AdamW with warm-up and cosine decay over all steps of the run."""
-        rate, decay = self.hparams["learning_rate"], self.hparams["weight_decay"]
-        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=decay)
-        n_steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_up_and_decay, n_steps=n_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
 
 def _build_for_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Runs before a state dict is read: builds the network for the basis of the normaliser in it."""
@@ -163,17 +148,3 @@ def _build_for_state(module: nn.Module, state_dict: dict[str, Any], prefix: str,
     basis_info = normalizer_from_state(state).basis_info if state else None
     if basis_info is not None:
         cast(DensityModule, module).build(basis_info)
-
-
-def warm_up_and_decay(step: int, n_steps: int) -> float:
-    """Returns the learning rate, as a share of the largest: a rise over a tenth of the steps, then half a cosine.
-
-    Examples:
-        >>> [round(warm_up_and_decay(step, 40), 3) for step in (0, 3, 22, 40, 50)]
-        [0.25, 1.0, 0.5, 0.0, 0.0]
-    """
-    n_warm = max(1, n_steps // 10)
-    if step < n_warm:
-        return (step + 1) / n_warm
-    done = min(1.0, (step - n_warm) / max(1, n_steps - n_warm))
-    return 0.5 * (1 + math.cos(math.pi * done))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import uuid
-from typing import Any, ClassVar, cast
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, cast
 
+import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Data
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.sample import molecule_index, n_molecules
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, has_label
+from ofdft_norm.transforms.project_gradient import project_gradient
 from ofdft_norm.units import shown
 
 
@@ -29,25 +34,41 @@ def error_name(quantity: str, unit: str) -> str:
     return f"{quantity}_{shown(unit).suffix}"
 
 
-def sums_over_molecules(values: Tensor, batch: Data) -> Tensor:
-    """Sums a per-function field over each molecule: (n_basis,) -> (n_molecules,)."""
-    return values.new_zeros(n_molecules(batch)).index_add(0, molecule_index(batch), values)
+def sums_over_molecules(values: Tensor, batch: Data, of: str = "coeffs") -> Tensor:
+    """Sums a field, with an entry for each function or (`of` = "pos") each atom, over each molecule: (n_molecules,)."""
+    by_entry = values.reshape(len(values), -1).sum(1)
+    return values.new_zeros(n_molecules(batch)).index_add(0, molecule_index(batch, of), by_entry)
+
+
+def numbers_of_atoms(batch: Data) -> Tensor:
+    """Returns the (n_atom,) atomic numbers, which PyG's data sets call `z`."""
+    return batch.z if batch.get("atomic_numbers") is None else batch.atomic_numbers
 
 
 MODEL_KEY = "ofdft_norm_model"  # of a checkpoint: the class of its model
+
+
+class Measured(NamedTuple):
+    """Predictions and labels of n labelled samples, whose derivatives have m components, in the normaliser's unit."""
+
+    rows: Tensor  # (n, 8), see `PhysicalErrors`
+    molecules: Tensor  # (n,) numbers of the molecules, the same in every process
+    energies: Tensor  # (2, n) labels and predictions, minus the reference
+    derivatives: Tensor  # (2, m) labels and predictions
 
 
 class PhysicalErrors(Metric):
     """Base class: errors of energies and their derivatives, in the small unit of the normaliser, such as mHa.
 
     Each labelled sample counts once. Samples without `mol_id` count as molecules of their own. `compute` returns the
-    `QUANTITIES` of a subclass.
+    `QUANTITIES` of a subclass. `DERIVATIVE` is the name of the derivative, `OF` the field with as many entries.
     """
 
     full_state_update = False
     higher_is_better = False
     QUANTITIES: ClassVar[tuple[str, ...]]
     DERIVATIVE: ClassVar[str]
+    OF: ClassVar[str]
     SIZE: ClassVar[str]
     rows: list[Tensor] | Tensor
     molecules: list[Tensor] | Tensor
@@ -65,22 +86,64 @@ class PhysicalErrors(Metric):
         """Returns the names of the errors in a unit."""
         return tuple(error_name(quantity, unit) for quantity in cls.QUANTITIES)
 
-    def _add(self, normalizer: Normalizer, batch: Data, energy: Tensor, *others: Tensor) -> None:
-        """Adds a normalised batch: (n_molecules,) denormalised energies, and the other columns of `rows`."""
-        self.unit, labelled = normalizer.unit, has_label(batch, required=False).to(energy.device)
-        true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
-        columns = torch.stack([energy.detach() - true, *(other.to(true.dtype) for other in others)], dim=1)
-        cast(list, self.rows).append(columns[labelled])
-        cast(list, self.molecules).append(_molecule_keys(batch, labelled))
+    @staticmethod
+    def _compare(normalizer: Normalizer, batch: Data, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns labels and predictions of the derivative, (2, n, ...), the elements of its n entries; size and place.
 
-    def sizes(self) -> tuple[int, int]:
-        """Returns how many molecules and labelled samples this process has seen so far."""
-        rows, molecules = self._samples()
-        return len(molecules.unique()), len(rows)
+        Size and place are those of the samples, see `rows`.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def measure(
+        cls,
+        normalizer: Normalizer,
+        batch: Data,
+        energy: Tensor,
+        derivative: Tensor,
+        stress: Tensor | None = None,
+        *,
+        element: int | None = None,
+    ) -> Measured:
+        """Compares predictions, denormalised, with the labels of a normalised batch.
+
+        Energies and stress are (n_molecules,) and (n_molecules, 6); the derivatives are (n_basis,) gradients or
+        (n_atom, 3) forces, of which only those of an `element`, if given, are measured.
+        """
+        labelled = has_label(batch, required=False).to(energy.device)
+        true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
+        energies = torch.stack([true, energy.detach()])
+        derivatives, elements, size, place = cls._compare(normalizer, batch, derivative.detach())
+        errors = (derivatives[1] - derivatives[0]).reshape(len(elements), -1)
+        counted = torch.ones_like(errors) * (elements == (elements if element is None else element))[:, None]
+        each = (counted * errors.abs(), counted * errors.square(), counted)
+        sums = [sums_over_molecules(values, batch, cls.OF) for values in each]
+        of_stress = n_stress = torch.zeros_like(true)
+        if stress is not None and normalizer.stress_field is not None:
+            difference = stress.detach() - normalizer.denormalize_stress(batch[normalizer.stress_field], batch)
+            known = difference.isfinite()  # of periodic samples
+            of_stress, n_stress = difference.abs().where(known, 0.0).sum(1), known.sum(1)
+        columns = (energies[1] - true, size, *sums, place, of_stress, n_stress)
+        rows = torch.stack([column.to(true) for column in columns], dim=1)
+        measured = labelled & (sums[2] > 0)
+        pairs = derivatives[:, measured[molecule_index(batch, cls.OF)]].reshape(2, -1)
+        energies = (energies - batch.energy_reference)[:, measured]
+        return Measured(rows[measured], _molecule_keys(batch, measured), energies, pairs)
+
+    def update(self, normalizer: Normalizer, batch: Data, *predicted: Tensor) -> None:
+        """Adds a normalised batch with predictions, see `measure`."""
+        self.unit, found = normalizer.unit, self.measure(normalizer, batch, *predicted)
+        cast(list, self.rows).append(found.rows)
+        cast(list, self.molecules).append(found.molecules)
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the errors by name; NaN without any labelled sample."""
-        rows, molecules = self._samples()
+        rows = dim_zero_cat(self.rows) if len(self.rows) else torch.zeros(0, 8, dtype=torch.float64)
+        return self.errors_of(self.unit, rows, dim_zero_cat(self.molecules) if len(self.rows) else torch.zeros(0))
+
+    @classmethod
+    def errors_of(cls, unit: str, rows: Tensor, molecules: Tensor) -> dict[str, Tensor]:
+        """Returns the errors of samples by name, from their `rows` and `molecules`."""
         if len(rows) == 0:
             rows, molecules = rows.new_full((1, 8), torch.nan), molecules.new_zeros(1)
         errors, sizes, absolute, squares, components, place, of_stress, n_stress = rows.T
@@ -91,21 +154,14 @@ class PhysicalErrors(Metric):
             "energy_rmse": errors.square().mean().sqrt(),
             "energy_mae_ground_state": errors[place == 1].abs().mean(),
             "energy_mae_along_path": (path - means_by_group(path, molecules[place >= 0])).abs().mean(),
-            f"energy_mae_per_{self.SIZE}": (errors.abs() / sizes).mean(),
-            f"energy_rmse_per_{self.SIZE}": (errors / sizes).square().mean().sqrt(),
-            f"{self.DERIVATIVE}_mae": absolute.sum() / components.sum(),
-            f"{self.DERIVATIVE}_rmse": (squares.sum() / components.sum()).sqrt(),
-            f"{self.DERIVATIVE}_norm": squares.sqrt().mean(),
+            f"energy_mae_per_{cls.SIZE}": (errors.abs() / sizes).mean(),
+            f"energy_rmse_per_{cls.SIZE}": (errors / sizes).square().mean().sqrt(),
+            f"{cls.DERIVATIVE}_mae": absolute.sum() / components.sum(),
+            f"{cls.DERIVATIVE}_rmse": (squares.sum() / components.sum()).sqrt(),
+            f"{cls.DERIVATIVE}_norm": squares.sqrt().mean(),
             "stress_mae": of_stress.sum() / n_stress.sum(),
         }
-        names = zip(self.names(self.unit), self.QUANTITIES, strict=True)
-        return {name: shown(self.unit).factor * values[quantity] for name, quantity in names}
-
-    def _samples(self) -> tuple[Tensor, Tensor]:
-        """Returns the (n, 8) rows and (n,) molecules of all samples so far."""
-        if len(self.rows) == 0:
-            return torch.zeros(0, 8, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
-        return dim_zero_cat(self.rows), dim_zero_cat(self.molecules)
+        return {name: shown(unit).factor * values[q] for name, q in zip(cls.names(unit), cls.QUANTITIES, strict=True)}
 
 
 class LabelErrors(PhysicalErrors):
@@ -122,24 +178,25 @@ class LabelErrors(PhysicalErrors):
         gradient_norm_mHa: Mean over samples of the norm of the projected gradient's error.
     """
 
-    DERIVATIVE, SIZE = "gradient", "electron"
+    DERIVATIVE, OF, SIZE = "gradient", "coeffs", "electron"
     QUANTITIES = (
         *("energy_mae", "energy_median", "energy_rmse", "energy_mae_ground_state", "energy_mae_along_path"),
         *("energy_mae_per_electron", "gradient_mae", "gradient_norm"),
     )
 
-    def update(self, normalizer: Normalizer, batch: Data, energy: Tensor, difference: Tensor) -> None:
-        """Adds a normalised batch, with (n_molecules,) denormalised energies and (n_basis,) `gradient_difference`."""
-        coeffs, difference = normalizer.denormalize_coeffs(batch.coeffs, batch), difference.detach()
-        electrons = normalizer.denormalize_integrals(batch.dual_basis_integrals, batch) * coeffs
-        summed = (electrons, difference.abs(), difference.square(), torch.ones_like(difference))
-        place = torch.zeros(len(energy))
+    @staticmethod
+    def _compare(normalizer: Normalizer, batch: Data, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compares gradients in original coordinates, projected."""
+        original, basis_info = normalizer.denormalize(batch), cast(BasisInfo, normalizer.basis_info)
+        gradients = torch.stack([project_gradient(g, original) for g in (original.gradient_label, predicted)])
+        numbers = torch.from_numpy(np.repeat(basis_info.atomic_numbers, basis_info.basis_dim_per_atom))
+        place = torch.zeros(n_molecules(batch))
         if batch.get("ground_state_coeffs") is not None:
             place = GroundStateOnlySampleWeigher().get_weights(batch)
         if batch.get("perturbed") is not None:
             place = torch.where(batch.perturbed.cpu(), -1.0, place)
-        sums, no_stress = [sums_over_molecules(v, batch) for v in summed], torch.zeros_like(energy)
-        self._add(normalizer, batch, energy, *sums, place.to(energy.device), no_stress, no_stress)
+        electrons = sums_over_molecules(original.dual_basis_integrals * original.coeffs, batch)
+        return gradients, numbers.to(gradients.device)[batch.basis_function_ind], electrons, place
 
 
 class EnergyForceErrors(PhysicalErrors):
@@ -148,28 +205,17 @@ class EnergyForceErrors(PhysicalErrors):
     `compute` returns mean absolute errors and root mean square errors; of a stress that the data lack NaN.
     """
 
-    DERIVATIVE, SIZE = "forces", "atom"
+    DERIVATIVE, OF, SIZE = "forces", "pos", "atom"
     QUANTITIES = (
         *("energy_mae", "energy_mae_per_atom", "energy_rmse_per_atom", "forces_mae", "forces_rmse", "stress_mae"),
     )
 
-    def update(
-        self, normalizer: Normalizer, batch: Data, energy: Tensor, forces: Tensor, stress: Tensor | None = None
-    ) -> None:
-        """Adds a normalised batch, with (n_molecules,) energies, (n_atom, 3) forces and (n_molecules, 6) stress.
-
-        All are denormalised.
-        """
-        errors = forces.detach() - normalizer.denormalize_forces(batch[normalizer.forces_field], batch)
-        molecule, zeros = molecule_index(batch, "pos"), errors.new_zeros(len(energy))
-        n_atoms = torch.bincount(molecule, minlength=len(energy))
-        absolute, squares = (zeros.index_add(0, molecule, e.sum(1)) for e in (errors.abs(), errors.square()))
-        of_stress = n_stress = zeros
-        if stress is not None and normalizer.stress_field is not None:
-            difference = stress.detach() - normalizer.denormalize_stress(batch[normalizer.stress_field], batch)
-            known = difference.isfinite()  # of periodic samples
-            of_stress, n_stress = difference.abs().where(known, 0.0).sum(1), known.sum(1)
-        self._add(normalizer, batch, energy, n_atoms, absolute, squares, 3 * n_atoms, zeros, of_stress, n_stress)
+    @staticmethod
+    def _compare(normalizer: Normalizer, batch: Data, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compares forces."""
+        label = normalizer.denormalize_forces(batch[normalizer.forces_field], batch)
+        n_atoms = sums_over_molecules(torch.ones_like(label[:, 0]), batch, "pos")
+        return torch.stack([label, predicted]), numbers_of_atoms(batch), n_atoms, torch.zeros_like(n_atoms)
 
     @classmethod
     def names(cls, unit: str) -> tuple[str, ...]:
@@ -182,7 +228,7 @@ class MeasuredModule(LightningModule):
     """Logs the errors of the validation and test split, over all processes, and the learning rate.
 
     Subclasses define `metric_class`, `predict` and the names of the `predicted` values, and have `self.normalizer`, see
-    `ofdft_norm.NormalizerMixin`.
+    `ofdft_norm.NormalizerMixin`. Their hyperparameters have `learning_rate` and, if they like, `weight_decay`.
     """
 
     metric_class: ClassVar[type[PhysicalErrors]]
@@ -191,15 +237,11 @@ class MeasuredModule(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.metrics = nn.ModuleDict({"val_errors": self.metric_class(), "test_errors": self.metric_class()})
+        self.errors = self.metric_class()
 
     def predict(self, batch: Data) -> tuple[Tensor, ...]:
         """Returns energies and their derivatives, denormalised."""
         raise NotImplementedError
-
-    def compare(self, batch: Data) -> tuple[Tensor, ...]:
-        """Returns predictions of a batch as the metric's `update` takes them."""
-        return self.predict(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the name of the class, by which `ofdft-norm predict` finds the models of this package."""
@@ -211,29 +253,32 @@ class MeasuredModule(LightningModule):
 
     def validation_step(self, batch: Data, batch_idx: int) -> None:
         """Accumulates a batch's errors."""
-        self._errors().update(self.normalizer, batch, *self.compare(batch))
+        self.errors.update(self.normalizer, batch, *self.predict(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the errors of the split."""
-        metric = self._errors()
-        metric.unit = self.normalizer.unit  # of a rank without samples
-        errors = {name: value for name, value in metric.compute().items() if name[:6] != "stress" or value == value}
-        self.log_dict({f"{self._split}/{name}": value.to(torch.float32) for name, value in errors.items()})
-        metric.reset()
+        self.errors.unit, split = (
+            self.normalizer.unit,
+            "test" if self.trainer.testing else "val",
+        )  # without samples, too
+        errors = {name: v for name, v in self.errors.compute().items() if not name.startswith("stress") or v == v}
+        self.log_dict({f"{split}/{name}": value.to(torch.float32) for name, value in errors.items()})
+        self.errors.reset()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    @property
-    def _split(self) -> str:
-        return "test" if self.trainer.testing else "val"
-
-    def _errors(self) -> PhysicalErrors:
-        return cast(PhysicalErrors, self.metrics[f"{self._split}_errors"])
-
     def predict_step(self, batch: Data, batch_idx: int) -> dict[str, Tensor]:
         """Returns the `predict`ed values by name."""
         return dict(zip(self.predicted, self.predict(batch), strict=True))
+
+    def configure_optimizers(self) -> Any:
+        """Returns AdamW with warm-up and cosine decay over all steps of the run."""
+        rate, decay = self.hparams["learning_rate"], self.hparams.get("weight_decay", 0.0)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=decay)
+        n_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_up_and_decay, n_steps=n_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def means_by_group(values: Tensor, keys: Tensor) -> Tensor:
@@ -245,6 +290,20 @@ def means_by_group(values: Tensor, keys: Tensor) -> Tensor:
     """
     _, index, counts = keys.unique(return_inverse=True, return_counts=True)
     return (values.new_zeros(len(counts)).index_add(0, index, values) / counts)[index]
+
+
+def warm_up_and_decay(step: int, n_steps: int) -> float:
+    """Returns the learning rate, as a share of the largest: a rise over a tenth of the steps, then half a cosine.
+
+    Examples:
+        >>> [round(warm_up_and_decay(step, 40), 3) for step in (0, 3, 22, 40, 50)]
+        [0.25, 1.0, 0.5, 0.0, 0.0]
+    """
+    n_warm = max(1, n_steps // 10)
+    if step < n_warm:
+        return (step + 1) / n_warm
+    done = min(1.0, (step - n_warm) / max(1, n_steps - n_warm))
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _molecule_keys(batch: Data, labelled: Tensor) -> Tensor:

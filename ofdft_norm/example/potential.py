@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
 from torch_geometric.nn.models import SchNet
+from torch_geometric.utils import to_dense_batch
 
 from ofdft_norm.data.files import optional_module
 from ofdft_norm.data.sample import VOIGT, periodic_directions
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.example.metrics import EnergyForceErrors, MeasuredModule
+from ofdft_norm.example.metrics import EnergyForceErrors, MeasuredModule, numbers_of_atoms
 from ofdft_norm.mixin import NormalizerMixin
-from ofdft_norm.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, check_arguments
+from ofdft_norm.settings import NonNegative, Positive, PositiveInt, check_arguments
 
 ELEMENTS = ("Al", "Cu", "Ag")
 _LATTICE = 4.0  # angstrom, between the lattice constants of the three metals
-
-
-def pairs_within_molecules(molecule: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns all ordered pairs of different atoms of one molecule, as receiving and sending atoms.
-
-    Examples:
-        >>> receivers, senders = pairs_within_molecules(torch.tensor([0, 0, 1]))
-        >>> receivers.tolist(), senders.tolist()
-        ([0, 1], [1, 0])
-    """
-    _, sizes = torch.unique_consecutive(molecule, return_counts=True)
-    first_atom = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    n_partners = sizes.repeat_interleave(sizes)
-    receivers = torch.arange(len(molecule), device=molecule.device).repeat_interleave(n_partners)
-    first_pair = (n_partners.cumsum(0) - n_partners).repeat_interleave(n_partners)
-    senders = torch.arange(len(receivers), device=molecule.device) - first_pair + first_atom[receivers]
-    different = receivers != senders
-    return receivers[different], senders[different]
 
 
 def pairs_within(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
@@ -49,9 +29,12 @@ def pairs_within(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
     """
     periodic = periodic_directions(batch)
     if not periodic.any():
-        receivers, senders = pairs_within_molecules(batch.batch)
-        near = (batch.pos[receivers] - batch.pos[senders]).norm(dim=1) <= cutoff
-        return torch.stack([senders[near], receivers[near]]), batch.pos.new_zeros(int(near.sum()), 3)
+        places, real = to_dense_batch(batch.pos, batch.batch)
+        distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
+        near = (distances <= cutoff) & real[:, :, None] & real[:, None]
+        near.diagonal(dim1=1, dim2=2).fill_(False)
+        molecule, senders, receivers = near.nonzero().T
+        return torch.stack([senders, receivers]) + batch.ptr[molecule], batch.pos.new_zeros(len(molecule), 3)
     find = optional_module("ase.neighborlist", "ase").primitive_neighbor_list
     arrays = (values.detach().cpu().double().numpy() for values in (batch.cell.reshape(-1, 3, 3), batch.pos))
     (cells, pos), starts = arrays, batch.ptr.tolist()
@@ -91,7 +74,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         energy_weight: Weight of |E' error| / atoms in the loss.
         forces_weight: Weight of the mean |F' error| in the loss.
         stress_weight: Weight of the mean |stress error| V / atoms in the loss, where the data have stress.
-        learning_rate: Largest learning rate of Adam; it falls to zero along half a cosine.
+        learning_rate: Largest learning rate; the schedule warms up over a tenth of the steps and decays to zero.
 
     Raises:
         ConfigError: If a weight is negative, or a size is not positive.
@@ -133,16 +116,15 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         All are differentiable in the parameters while training. The stress has ASE's order xx, yy, zz, yz, xz, xy; it
         is NaN where a molecule is not periodic in all three directions.
         """
-        numbers = batch.z if batch.get("atomic_numbers") is None else batch.atomic_numbers
         # validation and prediction switch gradients off, but forces are gradients
         with torch.inference_mode(False), torch.enable_grad():
-            pos, numbers, molecule = batch.pos.clone().requires_grad_(), numbers.clone(), batch.batch.clone()
+            pos, molecule = batch.pos.clone().requires_grad_(), batch.batch.clone()
             (senders, receivers), images = (values.clone() for values in pairs_within(self.hparams["cutoff"], batch))
             strain = pos.new_zeros(batch.num_graphs, 3, 3).requires_grad_()
             vectors = pos[receivers] + images - pos[senders]
             vectors = vectors + (vectors[:, None] @ strain[molecule[senders]])[:, 0]
             pairs = torch.stack([senders, receivers]), vectors.norm(dim=1)
-            energy = self.network(numbers, pairs, molecule).reshape(-1)
+            energy = self.network(numbers_of_atoms(batch).clone(), pairs, molecule).reshape(-1)
             gradient, virial = torch.autograd.grad(energy.sum(), (pos, strain), create_graph=self.training)
         volume = volumes(batch)[:, None]
         stress = virial[:, VOIGT[0], VOIGT[1]] / volume.nan_to_num(1.0)  # NaN would spread to all gradients
@@ -169,13 +151,6 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(energy))
         return loss
 
-    def configure_optimizers(self) -> Any:
-        """Returns Adam, with a learning rate that falls to zero along half a cosine."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams["learning_rate"])
-        n_steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
@@ -194,60 +169,3 @@ def labelled_clusters(n: int, seed: int = 0) -> list[Any]:
         atoms.get_forces()  # the calculator keeps the energy, too
         clusters.append(atoms)
     return clusters
-
-
-class EMTClusters(LightningDataModule):
-    """Clusters of `labelled_clusters` as a plain data module, an example of a data module that can be wrapped.
-
-    Args:
-        n_train: Clusters to train on.
-        n_val: Clusters to validate on.
-        n_test: Clusters to test on.
-        batch_size: Clusters in a batch.
-        seed: Seed of the clusters and their order.
-
-    Raises:
-        ConfigError: If a number is not positive.
-    """
-
-    def __init__(
-        self,
-        n_train: PositiveInt = 240,
-        n_val: PositiveInt = 30,
-        n_test: PositiveInt = 30,
-        batch_size: PositiveInt = 16,
-        seed: NonNegativeInt = 0,
-    ) -> None:
-        check_arguments(EMTClusters.__init__, locals(), "data.source.datamodule")
-        super().__init__()
-        self.sizes = {"train": n_train, "val": n_val, "test": n_test}
-        self.batch_size, self.seed = batch_size, seed
-        self.parts: dict[str, list[Data]] = {}
-
-    def setup(self, stage: str | None = None) -> None:
-        """Makes all clusters, once."""
-        if self.parts:
-            return
-        samples = map(_as_data, labelled_clusters(sum(self.sizes.values()), self.seed))
-        self.parts = {part: list(islice(samples, size)) for part, size in self.sizes.items()}
-
-    def train_dataloader(self) -> DataLoader:
-        """Loads the training clusters in random order."""
-        return DataLoader(self.parts["train"], self.batch_size, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader:
-        """Loads the validation clusters."""
-        return DataLoader(self.parts["val"], self.batch_size)
-
-    def test_dataloader(self) -> DataLoader:
-        """Loads the test clusters."""
-        return DataLoader(self.parts["test"], self.batch_size)
-
-
-def _as_data(atoms: Any) -> Data:
-    return Data(
-        z=torch.from_numpy(atoms.numbers),
-        pos=torch.from_numpy(atoms.positions),
-        energy=torch.tensor([atoms.get_potential_energy()], dtype=torch.float64),
-        forces=torch.from_numpy(atoms.get_forces()),
-    )

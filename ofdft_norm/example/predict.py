@@ -26,7 +26,7 @@ from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError, counted
 from ofdft_norm.example.callbacks import CHECKPOINT_KEY, quiet_lightning
 from ofdft_norm.example.density_module import DensityModule
-from ofdft_norm.example.metrics import MODEL_KEY
+from ofdft_norm.example.metrics import MODEL_KEY, numbers_of_atoms
 from ofdft_norm.example.potential import PotentialModule
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.weighers import has_label
@@ -149,7 +149,7 @@ class PredictionCollector(Callback):
             "range_dimension": dimension,
             "n_atoms": batch.ptr.diff(),
             "n_basis": n_basis,
-            "atomic_numbers": batch.z if batch.get("atomic_numbers") is None else batch.atomic_numbers,
+            "atomic_numbers": numbers_of_atoms(batch),
             "pos": batch.pos.double(),
             "gradient": torch.empty(0) if gradient is None else gradient.double(),
             "forces": torch.empty(0, 3) if outputs.get("forces") is None else outputs["forces"].double(),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
+import math
 import re
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,9 @@ from typing import Any
 
 from ofdft_norm.data.files import read_plain, write_text
 from ofdft_norm.errors import ConfigError
+from ofdft_norm.example.metrics import error_name
+from ofdft_norm.example.results import MODEL, read_csv
+from ofdft_norm.units import shown
 
 # sections of the page, with the files of the run's folder that they show; pictures have a caption
 SECTIONS = {
@@ -58,9 +61,10 @@ def write_report(folder: Path, output: Path, overwrite: bool = False) -> Path:
 
 
 def _page(folder: Path) -> str:
-    title = html.escape(f"Run {folder.resolve().name}")
-    facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in _facts(folder))
-    body = [f"<h1>{title}</h1>", f"<p><strong>{html.escape(_headline(folder))}</strong></p>", f"<ul>{facts}</ul>"]
+    title, config = html.escape(f"Run {folder.resolve().name}"), read_plain(folder / "config.yaml")
+    facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in _facts(folder, config))
+    headline = html.escape(_headline(folder, config))
+    body = [f"<h1>{title}</h1>", f"<p><strong>{headline}</strong></p>", f"<ul>{facts}</ul>"]
     for section, files in SECTIONS.items():
         shown = [_element(folder / name, caption) for name, caption in files.items() if (folder / name).is_file()]
         if shown:
@@ -107,26 +111,25 @@ def _word(value: Any) -> str:
     return "none" if value is None or value == NOTHING else str(value)
 
 
-def _headline(folder: Path) -> str:
+def _headline(folder: Path, config: Any) -> str:
     """Returns the model's error on the test split, or on the last held-out one, in a sentence."""
-    path = folder / "results.csv"
-    if not path.is_file():
+    if not (folder / "results.csv").is_file():
         return "The folder has no results: training has not ended."
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {row["split"]: row for row in csv.DictReader(file) if row["predictor"] == "model"}
+    unit = config["data"]["unit"]
+    rows = {
+        row.split: row for row in read_csv(folder / "results.csv", unit) if row.predictor == MODEL and not row.group
+    }
     if not rows:
         return "The run has no held-out split."
     split = "test" if "test" in rows else list(rows)[-1]
-    errors = {name: float(value) for name, value in rows[split].items() if name.startswith("energy_mae")}
-    at_ground_state = {name: error for name, error in errors.items() if "ground_state" in name and error == error}
-    name, error = next(iter((at_ground_state or errors).items()))
-    unit = name.removeprefix("energy_mae_").removeprefix("ground_state_").replace("_per_", "/")
-    what = "energy at the ground state" if at_ground_state else "energy"
-    return f"Mean absolute error of the {what} on the {split} split: {error:.1f} {unit}."
+    errors, small = rows[split].errors, shown(unit).small
+    error = errors.get(error_name("energy_mae_ground_state", unit), math.nan)
+    what = "energy" if math.isnan(error) else "energy at the ground state"
+    error = errors[error_name("energy_mae", unit)] if math.isnan(error) else error
+    return f"Mean absolute error of the {what} on the {split} split: {error:.1f} {small}."
 
 
-def _facts(folder: Path) -> list[str]:
-    config: Any = read_plain(folder / "config.yaml")
+def _facts(folder: Path, config: Any) -> list[str]:
     run: Any = read_plain(folder / "run.yaml") if (folder / "run.yaml").is_file() else {}
     date = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime)
     data, kinds = config["data"], {}

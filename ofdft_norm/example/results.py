@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,20 +20,20 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.elements import symbol
 from ofdft_norm.data.files import write_text, written_whole
 from ofdft_norm.data.sample import molecule_index
 from ofdft_norm.data.sources import Source
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import LabelFileError, counted
-from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, error_name
+from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, error_name, numbers_of_atoms
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, HasEnergyLabelSampleWeigher, has_label
 from ofdft_norm.tables import text_table
-from ofdft_norm.transforms.project_gradient import project_gradient
 from ofdft_norm.units import conversion, shown
 
-# takes a normalised batch; returns what the metric's `update` takes: denormalised energies (n_molecules,), and
-# differences of gradients (n_basis,), or forces (n_atom, 3) and stress (n_molecules, 6)
+# takes a normalised batch; returns what the metric's `update` takes, denormalised: energies (n_molecules,), and
+# gradients (n_basis,), or forces (n_atom, 3) and stress (n_molecules, 6)
 Predictor = Callable[[Data], tuple[Tensor, ...]]
 Pairs = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # labels and predictions
 StoredEnergies = dict[tuple[str, int], float]  # by molecule and SCF iteration
@@ -62,10 +63,11 @@ MAX_FILES = 10_000  # baselines read every stored energy, which would take longe
 
 @dataclass(frozen=True)
 class ResultRow:
-    """Errors of one predictor on the labelled samples of one split."""
+    """Errors of one predictor on the labelled samples of one split, or of a `group` of them or of their atoms."""
 
     split: str
     predictor: str
+    group: str  # element=... | config_type=... | "": all
     n_molecules: int
     n_samples: int
     errors: dict[str, float]  # by the names of the metric
@@ -83,7 +85,7 @@ def reference_only(normalizer: Normalizer) -> Predictor:
         energy = normalizer.denormalize_energy(torch.zeros_like(batch.energy_reference), batch)
         if normalizer.basis_info is None:
             return energy, torch.zeros_like(batch.pos, dtype=torch.float64), energy.new_zeros(len(energy), 6)
-        return energy, normalizer.gradient_difference(torch.zeros_like(batch.coeffs), batch)
+        return energy, normalizer.denormalize_gradient(torch.zeros_like(batch.coeffs), batch)
 
     return predict
 
@@ -139,7 +141,7 @@ def read_energies(source: Source, key: str, unit: str) -> StoredEnergies | None:
 
 def baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
     """Returns predictors that a model should be better than, fitted on the training split, by name."""
-    normalizer, predictors = copy.deepcopy(datamodule.normalizer), {}
+    normalizer, predictors = datamodule.normalizer, dict[str, Predictor]()
     if datamodule.basis_info is not None and datamodule.source.energy_key is not None:
         for name, keys in BASELINES.items():
             energies = [read_energies(datamodule.source, key, datamodule.unit) for key in keys]
@@ -160,46 +162,40 @@ def split_batches(datamodule: OFDFTDataModule, split: str) -> Iterable[Data]:
 
 def evaluate(
     predictors: Mapping[str, Predictor], batches: Iterable[Data], normalizer: Normalizer, split: str
-) -> list[ResultRow]:
-    """Returns the errors of predictors on the labelled samples of a split, measured in this process alone."""
-    metric: type[PhysicalErrors] = EnergyForceErrors if normalizer.basis_info is None else LabelErrors
-    # under DDP, samplers repeat samples to even out the ranks, and the other ranks may have ended
-    metrics = {name: metric(sync_on_compute=False) for name in predictors}
+) -> tuple[list[ResultRow], tuple[Pairs, Pairs]]:
+    """Measures predictors on the labelled samples of a split, in this process alone.
+
+    Returns the errors of each predictor, then those of the last one by `config_type` of the samples and by element, of
+    which only derivatives have errors; and labels and predictions of the last one: of energies minus the reference, and
+    of components of derivatives.
+    """
+    kind: type[PhysicalErrors] = EnergyForceErrors if normalizer.basis_info is None else LabelErrors
+    found: dict[tuple[str, str], list[Any]] = defaultdict(list)  # rows and molecules, by predictor and group
+    points = []
     for batch in batches:
         for name, predict in predictors.items():
-            metrics[name].update(normalizer, batch, *predict(batch))
-    errors = {name: {error: float(value) for error, value in m.compute().items()} for name, m in metrics.items()}
-    return [ResultRow(split, n, *m.sizes(), errors[n], normalizer.unit, metric) for n, m in metrics.items()]
-
-
-def results_table(model: Predictor, datamodule: OFDFTDataModule, splits: Sequence[str]) -> list[ResultRow]:
-    """Returns the errors of the baselines and of a `MeasuredModule`'s `compare`, the model last, for each split."""
-    predictors, normalizer = {**baselines(datamodule), MODEL: model}, copy.deepcopy(datamodule.normalizer)
-    found = (evaluate(predictors, split_batches(datamodule, s), normalizer, s) for s in splits)
-    return [row for rows in found for row in rows]
-
-
-def parity(predict: Predictor, batches: Iterable[Data], normalizer: Normalizer) -> tuple[Pairs, Pairs]:
-    """Returns labels and predictions of the labelled samples: of energies minus the reference, and of derivatives.
-
-    The derivatives are components of projected gradients or of forces.
-    """
-    energies, derivatives = [], []
-    for batch in batches:
-        energy, derivative = (values.detach() for values in predict(batch)[:2])
-        labelled, reference = has_label(batch, required=False), batch.energy_reference
-        true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
-        energies.append(torch.stack([true - reference, energy - reference])[:, labelled])
-        if normalizer.basis_info is None:
-            label, of = normalizer.denormalize_forces(batch[normalizer.forces_field], batch), "pos"
-        else:
-            original, of = normalizer.denormalize(batch), "coeffs"
-            label = project_gradient(original.gradient_label, original)
-            derivative = label + derivative
-        used = labelled[molecule_index(batch, of)]
-        derivatives.append(torch.stack([label[used].reshape(-1), derivative[used].reshape(-1)]))
-    first, second = (torch.cat(found, dim=1).cpu().numpy() for found in (energies, derivatives))
-    return (first[0], first[1]), (second[0], second[1])
+            predicted = predict(batch)
+            measured = kind.measure(normalizer, batch, *predicted)
+            found[name, ""].append(measured[:2])
+        points.append(measured[2:])
+        for number in numbers_of_atoms(batch).unique().tolist():
+            of_element = kind.measure(normalizer, batch, torch.nan * predicted[0], predicted[1], element=number)
+            found[name, f"element={symbol(number)}"].append(of_element[:2])
+        labelled = has_label(batch, required=False).tolist()
+        types = np.array(list(compress(batch.get("config_type") or [""] * len(labelled), labelled)))
+        for text in np.unique(types):
+            of_type = torch.from_numpy(types == text)
+            found[name, f"config_type={text}"].append([values[of_type] for values in measured[:2]])
+    groups = Counter(group.partition("=")[0] for _, group in found)
+    results = []
+    for (name, group), several in sorted(found.items(), key=lambda item: bool(item[0][1])):
+        if not group or groups[group.partition("=")[0]] > 1:
+            rows, molecules = (torch.cat(values) for values in zip(*several, strict=True))
+            errors = {error: float(v) for error, v in kind.errors_of(normalizer.unit, rows, molecules).items()}
+            sizes = len(molecules.unique()), len(rows)
+            results.append(ResultRow(split, name, group, *sizes, errors, normalizer.unit, kind))
+    energies, derivatives = (torch.cat(values, 1).numpy() for values in zip(*points, strict=True))
+    return results, ((energies[0], energies[1]), (derivatives[0], derivatives[1]))
 
 
 # --- table and file ---------------------------------------------------------------------------------------------------
@@ -221,7 +217,9 @@ def format_table(rows: Sequence[ResultRow]) -> str:
         of_split = [row for row in rows if row.split == split]
         n = of_split[0].n_molecules
         cells.append([f"{split} ({n} {noun[n != 1]})", *[""] * len(headings)])
-        cells += [[row.predictor, *(_cell(row.errors[names[quantity]]) for quantity in headings)] for row in of_split]
+        for row in of_split:
+            errors = (_cell(row.errors[names[quantity]]) for quantity in headings)
+            cells.append([", ".join(filter(None, [row.predictor, row.group])), *errors])
     return text_table(["", *(first for first, _ in headings.values())], cells)
 
 
@@ -231,7 +229,7 @@ def describe_accuracy(rows: Sequence[ResultRow]) -> str:
     limit = CHEMICAL_ACCURACY * conversion("hartree", unit) * shown(unit).factor
     for row in rows:
         error = row.errors.get(error_name("energy_mae_ground_state", unit), math.nan)
-        if row.predictor == MODEL and row.split != "val" and not math.isnan(error):
+        if row.predictor == MODEL and not row.group and row.split != "val" and not math.isnan(error):
             missed = f"missed by {error - limit:.1f}" if error > limit else f"reached with {error:.1f}"
             texts.append(f"{row.split}: {missed} {shown(unit).small}")
     return f"chemical accuracy ({limit:.1f} {shown(unit).small}) of {', '.join(texts)}" if texts else ""
@@ -246,19 +244,20 @@ def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
     with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
         names = rows[0].metric.names(rows[0].unit)
-        writer.writerow(["split", "predictor", "n_molecules", "n_samples", *names])
+        writer.writerow(["split", "predictor", "group", "n_molecules", "n_samples", *names])
         for row in rows:
-            writer.writerow([row.split, row.predictor, row.n_molecules, row.n_samples, *row.errors.values()])
+            sizes = row.n_molecules, row.n_samples
+            writer.writerow([row.split, row.predictor, row.group, *sizes, *row.errors.values()])
 
 
 def read_csv(path: str | Path, unit: str) -> list[ResultRow]:
     """Reads the rows of `write_csv`."""
     with Path(path).open(newline="") as file:
         header, *lines = csv.reader(file)
-    metric, rows = next(metric for metric in HEADINGS if list(metric.names(unit)) == header[4:]), []
-    for split, predictor, n_molecules, n_samples, *values in lines:
-        errors = dict(zip(header[4:], map(float, values), strict=True))
-        rows.append(ResultRow(split, predictor, int(n_molecules), int(n_samples), errors, unit, metric))
+    metric, rows = next(metric for metric in HEADINGS if list(metric.names(unit)) == header[5:]), []
+    for split, predictor, group, n_molecules, n_samples, *values in lines:
+        errors = dict(zip(header[5:], map(float, values), strict=True))
+        rows.append(ResultRow(split, predictor, group, int(n_molecules), int(n_samples), errors, unit, metric))
     return rows
 
 
@@ -283,7 +282,7 @@ class TableOfRuns(Callback):
         rows = [row for row in runs[min(runs)][1] if row.predictor in BASELINES]
         for _, (overrides, results) in sorted(runs.items()):
             name = ", ".join(overrides.get(key, "-") for key in keys)
-            rows += [replace(row, predictor=name) for row in results if row.predictor == MODEL]
+            rows += [replace(row, predictor=name) for row in results if row.predictor == MODEL and not row.group]
         table = f"{counted(len(runs), 'run')}, by {', '.join(keys)}\n{format_table(rows)}\n"
         write_text(folder / "results.txt", table)
         print(f"{table}folder of all runs: {folder.absolute()}")

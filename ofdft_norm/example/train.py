@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ofdft_norm.checkpoint import check_checkpoint_file
 from ofdft_norm.data.files import write_text
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.example.callbacks import LearningCurves, RunRecord, log_figure, quiet_lightning
+from ofdft_norm.example.callbacks import RunRecord, log_figure, quiet_lightning
 from ofdft_norm.example.metrics import MeasuredModule, error_name
 from ofdft_norm.example.plots import (
     plot_gradient_ranges,
@@ -30,10 +30,11 @@ from ofdft_norm.example.plots import (
 from ofdft_norm.example.results import (
     HEADINGS,
     MODEL,
+    Predictor,
+    baselines,
     describe_accuracy,
+    evaluate,
     format_table,
-    parity,
-    results_table,
     split_batches,
     write_csv,
 )
@@ -65,8 +66,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         torch.set_num_threads(run.threads)
     datamodule: OFDFTDataModule = instantiate(cfg.data)
     model: LightningModule = instantiate(cfg.model)
-    curves = LearningCurves()
-    trainer = _make_trainer(cfg, output_dir, curves)
+    trainer, record = _make_trainer(cfg, output_dir)
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
     metrics = _floats(trainer.callback_metrics)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
@@ -78,7 +78,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     _ = datamodule.statistics  # on every rank: a resumed run may fit them only now, and all ranks fit together
     if trainer.is_global_zero:
         log.info("results of %s:", "the best checkpoint" if best is not None else "the last weights")
-        metrics.update(write_results(model, datamodule, output_dir, trainer.loggers, curves.values))
+        metrics.update(write_results(model, datamodule, output_dir, trainer.loggers, record.curves))
         compared = compared_by(metrics, datamodule.unit)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and compared is not None:
@@ -88,7 +88,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
-def _make_trainer(cfg: DictConfig, output_dir: Path, curves: LearningCurves) -> Trainer:
+def _make_trainer(cfg: DictConfig, output_dir: Path) -> tuple[Trainer, RunRecord]:
     """Makes the trainer with loggers, callbacks and the run's record; writes the configuration."""
     config = cfg.copy()
     with open_dict(config):
@@ -99,11 +99,11 @@ def _make_trainer(cfg: DictConfig, output_dir: Path, curves: LearningCurves) -> 
     saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
     checkpointing = {} if "enable_checkpointing" in cfg.trainer else {"enable_checkpointing": saves}
     loggers = _instantiate_group(cfg.get("logger"), "save_dir", output_dir)
-    places: Any = {"default_root_dir": str(output_dir), "callbacks": [record, curves, *callbacks], "logger": loggers}
+    places: Any = {"default_root_dir": str(output_dir), "callbacks": [record, *callbacks], "logger": loggers}
     trainer: Trainer = instantiate(cfg.trainer, **places, **checkpointing)
     if trainer.is_global_zero:
         write_text(output_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    return trainer
+    return trainer, record
 
 
 def _instantiate_group(group: DictConfig | None, folder_key: str, folder: Path) -> list[Any]:
@@ -125,24 +125,26 @@ def write_results(
 ) -> dict[str, float]:
     """Writes the table of results, the summary of the statistics and pictures, and shows the table.
 
-    Results need a `MeasuredModule`; `curves` are those of `LearningCurves`. Returns the model's errors as
+    Results need a `MeasuredModule`; `curves` are those of `RunRecord`. Returns the model's errors as
     ``results/<split>/<error>``.
     """
     write_text(output_dir / "summary.txt", datamodule.summary() + "\n")
     figures, errors = {"normalization": plot_normalization(datamodule)}, {}
     splits = sorted(set(datamodule.parts.names()) - {"train"}, key=lambda part: (part != "val", part))
     if isinstance(model, MeasuredModule) and splits:
-        compare, unit = model.cpu().eval().compare, datamodule.unit
-        rows = results_table(compare, datamodule, splits)
-        table = "\n".join(filter(None, [format_table(rows), describe_accuracy(rows)]))
-        log.info("%s", table)
-        write_text(output_dir / "results.txt", table + "\n")
+        normalizer, unit = datamodule.normalizer, datamodule.unit
+        predictors: dict[str, Predictor] = {**baselines(datamodule), MODEL: model.cpu().eval().predict}
+        found = [evaluate(predictors, split_batches(datamodule, split), normalizer, split) for split in splits]
+        rows = [row for of_split, _ in found for row in of_split]
+        accuracy = describe_accuracy(rows)
+        log.info("%s", "\n".join(filter(None, [format_table([row for row in rows if not row.group]), accuracy])))
+        write_text(output_dir / "results.txt", "\n".join(filter(None, [format_table(rows), accuracy])) + "\n")
         write_csv(rows, output_dir / "results.csv")
-        of_model = [row for row in rows if row.predictor == MODEL]
+        of_model = [row for row in rows if row.predictor == MODEL and not row.group]
         errors = {f"results/{row.split}/{error}": value for row in of_model for error, value in row.errors.items()}
-        pairs = {s: parity(compare, split_batches(datamodule, s), datamodule.normalizer) for s in splits}
         names = f"energy minus reference [{shown(unit).symbol}]", f"{model.predicted[1]} [{shown(unit).symbol}]"
-        figures["parity"] = plot_parity({name: {s: pairs[s][i] for s in splits} for i, name in enumerate(names)})
+        pairs = zip(names, zip(*(pairs for _, pairs in found), strict=True), strict=True)
+        figures["parity"] = plot_parity({name: dict(zip(splits, own, strict=True)) for name, own in pairs})
         if panels := _panels(curves, model, unit):
             figures["learning_curves"] = plot_learning_curves(panels)
     for name, figure in figures.items():

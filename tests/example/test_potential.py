@@ -25,9 +25,9 @@ from ofdft_norm import BasisInfo, LinearReferences, Normalizer
 from ofdft_norm.data.ase import AtomsCheck
 from ofdft_norm.data.sample import join_samples
 from ofdft_norm.errors import ConfigError, NormalizationError
-from ofdft_norm.example import EMTClusters, PotentialCalculator, PotentialModule, potential_calculator
+from ofdft_norm.example import PotentialCalculator, PotentialModule, labelled_clusters, potential_calculator
 from ofdft_norm.example.metrics import EnergyForceErrors
-from ofdft_norm.example.potential import labelled_clusters, pairs_within
+from ofdft_norm.example.potential import pairs_within
 from ofdft_norm.example.predict import predict
 from ofdft_norm.example.train import train
 from ofdft_norm.units import conversion
@@ -39,9 +39,7 @@ QUICK = ("logger=none", "callbacks=none", "trainer=debug", "trainer.enable_progr
 @pytest.fixture(scope="module")
 def clusters() -> list[Any]:
     """Three clusters as samples."""
-    module = EMTClusters(1, 1, 1)
-    module.setup()
-    return [module.parts[part][0] for part in ("train", "val", "test")]
+    return [AtomsCheck("energy", "forces")(atoms, "a frame") for atoms in labelled_clusters(3)]
 
 
 def test_pairs_are_those_within_the_cutoff_of_one_molecule() -> None:
@@ -134,8 +132,10 @@ def test_errors_are_means_over_structures_and_components(clusters: list[Any]) ->
 
 
 def test_a_checkpoint_predicts_files_of_ase(tmp_path: Path) -> None:
-    sizes = ("model.hidden_channels=16", "model.num_interactions=1", "data.source.datamodule.n_train=24")
-    data = ("data.source.datamodule.n_test=5", "data.statistics.progress=false", "logger=csv")
+    sizes = ("model.hidden_channels=16", "model.num_interactions=1", "data.source.train.n=24")
+    made = "{_target_: ofdft_norm.example.labelled_clusters, n: 5, seed: %d}"
+    parts = ("+data.source.val=" + made % 1, "+data.source.test=" + made % 2)
+    data = (*parts, "data.statistics.progress=false", "logger=csv")
     epochs = ("trainer.max_epochs=2", "trainer.enable_progress_bar=false")
     folder = f"output_dir={tmp_path}"
     average = "callbacks=weight_averaging"  # checkpoints hold the averaged weights, with the normaliser
@@ -143,7 +143,7 @@ def test_a_checkpoint_predicts_files_of_ase(tmp_path: Path) -> None:
     assert metrics["results/test/energy_mae_meV"] == pytest.approx(metrics["test/energy_mae_meV"], rel=1e-4)
     assert "forces" in (tmp_path / "results.txt").read_text()
 
-    clusters = labelled_clusters(24 + 30 + 5)[-5:]
+    clusters = labelled_clusters(5, seed=2)
     ase.io.write(tmp_path / "test.xyz", clusters)
     output, checkpoint = tmp_path / "predictions.xyz", tmp_path / "checkpoints" / "best.ckpt"
     source = ("data/source=ase", f"data.source.paths={tmp_path / 'test.xyz'}")
@@ -164,7 +164,7 @@ def strained_cells(n: int) -> list[Any]:
         atoms = bulk("Cu", a=3.6, cubic=True)
         atoms.set_cell(atoms.cell.array * rng.uniform(0.95, 1.05) + 0.05 * rng.normal(size=(3, 3)), scale_atoms=True)
         atoms.rattle(0.1, rng=rng)
-        atoms.calc = EMT()
+        atoms.calc, atoms.info["config_type"] = EMT(), "bulk"
         atoms.get_stress()
         frames.append(atoms)
     return frames
@@ -185,10 +185,16 @@ def test_a_checkpoint_relaxes_cells_and_runs_molecular_dynamics(tmp_path: Path) 
     folder = (f"output_dir={tmp_path}", "data.statistics.progress=false", f"data.statistics.dir={tmp_path}")
     metrics = train(composed("train", *data, *options, *sizes, *run, *folder))
     with (tmp_path / "results.csv").open() as file:
-        found = {row["predictor"]: row for row in csv.DictReader(file) if row["split"] == "test"}
+        of_test = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    found = {row["predictor"]: row for row in of_test if not row["group"]}
     for error in ("forces_mae_meV_per_angstrom", "stress_mae_meV_per_angstrom3"):
         assert float(found["model"][error]) == pytest.approx(metrics[f"test/{error}"], rel=1e-4)
         assert float(found["model"][error]) < float(found["reference only"][error])
+    by_type = {row["group"]: row for row in of_test if "config_type" in row["group"]}
+    assert set(by_type) == {"config_type=", "config_type=bulk"}
+    for error in ("energy_mae_meV", "energy_mae_per_atom_meV"):
+        sums = sum(int(row["n_samples"]) * float(row[error]) for row in by_type.values())
+        assert sums / int(found["model"]["n_samples"]) == pytest.approx(float(found["model"][error]))
 
     atoms = strained_cells(1)[0]
     atoms.calc = potential_calculator(tmp_path / "checkpoints" / "best.ckpt")

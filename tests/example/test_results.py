@@ -19,7 +19,6 @@ from ofdft_norm.example.results import (
     evaluate,
     format_table,
     linear_baseline,
-    parity,
     read_csv,
     reference_only,
     write_csv,
@@ -81,14 +80,10 @@ def predicted(make_sample):
 
 
 def update(metric, make_batch, samples, energies, gradients, scale=2.0):
-    """Gives a metric a batch of predictions as a model does: normalised gradients."""
-    normalizer, batch = make_normalizer(scale), make_batch(samples)
-    as_label = batch.clone()
-    as_label.gradient_label, as_label.energy_label = torch.tensor(np.concatenate(gradients)), torch.zeros(len(samples))
-    as_label.has_energy_label = torch.ones(len(samples), dtype=torch.bool)
-    normalized = normalizer.normalize(batch)
-    difference = normalizer.gradient_difference(normalizer.normalize(as_label).gradient_label, normalized)
-    metric.update(normalizer, normalized, torch.tensor(energies, dtype=torch.float64), difference)
+    """Gives a metric a batch of predictions as a model does."""
+    normalizer = make_normalizer(scale)
+    predicted = torch.tensor(energies, dtype=torch.float64), torch.tensor(np.concatenate(gradients))
+    metric.update(normalizer, normalizer.normalize(make_batch(samples)), *predicted)
 
 
 @pytest.mark.parametrize(("batch_size", "scale"), [(1, 1.0), (2, 2.5), (7, 2.5)])
@@ -98,7 +93,7 @@ def test_errors_are_those_of_raw_samples(make_batch, predicted, batch_size, scal
         update(metric, make_batch, *(values[i : i + batch_size] for values in predicted), scale)
     got = {name: float(value) for name, value in metric.compute().items()}
     assert got == pytest.approx(naive_errors(*predicted), rel=1e-8)
-    assert metric.sizes() == (3, 6)
+    assert (len(torch.cat(metric.molecules).unique()), len(torch.cat(metric.rows))) == (3, 6)
 
 
 def test_without_labelled_samples_errors_are_nan_and_nameless_samples_are_molecules(make_batch, predicted):
@@ -108,7 +103,7 @@ def test_without_labelled_samples_errors_are_nan_and_nameless_samples_are_molecu
     for sample in predicted[0]:
         del sample.mol_id
     update(metric, make_batch, *predicted)
-    assert metric.sizes() == (6, 6)
+    assert len(torch.cat(metric.molecules).unique()) == 6
     assert float(metric.compute()["energy_mae_along_path_mHa"]) == 0
 
 
@@ -140,17 +135,25 @@ def test_the_reference_and_its_parity_against_numpy(predicted):
         for sample, slope in zip(samples, slopes, strict=True)
     ]
     predictor = reference_only(normalizer)
-    [row] = evaluate({"ref": predictor}, batches, normalizer, "val")
+    [row, *of_elements], (of_energies, gradients) = evaluate({"ref": predictor}, batches, normalizer, "val")
     assert row.errors == pytest.approx(naive_errors(samples, energies, slopes), rel=1e-6)
+    assert [row.group for row in of_elements] == ["element=H", "element=O"]
+    assert all(np.isnan(row.errors["energy_mae_mHa"]) for row in of_elements)
 
     labelled = [i for i, sample in enumerate(samples) if sample.has_energy_label.item()]
-    (labels, zeros), gradients = parity(predictor, batches, normalizer)
+    labels, zeros = of_energies
     np.testing.assert_allclose(labels, [samples[i].energy_label.item() - energies[i] for i in labelled], atol=1e-9)
     np.testing.assert_allclose(zeros, 0, atol=1e-9)
     for found, own in zip(gradients, ([samples[i].gradient_label.numpy() for i in range(7)], slopes), strict=True):
         w = [sample.dual_basis_integrals.numpy() for sample in samples]
         expected = [own[i] - w[i] * (w[i] @ own[i]) / (w[i] @ w[i]) for i in labelled]
         np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-6, atol=1e-9)
+    own_functions = np.concatenate([samples[i].basis_function_ind.numpy() for i in labelled])
+    for atom, of_element in enumerate(of_elements):
+        of_atoms = np.isin(own_functions, BASIS.atom_ind_to_basis_function_ind[atom])
+        assert of_element.n_samples == sum(atom in samples[i].atom_ind for i in labelled)
+        mean = np.abs(gradients[1] - gradients[0])[of_atoms].mean()
+        assert of_element.errors["gradient_mae_mHa"] == pytest.approx(1000 * mean, rel=1e-6)
 
 
 def test_linear_baselines_find_planted_weights_at_ground_states(make_sample, make_batch):
@@ -180,17 +183,19 @@ def test_table_and_csv_hold_the_rows(tmp_path):
     errors = {name: 1 / 3 + i for i, name in enumerate(names)}
     missing = {**errors, "gradient_mae_meV": float("nan")}
     rows = [
-        ResultRow("val", "model", 3, 10, errors, "eV"),
-        ResultRow("test", "composition", 1, 10, dict.fromkeys(names, 4567890.123), "eV"),
-        ResultRow("test", "model", 1, 9, missing, "eV"),
-        ResultRow("test_molecules", "model", 2, 9, {**errors, "energy_mae_ground_state_meV": 50.0}, "eV"),
+        ResultRow("val", "model", "", 3, 10, errors, "eV"),
+        ResultRow("test", "composition", "", 1, 10, dict.fromkeys(names, 4567890.123), "eV"),
+        ResultRow("test", "model", "", 1, 9, missing, "eV"),
+        ResultRow("test", "model", "element=O", 1, 9, missing, "eV"),
+        ResultRow("test_molecules", "model", "", 2, 9, {**errors, "energy_mae_ground_state_meV": 50.0}, "eV"),
     ]
     lines = format_table(rows).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[1].startswith("mean absolute errors in meV")
-    assert [lines[2].strip(), lines[5].strip()] == ["test (1 geometry)", "test_molecules (2 geometries)"]
+    assert [lines[2].strip(), lines[6].strip()] == ["test (1 geometry)", "test_molecules (2 geometries)"]
     shown = [f"{1 / 3 + LabelErrors.QUANTITIES.index(name):.1f}" for name in HEADINGS[LabelErrors]]
     assert lines[4].split() == ["model", *shown[:-1], "-"]
+    assert lines[5].split() == ["model,", "element=O", *shown[:-1], "-"]
     assert "val (3 geometries)" in format_table(rows[:1])
     assert describe_accuracy(rows[:1]) == ""
     accuracy = "chemical accuracy (43.5 meV) of test: reached with 3.3 meV, test_molecules: missed by 6.5 meV"

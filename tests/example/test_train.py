@@ -71,9 +71,11 @@ def test_run_folder_is_complete_and_the_loss_falls(run, folder):
     lines = (folder / "output" / "results.txt").read_text().splitlines()
     assert max(map(len, lines)) <= 80
     with (folder / "output" / "results.csv").open(newline="") as file:
-        rows = [(row["split"], row["predictor"]) for row in csv.DictReader(file)]
+        rows = [(row["split"], row["predictor"], row["group"]) for row in csv.DictReader(file)]
     predictors = ["composition", "composition + T_TF + T_vW", "reference only", "model"]
-    assert rows == [(split, predictor) for split in ("val", "test") for predictor in predictors]
+    for split, elements in {"val": "HCN", "test": "HO"}.items():
+        of_model = [(split, "model", f"element={element}") for element in elements]
+        assert [row for row in rows if row[0] == split] == [*((split, name, "") for name in predictors), *of_model]
 
     with (folder / "output" / "csv" / "metrics.csv").open(newline="") as file:
         metrics = list(csv.DictReader(file))
