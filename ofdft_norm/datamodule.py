@@ -322,7 +322,8 @@ class OFDFTDataModule(LightningDataModule):
 
     def summary(self) -> str:
         """Returns tables of the statistics and the normaliser; fits what is not fitted yet."""
-        return summarize(self.statistics, self.basis_info, self.normalizer, self.weigher_key)
+        per_atom = self.settings.energy_scale_per_atom and isinstance(self.settings.energy_scale, str)
+        return summarize(self.statistics, self.basis_info, self.normalizer, self.weigher_key, per_atom)
 
     @property
     def datasets(self) -> Mapping[str, NormalizedDataset]:
@@ -516,7 +517,8 @@ class OFDFTDataModule(LightningDataModule):
         self._refuse_unseen_elements(normalizer)
         self._own = Settled(normalizer, fitted.statistics, fitted.fingerprint)
         rank_zero_info(f"statistics {'reused' if fitted.reused else 'fitted'}: {fitted.statistics.path or 'in memory'}")
-        rank_zero_info(describe_normalizer(normalizer, fitted.statistics, self.weigher_key))
+        per_atom = self.settings.energy_scale_per_atom and isinstance(self.settings.energy_scale, str)
+        rank_zero_info(describe_normalizer(normalizer, fitted.statistics, self.weigher_key, per_atom))
         rank_zero_info("tables: datamodule.summary(), or the command ofdft-norm fit")
         return self._own
 

@@ -265,8 +265,8 @@ class LinearReferences(Reference):
 
         Examples:
             >>> print(LinearReferences(torch.tensor([0.0, -0.5])).summary("hartree"))
-            element  energy [Ha]
-            H          -0.500000
+            element  energy per atom [Ha]
+            H                   -0.500000
             given values, not fitted
         """
         return tabulate_elements(self.element_references.cpu(), self.seen_elements.cpu(), self.fit_report, unit)
@@ -389,7 +389,7 @@ class DatasetReferences(Reference):
             [element_name(z), self.names[i], f"{float(common[z]):.6f}", f"{float(shifts[i, z]):+.6f}"]
             for z, i in self.seen_elements.T.nonzero().tolist()
         ]
-        header = ["element", "data set", f"common energy{unit_heading(unit)}", f"shift{unit_heading(unit)}"]
+        header = ["element", "data set", f"common energy per atom{unit_heading(unit)}", f"shift{unit_heading(unit)}"]
         fits = (f"\n{name}:\n{self.part(name).summary(unit)}" for name in self.names)
         return "\n".join([text_table(header, rows, n_left=2), *fits])
 

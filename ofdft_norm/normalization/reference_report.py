@@ -141,12 +141,12 @@ def load_linear_problem(statistics: DatasetStatistics, weigher_key: str, count_b
 def tabulate_elements(values: Tensor, seen: Tensor, fit: FitReport | None, unit: str = "") -> str:
     """Returns a table of references, (max_num_elements + 1,), with standard errors, and lines about their fit."""
     in_unit = unit_heading(unit)
-    header = ["element", f"energy{in_unit}"]
+    header = ["element", f"energy per atom{in_unit}"]
     rows = {z: [element_name(z), f"{float(values[z]):.6f}"] for z in seen.nonzero().squeeze(1).tolist() if z > 0}
     if fit is None:
         return "\n".join([text_table(header, list(rows.values())), "given values, not fitted"])
     if fit.fitted is not None:
-        header += [f"fitted{in_unit}", f"fitted minus energy{in_unit}"]
+        header = ["element", f"per atom{in_unit}", "fitted", "difference"]
     header += [f"std. error{in_unit}", "atoms", fit.rows, ""]
     numbers = (fit.standard_errors, fit.n_atoms, fit.n_molecules)
     for z, row in rows.items():

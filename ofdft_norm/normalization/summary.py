@@ -32,18 +32,26 @@ def summarize(
     basis_info: BasisInfo | None,
     normalizer: Normalizer,
     weigher_key: str = "has_energy_label",
+    per_atom: bool = False,
 ) -> str:
-    """Returns tables of the training split, of the references and of the rescaling; ``-`` for missing values."""
+    """Returns tables of the training split, of the references and of the rescaling; ``-`` for missing values.
+
+    `per_atom` states that the energy scale is one.
+    """
     counts = [_describe_counts(statistics, key, basis_info) for key in statistics.weigher_keys()]
     parts = ["\n".join(counts), tabulate_references(statistics, weigher_key, normalizer)]
     if basis_info is not None:
         parts += _describe_rescaling(statistics[weigher_key], normalizer, basis_info)
     if isinstance(normalizer.reference, LinearReferences | DatasetReferences):
         parts.append(normalizer.reference.summary(normalizer.unit))
+    if (scale := float(normalizer.energy_scale)) != 1:
+        parts.append(f"energy scale: {scale:.6g} {normalizer.unit}{' per atom' if per_atom else ''}")
     return "\n\n".join(part for part in parts if part)
 
 
-def describe_normalizer(normalizer: Normalizer, statistics: DatasetStatistics, weigher_key: str) -> str:
+def describe_normalizer(
+    normalizer: Normalizer, statistics: DatasetStatistics, weigher_key: str, per_atom: bool = False
+) -> str:
     """Returns the reference with its rank and R2, the rescaling and the energy scale in one line."""
     weigher = statistics[weigher_key]
     name, residual = find_residual(statistics, weigher_key, normalizer.reference, normalizer.basis_info)
@@ -52,7 +60,7 @@ def describe_normalizer(normalizer: Normalizer, statistics: DatasetStatistics, w
     rescaling = "none" if normalizer.rescaling is None else "dimension-wise"
     return (
         f"normaliser: reference {REFERENCE_NAMES.get(name, name)}{fit}, rescaling {rescaling}, energy scale "
-        f"{float(normalizer.energy_scale):.6g} {normalizer.unit}"
+        f"{float(normalizer.energy_scale):.6g} {normalizer.unit}{' per atom' if per_atom else ''}"
     )
 
 
