@@ -53,11 +53,11 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder) -> tuple[Any, dict[str, float]]:
-    """Configuration and metrics of a run of twelve epochs."""
+    """Configuration and metrics of a run of six epochs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")  # seed_everything writes it; undone at the end
         patch.setenv("PL_SEED_WORKERS", "0")
-        config = composed(folder, "trainer.max_epochs=12")
+        config = composed(folder, "trainer.max_epochs=6")
         return config, train(config)
 
 
@@ -80,7 +80,7 @@ def test_run_folder_is_complete_and_the_loss_falls(run, folder):
     with (folder / "output" / "csv" / "metrics.csv").open(newline="") as file:
         metrics = list(csv.DictReader(file))
     losses = [float(row["train/loss"]) for row in metrics if row["train/loss"]]
-    assert len(losses) == 12
+    assert len(losses) == 6
     assert losses[-1] < losses[0]
     assert [row["normalization/n_molecules"] for row in metrics if row["normalization/n_molecules"]] == ["5.0"]
 
