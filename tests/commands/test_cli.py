@@ -1,28 +1,33 @@
 """The command `ofdft-norm`: its subcommands, their help, and errors in one line."""
 
-from __future__ import annotations
-
+import os
 import re
 import runpy
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import ofdft_norm
 from ofdft_norm.cli import COMMANDS, HYDRA_COMMANDS, format_usage, main
 from ofdft_norm.config import PackedLabels
+from ofdft_norm.errors import LabelFileError
+from ofdft_norm.hydra_app.readable_errors import explain, find_config_dir, readable_errors
 from tests.labelled_molecules import LabelledMolecules
 
 ROOT = Path(__file__).parents[2]
+RESCALING = "data/rescaling/dimension_wise.yaml"
+QUIET = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null")
 SCRIPTS = {"train", "fit_statistics", "predict", "generate_labels", "pack_labels", "report"}
 pytestmark = pytest.mark.usefixtures("loggers_stay_enabled")
 
 
-def test_it_is_installed_and_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_installed_and_lists_all_commands(capsys):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"ofdft-norm": f"{main.__module__}:{main.__name__}"}
     for words in ([], ["--help"]):
@@ -36,7 +41,7 @@ def test_it_is_installed_and_lists_all_commands(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_explains_a_command(name: str, monkeypatch: Any, capsys: Any) -> None:
+def test_help_explains_a_command(name, monkeypatch, capsys):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
@@ -47,7 +52,7 @@ def test_help_explains_a_command(name: str, monkeypatch: Any, capsys: Any) -> No
 
 
 @pytest.mark.parametrize("name", HYDRA_COMMANDS)
-def test_overrides_reach_hydra(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overrides_reach_hydra(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ofdft-norm", name, "--cfg", "job", "--package", "data", "data/loader=default"])
     main()
     assert yaml.safe_load(capsys.readouterr().out)["loader"]["batch_size"] == 32
@@ -55,7 +60,7 @@ def test_overrides_reach_hydra(name: str, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
-def test_scripts_call_the_commands(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripts_call_the_commands(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
@@ -81,7 +86,7 @@ def test_scripts_call_the_commands(script: str, monkeypatch: pytest.MonkeyPatch)
         ("predict ckpt_path={xyz} output={run}", "output"),
     ],
 )
-def test_wrong_input_ends_in_one_line(words: str, message: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_wrong_input_ends_in_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     xyz, bad, run = tmp_path / "water.xyz", tmp_path / "latin.xyz", tmp_path / "run"
     xyz.write_text("3\n\nO 0 0 0\nH 0 0.76 0.59\nH 0 -0.76 0.59\n")
@@ -98,7 +103,7 @@ def test_wrong_input_ends_in_one_line(words: str, message: str, tmp_path: Path, 
     assert "Traceback" not in "\n".join(rest)
 
 
-def test_jobs_of_an_array_pack_their_shards_into_one_folder(tmp_path: Path) -> None:
+def test_jobs_of_an_array_pack_their_shards_into_one_folder(tmp_path):
     molecules = LabelledMolecules(tmp_path)
     words = [str(molecules.labels), str(tmp_path / "packed"), "--basis-info", molecules.basis_info, "--shard"]
     assert [main(["pack", *words, f"{k}/4"]) for k in (3, 1, 4, 2)] == [0, 0, 0, 0]
@@ -109,7 +114,7 @@ def test_jobs_of_an_array_pack_their_shards_into_one_folder(tmp_path: Path) -> N
     assert all(re.fullmatch(r"\d-of-4", path.name) for path in (tmp_path / "packed").iterdir())
 
 
-def test_labels_are_packed_and_verified_with_either_form_of_options(tmp_path: Path, capsys: Any) -> None:
+def test_labels_are_packed_and_verified_with_either_form_of_options(tmp_path, capsys):
     molecules = LabelledMolecules(tmp_path, ("methyl_nitrite", "nitromethane"))
     labels, basis, folders = str(molecules.labels), molecules.basis_info, [str(tmp_path / name) for name in "ab"]
     named = [f"output={folders[0]}", f"source=[{labels}]", f"basis_info={basis}", "targets=[kin,kin_plus_xc]"]
@@ -118,3 +123,98 @@ def test_labels_are_packed_and_verified_with_either_form_of_options(tmp_path: Pa
     printed = capsys.readouterr().out
     assert all(f"2 molecules in {folder}" in printed for folder in folders)
     assert [(tmp_path / name / "e_kin_plus_xc.npy").exists() for name in "ab"] == [True, False]
+
+
+# --- wrong configurations -----
+
+
+@pytest.fixture
+def fail(monkeypatch, capsys, tmp_path) -> Callable[..., list[str]]:
+    """Runs `ofdft-norm train` in this process, expects exit code 1, returns the lines of the message."""
+
+    def run(*overrides: str) -> list[str]:
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        with pytest.raises(SystemExit) as caught:
+            main(["train", *QUIET, f"hydra.run.dir={tmp_path}/run", *overrides])
+        assert caught.value.code == 1
+        return capsys.readouterr().err.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "hint", "file"),
+    [
+        ("data.rescaling.s_gard=0.1", "unknown config key", "data.rescaling.s_grad", RESCALING),
+        ("trainer.max_epoch=1 trainer=ddp", "unknown config key", "trainer.max_epochs", "trainer/cpu.yaml"),
+        ("sed=1", "unknown config key 'sed'", "seed", "train.yaml"),
+        ("data/reference=atomref", "unknown option 'atomref'", "data/reference=atom_ref", "data/reference"),
+        ("data/referense=linear", "unknown config group", "data/reference", "data/reference"),
+        ("+data.rescaling.s_gard=0.1", "data.rescaling.s_gard = 0.1: ", None, RESCALING),
+        ("data.rescaling.s_grad=a data/rescaling=equivariant", "data.rescaling.s_grad = 'a': ", None, RESCALING),
+        ("seed=-1", "seed = -1: ", None, "train.yaml"),
+        ("data/source=structures25", "data.source.root: ", None, "data/source/structures25.yaml"),
+        ("data/split=file data.split.file=no.yaml", "no.yaml: ", None, "data/split/file.yaml"),
+        ("ckpt_path=no.ckpt", "no.ckpt: ", None, "train.yaml"),
+    ],
+)
+def test_message_has_the_error_the_closest_name_and_the_file(fail, overrides, error, hint, file):
+    lines = fail(*overrides.split())
+    assert lines[0].startswith(f"error: {error}")
+    assert [line.removeprefix("  did you mean: ") for line in lines if "mean: " in line] == ([hint] if hint else [])
+    assert any(line.startswith("  config file") and line.endswith(f": {ROOT / 'configs' / file}") for line in lines)
+    assert len(lines) <= 6
+    assert "HYDRA_FULL_ERROR=1" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("key", "option"), [("data.split.file", "data/split=file"), ("data.source.root", "data/source=structures25")]
+)
+def test_a_key_of_another_option_names_the_option(fail, key, option):
+    assert fail(f"{key}=1")[0].endswith(f"exists only with {option}")
+
+
+def test_the_environment_variable_gives_the_traceback(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match=r"Could not override 'data\.rescaling\.s_gard'"):
+        main(["train", *QUIET, "data.rescaling.s_gard=0.1"])
+
+
+def test_other_errors_pass_the_decorator_and_the_environment_is_restored(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    @readable_errors
+    def mistaken() -> None:
+        assert os.environ["HYDRA_FULL_ERROR"] == "1"
+        raise ZeroDivisionError("a mistake in the code")
+
+    before = dict(os.environ)
+    with pytest.raises(ZeroDivisionError):
+        mistaken()
+    assert dict(os.environ) == before
+
+
+def test_processes_of_a_run_are_readable_and_notes_are_shown(monkeypatch, capsys):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    error = LabelFileError("water.zarr.zip: truncated")
+    error.add_note("while reading water")
+
+    @readable_errors
+    def rank() -> None:
+        raise error
+
+    @readable_errors
+    def launcher() -> None:
+        monkeypatch.setattr(os, "environ", dict(os.environ))  # a child's copy
+        rank()
+
+    with pytest.raises(SystemExit):
+        launcher()
+    assert capsys.readouterr().err.splitlines()[:2] == ["error: water.zarr.zip: truncated", "while reading water"]
+
+
+def test_an_error_of_another_application_is_printed_as_it_is():
+    with pytest.raises(OmegaConfBaseException) as caught:
+        OmegaConf.resolve(OmegaConf.create({"a": "${b}"}))
+    assert "Interpolation key 'b' not found" in explain(caught.value)
+    assert find_config_dir() == ROOT / "configs"

@@ -12,12 +12,12 @@ SPLIT = {
 
 
 @pytest.fixture(autouse=True)
-def _loggers_stay_enabled(loggers_stay_enabled: None) -> None:
+def _loggers_stay_enabled(loggers_stay_enabled):
     """For all tests of this folder."""
 
 
 @pytest.fixture(scope="session")
-def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+def small_data(tmp_path_factory) -> tuple[str, ...]:
     """Overrides that restrict the embedded labels to nine molecules; all elements are in the training split."""
     file = tmp_path_factory.mktemp("split") / "split.json"
     file.write_text(json.dumps({part: [f"{name}.zarr.zip" for name in names] for part, names in SPLIT.items()}))
@@ -30,7 +30,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def small_run(small_data: tuple[str, ...]) -> tuple[str, ...]:
+def small_run(small_data) -> tuple[str, ...]:
     """Overrides for short, quiet runs of `ofdft-norm train`."""
     return (
         *small_data,

@@ -19,7 +19,6 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 if not hasattr(callbacks, "EMAWeightAveraging"):  # Lightning before 2.6
     FILES.remove("callbacks/weight_averaging.yaml")
-OPTIONS = [name for name in FILES if "/" in name and not name.startswith("hydra/")]
 # overrides that an option needs
 NEEDS = {
     "data/source/label_files": ["data.source.paths=labels", "data.source.basis_info=basis_info.json"],
@@ -64,16 +63,14 @@ def targets(node: Any) -> Iterator[DictConfig]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_file_composes(name: str) -> None:
+def test_file_composes_and_its_node_instantiates(name, tmp_path):
     config = composed(name)
     OmegaConf.resolve(config)
     assert config.data._target_.startswith("ofdft_norm.OFDFTDataModule")
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_option_instantiates(name: str, tmp_path: Path) -> None:
+    if "/" not in name or name.startswith("hydra/"):
+        return
     key = "data" if name.startswith("experiment/") else str(Path(name).parent).replace("/", ".")
-    node = OmegaConf.select(composed(name), key)
+    node = OmegaConf.select(config, key)
     if "_target_" in node:
         hydra.utils.instantiate(node)
         return
@@ -85,7 +82,7 @@ def test_option_instantiates(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_keys_are_arguments_and_values_are_defaults(name: str) -> None:
+def test_keys_are_arguments_and_values_are_defaults(name):
     for node in targets(OmegaConf.load(CONFIGS / name)):
         target = node["_target_"]
         callable_ = get_class(target) if target.rpartition(".")[2][0].isupper() else get_method(target)
@@ -105,15 +102,10 @@ def test_keys_are_arguments_and_values_are_defaults(name: str) -> None:
             assert same or repr(list(value)) == repr(list(expected)), (target, key)
 
 
-def test_defaults_of_the_data_config_are_those_of_the_data_module() -> None:
-    alone = composed_by_name("data/ofdft_norm").data
-    assert alone == composed("train").data
-    datamodule = hydra.utils.instantiate(alone)
+def test_defaults_of_the_data_config_are_those_of_the_data_module():
+    assert composed_by_name("data/ofdft_norm").data == composed("train").data
+    distance = "data.post_transforms=[{_target_: torch_geometric.transforms.Distance}]"
+    datamodule, other = (hydra.utils.instantiate(composed("train", *own).data) for own in ((), (distance,)))
     assert repr(datamodule.pre_transforms) == repr(transforms_by_default())
     assert datamodule.post_transforms == []
-
-
-def test_post_transforms_are_a_list() -> None:
-    overrides = "data.post_transforms=[{_target_: torch_geometric.transforms.Distance}]"
-    datamodule = hydra.utils.instantiate(composed("train", overrides).data)
-    assert [type(transform).__name__ for transform in datamodule.post_transforms] == ["Distance"]
+    assert [type(transform).__name__ for transform in other.post_transforms] == ["Distance"]

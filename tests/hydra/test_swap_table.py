@@ -29,11 +29,11 @@ def table() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("statistics")
 
 
-def test_the_table_shows_every_option_of_the_groups() -> None:
+def test_the_table_shows_every_option_of_the_groups():
     defaults = {"data/reference=atom_ref", "data/rescaling=dimension_wise"}
     groups = ("pre_transforms", "reference", "rescaling")
     options = {f"data/{group}={p.stem}" for group in groups for p in (ROOT / "configs" / "data" / group).glob("*.yaml")}
@@ -43,9 +43,7 @@ def test_the_table_shows_every_option_of_the_groups() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # deprecations in other packages
 @pytest.mark.parametrize("overrides", [x for x in table() if x != SWEEP and not x.startswith(OTHER_DATA)])
-def test_line_of_the_table_normalises_batches(
-    overrides: str, cache: Path, small_run: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_line_of_the_table_normalises_batches(overrides, cache, small_run, tmp_path):
     given = shlex.split(overrides)
     settings = (f"data.statistics.dir={cache}", f"output_dir={tmp_path}")
     config = composed("train", *small_run, *settings, *given)
@@ -63,9 +61,7 @@ def test_line_of_the_table_normalises_batches(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_sweep_of_the_table_runs_and_fits_once(
-    small_run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_sweep_of_the_table_runs_and_fits_once(small_run, tmp_path, monkeypatch, capsys):
     assert SWEEP in table()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
