@@ -1,7 +1,5 @@
 """Code and commands of the README and of the guide's pages."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

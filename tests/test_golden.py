@@ -3,8 +3,6 @@
 They are frozen again only with new embedded labels; the naive statistics of other tests hold for any labels.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,7 @@ def natural() -> OFDFTDataModule:
 
 
 @pytest.fixture(scope="module")
-def samples(natural: OFDFTDataModule) -> list[OFData]:
+def samples(natural) -> list[OFData]:
     return list(natural.parts["train"])
 
 
@@ -58,7 +56,7 @@ def fit(data: Any, basis_info: BasisInfo | None) -> DatasetStatistics:
 
 
 @pytest.fixture(scope="module")
-def statistics(natural: OFDFTDataModule) -> DatasetStatistics:
+def statistics(natural) -> DatasetStatistics:
     return fit(natural.parts["train"], natural.basis_info)
 
 
@@ -69,7 +67,7 @@ def assert_golden(found: DatasetStatistics) -> None:
             np.testing.assert_allclose(value, expected, **TRANSFORMED, err_msg=key)
 
 
-def test_statistics(natural: OFDFTDataModule, statistics: DatasetStatistics, samples: list[OFData]) -> None:
+def test_statistics(natural, statistics, samples):
     """Of whole molecules, of single samples, and of a loader that shuffles them."""
     torch.manual_seed(0)
     loader = DataLoader(samples, 32, shuffle=True, follow_batch=["coeffs"])
@@ -77,7 +75,7 @@ def test_statistics(natural: OFDFTDataModule, statistics: DatasetStatistics, sam
         assert_golden(found)
 
 
-def test_worst_molecules(statistics: DatasetStatistics) -> None:
+def test_worst_molecules(statistics):
     for key, molecules in REFERENCES["worst_molecules"].items():
         reference = statistics[key].reference("linear_ref")
         for a, b in zip(reference.worst, molecules, strict=True):
@@ -86,9 +84,7 @@ def test_worst_molecules(statistics: DatasetStatistics) -> None:
 
 
 @pytest.mark.parametrize("count_by", ["molecule", "sample"])
-def test_linear_references(
-    count_by: str, natural: OFDFTDataModule, statistics: DatasetStatistics, samples: list[OFData]
-) -> None:
+def test_linear_references(count_by, natural, statistics, samples):
     golden = REFERENCES[count_by]
     if count_by == "molecule":
         found = LinearReferences.from_dataset_statistics(statistics, natural.basis_info)
@@ -105,7 +101,7 @@ def test_linear_references(
         np.testing.assert_allclose(getattr(report, name), expected[name], **EXACT, err_msg=name)
 
 
-def test_the_default_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_fit(tmp_path, monkeypatch):
     """Local frames, natural reparametrisation, projection: frozen by version 0.3.0."""
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path))
     datamodule = OFDFTDataModule(dtype="float64")

@@ -19,7 +19,7 @@ from tests.pages import GUIDE, code_blocks, commands
 @pytest.mark.parametrize(
     "page", [page for page in sorted(GUIDE.glob("*.md")) if code_blocks("python", page)], ids=lambda page: page.stem
 )
-def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -44,7 +44,7 @@ QUICK = {
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_page_on_own_labels_leads_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_on_own_labels_leads_to_predictions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
     Path("molecules.xyz").write_text(XYZ)
@@ -57,7 +57,7 @@ def test_the_page_on_own_labels_leads_to_predictions(tmp_path: Path, monkeypatch
         assert np.isfinite(predicted["energy"]).all()
 
 
-def test_the_tables_of_the_guide_are_those_that_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_of_the_guide_are_those_that_are_printed(tmp_path, monkeypatch):
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
     default, linear = (instantiate(composed("train", *o).data) for o in ([], ["data/reference=linear"]))
     printed = default.summary() + "\n\n" + linear.normalizer.reference.summary("hartree").__str__()
@@ -66,7 +66,7 @@ def test_the_tables_of_the_guide_are_those_that_are_printed(tmp_path: Path, monk
             assert table in printed, page
 
 
-def test_the_api_pages_name_every_public_name() -> None:
+def test_the_api_pages_name_every_public_name():
     pages = "".join(page.read_text() for page in (GUIDE / "api").glob("*.md"))
     named = {name.rpartition(".")[2] for name in re.findall(r"::: (\S+)", pages)}
     public = {*ofdft_norm.__all__, *ofdft_norm.config.__all__} - {"__version__"}

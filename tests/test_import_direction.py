@@ -24,7 +24,7 @@ def imports(node: ast.AST) -> set[str]:
     return set(own).union(*map(imports, ast.iter_child_nodes(node)))
 
 
-def test_modules_import_only_what_is_below_them() -> None:
+def test_modules_import_only_what_is_below_them():
     wrong = []
     for path in PACKAGE.rglob("*.py"):
         room = path.relative_to(PACKAGE).with_suffix("").parts[0]

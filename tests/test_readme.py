@@ -1,7 +1,6 @@
 """The code of the README runs as it stands there, its commands are valid, and its links lead somewhere."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from tests.pages import GUIDE, README, check_command, code_blocks, commands
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning advises on workers and logging intervals, as it does every reader
-def test_the_example_of_a_lightning_module_runs(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_the_example_of_a_lightning_module_runs(tmp_path, monkeypatch, capsys):
     (example,) = code_blocks("python", README)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OFDFT_NORM_CACHE", str(tmp_path / "cache"))
@@ -25,7 +24,7 @@ def test_the_example_of_a_lightning_module_runs(tmp_path: Path, monkeypatch: Any
 
 
 @pytest.mark.parametrize("page", [README, *sorted(GUIDE.glob("*.md"))], ids=lambda page: page.stem)
-def test_the_commands_of_a_page_are_valid_and_its_links_lead_to_files(page: Path, monkeypatch: Any) -> None:
+def test_the_commands_of_a_page_are_valid_and_its_links_lead_to_files(page, monkeypatch):
     monkeypatch.setenv("DFT_DATA", "/data")
     for words in commands(page):
         check_command(words)
@@ -33,7 +32,7 @@ def test_the_commands_of_a_page_are_valid_and_its_links_lead_to_files(page: Path
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_table_of_results_is_laid_out_as_it_is_printed() -> None:
+def test_the_table_of_results_is_laid_out_as_it_is_printed():
     """Its numbers take minutes to train; headings and rows do not."""
     block = re.findall(r"<!-- results -->\n```\n(.*?)\n```", README.read_text(), flags=re.DOTALL)[0]
     rows: list[ResultRow] = []

@@ -74,30 +74,24 @@ def test_settings_and_statistics_that_are_no_scales_are_named():
 # --- from statistics, and of statistics -----
 
 
-def some_statistics(basis: BasisInfo, rng: np.random.Generator) -> DatasetStatistics:
-    names = ("coeffs/std", "gradient_max_after_atom_ref", "gradient_max_after_scalar_atom_ref")
-    arrays = {"w/coeffs/mean": rng.normal(size=basis.n_basis)}
-    return DatasetStatistics.from_arrays(arrays | {f"w/{name}": rng.uniform(0, 3, basis.n_basis) for name in names})
-
-
-@given(data=st.data())
-def test_equivariant_parameters_equal_a_loop_over_shells(data, some_bases):
-    basis = data.draw(some_bases)
-    statistics = some_statistics(basis, np.random.default_rng(data.draw(st.integers(0, 1000))))
+def test_equivariant_parameters_equal_a_loop_over_shells(statistics, basis_info):
+    basis, key = basis_info, "has_energy_label"
     before = {key: value.copy() for key, value in statistics.to_arrays().items()}
-    rescaling = DimensionWiseRescaling.from_dataset_statistics(statistics, basis, "w", equivariant=True)
-    mean, std, largest = (before[f"w/{n}"] for n in ("coeffs/mean", "coeffs/std", "gradient_max_after_scalar_atom_ref"))
+    rescaling = DimensionWiseRescaling.from_dataset_statistics(statistics, basis, key, equivariant=True)
+    mean, std, largest = (
+        before[f"{key}/{n}"] for n in ("coeffs/mean", "coeffs/std", "gradient_max_after_scalar_atom_ref")
+    )
     for b in range(basis.n_basis):
         shell = [c for c in range(basis.n_basis) if basis.basis_func_to_shell[c] == basis.basis_func_to_shell[b]]
         assert float(rescaling.coeff_biases[b]) == (mean[b] if basis.l_per_basis_func[b] == 0 else 0)
         assert float(rescaling.max_grads[b]) == max(largest[c] for c in shell)
         assert float(rescaling.coeff_stds[b]) == pytest.approx(sum(std[c] ** 2 for c in shell) ** 0.5, rel=1e-14)
-    for key, values in before.items():  # STRUCTURES25 zeroes the means of the caller's arrays here
-        np.testing.assert_array_equal(statistics.load_statistic(*key.split("/", 1)), values)
+    for name, values in before.items():  # STRUCTURES25 zeroes the means of the caller's arrays here
+        np.testing.assert_array_equal(statistics.load_statistic(*name.split("/", 1)), values)
     with pytest.raises(ConfigError, match="equivariant=True needs basis_info"):
-        DimensionWiseRescaling.from_dataset_statistics(statistics, None, "w", equivariant=True)
-    plain = DimensionWiseRescaling.from_dataset_statistics(statistics, None, "w", s_coeff=7, s_grad=0.5, epsilon=0.1)
-    expected = DimensionWiseRescaling(mean, std, before["w/gradient_max_after_atom_ref"], 7, 0.5, 0.1)
+        DimensionWiseRescaling.from_dataset_statistics(statistics, None, key, equivariant=True)
+    plain = DimensionWiseRescaling.from_dataset_statistics(statistics, None, key, s_coeff=7, s_grad=0.5, epsilon=0.1)
+    expected = DimensionWiseRescaling(mean, std, before[f"{key}/gradient_max_after_atom_ref"], 7, 0.5, 0.1)
     assert all(map(torch.equal, plain.buffers(), expected.buffers()))
 
 
