@@ -122,6 +122,7 @@ def test_normalising_batches_gives_what_normalising_samples_gives(setting, dtype
     for a, raw in zip(by_sample.train_dataloader(), by_batch.train_dataloader(), strict=True):
         assert "normalized" not in raw
         b = by_batch.on_after_batch_transfer(raw, 0)
+        assert {b[field].dtype for field in ("coeffs", "pos", "energy_label")} == {getattr(torch, dtype)}
         assert set(a.keys()) == set(b.keys())
         for field in a.keys():
             if isinstance(a[field], Tensor):

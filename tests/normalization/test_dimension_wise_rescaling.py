@@ -74,8 +74,8 @@ def test_settings_and_statistics_that_are_no_scales_are_named():
 # --- from statistics, and of statistics -----
 
 
-def test_equivariant_parameters_equal_a_loop_over_shells(statistics, basis_info):
-    basis, key = basis_info, "has_energy_label"
+def test_equivariant_parameters_equal_a_loop_over_shells(samples, basis_info):
+    basis, key, statistics = basis_info, "has_energy_label", fit(basis_info, samples)
     before = {key: value.copy() for key, value in statistics.to_arrays().items()}
     rescaling = DimensionWiseRescaling.from_dataset_statistics(statistics, basis, key, equivariant=True)
     mean, std, largest = (
