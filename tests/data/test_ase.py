@@ -1,18 +1,15 @@
 """Frames of extended XYZ files, databases and trajectories: the same samples from all, and bad ones are named."""
 
 import os
-import pickle
 import re
 import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ase.db
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.lj import LennardJones
@@ -21,7 +18,7 @@ from ase.io import write
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch_geometric.data import Data
 
-from ofdft_norm import LinearReferences, Normalizer, OFDFTDataModule
+from ofdft_norm import Normalizer, OFDFTDataModule
 from ofdft_norm.config import LinearReferencesConfig, StatisticsConfig
 from ofdft_norm.data.ase import ASEFiles, AtomsCheck
 from ofdft_norm.data.sources import SampleDataset
@@ -91,8 +88,6 @@ def test_every_format_and_name_gives_the_same_samples(tmp_path: Path, name: str)
     assert_samples_of(dataset, frames(), list(range(15)))
     assert dataset[3].mol_id == f"{path}@3"
     assert dataset.elements() == {1, 6, 7, 8}
-    again = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(again[7].pos, dataset[7].pos)
 
 
 def test_frames_are_divided_by_file_by_key_and_at_random(tmp_path: Path) -> None:
@@ -160,22 +155,25 @@ def isolated(symbol: str, energy: float, **info: Any) -> Atoms:
     return atoms
 
 
+def module_of(path: Path, isolated_atoms: Any = "fit") -> OFDFTDataModule:
+    statistics = StatisticsConfig(dir=str(path.parent), progress=False)
+    reference = LinearReferencesConfig(isolated_atoms=isolated_atoms)
+    return OFDFTDataModule.from_ase(str(path), reference=reference, statistics=statistics, split=ALL)
+
+
 @pytest.mark.parametrize("name", ["data.xyz", "data.db"])
 def test_isolated_atoms_give_references_and_leave_the_parts(tmp_path: Path, name: str) -> None:
     atoms = [isolated("H", -13.0), isolated("O", -2000.0, config_type="IsolatedAtom"), isolated("Ar", -9.0)]
     crystal = bulk("H", "sc", a=2.0)  # one atom, and no isolated one
     crystal.calc = SinglePointCalculator(crystal, energy=-15.0, forces=np.zeros((1, 3)))
     molecules = [*frames(), crystal]
-    path = tmp_path / name
     if name == "data.db":
-        with ase.db.connect(path) as database:
+        with ase.db.connect(tmp_path / name) as database:
             for frame in atoms + molecules:
                 database.write(frame, key_value_pairs=frame.info if "config_type" in frame.info else {})
     else:
-        write(path, atoms + molecules)
-    options: Any = {"statistics": StatisticsConfig(dir=str(tmp_path)), "split": ALL}
-    config = LinearReferencesConfig(isolated_atoms="fit")
-    module = OFDFTDataModule.from_ase(str(path), reference=config, **options)
+        write(tmp_path / name, atoms + molecules)
+    module = module_of(tmp_path / name)
     module.setup("fit")
     assert len(module.datasets["train"]) == len(molecules)
 
@@ -183,31 +181,24 @@ def test_isolated_atoms_give_references_and_leave_the_parts(tmp_path: Path, name
     energies = np.array([m.get_potential_energy() for m in molecules])
     rest = energies - counts @ [-13.0, 0.0, 0.0, -2000.0]
     c, n = np.linalg.lstsq(counts[:, 1:3], rest, rcond=None)[0]
-    references = module.normalizer.reference
-    assert isinstance(references, LinearReferences)
+    references: Any = module.normalizer.reference
     found = references.element_references[[1, 6, 7, 8, 18]].tolist()
     assert found == [-13.0, pytest.approx(c), pytest.approx(n), -2000.0, -9.0]
     fitted = np.linalg.lstsq(counts, energies, rcond=None)[0]
-    assert references.fit_report is not None
     np.testing.assert_allclose(references.fit_report.fitted, fitted, rtol=1e-8)
-    columns = [line.split() for line in references.summary("eV").splitlines()]
-    row = next(words for words in columns if words[0] == "O")
+    row = next(words for line in references.summary("eV").splitlines() if (words := line.split())[0] == "O")
     assert row[1:4] == ["-2000.000000", f"{fitted[3]:.6f}", f"{fitted[3] + 2000:+.3f}"]
-
-    refusing = replace(config, isolated_atoms="error")
     with pytest.raises(ConfigError, match=r"isolated atoms of \['H', 'O', 'Ar'\], but none of \['C', 'N'\]"):
-        OFDFTDataModule.from_ase(str(path), reference=refusing, **options).setup("fit")
+        module_of(tmp_path / name, "error").setup("fit")
 
 
 def test_isolated_atoms_that_are_missing_or_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    config: Any = {"reference": LinearReferencesConfig(isolated_atoms="fit"), "split": ALL}
-    config["statistics"] = StatisticsConfig(dir=str(tmp_path))
     path = write_frames(tmp_path / "data.xyz", frames())
     with pytest.raises(SplitError, match=r"no isolated atoms.*data\.reference\.values"):
-        OFDFTDataModule.from_ase(str(path), **config).setup("fit")
+        module_of(path).setup("fit")
     write(path, [isolated("H", -13.0), isolated("H", -12.5), *frames()])
     with pytest.raises(LabelFileError, match=r"@0 and .*@1 have the energies -13\.0 and -12\.5"):
-        OFDFTDataModule.from_ase(str(path), **config).setup("fit")
+        module_of(path).setup("fit")
 
 
 def test_results_of_another_geometry_are_no_labels() -> None:
@@ -340,7 +331,7 @@ def test_the_state_tells_frames_of_files_with_one_name_apart(tmp_path: Path) -> 
     for folder, seed in (("a", 0), ("b", 1)):
         (tmp_path / folder).mkdir()
         write_frames(tmp_path / folder / "d.xyz", frames(2, seed))
-    source: Any = ASEFiles([str(tmp_path / "a/d.xyz"), str(tmp_path / "b/d.xyz")])
+    source: Any = ASEFiles(str(tmp_path / "?/d.xyz"))
     members = source.everything()
     states = [source.open("train", [members[i] for i in pair], []).state() for pair in ((0, 3), (2, 1), (0, 3))]
     assert states[0] == states[2] != states[1]

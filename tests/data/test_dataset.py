@@ -92,7 +92,8 @@ def test_a_selection_without_iterations_or_of_another_kind_is_refused(labels: An
         for action in (lambda dataset=dataset: dataset.molecules([0]), dataset.__len__):
             with pytest.raises(LabelFileError, match=r"water\.zarr\.zip: none of its 4 SCF.*limit_scf_iterations"):
                 action()
-    for limit in ("3", 1.5, [1.0], ["a"], True, {1: 2}):
+    others: Any = ("3", 1.5, [1.0], ["a"], True, {1: 2})
+    for limit in others:
         with pytest.raises(ConfigError, match=r"data\.source\.limit_scf_iterations"):
             OFDataset([], basis_info, limit_scf_iterations=limit)
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from lightning.fabric.utilities.data import _replace_dunder_methods
 from lightning.pytorch.utilities.data import _update_dataloader
-from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, SequentialSampler, WeightedRandomSampler
 from torch.utils.data import DataLoader as TorchLoader
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from ofdft_norm.data.dataset import OFDataset
-from ofdft_norm.data.loader import EpochSampler, LoaderConfig, wrap_loader
+from ofdft_norm.data.loader import LoaderConfig, wrap_loader
 from ofdft_norm.data.pack import pack_labels
 from ofdft_norm.data.packed import PackedDataset
 from ofdft_norm.data.sample import collate_joined
@@ -34,16 +34,6 @@ def datasets(paths: list[Path], basis_info: Any, tmp_path: Path) -> list[Any]:
 
 
 # --- our loaders ------------------------------------------------------------------------------------------------------
-
-
-def test_one_process_sees_the_samples_of_several() -> None:
-    ours = EpochSampler(range(10), 7)
-    ours.set_epoch(3)
-    ranks: list[Any] = [DistributedSampler(range(10), 2, rank, seed=7) for rank in (0, 1)]
-    for rank in ranks:
-        rank.set_epoch(3)
-    assert list(ours) == [i for pair in zip(*ranks, strict=True) for i in pair]
-    assert sorted(ours) == list(range(10))
 
 
 @pytest.mark.parametrize(

@@ -289,11 +289,6 @@ class ToOtherCoordinates:
         return sample
 
 
-def add_field(sample: OFData) -> OFData:
-    sample.extra = torch.zeros(1)
-    return sample
-
-
 def test_pre_transforms_are_applied_before_packing(raw: OFDataset, tmp_path: Path, assert_same_fields: Any) -> None:
     transforms = (Halved(), ProjectGradient())
     packed = pack_labels(raw, tmp_path / "new" / "packed", ["kin"], transforms, workers=2, progress=False)
@@ -375,7 +370,7 @@ def test_packing_that_fails_leaves_nothing(
         ({"targets": ["xc"]}, "e_xc"),
         ({"energies": ["xc"]}, "e_xc"),
         ({"energies": ["kin"]}, "targets"),
-        ({"pre_transforms": [add_field]}, r"\['extra'\].*data\.pre_transforms"),
+        ({"pre_transforms": [Doubled()]}, r"\['twice'\].*data\.pre_transforms"),
         ({"pre_transforms": [lambda sample: sample]}, "cannot be recognised"),
         ({"pre_transforms": [ToOtherCoordinates()]}, "one system of coordinates"),
         ({"dataset": {"limit_scf_iterations": -1}}, "all SCF iterations"),

@@ -14,13 +14,12 @@ from torch_geometric.data import Data
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import OFDataset
 from ofdft_norm.data.pack import pack_labels
-from ofdft_norm.data.parts import DataParts, InUnit
+from ofdft_norm.data.parts import DataParts
 from ofdft_norm.data.sources import EmbeddedLabels, LabelFiles, PackedLabels
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.wrapped import WrappedData
 from ofdft_norm.errors import ConfigError, SplitError
 from ofdft_norm.transforms.project_gradient import ProjectGradient
-from ofdft_norm.units import conversion
 
 SPLIT = SplitConfig(0.5, 0.25, 0.25)
 
@@ -110,16 +109,6 @@ def test_the_embedded_labels_are_found_in_another_installation(tmp_path: Path, m
 
 
 # --- units ------------------------------------------------------------------------------------------------------------
-
-
-def test_energies_and_their_derivatives_are_converted(folder: Path) -> None:
-    factor = conversion("hartree", "eV")
-    for raw, found in zip(parts_of(folder)["train"], parts_of(folder, unit="eV")["train"], strict=True):
-        for name in ("energy_label", "gradient_label"):
-            torch.testing.assert_close(found[name], raw[name] * factor, rtol=1e-15, atol=0)
-        assert torch.equal(found.coeffs, raw.coeffs)
-    out = InUnit(3.0, ["energy_label", "forces"])(raw)
-    assert torch.equal(out.energy_label, 3 * raw.energy_label)  # a copy
 
 
 # --- bases ------------------------------------------------------------------------------------------------------------

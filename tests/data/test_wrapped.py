@@ -345,11 +345,11 @@ def test_no_sample_trains_and_validates_and_labels_come_back(kind: str, apply: A
     assert not set(seen["train"]) & set(seen["val"])  # a module that ignores the stage divides anew to test
     train = [data[i] for i in sorted(seen["train"])]
     counts = np.array([[(m.z == z).sum().item() for z in (1, 6, 8)] for m in train], dtype=float)
-    energies = np.array([float(m.y) for m in train])
-    solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    labels = np.array([float(m.y) for m in train])
+    solution = np.linalg.lstsq(counts, labels, rcond=None)[0]
     references = module.normalizer.reference.element_references[[1, 6, 8]]
     np.testing.assert_allclose(references, solution, rtol=0, atol=1e-10)
-    assert float(module.normalizer.energy_scale) == pytest.approx((energies - counts @ solution).std(), rel=1e-9)
+    assert float(module.normalizer.energy_scale) == pytest.approx((labels - counts @ solution).std(), rel=1e-9)
 
 
 def test_densities_of_other_packages_are_normalised_as_ours(tmp_path: Path) -> None:

@@ -69,25 +69,6 @@ def test_arrays_and_rows_equal_what_the_library_wrote(
             np.testing.assert_array_equal(group.read("group/values", row=row, may_lack=True), values[row])
 
 
-@given(found=st.dictionaries(st.sampled_from(["a", "b/c", "b/d/e"]), arrays(), min_size=1), zipped=st.booleans())
-def test_written_arrays_are_read_by_the_library(found: Any, zipped: bool, tmp_path_factory: Any) -> None:
-    path = tmp_path_factory.mktemp("zarr") / ("file.zarr.zip" if zipped else "file.zarr")
-    values = {name: array for name, (array, _) in found.items()}
-    by_row = [name for name, array in values.items() if array.ndim == 2]
-    write_zarr_arrays(path, values, {"made_by": "test"}, by_row=by_row)
-    store = open_store(path, "r")
-    root = zarr.open_group(store, mode="r")
-    with ZarrGroup(path) as group:
-        assert group.attributes() == dict(root.attrs) == {"made_by": "test"}
-        assert group.arrays() == sorted(values)
-        for name, array in values.items():
-            assert name in group
-            for read in (np.asarray(root[name][...]), group.read(name)):
-                assert read.dtype.kind == array.dtype.kind
-                np.testing.assert_array_equal(read, array)
-    store.close()
-
-
 @pytest.mark.parametrize("fill", [0.0, 7.5, "NaN", "Infinity", None])
 @pytest.mark.parametrize("suffix", [".zarr", ".zarr.zip"])
 def test_a_missing_chunk_is_an_error_or_holds_the_fill_value(fill: Any, suffix: str, tmp_path: Path) -> None:

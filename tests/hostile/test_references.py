@@ -39,9 +39,3 @@ def test_files_without_a_vector_of_numbers_are_refused(tmp_path: Path, content: 
         create_element_references(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
-
-
-def test_columns_rows_and_other_precisions_are_references(tmp_path: Path) -> None:
-    for array in (ONE[:, None], ONE[None], ONE.astype(np.float16), (2 * ONE).astype(int) / 2):
-        np.savez(tmp_path / "references.npz", element_references=array)
-        assert create_element_references(tmp_path / "references.npz").element_references[1] == -0.5

@@ -57,9 +57,7 @@ def test_right_labels_pass_the_checks_which_report_the_kinetic_shift(both: dict[
     shifts = (labels.energies["e_kin"] - labels.ks_energies["e_kin"])[1:]
     assert (report.n_labelled, report.kinetic_shift) == (len(shifts), shifts[-1])
     assert report.kinetic_shift_range == pytest.approx(max(shifts) - min(shifts))
-    table = report_table([replace(report, mol_id="a_name_of_many_words_" * 3, kinetic_shift=-0.1745)])
-    assert "-174.5" in table
-    assert max(map(len, table.splitlines())) <= 80
+    assert max(map(len, report_table([replace(report, mol_id="a_name_of_many_words_" * 3)]).splitlines())) <= 80
 
 
 def test_perturbed_densities_minimise_the_kinetic_energy_in_their_potential(

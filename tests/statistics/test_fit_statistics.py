@@ -18,8 +18,6 @@ from ofdft_norm import (
     BasisTransforms,
     ConstantSampleWeigher,
     DatasetStatistics,
-    HasEnergyLabelSampleWeigher,
-    InitialGuessOnlySampleWeigher,
     LocalFrames,
     OFData,
     OFDataset,
@@ -170,31 +168,6 @@ def test_two_files_of_one_geometry_are_two_molecules(labels: Any) -> None:
     assert fit(dataset, labels.basis_info)["constant"].n_molecules == 3
 
 
-def test_initial_guess_delta(basis_info: BasisInfo, samples: list[OFData]) -> None:
-    found = fit(samples, basis_info, initial_guess_sample_weighers=[InitialGuessOnlySampleWeigher()])
-    chosen = [sample for sample in samples if sample.scf_iteration == 0]
-    deltas = [s.coeffs[s.basis_function_ind == 3] - s.ground_state_coeffs[s.basis_function_ind == 3] for s in chosen]
-    values = torch.cat(deltas).numpy()
-    for name, value in {"mean": values.mean(), "std": values.std(), "abs_max": np.abs(values).max()}.items():
-        delta = getattr(found["initial_guess_only"].initial_guess_delta, name)
-        assert delta[3] == pytest.approx(value, rel=1e-12)
-    assert found["initial_guess_only"].n_samples == len(samples) // 2
-
-
-def test_the_range_of_coefficients_covers_samples_of_weight_zero(basis_info: BasisInfo, samples: list[OFData]) -> None:
-    for sample in samples[1:3]:
-        sample.has_energy_label[:] = False
-    samples[1].coeffs = samples[1].coeffs * 1e3
-    samples[2].coeffs = torch.full_like(samples[2].coeffs, torch.nan)
-    found = fit(samples, basis_info, [HasEnergyLabelSampleWeigher()])["has_energy_label"]
-    values = np.concatenate([s.coeffs.numpy() for s in (*samples[:2], *samples[3:])])
-    dimensions = np.concatenate([s.basis_function_ind.numpy() for s in (*samples[:2], *samples[3:])])
-    for name, reduce in (("minimum", np.min), ("maximum", np.max)):
-        expected = [reduce(values[dimensions == b]) for b in range(basis_info.n_basis)]
-        np.testing.assert_array_equal(found.load(f"coeffs_range/{name}"), expected)
-    assert found.coeffs.abs_max.max() < 100
-
-
 @pytest.mark.parametrize("slope", [0.0, 0.7])
 def test_micro_hartrees_on_top_of_a_hundred_thousand(basis_info: BasisInfo, make_sample: Any, slope: float) -> None:
     # energies t.n + slope.p + 1e-6 noise: residuals are 1e11 times smaller than the energies
@@ -268,19 +241,6 @@ def test_samples_in_different_coordinates_are_refused(labels: Any, make_batch: A
     raw_batch, changed_batch = map(make_batch, (raw, changed))
     with pytest.raises(StatisticsError, match=r"coordinates \['local_frames', 'raw'\], expected one"):
         fit(Batches([raw_batch, changed_batch]), labels.basis_info)
-
-
-def test_energies_alone() -> None:
-    samples = [
-        {"z": torch.tensor([8, 1, 1]), "energy": -76.0, "mol_id": "water", "has_energy_label": True},
-        {"z": torch.tensor([1, 1]), "energy": np.float64(-1.2), "mol_id": "hydrogen", "has_energy_label": True},
-        {"z": torch.tensor([1]), "energy": np.array([[-0.5]]), "mol_id": "atom", "has_energy_label": False},
-    ]
-    found = fit(samples, None, [ConstantSampleWeigher()], energy_field="energy")
-    assert found.elements() == [1, 8]
-    assert found.basis_info is None
-    np.testing.assert_allclose(found["constant"].reference("linear_ref").t_z, [-0.6, -74.8], rtol=1e-7)
-    assert (found["constant"].n_samples, found["constant"].n_labelled_samples) == (3, 2)
 
 
 def naive_worst(samples: Sequence[OFData], weights: Sequence[float], values: Any) -> list[tuple[Any, ...]]:
