@@ -1,4 +1,5 @@
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,19 @@ def test_an_optional_module_that_is_missing_names_its_extra() -> None:
     assert optional_module("json", "labels").loads("1") == 1
     with pytest.raises(ImportError, match=r"no_such_module.*pip install 'ofdft-norm\[labels\]'"):
         optional_module("no_such_module", "labels")
+
+
+def test_a_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.zarr"
+
+    def write(content: str, replace: bool) -> None:
+        with written_whole(path, replace) as unfinished:
+            unfinished.mkdir()
+            (unfinished / content).write_text("")
+
+    write("mean", False)
+    with pytest.raises(OSError, match=re.escape(str(path))):
+        write("other", False)
+    assert os.listdir(path) == ["mean"]
+    write("std", True)
+    assert (os.listdir(path), os.listdir(tmp_path)) == (["std"], [path.name])
