@@ -40,40 +40,29 @@ if TYPE_CHECKING:  # the names below, for type checkers and editors
     from ofdft_norm.transforms.project_gradient import project_gradient as project_gradient
 
 _MODULES = {
-    "data.basis": ("BasisInfo",),
-    "data.dataset": ("OFDataset",),
-    "data.files": ("__version__",),
-    "data.sample": ("OFData",),
-    "datamodule": ("OFDFTDataModule",),
-    "hydra_app.readable_errors": ("readable_errors",),
-    "mixin": ("NormalizerMixin",),
-    "normalization.atom_ref": ("AtomRef",),
-    "normalization.dimension_wise_rescaling": ("DimensionWiseRescaling",),
-    "normalization.fit_references": ("fit_linear_references", "fit_references_by_dataset"),
-    "normalization.initial_guess_delta": ("InitialGuessDelta",),
-    "normalization.linear_references": ("DatasetReferences", "LinearReferences"),
-    "normalization.normalizer": ("Normalizer",),
-    "normalization.reference_files": (
-        "create_element_references",
-        "load_references_from_config",
-        "references_from_values",
-    ),
-    "statistics.store": ("DatasetStatistics",),
-    "statistics.weighers": (
-        "ConstantSampleWeigher",
-        "GroundStateOnlySampleWeigher",
-        "HasEnergyLabelSampleWeigher",
-        "InitialGuessOnlySampleWeigher",
-        "MinSCFIterationSampleWeigher",
-        "ProductSampleWeigher",
-        "SampleWeigher",
-    ),
-    "transforms.coordinates": ("BasisTransforms",),
-    "transforms.local_frames": ("LocalFrames",),
-    "transforms.natural_reparametrization": ("NaturalReparametrization",),
-    "transforms.project_gradient": ("ProjectGradient", "project_gradient"),
+    "data.basis": "BasisInfo",
+    "data.dataset": "OFDataset",
+    "data.files": "__version__",
+    "data.sample": "OFData",
+    "datamodule": "OFDFTDataModule",
+    "hydra_app.readable_errors": "readable_errors",
+    "mixin": "NormalizerMixin",
+    "normalization.atom_ref": "AtomRef",
+    "normalization.dimension_wise_rescaling": "DimensionWiseRescaling",
+    "normalization.fit_references": "fit_linear_references fit_references_by_dataset",
+    "normalization.initial_guess_delta": "InitialGuessDelta",
+    "normalization.linear_references": "DatasetReferences LinearReferences",
+    "normalization.normalizer": "Normalizer",
+    "normalization.reference_files": "create_element_references load_references_from_config references_from_values",
+    "statistics.store": "DatasetStatistics",
+    "statistics.weighers": "ConstantSampleWeigher GroundStateOnlySampleWeigher HasEnergyLabelSampleWeigher "
+    "InitialGuessOnlySampleWeigher MinSCFIterationSampleWeigher ProductSampleWeigher SampleWeigher",
+    "transforms.coordinates": "BasisTransforms",
+    "transforms.local_frames": "LocalFrames",
+    "transforms.natural_reparametrization": "NaturalReparametrization",
+    "transforms.project_gradient": "ProjectGradient project_gradient",
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = [*_MODULE_OF]
 
 if not TYPE_CHECKING:  # a type checker would accept any name

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.identity import identity
+from ofdft_norm.data.identity import identify
 from ofdft_norm.data.parts import DataParts
 from ofdft_norm.errors import ConfigError, OFDFTNormError
 from ofdft_norm.normalization.state import FORMAT as NORMALIZER_FORMAT
@@ -41,7 +41,7 @@ _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, 
 
 
 @contextmanager
-def named_errors(checkpoint: Any, malformed: tuple[type[Exception], ...] = _MALFORMED) -> Iterator[None]:
+def name_errors(checkpoint: Any, malformed: tuple[type[Exception], ...] = _MALFORMED) -> Iterator[None]:
     """Adds the checkpoint's name to errors that its content raises."""
     try:
         yield
@@ -73,16 +73,12 @@ def check_checkpoint_file(path: Any) -> None:
 def read_checkpoint(path: Any, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
     """Reads a whole checkpoint; raises ConfigError with the file's name if it is missing or damaged."""
     check_checkpoint_file(path)
-    with named_errors(path):
+    with name_errors(path):
         return torch.load(path, map_location=map_location, weights_only=weights_only)
 
 
 def find_data_module_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns the state of an `OFDFTDataModule` or of a subclass; None if the checkpoint has none.
-
-    Raises:
-        ConfigError: If another version of this package wrote it.
-    """
+    """Returns the state of an `OFDFTDataModule` or a subclass, if any; raises ConfigError for one of other versions."""
     for value in checkpoint.values():
         if isinstance(value, Mapping) and (value.get("format") == FORMAT or {"normalizer", "arguments"} <= set(value)):
             if value.get("version") != VERSION:
@@ -106,12 +102,8 @@ def find_normalizer_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | 
 # --- a data module's arguments ----------------------------------------------------------------------------------------
 
 
-class NotPlainError(Exception):
-    """An object cannot be written as plain data."""
-
-
 def to_plain(value: Any) -> Any:
-    """Converts a value of the configuration to plain data; raises NotPlainError for objects of other packages."""
+    """Converts a value of the configuration to plain data; raises TypeError for objects of other packages."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, os.PathLike):
@@ -123,7 +115,7 @@ def to_plain(value: Any) -> Any:
         return tuple(plain) if isinstance(value, tuple) else plain
     cls = type(value)
     if not isinstance(value, _REBUILT) or not cls.__module__.startswith("ofdft_norm."):
-        raise NotPlainError(f"{cls.__module__}.{cls.__qualname__}")
+        raise TypeError(f"{cls.__module__}.{cls.__qualname__}")
     if isinstance(value, Settings):  # defaults are left out: the path of the embedded labels differs between machines
         fields = [f for f in dataclasses.fields(value) if f.init]  # type: ignore[arg-type]
         content = {f.name: getattr(value, f.name) for f in fields if getattr(value, f.name) != f.default}
@@ -159,7 +151,7 @@ def arguments_to_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         try:
             saved[name] = to_plain(value)
-        except NotPlainError:
+        except TypeError:
             not_saved.append(name)
     return {"saved": saved, "not_saved": not_saved}
 
@@ -191,7 +183,7 @@ def describe_labels(parts: DataParts) -> dict[str, Any]:
     """Returns the target, its unit and the pre-transforms of a data module, as plain data."""
     source = parts.source
     fields = {name: getattr(source, name) for name in ("energy_field", "forces_field", "stress_field")}
-    return {**parts.labels, **fields, "pre_transforms_identity": list(map(identity, parts.pre_transforms))}
+    return {**parts.labels, **fields, "pre_transforms_identity": list(map(identify, parts.pre_transforms))}
 
 
 def statistics_to_state(statistics: DatasetStatistics) -> dict[str, Any]:

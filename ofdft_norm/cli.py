@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from ofdft_norm.errors import ConfigError, counted, did_you_mean
+from ofdft_norm.errors import ConfigError, did_you_mean, format_count
 from ofdft_norm.hydra_app.readable_errors import find_config_dir, run_readably
 
 # Modules that take seconds to import are imported in the functions that need them.
@@ -36,14 +36,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code; an error ends it with one message and code 1.
-
-    Args:
-        arguments: Words after ``ofdft-norm``; None: those of this process.
-    """
+    """Runs the words after ``ofdft-norm`` and returns the exit code; an error ends it with one message and code 1."""
     command, *words = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if command in HYDRA_COMMANDS:
-        run_readably(lambda: _run_hydra(command, words), (Exception,), words, command)
+        run_readably(lambda: _run_hydra(command, words), (Exception,), hints=True)
     elif command in OPTION_COMMANDS:
         return run_readably(lambda: _run_options(command, words), (Exception,))
     elif command in ("-h", "--help"):
@@ -187,17 +183,9 @@ def _add_labels_options(parser: ArgumentParser) -> None:
     add("--shard", default="1/1", help="shard=3/16: makes every 16th molecule, from the third on")
     of_targets = f"gradients to store, of {', '.join(TARGET_NAMES)}"
     add("--targets", nargs="+", choices=TARGET_NAMES, default=list(defaults.targets), help=of_targets)
-    methods = "least_squares: keeps the kinetic energy; constrained: keeps the electrons and the external energy"
-    add("--density-fit", choices=["least_squares", "constrained"], default=defaults.density_fit, help=methods)
-    add("--beta", type=float, default=defaults.beta, help="ratio of exponents of the density basis")
-    perturbations = "densities of Fock matrices with a random local potential, beside the SCF iterations"
-    add("--perturbations", type=int, default=defaults.perturbations, metavar="N", help=perturbations)
-    for name, which in (("weakest_perturbation", "last"), ("strongest_perturbation", "first")):
-        text = f"standard deviation of the {which} potential's coefficients [hartree]"
-        add(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name), help=text)
-    for name, text in (KOHN_SHAM_OPTIONS | CHECK_OPTIONS).items():
-        default = getattr(defaults.kohn_sham, name, SUPPRESS)  # those of the checks depend on the density fit
-        kind: Any = float if name in CHECK_OPTIONS else type(default)
+    for name, text in (LABEL_OPTIONS | KOHN_SHAM_OPTIONS | CHECK_OPTIONS).items():
+        default = getattr(defaults if name in LABEL_OPTIONS else defaults.kohn_sham, name, SUPPRESS)
+        kind: Any = float if name in CHECK_OPTIONS else type(default)  # their defaults depend on the density fit
         add(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
 
 
@@ -205,13 +193,14 @@ def _labels(options: Namespace) -> int:
     from ofdft_norm.labelling import CheckTolerances, KohnShamSettings, LabelSettings, generate_labels, report_table
 
     kohn_sham = KohnShamSettings(**{name: getattr(options, name) for name in KOHN_SHAM_OPTIONS})
-    perturbations = (options.perturbations, options.weakest_perturbation, options.strongest_perturbation)
-    settings = LabelSettings(kohn_sham, options.beta, options.density_fit, tuple(options.targets), *perturbations)
+    own = {name: getattr(options, name) for name in LABEL_OPTIONS}
+    settings = LabelSettings(kohn_sham, targets=tuple(options.targets), **own)
     limits: Any = {name: getattr(options, name) for name in CHECK_OPTIONS if hasattr(options, name)}
     tolerances = replace(cast(Any, CheckTolerances.for_fit(options.density_fit)), **limits)
     how = (settings, tolerances, options.workers, options.shard, options.command)
     result = generate_labels(options.xyz, options.output, *how)
-    print(f"{counted(len(result.made), 'molecule')} labelled in {options.output}, {len(result.kept)} had labels before")
+    made = format_count(len(result.made), "molecule")
+    print(f"{made} labelled in {options.output}, {len(result.kept)} had labels before")
     if result.made:
         print(report_table(list(result.made.values())))
     for mol_id, failure in sorted(result.failures.items()):
@@ -219,6 +208,13 @@ def _labels(options: Namespace) -> int:
     return 1 if result.failures else 0
 
 
+LABEL_OPTIONS = {
+    "density_fit": "least_squares: keeps the kinetic energy; constrained: keeps electrons and external energy",
+    "beta": "ratio of exponents of the density basis",
+    "perturbations": "densities of Fock matrices with a random local potential, beside the SCF iterations",
+    "weakest_perturbation": "standard deviation of the last potential's coefficients [hartree]",
+    "strongest_perturbation": "standard deviation of the first potential's coefficients [hartree]",
+}
 KOHN_SHAM_OPTIONS = {
     "xc": "LDA or GGA functional",
     "basis": "orbital basis; 6-31G(2df,p) has the elements H to Ar",
@@ -263,7 +259,7 @@ def _pack(options: Namespace) -> int:
     import torch
 
     from ofdft_norm.data.pack import pack_labels, verify_packed
-    from ofdft_norm.data.split import members_of_shard
+    from ofdft_norm.data.split import select_shard
 
     if options.verify is not None and options.verify < 1:
         raise ConfigError(f"verify = {options.verify}: expected K >= 1; every K-th molecule is compared")
@@ -271,7 +267,7 @@ def _pack(options: Namespace) -> int:
     source = _make_source(options)
     members = source.everything()
     if options.shard is not None:
-        members = members_of_shard(members, options.shard)
+        members = select_shard(members, options.shard)
         options.output /= options.shard.replace("/", "-of-")
         if not members:
             print(f"no molecule of {options.source} belongs to the shard {options.shard}")
@@ -281,10 +277,10 @@ def _pack(options: Namespace) -> int:
     how = (targets, _make_pre_transforms(options.pre_transforms), options.dtype)
     if options.verify is None or not options.output.exists():
         pack_labels(dataset, options.output, *how, options.workers, energies=options.energies)
-        print(f"{counted(dataset.n_molecules, 'molecule')} in {options.output}")
+        print(f"{format_count(dataset.n_molecules, 'molecule')} in {options.output}")
     if options.verify is not None:
         n = verify_packed(dataset, options.output, *how, options.verify)
-        print(f"{options.output}: all checksums are right, and {counted(n, 'molecule')} equal the label files")
+        print(f"{options.output}: all checksums are right, and {format_count(n, 'molecule')} equal the label files")
     return 0
 
 

@@ -27,7 +27,7 @@ from ofdft_norm.checkpoint import (
     describe_labels,
     find_data_module_state,
     find_normalizer_state,
-    named_errors,
+    name_errors,
     read_checkpoint,
     refuse_other_labels,
     statistics_from_state,
@@ -46,7 +46,7 @@ from ofdft_norm.config import (
 )
 from ofdft_norm.data.ase import is_atoms
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.files import package_version
+from ofdft_norm.data.files import find_package_version
 from ofdft_norm.data.loader import EpochSampler, wrap_loader
 from ofdft_norm.data.parts import DataParts
 from ofdft_norm.data.sample import collate_joined
@@ -54,17 +54,15 @@ from ofdft_norm.data.sources import Source
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.mixin import copy_normalizer, get_model_normalizer
 from ofdft_norm.normalization.build_normalizer import (
-    NormalizedFields,
     NormalizerSettings,
     build_normalizer,
-    fit_references_of_config,
 )
-from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, batch_dtype
+from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, choose_batch_dtype
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.state import describe_difference, normalizer_from_state, normalizer_to_state
+from ofdft_norm.normalization.state import describe_difference, dump_normalizer, load_normalizer
 from ofdft_norm.normalization.summary import describe_normalizer, summarize
 from ofdft_norm.settings import check_arguments
-from ofdft_norm.statistics.cache import compute_fingerprint, load_or_fit
+from ofdft_norm.statistics.cache import describe_fit, load_or_fit
 from ofdft_norm.statistics.store import DatasetStatistics
 from ofdft_norm.transforms import transforms_by_default
 from ofdft_norm.units import EnergyUnit
@@ -381,15 +379,11 @@ class OFDFTDataModule(LightningDataModule):
         """Loads normalised batches of the training split."""
         if self.loader.shuffle and self._sampler is None and self._wrapped is None:
             self._sampler = EpochSampler(self._dataset("train"))
-        return self._dataloader("train", self._sampler)
+        return self.part_dataloader("train", self._sampler)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Loads normalised batches of the validation split; training without one goes on without validation."""
-        return [] if self._is_fitting() and "val" not in self.parts.names() else self._dataloader("val")
-
-    def part_dataloader(self, part: str) -> DataLoader:
-        """Loads normalised batches, in order, of any part: those of `parts.names()`, or ``all`` samples."""
-        return self._dataloader(part)
+        return [] if self._is_fitting() and "val" not in self.parts.names() else self.part_dataloader("val")
 
     def test_dataloader(self) -> DataLoader:
         """Loads normalised batches of the test split."""
@@ -398,6 +392,21 @@ class OFDFTDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Loads normalised batches of the part `predict_on`."""
         return self.part_dataloader(self.predict_on)
+
+    def part_dataloader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader:
+        """Loads normalised batches of any part: those of `parts.names()`, or ``all`` samples; in order by default."""
+        normalizer = self.normalizer  # first: all ranks fit together
+        theirs = self.parts.loader(part)
+        if theirs is None:
+            return DataLoader(self._dataset(part), sampler=sampler, collate_fn=collate_joined, **self.loader.keywords())
+        if self.apply == "dataset":
+            return wrap_loader(theirs, self._make_transform(normalizer))
+        if not theirs.collate_fn.joins:  # type: ignore[union-attr]
+            raise ConfigError(
+                "data.apply=batch normalises batches of PyG, and the wrapped data module has a collate function of its "
+                "own: choose data.apply=dataset, which normalises its samples (config: data.apply)"
+            )
+        return theirs
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Calls the hooks of a wrapped data module and of the model."""
@@ -442,22 +451,8 @@ class OFDFTDataModule(LightningDataModule):
         return self._datasets[part]
 
     def _make_transform(self, normalizer: Normalizer, only_check: bool = False) -> NormalizeBatch:
-        dtype = batch_dtype(self.dtype, None if self.trainer is None else str(self.trainer.precision))
+        dtype = choose_batch_dtype(self.dtype, None if self.trainer is None else str(self.trainer.precision))
         return NormalizeBatch(normalizer, dtype, self.post_transforms, self.loader.follow_batch, only_check)
-
-    def _dataloader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader:
-        normalizer = self.normalizer  # first: all ranks fit together
-        theirs = self.parts.loader(part)
-        if theirs is not None and self.apply == "batch":
-            if not theirs.collate_fn.joins:  # type: ignore[union-attr]
-                raise ConfigError(
-                    "data.apply=batch normalises batches of PyG, and the wrapped data module has a collate function of "
-                    "its own: choose data.apply=dataset, which normalises its samples (config: data.apply)"
-                )
-            return theirs
-        if theirs is not None:
-            return wrap_loader(theirs, self._make_transform(normalizer))
-        return DataLoader(self._dataset(part), sampler=sampler, collate_fn=collate_joined, **self.loader.keywords())
 
     # --- the normaliser -----------------------------------------------------------------------------------------
 
@@ -468,7 +463,7 @@ class OFDFTDataModule(LightningDataModule):
         if of_model is not None and of_model is not self._of_model:
             self._of_model = of_model
             # a copy: the model moves its own to its device
-            self._replace(Settled(normalizer_from_state(normalizer_to_state(of_model))), "model")
+            self._replace(Settled(load_normalizer(dump_normalizer(of_model))), "model")
         return self._of_run or self._own
 
     def _settle(self) -> Settled:
@@ -484,7 +479,7 @@ class OFDFTDataModule(LightningDataModule):
         """
         state = find_normalizer_state(read_checkpoint(path))
         if state is not None:
-            self._replace(Settled(normalizer_from_state(state)), "checkpoint")
+            self._replace(Settled(load_normalizer(state)), "checkpoint")
             return self._of_run or self._own
         if self._is_fitting():
             return None
@@ -495,24 +490,18 @@ class OFDFTDataModule(LightningDataModule):
 
     def _fit(self) -> Settled:
         """Fits, or reads, this module's own statistics, and builds the normaliser."""
-        source, reference = self.source, self.settings.reference
+        source, train = self.source, partial(self.parts.__getitem__, "train")
         self.settings.check(self.basis_info)
         fitted = load_or_fit(
-            partial(self.parts.__getitem__, "train"),
+            train,
             self.basis_info,
             self.statistics_config,
             self.parts.labels,
-            source.energy_field,
-            source.atomic_numbers_field,
+            (source.energy_field, source.atomic_numbers_field),
         )
-        names = source.energy_field, source.forces_field, source.atomic_numbers_field, source.stress_field
-        fields = NormalizedFields(*names)
-        by_dataset = None
-        if isinstance(reference, LinearReferencesConfig) and reference.by is not None:
-            by_dataset = fit_references_of_config(self.parts["train"], reference, fields)
         isolated = self.parts.isolated_energies() if self.parts.leave_out_atoms else None
         normalizer = build_normalizer(
-            fitted.statistics, self.basis_info, self.settings, fields, self.weigher_key, by_dataset, isolated
+            fitted.statistics, self.basis_info, self.settings, source, self.weigher_key, train, isolated
         )
         self._refuse_unseen_elements(normalizer)
         self._own = Settled(normalizer, fitted.statistics, fitted.fingerprint)
@@ -541,15 +530,15 @@ class OFDFTDataModule(LightningDataModule):
 
     def _compute_fingerprint(self) -> str | None:
         fields = (self.source.energy_field, self.source.atomic_numbers_field)
-        return compute_fingerprint(self.parts["train"], self.basis_info, self.statistics_config, fields)
+        return describe_fit(self.parts["train"], self.basis_info, self.statistics_config, fields)[1]
 
     def _replace(self, new: Settled, owner: str, settings: str = "") -> None:
         """Takes a model's or checkpoint's normaliser for this run; warns if it differs from the configured one."""
         difference = settings or self.settings.describe_difference(new.normalizer)
         present = self._of_run or self._own
         if present is not None:
-            states = [normalizer_to_state(settled.normalizer) for settled in (present, new)]
-            difference = describe_difference(*states)
+            before, after = dump_normalizer(present.normalizer), dump_normalizer(new.normalizer)
+            difference = describe_difference(before, after)
             if not difference:
                 return
         if difference:
@@ -559,6 +548,8 @@ class OFDFTDataModule(LightningDataModule):
             )
         self._of_run = new
         self._release()
+        if self._is_fitting():
+            self._refuse_unseen_elements(new.normalizer)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -572,9 +563,9 @@ class OFDFTDataModule(LightningDataModule):
         return {
             "format": FORMAT,
             "version": VERSION,
-            "package_version": package_version(),
+            "package_version": find_package_version(),
             "fingerprint": settled.fingerprint,
-            "normalizer": normalizer_to_state(settled.normalizer) if slot is None else None,
+            "normalizer": dump_normalizer(settled.normalizer) if slot is None else None,
             "statistics": None if statistics is None else statistics_to_state(statistics),
             "arguments": self._arguments,
             "labels": describe_labels(self.parts),
@@ -589,12 +580,12 @@ class OFDFTDataModule(LightningDataModule):
             SplitError: If training is resumed on molecules that the run has tested on.
         """
         checkpoint = getattr(self.trainer, "ckpt_path", None) or "the checkpoint"
-        with named_errors(checkpoint):
+        with name_errors(checkpoint):
             find_data_module_state({"state": state_dict})  # refuses other versions
             of_model = get_model_normalizer(self.trainer)
             if state_dict["normalizer"] is None and of_model is None:
                 raise ConfigError("the model's entry with the normaliser is missing from the checkpoint")
-            state = state_dict["normalizer"] or normalizer_to_state(cast(Normalizer, of_model))
+            state = state_dict["normalizer"] or dump_normalizer(cast(Normalizer, of_model))
             settled = self._restore(state_dict, state)
             if self.trainer is None:
                 self._own, self._of_run = settled, None
@@ -603,7 +594,7 @@ class OFDFTDataModule(LightningDataModule):
 
     def _restore(self, state: Mapping[str, Any], normalizer_state: Mapping[str, Any]) -> Settled:
         refuse_other_labels(state, describe_labels(self.parts))
-        normalizer = normalizer_from_state(normalizer_state)
+        normalizer = load_normalizer(normalizer_state)
         self._trained_on = state["labels"]
         self._basis_info = normalizer.basis_info
         resuming = self._is_fitting()
@@ -640,13 +631,13 @@ class OFDFTDataModule(LightningDataModule):
         loaded = isinstance(checkpoint_path, Mapping)
         name = "the checkpoint" if loaded else checkpoint_path
         checkpoint = checkpoint_path if loaded else read_checkpoint(checkpoint_path, map_location, weights_only)
-        with named_errors(name):
+        with name_errors(name):
             state, normalizer_state = find_data_module_state(checkpoint), find_normalizer_state(checkpoint)
             if state is None or normalizer_state is None:
                 raise ConfigError(f"has no state of {cls.__qualname__}: it was not trained with one")
             arguments = arguments_from_plain(state["arguments"], kwargs)
         datamodule = cls(**arguments)
-        with named_errors(name):
+        with name_errors(name):
             datamodule._own = datamodule._restore(state, normalizer_state)
             datamodule._of_run = None
         return datamodule

@@ -46,33 +46,23 @@ class BatchError(OFDFTNormError):
     """A sample or batch lacks a field, or has a wrong one."""
 
 
-def closest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Returns at most n known names that resemble a name, without regard to capitals; the closest first.
+def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
+    """Returns ``; did you mean 'x'?`` with at most n known names for the end of a message; capitals do not matter.
 
     Examples:
-        >>> closest("Dimension_wise", ["dimensionwise", "equivariant", "none"])
-        ['dimensionwise']
+        >>> did_you_mean("sdt", ["std", "mae"]), did_you_mean("Dimension_wise", ["equivariant"])
+        ("; did you mean 'std'?", '')
     """
     lower = {candidate.lower(): candidate for candidate in known}
-    return [lower[match] for match in get_close_matches(name.strip().lower(), lower, n, cutoff)]
+    names = [repr(lower[match]) for match in get_close_matches(name.strip().lower(), lower, n, cutoff)]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
-    """Returns ``; did you mean 'x'?`` for the end of a message; empty if no known name is close.
-
-    Examples:
-        >>> did_you_mean("sdt", ["std", "mae"])
-        "; did you mean 'std'?"
-    """
-    names = closest(name, known, n, cutoff)
-    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
-
-
-def counted(n: int, noun: str, plural: str | None = None) -> str:
+def format_count(n: int, noun: str, plural: str | None = None) -> str:
     """Returns a count with its noun.
 
     Examples:
-        >>> counted(1, "molecule"), counted(1419, "atom"), counted(2, "energy", "energies")
+        >>> format_count(1, "molecule"), format_count(1419, "atom"), format_count(2, "energy", "energies")
         ('1 molecule', '1,419 atoms', '2 energies')
     """
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ofdft_norm.checkpoint import MODEL_ENTRY, check_checkpoint_file, named_errors
+from ofdft_norm.checkpoint import MODEL_ENTRY, check_checkpoint_file, name_errors
 from ofdft_norm.errors import NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.normalization.state import normalizer_from_state, normalizer_to_state
+from ofdft_norm.normalization.state import dump_normalizer, load_normalizer
 
 
 class ModelNormalizer(nn.Module):
@@ -41,7 +41,7 @@ class ModelNormalizer(nn.Module):
 
     def set_copy(self, normalizer: Normalizer) -> None:
         """Stores a copy: the data module's own normaliser stays on the CPU, where its workers use it."""
-        self.set_extra_state(normalizer_to_state(normalizer))
+        self.set_extra_state(dump_normalizer(normalizer))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ModelNormalizer:
         for normalizer in self._normalizers:
@@ -50,13 +50,13 @@ class ModelNormalizer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns the normaliser as plain data; empty if there is none."""
-        return {} if self.normalizer is None else normalizer_to_state(self.normalizer)
+        return {} if self.normalizer is None else dump_normalizer(self.normalizer)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Rebuilds the normaliser; an empty state changes nothing."""
         if state:
-            with named_errors("the model's normaliser in the checkpoint"):
-                self._normalizers = [normalizer_from_state(state)]
+            with name_errors("the model's normaliser in the checkpoint"):
+                self._normalizers = [load_normalizer(state)]
 
 
 def get_model_normalizer(trainer: Any) -> Normalizer | None:
@@ -155,5 +155,5 @@ class NormalizerMixin:
             **kwargs: As LightningModule's.
         """
         check_checkpoint_file(checkpoint_path)
-        with named_errors(checkpoint_path, malformed=(LookupError,)):
+        with name_errors(checkpoint_path, malformed=(LookupError,)):
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]

@@ -43,11 +43,8 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=T
 class Settings:
     """Base class of the settings: each subclass becomes a frozen dataclass with validated values.
 
-    A `ConfigError` has one line for each value of a wrong type or out of range, and for each unknown or missing name.
-    `__post_init__` may validate several values together.
-
-    Attributes:
-        config_key: Key of the class in the configuration, for messages.
+    A `ConfigError` has one line for each wrong value, unknown or missing name. `__post_init__` may validate several
+    values together.
 
     Examples:
         >>> class ExampleConfig(Settings):
@@ -59,7 +56,7 @@ class Settings:
         ofdft_norm.errors.ConfigError: data.loader.batch_size = 0: should be greater than or equal to 1
     """
 
-    config_key: ClassVar[str] = "data"
+    config_key: ClassVar[str] = "data"  # of the class in the configuration, for messages
 
     def __init_subclass__(cls, kw_only: bool = False) -> None:
         dataclass(cls, frozen=True, kw_only=kw_only, config=_STRICT)
@@ -68,7 +65,7 @@ class Settings:
         @functools.wraps(init)
         def checked(self: Settings, *args: Any, **kwargs: Any) -> None:
             names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-            args, kwargs = plain(args), {name: plain(value) for name, value in kwargs.items()}
+            args, kwargs = to_builtin(args), {name: to_builtin(value) for name, value in kwargs.items()}
             try:
                 init(self, *args, **kwargs)
             except ValidationError as error:
@@ -81,7 +78,7 @@ class Settings:
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], key: str) -> None:
     """Validates a constructor's arguments against its annotations; `key` is the class's key in the configuration."""
     hints = get_type_hints(function, include_extras=True)
-    given = {name: plain(values[name]) for name in hints if name in values}
+    given = {name: to_builtin(values[name]) for name in hints if name in values}
     # a tuple of all arguments: pydantic then reports positions, as for a dataclass's positional arguments
     hint: Any = tuple[tuple(hints[name] for name in given)]  # type: ignore[misc]
     try:
@@ -90,7 +87,7 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], key
         raise ConfigError(_message(error, given, key, list(given))) from None
 
 
-def plain(value: Any) -> Any:
+def to_builtin(value: Any) -> Any:
     """Converts paths to strings, and values of NumPy and OmegaConf to Python's own types."""
     if isinstance(value, Container):
         return OmegaConf.to_container(value, resolve=True)
@@ -99,7 +96,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value) in (list, tuple):
-        entries = [plain(entry) for entry in value]
+        entries = [to_builtin(entry) for entry in value]
         # the list itself where nothing changes: samples that are added to it later are seen
         return value if all(map(operator.is_, entries, value)) else type(value)(entries)
     return value
@@ -117,7 +114,7 @@ def _message(error: ValidationError, values: Mapping[str, Any], key: str, names:
         what = detail["msg"].removeprefix("Input ").replace("an instance of Sequence", "a list")
         if detail["type"] == "unexpected_keyword_argument":
             what = f"no such setting{did_you_mean(name, names)}"
-        shown = f" = {_shown(values[name])}" if name in values else ""
+        shown = f" = {values[name]!r:.80}" if name in values else ""
         alternatives = lines.setdefault(f"{key}.{name}{shown}".removeprefix("."), [])
         if (text := _entry(inner, values.get(name)) + what) not in alternatives:
             alternatives.append(text)
@@ -133,8 +130,3 @@ def _entry(steps: Sequence[Any], value: Any) -> str:
         ):
             entry, value = f"entry {step!r} ", value[step]
     return entry
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

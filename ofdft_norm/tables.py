@@ -11,18 +11,13 @@ _SPACE = 2  # between columns
 _SHORTEST_NAME = 12  # names are never cut to fewer characters
 
 
-def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left: int = 1) -> str:
-    """Returns rows under a header, in columns two spaces apart, without trailing spaces.
+def format_rows(header: Sequence[str], rows: Iterable[Sequence[str]], n_left: int = 1) -> str:
+    """Returns rows under a header; the first `n_left` columns are aligned to the left, the others to the right.
 
     Cells of the first column are shortened if the table would be wider than `WIDTH`.
 
-    Args:
-        header: Heading of each column.
-        rows: Cells of each row, formatted for display.
-        n_left: The first `n_left` columns are aligned to the left, the others to the right.
-
     Examples:
-        >>> print(text_table(["element", "energy [Ha]"], [["H", "-0.5"], ["He", "-2.9"]]))
+        >>> print(format_rows(["element", "energy [Ha]"], [["H", "-0.5"], ["He", "-2.9"]]))
         element  energy [Ha]
         H               -0.5
         He              -2.9

@@ -1,12 +1,8 @@
-"""Units of energy: conversion, and their names in tables and metrics.
-
-All energies are in `data.unit`. Label files are in hartree and ASE's files in eV; both are converted when read.
-"""
+"""Units of energy: conversion, and their names in tables and metrics."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from ofdft_norm.errors import ConfigError, did_you_mean
 
@@ -22,34 +18,24 @@ def check_unit(unit: str, where: str = "config: data.unit") -> str:
     return unit
 
 
-def energy_in_hartree(unit: str, where: str = "config: data.unit") -> float:
-    """Returns the value of one `unit` in hartree, by the constants of `ase.units`; hartree itself needs no ASE.
+def find_factor(unit: str, to: str, where: str = "config: data.unit") -> float:
+    """Returns the factor that converts energies, by the constants of `ase.units`; equal units need no ASE.
 
     Examples:
-        >>> round(1 / energy_in_hartree("eV"), 5)
-        27.21139
+        >>> find_factor("hartree", "hartree"), round(find_factor("hartree", "kcal/mol"), 3)
+        (1.0, 627.509)
     """
-    if check_unit(unit, where) == "hartree":
+    if check_unit(unit, where) == to:
         return 1.0
     try:
         import ase.units
     except ImportError as error:
         raise ImportError(
-            f"energies in {unit} need ASE's constants ({error}); install it with: pip install 'ofdft-norm[ase]', or "
-            f"give energies in hartree ({where})"
+            f"a conversion of energies from {unit} to {to} needs ASE's constants ({error}); install it with: pip "
+            f"install 'ofdft-norm[ase]', or give energies in {to} ({where})"
         ) from error
-    in_ev = {"eV": ase.units.eV, "kcal/mol": ase.units.kcal / ase.units.mol}
-    return float(in_ev[unit] / ase.units.Hartree)
-
-
-def conversion(unit: str, to: str, where: str = "config: data.unit") -> float:
-    """Returns the factor that converts energies from one unit to another.
-
-    Examples:
-        >>> conversion("hartree", "hartree"), round(conversion("hartree", "kcal/mol"), 3)
-        (1.0, 627.509)
-    """
-    return 1.0 if unit == to else energy_in_hartree(unit, where) / energy_in_hartree(to, where)
+    in_ev = {"hartree": ase.units.Hartree, "eV": ase.units.eV, "kcal/mol": ase.units.kcal / ase.units.mol}
+    return float(in_ev[unit] / ase.units.Hartree) / float(in_ev[to] / ase.units.Hartree)
 
 
 def angstrom_per_bohr() -> float:
@@ -59,23 +45,14 @@ def angstrom_per_bohr() -> float:
     return float(ase.units.Bohr / ase.units.Angstrom)
 
 
-@dataclass(frozen=True)
-class ShownUnit:
-    """How energies of a unit are displayed.
+class ShownUnit(NamedTuple):
+    """How energies of a unit are displayed."""
 
-    Attributes:
-        symbol: Unit of an energy.
-        small: Unit of an error.
-        factor: Number of small units in one unit.
-        suffix: End of an error's name in logs; it has no slash, which separates names there.
-        decimals: Decimals of an energy in a table: a hundredth of chemical accuracy, or less.
-    """
-
-    symbol: str
-    small: str
-    factor: float
-    suffix: str
-    decimals: int
+    symbol: str  # unit of an energy
+    small: str  # unit of an error
+    factor: float  # number of small units in one unit
+    suffix: str  # end of an error's name in logs, without a slash, which separates names there
+    decimals: int  # of an energy in a table: a hundredth of chemical accuracy, or less
 
     def energy(self, value: float | None) -> str:
         """Returns an energy as text without its unit; ``-`` for None."""
@@ -89,16 +66,6 @@ _SHOWN: dict[str, ShownUnit] = {
 }
 
 
-def shown(unit: str) -> ShownUnit:
+def find_unit(unit: str) -> ShownUnit:
     """Returns how energies of a unit are displayed."""
     return _SHOWN[check_unit(unit)]
-
-
-def error_suffix(unit: str) -> str:
-    """Returns the end of the names of errors in logs.
-
-    Examples:
-        >>> error_suffix("kcal/mol")
-        'kcal_per_mol'
-    """
-    return shown(unit).suffix

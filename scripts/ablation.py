@@ -32,15 +32,15 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig
 
-from ofdft_norm.data.files import optional_module, write_text
+from ofdft_norm.data.files import import_optional, write_text
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.callbacks import quiet_lightning
 from ofdft_norm.example.metrics import LabelErrors, error_name
 from ofdft_norm.example.results import HEADINGS, MODEL, evaluate, split_batches
 from ofdft_norm.hydra_app.readable_errors import find_config_dir, run_readably
-from ofdft_norm.tables import text_table
-from ofdft_norm.units import shown
+from ofdft_norm.tables import format_rows
+from ofdft_norm.units import find_unit
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
@@ -203,7 +203,7 @@ def paired_p_value(errors: Array, others: Array) -> float:
     """Returns the p-value of a paired t-test on the logarithms of two errors of each fold."""
     if np.array_equal(errors, others) or len(errors) < 2:
         return 1.0
-    return float(optional_module("scipy.stats", "labels").ttest_rel(np.log(errors), np.log(others)).pvalue)
+    return float(import_optional("scipy.stats", "labels").ttest_rel(np.log(errors), np.log(others)).pvalue)
 
 
 def write_tables(options: argparse.Namespace, results: dict[Run, Any], chosen: dict[Any, Any], cfg: DictConfig) -> str:
@@ -225,10 +225,10 @@ def write_tables(options: argparse.Namespace, results: dict[Run, Any], chosen: d
                     f"{own.mean():.1f} ({spread:.1f}){'**' if p < 0.01 else ' *' if p < 0.05 else '  '}"
                 )
             cells.append([*arm, *shown_errors])
-        heading = [f"{part}, {shown(unit).small}", "", *(first for first, _ in headings.values())]
-        tables.append(text_table(heading, cells, n_left=2))
+        heading = [f"{part}, {find_unit(unit).small}", "", *(first for first, _ in headings.values())]
+        tables.append(format_rows(heading, cells, n_left=2))
     found = [[*arm, f"{rate:.2g}", f"{scale:.2g}"] for arm, (rate, scale) in chosen.items()]
-    tables.append(text_table(["reference", "scaling", "learning rate", "scale"], found, n_left=2))
+    tables.append(format_rows(["reference", "scaling", "learning rate", "scale"], found, n_left=2))
     about = (
         f"loss: {cfg.model.energy_weight:g} |E error| + {cfg.model.gradient_weight:g} |projected gradient error|, "
         f"original coordinates\n{options.epochs} epochs, {options.folds} folds, {len(options.seeds)} seeds; "

@@ -56,10 +56,10 @@ from ofdft_norm.data.pack import pack_labels
 from ofdft_norm.data.packed import META, PackedDataset
 from ofdft_norm.data.sample import collate_joined, join_samples
 from ofdft_norm.example import DensityModule
-from ofdft_norm.normalization.build_normalizer import NormalizedFields, NormalizerSettings, build_normalizer
+from ofdft_norm.normalization.build_normalizer import NormalizerSettings, build_normalizer
 from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset
 from ofdft_norm.transforms.coordinates import forget_molecules, molecules_of
-from ofdft_norm.transforms.overlap import overlap_of
+from ofdft_norm.transforms.overlap import compute_overlap
 
 BASIS = BasisInfo(
     [1, 6, 7, 8, 9],
@@ -353,8 +353,7 @@ def packed_fit_rows(repeats: int) -> list[Row]:
 def make_normalizer(samples: Any) -> Any:
     """Fits the atomic reference and dimension-wise rescaling."""
     settings = NormalizerSettings(AtomRefConfig(), RescalingConfig(), 1.0, False, "error", "hartree")
-    fields = NormalizedFields("energy_label", None, "atomic_numbers")
-    return build_normalizer(fit(samples, residuals=True), BASIS, settings, fields, "has_energy_label")
+    return build_normalizer(fit(samples, residuals=True), BASIS, settings)
 
 
 def loader_rows(repeats: int) -> list[Row]:
@@ -445,7 +444,7 @@ def pre_transform_rows(repeats: int) -> list[Row]:
     for n_heavy, n_hydrogen, n_molecules in ((3, 4, 100), (9, 9, 12)):
         rng = np.random.default_rng(0)
         batches = [random_densities(basis_info, n_heavy, n_hydrogen, rng) for _ in range(n_molecules)]
-        overlaps = [overlap_of(molecules_of(batch)[0][0]) for batch in batches]
+        overlaps = [compute_overlap(molecules_of(batch)[0][0]) for batch in batches]
         for name, chain in chains.items():
 
             def transform_all(transform: Any = BasisTransforms(chain), batches: Any = batches) -> None:  # noqa: B008

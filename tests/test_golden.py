@@ -110,6 +110,9 @@ def test_the_default_fit(tmp_path, monkeypatch):
         for key in golden.files:
             value = datamodule.statistics.load_statistic(*key.split("/", 1))
             np.testing.assert_allclose(value, golden[key], **EXACT, err_msg=key)
+    for part in datamodule.parts.names():
+        found = [datamodule.normalizer.range_excess(batch) for batch in datamodule.part_dataloader(part)]
+        assert (max(float(of_batch.excess.max()) for of_batch in found) == 0) == (part == "train")
     for name, expected in json.loads((GOLDEN / "default_samples.json").read_text()).items():
         sample = next(s for s in datamodule.datasets["val"] if f"{s.mol_id}@{int(s.scf_iteration)}" == name)
         assert float(sample.energy_reference) == pytest.approx(expected["energy_reference"], rel=1e-11)

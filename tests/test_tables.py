@@ -5,18 +5,18 @@ import re
 import numpy as np
 
 from ofdft_norm.example.predict import TABLE, format_table
-from ofdft_norm.tables import WIDTH, text_table
+from ofdft_norm.tables import WIDTH, format_rows
 
 
 def test_lines_end_with_their_last_cell():
     rows = [["val", "model", "1e3"], ["all", "", ""]]
-    assert text_table(["split", "predictor", "E [mHa]"], rows, n_left=2).splitlines() == [
+    assert format_rows(["split", "predictor", "E [mHa]"], rows, n_left=2).splitlines() == [
         *("split  predictor  E [mHa]", "val    model          1e3", "all")
     ]
 
 
 def test_names_that_make_a_table_wider_than_a_screen_are_cut_in_their_middle():
-    table = text_table(["molecule", "energy"], [["m" * 120 + "end", "-1.5"], ["short", "2"]])
+    table = format_rows(["molecule", "energy"], [["m" * 120 + "end", "-1.5"], ["short", "2"]])
     long, short = table.splitlines()[1:]
     assert len(long) == WIDTH
     assert re.fullmatch(r"m+\.\.\.m+end  +-1\.5", long)

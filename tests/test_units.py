@@ -4,7 +4,7 @@ import pytest
 from scipy import constants
 
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.units import ENERGY_UNITS, angstrom_per_bohr, conversion, energy_in_hartree, shown
+from ofdft_norm.units import ENERGY_UNITS, angstrom_per_bohr, find_factor, find_unit
 
 
 def test_units_agree_with_another_library_s_constants():
@@ -13,26 +13,25 @@ def test_units_agree_with_another_library_s_constants():
     assert set(joule) == set(ENERGY_UNITS)
     for unit, value in joule.items():
         # ASE's constants are of another year
-        assert energy_in_hartree(unit) == pytest.approx(value / joule["hartree"], rel=3e-8)
-    assert energy_in_hartree("hartree") == 1.0
+        assert find_factor(unit, "hartree") == pytest.approx(value / joule["hartree"], rel=3e-8)
 
 
 def test_an_unknown_unit_names_the_setting():
     with pytest.raises(ConfigError, match=r"unit = 'ev': expected one of .*did you mean 'eV'\? \(config: data.unit\)"):
-        energy_in_hartree("ev")
+        find_factor("ev", "hartree")
 
 
 def test_without_ase_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ase.units", None)
     with pytest.raises(ImportError, match=r"pip install 'ofdft-norm\[ase\]'"):
-        energy_in_hartree("eV")
-    assert energy_in_hartree("hartree") == 1.0
+        find_factor("eV", "hartree")
+    assert find_factor("hartree", "hartree") == 1.0
 
 
 def test_units_convert_into_each_other_and_into_themselves_exactly():
     for unit in ENERGY_UNITS:
-        assert conversion(unit, unit) == 1.0
+        assert find_factor(unit, unit) == 1.0
         for other in ENERGY_UNITS:
-            assert conversion(unit, other) * conversion(other, unit) == pytest.approx(1, rel=1e-15)
+            assert find_factor(unit, other) * find_factor(other, unit) == pytest.approx(1, rel=1e-15)
     assert angstrom_per_bohr() == pytest.approx(constants.value("Bohr radius") / constants.angstrom, rel=1e-8)
-    assert [shown(unit).suffix for unit in ENERGY_UNITS] == ["mHa", "meV", "kcal_per_mol"]
+    assert [find_unit(unit).suffix for unit in ENERGY_UNITS] == ["mHa", "meV", "kcal_per_mol"]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -16,10 +17,10 @@ import torch
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from ofdft_norm.data.dataset import Transform, compose, file_states
-from ofdft_norm.data.files import optional_module
-from ofdft_norm.data.sources import SampleCheck, SampleDataset, Source, find_files, listed
-from ofdft_norm.data.split import PARTS, Parts, SplitConfig, random_split, refuse_doubles
+from ofdft_norm.data.dataset import Transform, compose, read_file_states
+from ofdft_norm.data.files import import_optional
+from ofdft_norm.data.sources import SampleCheck, SampleDataset, Source, find_files, list_paths
+from ofdft_norm.data.split import PARTS, Parts, SplitConfig, refuse_doubles, split_randomly
 from ofdft_norm.errors import ConfigError, LabelFileError, SplitError, did_you_mean
 from ofdft_norm.units import EnergyUnit
 
@@ -27,83 +28,72 @@ _PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 
 class FrameFile:
-    """The frames of a file, read once and kept in memory; of a database the identifiers of its rows.
-
-    Pickled without frames. A process that reads the file again refuses a changed file.
-    """
+    """The frames of a file, kept in memory; of a database the identifiers of its rows; pickled without frames."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.is_database = Path(path).suffix.lower() == ".db"
-        self._frames: list[Any] | None = None
         self._state: list[tuple[int, int]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_frames": None}
+        return {name: value for name, value in self.__dict__.items() if name != "frames"}
 
-    def on_disk(self) -> list[Path]:
+    def list_files(self) -> list[Path]:
         """Returns the file and, of an SQLite database in WAL mode, the file of its latest changes."""
         log = Path(f"{self.path}-wal")
         return [Path(self.path), log] if self.is_database and log.exists() and log.stat().st_size else [Path(self.path)]
 
+    def _find_state(self) -> list[tuple[int, int]]:
+        return [(found.st_size, found.st_mtime_ns) for found in map(os.stat, self.list_files())]
+
     def has_changed(self) -> bool:
         """Returns whether the file has another size or time of modification than when it was read."""
-        return self._state is not None and self._state != self._stat()
+        return self._state is not None and self._state != self._find_state()
 
-    def _stat(self) -> list[tuple[int, int]]:
-        return [(found.st_size, found.st_mtime_ns) for found in map(os.stat, self.on_disk())]
+    def _refuse_change(self) -> None:
+        if self.has_changed():
+            raise LabelFileError(f"{self.path}: has changed since its frames were counted: call setup again")
 
-    def _load(self) -> list[Any]:
-        if self._frames is None or self.is_database:
-            if self.has_changed():
-                what = "has changed since its frames were counted: set the data module up again"
-                raise LabelFileError(f"{self.path}: {what} (config: data.source.paths)")
-            if self._frames is None:
-                self._frames = self._read()
-                self._state = self._stat()  # last: closing a database in WAL mode writes to it
-        return self._frames
-
-    def _read(self) -> list[Any]:
+    @cached_property
+    def frames(self) -> list[Any]:
+        """All frames."""
+        self._refuse_change()
         frames: list[Any] = []
         with _named(lambda: f"{self.path}@{len(frames)}"):
             if self.is_database:
-                frames.extend(row.id for row in self._connect().select(include_data=False, columns=["id"]))
+                rows = import_optional("ase.db", "ase").connect(self.path).select(include_data=False, columns=["id"])
+                frames.extend(row.id for row in rows)
             elif Path(self.path).suffix.lower() in (".xyz", ".extxyz"):
                 frames.extend(_read_xyz(self.path))
             else:  # by default, ASE takes the text after an @ in the name as an index
-                iread = optional_module("ase.io", "ase").iread
+                iread = import_optional("ase.io", "ase").iread
                 frames.extend(iread(self.path, index=":", do_not_split_by_at_sign=True))
+        self._state = self._find_state()  # last: closing a database in WAL mode writes to it
         return frames
-
-    def _connect(self) -> Any:
-        return optional_module("ase.db", "ase").connect(self.path)
-
-    def __len__(self) -> int:
-        return len(self._load())
 
     def __getitem__(self, index: int) -> Any:
         """Returns a frame as `ase.Atoms`."""
-        frames = self._load()
-        if index >= len(frames):
-            raise LabelFileError(f"{self.path}@{index}: the file has {len(frames)} frames (config: data.source.paths)")
+        if index >= len(self.frames):
+            raise LabelFileError(f"{self.path}@{index}: it has {len(self.frames)} frames (config: data.source.paths)")
         if not self.is_database:
-            return frames[index]
+            return self.frames[index]
+        self._refuse_change()
         with _named(lambda: f"{self.path}@{index}"):
-            return self._connect().get_atoms(frames[index], add_additional_information=True)
+            database = import_optional("ase.db", "ase").connect(self.path)
+            return database.get_atoms(self.frames[index], add_additional_information=True)
 
 
 def _read_xyz(path: str) -> Iterator[Any]:
     """Reads frames one by one: ASE's reader does not locate damage in a file. Blank lines may separate frames."""
-    read = optional_module("ase.io", "ase").read
+    read = import_optional("ase.io", "ase").read
     with open(path, "rb") as file:
         for number, line in (lines := enumerate(file, 1)):
             count = line.strip()
             if not count:
                 continue
             if not count.isdigit() or int(count) == 0:
-                found = f"begins with {count.decode(errors='replace')!r:.60}"
-                expected = "expected the number of atoms of a frame, at least one"
-                raise LabelFileError(f"{path}:{number}: {found}, {expected} (config: data.source.paths)")
+                what = f"begins with {count.decode(errors='replace')!r:.60}, expected the number of atoms of a frame"
+                raise LabelFileError(f"{path}:{number}: {what} (config: data.source.paths)")
             rest = [text for _, text in islice(lines, int(count) + 1)]
             if sum(1 for text in rest[1:] if text.strip()) < int(count):
                 raise EOFError("the file ends within this frame")
@@ -118,16 +108,16 @@ def _named(where: Callable[[], str]) -> Iterator[None]:
     except (LabelFileError, ImportError):
         raise
     except Exception as error:
-        found = f"ASE cannot read this: {type(error).__name__}: {error}"
-        raise LabelFileError(f"{where()}: {found} (config: data.source.paths)") from error
+        what = f"{where()}: ASE cannot read this: {type(error).__name__}: {error} (config: data.source.paths)"
+        raise LabelFileError(what) from error
 
 
+@dataclass(frozen=True)
 class Frames(Sequence[Any]):
     """Some frames (``path@index``) of files, as `ase.Atoms`."""
 
-    def __init__(self, members: Sequence[str], files: Mapping[str, FrameFile]) -> None:
-        self.members = list(members)
-        self.files = files
+    members: Sequence[str]
+    files: Mapping[str, FrameFile]
 
     def __len__(self) -> int:
         return len(self.members)
@@ -149,7 +139,7 @@ class ASEDataset(SampleDataset):
         numbers = {path: i for i, path in enumerate(sorted(files))}
         places = (member.rpartition("@") for member in self.samples.members)
         return {
-            "files": file_states([file for path in numbers for file in files[path].on_disk()], contents),
+            "files": read_file_states([file for path in numbers for file in files[path].list_files()], contents),
             "samples": [f"{numbers[path]}@{index}" for path, _, index in places],
             "check": repr(self.check),
         }
@@ -179,7 +169,7 @@ class AtomsCheck(SampleCheck):
             cell=np.array(atoms.cell, dtype=np.float64)[None],
             pbc=torch.from_numpy(np.array(atoms.pbc))[None],
             mol_id=where,
-            config_type=str(_info(atoms).get("config_type", "")),
+            config_type=str(_find_info(atoms).get("config_type", "")),
             has_energy_label=torch.tensor([True]),
         )
         sample[self.atomic_numbers] = np.array(atoms.numbers, dtype=np.int64)
@@ -199,8 +189,8 @@ class AtomsCheck(SampleCheck):
                 sizes = {int(np.prod(shape)), 9} if setting == "stress" else {int(np.prod(shape))}
                 fitting = sorted(k for k, value in known.items() if np.size(value) in sizes)
                 has = f"it has {fitting}{did_you_mean(key, fitting)}" if fitting else "it has no value of this shape"
-                where_to = f"(config: data.source.{setting}; of wrapped data {setting}_field)"
-                raise LabelFileError(f"{where}: lacks {key!r}; {has}; give it, or leave the frame out {where_to}")
+                config = f"(config: data.source.{setting}; of wrapped data {setting}_field)"
+                raise LabelFileError(f"{where}: lacks {key!r}; {has} {config}")
         return sample
 
 
@@ -216,7 +206,7 @@ def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
     return {k: v for k, v in values.items() if isinstance(v, numeric) and np.asarray(v).dtype.kind in "iuf"}
 
 
-def _info(atoms: Any) -> dict[str, Any]:
+def _find_info(atoms: Any) -> dict[str, Any]:
     """Returns the entries of `info` and, of a row of a database, its key-value pairs."""
     return {**atoms.info, **atoms.info.get("key_value_pairs", {})}
 
@@ -263,33 +253,20 @@ class ASEFiles(Source):
         if self.split_key is not None and (self.val is not None or self.test is not None):
             raise ConfigError("data.source has a split_key, and files for val or test: give only one of them")
 
-    @property
-    def forces_field(self) -> str | None:  # type: ignore[override]
-        """Field of the samples with forces; None: there are none."""
-        return None if self.forces is None else "forces"
-
-    @property
-    def stress_field(self) -> str | None:  # type: ignore[override]
-        """Field of the samples with the stress; None: there is none."""
-        return None if self.stress is None else "stress"
+    forces_field = property(lambda self: None if self.forces is None else "forces")
+    stress_field = property(lambda self: None if self.stress is None else "stress")
 
     def parts(self, split: SplitConfig) -> Parts:
-        """Returns the frames of train, val and test: by files, by `split_key`, or at random.
-
-        Raises:
-            SplitError: If a file is given twice, a frame is of no part, or no frame trains.
-            ConfigError: If a split file is given, which lists label files.
-        """
+        """Returns the frames of train, val and test: by files, by `split_key`, or at random."""
         frames = self._list_frames()
         if self.split_key is not None:
             parts = self._divide_by_key(self.split_key, frames["train"])
         elif self.val is not None or self.test is not None:
             parts = frames
         elif split.file is not None:
-            keys = "data.source.val, data.source.test, data.source.split_key"
-            raise ConfigError(f"data.split.file lists label files, not frames: give the parts by (config: {keys})")
+            raise ConfigError("data.split.file lists label files, not frames: give data.source.val, test or split_key")
         else:
-            parts = random_split(frames["train"], split, str(self.paths))
+            parts = split_randomly(frames["train"], split, str(self.paths))
         return {part: members for part, members in parts.items() if members}
 
     def everything(self) -> list[str]:
@@ -297,13 +274,10 @@ class ASEFiles(Source):
         return [member for members in self._list_frames().values() for member in members]
 
     def isolated_atoms(self) -> dict[str, tuple[int, float]]:
-        """Returns the atomic number and energy of frames of a single atom.
-
-        The atom is not periodic, or the entry `config_type` of `info` is ``IsolatedAtom``.
-        """
+        """Returns number and energy of single atoms without periodic images, or with ``config_type=IsolatedAtom``."""
         check, members, found = AtomsCheck("energy", keys=(self.energy, None, None)), self.everything(), {}
         for member, atoms in zip(members, Frames(members, self._files), strict=True):
-            if len(atoms) == 1 and (not atoms.pbc.any() or _info(atoms).get("config_type") == "IsolatedAtom"):
+            if len(atoms) == 1 and (not atoms.pbc.any() or _find_info(atoms).get("config_type") == "IsolatedAtom"):
                 sample = check(atoms, member)
                 found[member] = int(sample.atomic_numbers[0]), float(sample.energy)
         return found
@@ -322,7 +296,7 @@ class ASEFiles(Source):
 
     def split_identity(self, split: SplitConfig) -> str:
         """Identifies the files and settings that determine the split."""
-        files = [[os.path.abspath(path) for path in listed(paths)] for paths in (self.paths, self.val, self.test)]
+        files = [[os.path.abspath(path) for path in list_paths(paths)] for paths in (self.paths, self.val, self.test)]
         return f"({files}, {self.split_key!r}, {split!r})"
 
     def _list_frames(self) -> Parts:
@@ -333,18 +307,15 @@ class ASEFiles(Source):
         for path in (path for found in files.values() for path in found):
             if path not in self._files or self._files[path].has_changed():
                 self._files[path] = FrameFile(path)
-            if not len(self._files[path]):
+            if not self._files[path].frames:
                 raise LabelFileError(f"{path}: has no frame (config: data.source.paths)")
-        return {
-            part: [f"{path}@{i}" for path in found for i in range(len(self._files[path]))]
-            for part, found in files.items()
-        }
+        counts = {path: len(self._files[path].frames) for found in files.values() for path in found}
+        return {part: [f"{path}@{i}" for path in found for i in range(counts[path])] for part, found in files.items()}
 
     def _divide_by_key(self, key: str, members: Sequence[str]) -> Parts:
         parts: Parts = {part: [] for part in PARTS}
-        for member in members:
-            path, _, index = member.rpartition("@")
-            info = _info(self._files[path][int(index)])
+        for member, atoms in zip(members, Frames(members, self._files), strict=True):
+            info = _find_info(atoms)
             part = _PART_NAMES.get(str(info.get(key)).lower())
             if part is None:
                 what = f"info[{key!r}] is {info.get(key)!r}, expected 'train', 'val' or 'test'; it has {sorted(info)}"

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ofdft_norm.data.elements import atomic_number, symbol
-from ofdft_norm.data.files import optional_module, read_plain
+from ofdft_norm.data.elements import find_atomic_number, find_symbol
+from ofdft_norm.data.files import import_optional, read_plain
 from ofdft_norm.errors import BasisError
 
 MAX_ATOMIC_NUMBER = 118
@@ -49,7 +49,7 @@ def parse_irreps(irreps: str, atomic_number: int) -> list[tuple[int, int]]:
     return shells
 
 
-def shells_to_irreps(momenta: Iterable[int]) -> str:
+def format_irreps(momenta: Iterable[int]) -> str:
     """Returns ``"2x0e+1x1o"`` for shells of angular momenta 0, 0, 1."""
     return "+".join(f"{len(list(group))}x{l}{'eo'[l % 2]}" for l, group in itertools.groupby(momenta))
 
@@ -63,20 +63,14 @@ def split_axis(values: ArrayOrTensor, lengths: Sequence[int], axis: int, what: s
     return values.split(list(lengths), dim=axis)
 
 
-def dimension_name(basis_info: BasisInfo, dimension: int) -> str:
-    """Returns the name of a dimension of the basis, such as ``"F 3d, m = -1"``.
-
-    Examples:
-        >>> basis_info = BasisInfo([1, 8], ["2x0e", "3x0e+2x1o"])
-        >>> [dimension_name(basis_info, i) for i in (1, 9)]
-        ['H 2s', 'O 2p, m = -1']
-    """
+def name_dimension(basis_info: BasisInfo, dimension: int) -> str:
+    """Returns the name of a dimension of the basis, such as ``"F 3d, m = -1"``."""
     element = int(np.searchsorted(basis_info.offsets, dimension, side="right")) - 1
     l, m = int(basis_info.l_per_basis_func[dimension]), int(basis_info.m_per_basis_func[dimension])
     own = basis_info.atom_ind_to_basis_function_ind[element]
     before = own[(own <= dimension) & (basis_info.l_per_basis_func[own] == l)]
     shell = len(np.unique(basis_info.basis_func_to_shell[before]))
-    name = f"{symbol(int(basis_info.atomic_numbers[element]))} {shell}{SHELL_LETTERS[l]}"
+    name = f"{find_symbol(int(basis_info.atomic_numbers[element]))} {shell}{SHELL_LETTERS[l]}"
     return name if l == 0 else f"{name}, m = {m}"
 
 
@@ -93,7 +87,7 @@ def _as_integers(atomic_numbers: Any, context: str) -> IntArray:
 
 @lru_cache(maxsize=16)
 def _make_once(arguments: str) -> BasisInfo:
-    """Makes a basis of the constructor's arguments as JSON, once in a process: samples and statistics carry theirs."""
+    """Makes a basis of the constructor's arguments as JSON, once in a process: samples carry theirs."""
     return BasisInfo(**json.loads(arguments))
 
 
@@ -214,10 +208,10 @@ class BasisInfo:
         momenta: dict[int, list[int]] = {}
         for atom in range(mol.natm):
             own = [int(mol.bas_angular(i)) for i in mol.atom_shell_ids(atom) for _ in range(mol.bas_nctr(i))]
-            number = atomic_number(mol.atom_pure_symbol(atom))
+            number = find_atomic_number(mol.atom_pure_symbol(atom))
             if momenta.setdefault(number, own) != own:
                 raise BasisError(f"from_mol: atoms of element {number} have different functions")
-        return cls(sorted(momenta), [shells_to_irreps(momenta[z]) for z in sorted(momenta)])
+        return cls(sorted(momenta), [format_irreps(momenta[z]) for z in sorted(momenta)])
 
     @classmethod
     def from_atomic_numbers_with_even_tempered_basis(
@@ -235,7 +229,7 @@ class BasisInfo:
             ImportError: If PySCF is not installed.
         """
         numbers = _as_integers(atomic_numbers, "").tolist()
-        gto, df = optional_module("pyscf.gto", "labels"), optional_module("pyscf.df", "labels")
+        gto, df = import_optional("pyscf.gto", "labels"), import_optional("pyscf.df", "labels")
         # one atom of each element, far apart: the basis depends on each element alone
         atoms = [(number, (0.0, 0.0, 10.0 * i)) for i, number in enumerate(numbers)]
         try:
@@ -246,7 +240,7 @@ class BasisInfo:
             raise BasisError(f"PySCF has no orbital basis {basis!r} for {numbers}: {error} {_BASIS_KEY}") from error
         mol = df.addons.make_auxmol(orbital, df.aug_etb(orbital, beta=beta))
         shells = [sorted(mol.atom_shell_ids(atom), key=mol.bas_angular) for atom in range(mol.natm)]
-        irreps = [shells_to_irreps(int(mol.bas_angular(i)) for i in own) for own in shells]
+        irreps = [format_irreps(int(mol.bas_angular(i)) for i in own) for own in shells]
         return cls(numbers, irreps, [[float(mol.bas_exp(i)[0]) for i in own] for own in shells])
 
     @classmethod
@@ -274,9 +268,10 @@ class BasisInfo:
         """
         try:
             content = read_plain(path)
-            if content.pop("p_order", "xyz") != "xyz":
+            if content.get("p_order", "xyz") != "xyz":
                 raise BasisError("expected p_order 'xyz': ofdft_norm 0.2 wrote this file, make basis and labels again")
-            return cls(content["atomic_numbers"], content["irreps_per_atom"], content.get("exponents_per_atom"))
+            required = {name: content[name] for name in ("atomic_numbers", "irreps_per_atom")}
+            return cls.from_dict({**required, "exponents_per_atom": content.get("exponents_per_atom")})
         except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else error
             raise BasisError(f"{path}: is no density basis: {what} {_BASIS_KEY}") from error

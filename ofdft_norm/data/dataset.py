@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,65 +20,43 @@ from torch_geometric.data import Batch
 from torch_geometric.transforms import Compose
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.files import file_digest
+from ofdft_norm.data.files import hash_file
 from ofdft_norm.data.label_file import LabelHeader, MoleculeLabels, read_header, read_molecule
-from ofdft_norm.data.sample import RAW, JoinedDataset, join_samples, make_batch, n_molecules, sample_name
+from ofdft_norm.data.sample import (
+    PER_FUNCTION,
+    RAW,
+    JoinedDataset,
+    count_molecules,
+    join_samples,
+    make_batch,
+    name_sample,
+)
 from ofdft_norm.errors import ConfigError, LabelFileError, OFDFTNormError
 
 IntArray = npt.NDArray[np.int64]
 Transform = Callable[[Any], Any]
 
 
-class Composed:
-    """Several transforms as one; each is applied to the whole batch if it can be."""
-
-    works_on_batches = True
-
-    def __init__(self, transforms: Sequence[Transform]) -> None:
-        self.transforms = list(transforms)
-
-    def __call__(self, data: Any) -> Any:
-        """Applies the transforms to a sample or batch."""
-        for transform in self.transforms:
-            data = apply_transform(transform, data)
-        return data
-
-
-def single_transforms(transforms: Iterable[Transform]) -> list[Transform]:
-    """Returns transforms in the order of application, with PyG's and our compositions taken apart."""
+def list_single_transforms(transforms: Iterable[Transform]) -> list[Transform]:
+    """Returns transforms in the order of application, with PyG's compositions taken apart."""
     found: list[Transform] = []
     for transform in transforms:
-        found += single_transforms(transform.transforms) if isinstance(transform, Compose | Composed) else [transform]
+        found += list_single_transforms(transform.transforms) if isinstance(transform, Compose) else [transform]
     return found
 
 
 def compose(transforms: Iterable[Transform]) -> Transform | None:
     """Returns transforms as one; None for none."""
-    singles = single_transforms(transforms)
-    return None if not singles else singles[0] if len(singles) == 1 else Composed(singles)
-
-
-def fields_before(transform: Transform | None, fields: Collection[str] | None) -> Collection[str] | None:
-    """Returns the fields that a transform needs to give some fields; None: all.
-
-    A transform that changes nothing but fields that are present has an attribute `reads`: pairs of a field that it
-    changes, and a field that it reads for that.
-    """
-    for single in single_transforms([] if transform is None else [transform]):
-        reads = getattr(single, "reads", None)
-        if fields is None or reads is None:
-            return None
-        fields = {*fields, *(other for name, other in reads if name in fields)}
-    return fields
+    singles = list_single_transforms(transforms)
+    return None if not singles else singles[0] if len(singles) == 1 else Compose(singles)
 
 
 def apply_transform(transform: Transform | None, data: Any, config: str = "data.pre_transforms") -> Any:
-    """Applies a transform to a sample or batch: to the whole batch if its attribute `works_on_batches` is true.
-
-    `config` is the key of the configuration that an error names.
-    """
+    """Applies a transform to a sample, or to a whole batch if its attribute `works_on_batches` is true."""
     if transform is None:
         return data
+    if isinstance(transform, Compose):
+        return functools.reduce(lambda found, part: apply_transform(part, found, config), transform.transforms, data)
     if isinstance(data, Batch) and not getattr(transform, "works_on_batches", False):
         return join_samples([apply_transform(transform, sample, config) for sample in data.to_data_list()])
     try:
@@ -86,18 +65,13 @@ def apply_transform(transform: Transform | None, data: Any, config: str = "data.
         raise
     except Exception as error:
         if not hasattr(error, "__notes__"):
-            names = list(dict.fromkeys(sample_name(data, i) for i in range(n_molecules(data))))
+            names = list(dict.fromkeys(name_sample(data, i) for i in range(count_molecules(data))))
             error.add_note(f"while transforming the molecules {names[:10]} (config: {config})")
         raise
 
 
 class ScfSelection:
-    """Selects the SCF iterations of a molecule that are samples; see `OFDataset`.
-
-    Examples:
-        >>> ScfSelection(-2, keep_initial_guess=False)(4).tolist()
-        [2, 3]
-    """
+    """Selects the SCF iterations of a molecule that are samples; see `OFDataset`."""
 
     def __init__(self, limit: int | Sequence[int] | None = None, keep_initial_guess: bool = True) -> None:
         several = isinstance(limit, Sequence) and not isinstance(limit, str)
@@ -107,8 +81,8 @@ class ScfSelection:
         self.limit_scf_iterations = None if limit is None else np.array(limit, dtype=np.int64).tolist()
         self.keep_initial_guess = keep_initial_guess
 
-    def __call__(self, n: int, path_of: Callable[[], object] = str) -> IntArray:
-        """Returns the selected iterations of an SCF path of length n, at least one; `path_of` finds the file's name."""
+    def __call__(self, n: int) -> IntArray:
+        """Returns the selected iterations of an SCF path of length n."""
         limit = self.limit_scf_iterations
         if limit is None:
             selected = set(range(n))
@@ -117,37 +91,25 @@ class ScfSelection:
         else:
             selected = set(range(limit if limit >= 0 else max(0, n + limit), n))
         selected = selected | {0} if self.keep_initial_guess else selected - {0}
-        if not selected:
-            keys = "data.source.limit_scf_iterations, data.source.keep_initial_guess, data.source.exclude"
-            raise LabelFileError(f"{path_of()}: none of its {n} SCF iterations is selected (config: {keys})")
         return np.array(sorted(selected), dtype=np.int64)
 
 
 class MoleculeDataset(JoinedDataset):
-    """Base of data sets over molecules: samples, molecule after molecule, joined and transformed.
+    """Base of data sets over molecules: samples, molecule after molecule, joined and transformed."""
 
-    Subclasses define `paths`, `n_scf_iterations`, `elements`, `state` and `_read_samples`.
-    """
+    paths: list[Path]  # (n_molecules,) the label files; of packed labels their names, in the folder of the set
+    other_energies: Sequence[str] = ()  # fields of the samples, such as e_xc, beside `energy_label`
 
-    basis_info: BasisInfo
-    energy_key: str
-    gradient_key: str
-    transform: Transform | None
-    scf_selection: ScfSelection
-
-    @property
-    def paths(self) -> list[Path]:
-        """(n_molecules,) the label files; of packed labels their names, in the folder of the set."""
-        raise NotImplementedError
+    def __init__(
+        self, basis_info: BasisInfo, keys: Sequence[str], transform: Transform | None, selection: ScfSelection
+    ) -> None:
+        self.basis_info, (self.energy_key, self.gradient_key) = basis_info, keys
+        self.transform, self.scf_selection = transform, selection
 
     @property
     def n_scf_iterations(self) -> IntArray:
         """(n_molecules,) length of each SCF path."""
         raise NotImplementedError
-
-    def path(self, molecule: int) -> Path:
-        """Returns the label file of a molecule."""
-        return self.paths[molecule]
 
     def elements(self) -> set[int]:
         """Returns the atomic numbers that occur."""
@@ -164,18 +126,20 @@ class MoleculeDataset(JoinedDataset):
     def verify(self) -> None:
         """Raises LabelFileError if packed labels have changed since they were packed."""
 
-    def with_target(self, target: str) -> Self:
-        """Returns a copy that reads ``e_<target>`` and ``grad_<target>``."""
-        return self._with_keys(f"e_{target}", f"grad_{target}")
-
-    def with_energy(self, energy: str) -> Self:
-        """Returns a copy that reads ``e_<energy>`` and the same gradient."""
-        return self._with_keys(f"e_{energy}", self.gradient_key)
-
-    def _with_keys(self, energy_key: str, gradient_key: str) -> Self:
+    def with_target(self, target: str, energies: Sequence[str] = ()) -> Self:
+        """Returns a copy that reads ``e_<target>`` and ``grad_<target>``, and further energies as ``e_<energy>``."""
         other = copy(self)
-        other.energy_key, other.gradient_key = energy_key, gradient_key
+        other.energy_key, other.gradient_key = f"e_{target}", f"grad_{target}"
+        other.other_energies = [f"e_{energy}" for energy in energies]
         return other
+
+    def _select(self, molecule: int, n: int) -> IntArray:
+        """Returns the selected iterations of a molecule's SCF path of length n, at least one."""
+        selected = self.scf_selection(n)
+        if not len(selected):
+            what = f"{self.paths[molecule]}: none of its {n} SCF iterations is selected"
+            raise LabelFileError(f"{what} (config: data.source.limit_scf_iterations, data.source.exclude)")
+        return selected
 
     @property
     def n_molecules(self) -> int:
@@ -189,7 +153,7 @@ class MoleculeDataset(JoinedDataset):
         lengths, first, length = np.unique(self.n_scf_iterations, return_index=True, return_inverse=True)
         selected = [np.zeros(0, dtype=np.int64)]
         for n, molecule in zip(lengths.tolist(), first.tolist(), strict=True):
-            selected.append(self.scf_selection(n, partial(self.path, molecule)))
+            selected.append(self._select(molecule, n))
         counts = np.array(list(map(len, selected[1:])), dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(counts[length])]).astype(np.int64)
         return offsets, np.concatenate(selected), (np.cumsum(counts) - counts)[length] - offsets[:-1]
@@ -214,8 +178,12 @@ class MoleculeDataset(JoinedDataset):
 
     def molecules(self, molecules: Sequence[int] | IntArray, fields: Collection[str] | None = None) -> Any:
         """Reads all samples of some molecules as one batch, transformed; other fields than `fields` may be left out."""
-        indices = np.asarray(molecules, dtype=np.int64)
-        return apply_transform(self.transform, self._read_molecules(indices, fields_before(self.transform, fields)))
+        for single in list_single_transforms([] if self.transform is None else [self.transform]):
+            # pairs of a field that a transform changes, and a field that it reads for that; None: it reads all
+            reads = getattr(single, "reads", None)
+            read = [] if fields is None or reads is None else [other for name, other in reads if name in fields]
+            fields = None if fields is None or reads is None else {*fields, *read}
+        return apply_transform(self.transform, self._read_molecules(np.asarray(molecules, dtype=np.int64), fields))
 
     def _read_molecules(self, molecules: IntArray, fields: Collection[str] | None) -> Any:
         ranges = zip(self.sample_offsets[molecules], self.sample_offsets[molecules + 1], strict=True)
@@ -256,23 +224,15 @@ class OFDataset(MoleculeDataset):
         keep_initial_guess: bool = True,
         n_scf_iterations: Sequence[int] | None = None,
     ) -> None:
-        self._paths = [Path(path) for path in paths]
-        self.basis_info = basis_info
-        self.energy_key = energy_key
-        self.gradient_key = gradient_key
-        self.transform = transform
-        self.scf_selection = ScfSelection(limit_scf_iterations, keep_initial_guess)
-        n = len(self._paths)
+        selection = ScfSelection(limit_scf_iterations, keep_initial_guess)
+        super().__init__(basis_info, (energy_key, gradient_key), transform, selection)
+        self.paths = [Path(path) for path in paths]
+        n = len(self.paths)
         self._n_scf_iterations = np.array([-1] * n if n_scf_iterations is None else n_scf_iterations, dtype=np.int64)
         if len(self._n_scf_iterations) != n:
             raise ConfigError(f"n_scf_iterations has {len(self._n_scf_iterations)} entries for {n} label files")
         self._elements: dict[int, set[int]] = {}
         self._geometries: dict[str, tuple[bytes, Path]] = {}
-
-    @property
-    def paths(self) -> list[Path]:
-        """(n_molecules,) the label files."""
-        return self._paths
 
     @property
     def n_scf_iterations(self) -> IntArray:
@@ -287,12 +247,12 @@ class OFDataset(MoleculeDataset):
 
     def _learn(self, molecules: Sequence[int]) -> None:
         for molecule in molecules:
-            self._remember(molecule, read_header(self._paths[molecule]))
+            self._remember(molecule, read_header(self.paths[molecule]))
 
-    def _remember(self, molecule: int, found: LabelHeader | MoleculeLabels) -> None:
+    def _remember(self, molecule: int, found: LabelHeader) -> None:
         known = int(self._n_scf_iterations[molecule])
         if known not in (-1, found.n_scf_iterations):
-            what = f"{self._paths[molecule]}: has {found.n_scf_iterations} SCF iterations, expected {known}"
+            what = f"{self.paths[molecule]}: has {found.n_scf_iterations} SCF iterations, expected {known}"
             raise LabelFileError(f"{what}: the file has changed, or the split file is wrong (config: data.split.file)")
         self._n_scf_iterations[molecule] = found.n_scf_iterations
         self._elements[molecule] = set(found.atomic_numbers.tolist())
@@ -300,12 +260,13 @@ class OFDataset(MoleculeDataset):
     def state(self, contents: bool = False) -> dict[str, Any]:
         """Describes the raw samples: files (name, and size and time or digest), selected iterations, labels."""
         keys = {"energy_key": self.energy_key, "gradient_key": self.gradient_key}
-        return {"files": file_states(self._paths, contents), **vars(self.scf_selection), **keys}
+        return {"files": read_file_states(self.paths, contents), **vars(self.scf_selection), **keys}
 
     def _read(
         self, molecule: int, iterations: IntArray | Callable[[int], IntArray], fields: Collection[str] | None
     ) -> MoleculeLabels:
-        labels = read_molecule(self._paths[molecule], self.energy_key, self.gradient_key, iterations, fields)
+        keys = self.energy_key, self.gradient_key
+        labels = read_molecule(self.paths[molecule], *keys, iterations, fields, self.other_energies)
         self._remember(molecule, labels)
         # results and samples belong together by name
         geometry = hashlib.sha256(labels.pos.tobytes() + labels.atomic_numbers.tobytes()).digest()
@@ -323,61 +284,51 @@ class OFDataset(MoleculeDataset):
 
     def _read_molecules(self, molecules: IntArray, fields: Collection[str] | None) -> Any:
         # the number of iterations may not be known yet
-        selections = {m: partial(self.scf_selection, path_of=partial(self.path, m)) for m in molecules.tolist()}
-        return join_labels([self._read(m, selections[m], fields) for m in molecules.tolist()], self.basis_info)
+        found = [self._read(m, functools.partial(self._select, m), fields) for m in molecules.tolist()]
+        return join_labels(found, self.basis_info)
 
 
 def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> Any:
     """Returns the batch of all rows of some molecules' labels."""
-    n_rows = [len(labels.scf_iteration) for labels in molecules]
+    n_rows = [len(labels.rows["coeffs"]) for labels in molecules]
     atom_ind = [basis_info.atom_indices(m.atomic_numbers, f"{m.path}: molecule {m.mol_id!r}") for m in molecules]
     functions = [basis_info.basis_function_ind(indices) for indices in atom_ind]
     for labels, own in zip(molecules, functions, strict=True):
-        if labels.coeffs.shape[1] != len(own):
-            what = f"{labels.path}: molecule {labels.mol_id!r} has {labels.coeffs.shape[1]} coefficients"
+        if labels.ground_state_coeffs.shape != own.shape:
+            what = f"{labels.path}: molecule {labels.mol_id!r} has {len(labels.ground_state_coeffs)} coefficients"
             raise LabelFileError(f"{what}, the basis has {len(own)} functions for it (config: data.source.basis_info)")
 
-    def joined(*names: str) -> dict[str, Tensor]:
-        arrays = {name: [getattr(m, name).reshape(-1) for m in molecules] for name in names}
-        return {name: torch.from_numpy(np.concatenate(own)) for name, own in arrays.items()}
+    def repeat(values: Iterable[npt.NDArray[Any]]) -> Tensor:
+        return torch.from_numpy(np.concatenate([v for v, n in zip(values, n_rows, strict=True) for _ in range(n)]))
 
-    def repeated(**arrays: list[npt.NDArray[Any]]) -> dict[str, Tensor]:
-        lists = {k: [a for a, n in zip(own, n_rows, strict=True) for _ in range(n)] for k, own in arrays.items()}
-        return {name: torch.from_numpy(np.concatenate(own)) for name, own in lists.items()}
-
-    of_molecule = {name: [getattr(m, name) for m in molecules] for name in ("pos", "atomic_numbers")}
-    ground_states = [m.ground_state_coeffs for m in molecules]
-    per_sample = {
-        **joined("energy_label", "has_energy_label", "perturbed", "scf_iteration"),
-        "mol_id": [m.mol_id for m, n in zip(molecules, n_rows, strict=True) for _ in range(n)],
-        "basis_info": [basis_info] * sum(n_rows),
-        "coordinates": [RAW] * sum(n_rows),
-    }
-    read = [name for name in ("gradient_label", "dual_basis_integrals") if getattr(molecules[0], name) is not None]
-    return make_batch(
-        repeated(**of_molecule, atom_ind=atom_ind),
-        repeated(basis_function_ind=functions, ground_state_coeffs=ground_states) | joined("coeffs", *read),
-        per_sample,
-        np.repeat([len(indices) for indices in atom_ind], n_rows),
-        np.repeat([len(f) for f in functions], n_rows),
-    )
+    rows = {k: torch.from_numpy(np.concatenate([m.rows[k].reshape(-1) for m in molecules])) for k in molecules[0].rows}
+    per_function = {name: rows.pop(name) for name in PER_FUNCTION if name in rows}
+    per_function["ground_state_coeffs"] = repeat(m.ground_state_coeffs for m in molecules)
+    per_function["basis_function_ind"] = repeat(functions)
+    per_atom = {name: repeat(getattr(m, name) for m in molecules) for name in ("pos", "atomic_numbers")}
+    per_atom["atom_ind"] = repeat(atom_ind)
+    names = [m.mol_id for m, n in zip(molecules, n_rows, strict=True) for _ in range(n)]
+    same = {"basis_info": [basis_info] * len(names), "coordinates": [RAW] * len(names)}
+    counts = (np.repeat(list(map(len, of_molecules)), n_rows) for of_molecules in (atom_ind, functions))
+    return make_batch(per_atom, per_function, {**rows, "mol_id": names, **same}, *counts)
 
 
-def file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]]:
-    """Returns relative name, and size and time of modification or a digest of the content, of label files.
-
-    Names are relative to the folder that holds all files: a copy that keeps times (``rsync -a``) is the same set. A
-    ``.zarr`` folder counts with all files below it.
-    """
+def read_file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]]:
+    """Returns names, below the folder of all, and sizes and times or digests of label files; of folders, all files."""
     root = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
     files: list[str] = []
     for path in paths:
         below = sorted(os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
         files += below if path.is_dir() else [str(path)]
+
+    def find(names: Sequence[str]) -> list[Any]:
+        return [hash_file(n) if contents else [(s := os.stat(n)).st_size, s.st_mtime_ns] for n in names]
+
+    size = 1 if contents else 64  # a task for each file would take longer than asking for its size
     try:
-        with ThreadPoolExecutor() as pool:  # hashing releases Python's lock
-            states: list[Any] = list(pool.map(file_digest if contents else os.stat, files))
+        with ThreadPoolExecutor() as pool:  # file systems of clusters answer slowly; hashing releases Python's lock
+            found = pool.map(find, [files[first : first + size] for first in range(0, len(files), size)])
+            states = [state for of_task in found for state in of_task]
     except OSError as error:
         raise LabelFileError(f"{error.filename}: cannot be read: {error.strerror} (config: data.source)") from error
-    states = states if contents else [[status.st_size, status.st_mtime_ns] for status in states]
     return [[os.path.relpath(file, root), state] for file, state in zip(files, states, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -16,35 +17,31 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import yaml
 
 EMBEDDED = Path(__file__).parent / "embedded"
+NOT_INSTALLED = "(not installed)"
 
 
-def package_version() -> str:
-    """Returns the installed version of ofdft-norm, or "(not installed)"."""
+@functools.cache
+def find_package_version(package: str = "ofdft-norm") -> str:
+    """Returns the installed version of a package, or `NOT_INSTALLED`."""
     try:
-        return version("ofdft-norm")
+        return version(package)
     except PackageNotFoundError:
-        return "(not installed)"
+        return NOT_INSTALLED
 
 
-__version__ = package_version()
+__version__ = find_package_version()
 
 
-def file_digest(file: str | Path) -> str:
+def hash_file(file: str | Path) -> str:
     """Returns the SHA-256 of a file."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def default_cache_dir() -> Path:
-    """Returns the folder of fitted statistics in the user's cache."""
-    return platformdirs.user_cache_path("ofdft_norm", appauthor=False) / "statistics"
-
-
-def optional_module(name: str, extra: str) -> Any:
+def import_optional(name: str, extra: str) -> Any:
     """Imports a module of an optional package; the ImportError names the extra that installs it."""
     try:
         return importlib.import_module(name)
@@ -53,11 +50,10 @@ def optional_module(name: str, extra: str) -> Any:
 
 
 @contextlib.contextmanager
-def written_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
-    """Yields a temporary name next to `path` for a file or folder; renames it to `path` at the end of the block.
+def write_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
+    """Yields a temporary name for a file or folder; renames it to `path` at the end of the block, without an error.
 
-    After an exception nothing new is left. A file or an empty folder at `path` is replaced, a folder with content only
-    if `replace` is true. A killed process leaves ``.<name>.<8 hex digits>.part``.
+    Replaces a file or an empty folder, and with `replace` any folder. A killed process leaves ``.<name>.<hex>.part``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,15 +82,12 @@ def _remove(path: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all."""
-    with written_whole(path) as unfinished:
+    with write_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 def write_zip(path: str | Path, files: Mapping[str, bytes]) -> None:
-    """Writes a zip file of named contents, whole or not at all; equal contents make equal bytes.
-
-    Only zarr's metadata are compressed.
-    """
+    """Writes a zip file of named contents, whole or not at all; equal contents make equal bytes."""
     content = io.BytesIO()  # one write: file systems take longer over many
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
@@ -103,26 +96,20 @@ def write_zip(path: str | Path, files: Mapping[str, bytes]) -> None:
             if name.rpartition("/")[2].startswith(".z"):
                 entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, files[name], compresslevel=9)
-    with written_whole(path) as unfinished:
+    with write_whole(path) as unfinished:
         unfinished.write_bytes(content.getvalue())
 
 
 def read_plain(path: str | Path) -> Any:
-    """Reads a JSON file, or else a YAML file, of finite numbers, without making any object.
-
-    Raises OSError or ValueError.
-    """
+    """Reads a JSON file, or else a YAML file, of finite numbers; makes no object; raises OSError or ValueError."""
     parse: Callable[[str], Any] = json.loads if Path(path).suffix == ".json" else yaml.safe_load
     try:
         value = parse(Path(path).read_text(encoding="utf-8"))
-        text = json.dumps(value, skipkeys=True, default=str)
+        json.dumps(value, skipkeys=True, default=str, allow_nan=False)
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a list as a key
         raise ValueError(" ".join(str(error).split())) from error  # PyYAML writes several lines
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
-    json.loads(text, parse_constant=_refuse_number)
+    except ValueError as error:
+        raise ValueError("has NaN or infinity" if "JSON compliant" in str(error) else error) from error
     return value
-
-
-def _refuse_number(text: str) -> None:
-    raise ValueError(f"holds {text}, expected finite numbers")

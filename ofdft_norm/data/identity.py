@@ -1,9 +1,7 @@
 """The identity of a transform or weigher: a digest by which another process recognises an equal object.
 
-The digest covers the class, its arguments as pickling writes them, and the source files of the modules of all classes
-and functions in it. Modules of this package are covered by the versions of its statistics and packs instead.
-
-Not detected: changes in modules that these modules import, and values that are set in a module at run time.
+It covers class, pickled arguments and source files of their modules; of this package, the versions of its statistics
+and packs count instead. Changes in modules that these modules import are not detected.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import io
 import os
 import pickle
 import sys
-from importlib import metadata
 from operator import attrgetter
 from types import FunctionType
 from typing import Any
@@ -22,16 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ofdft_norm.data.files import file_digest
+from ofdft_norm.data.files import NOT_INSTALLED, find_package_version, hash_file
 
 PACKAGE = __name__.partition(".")[0]
 
 
-def identity(value: Any) -> str | None:
-    """Returns a hex digest of an object, equal in every process; None if it cannot be recognised.
-
-    Lambdas, local classes and functions, open files and everything else that cannot be pickled have none.
-    """
+def identify(value: Any) -> str | None:
+    """Returns a hex digest of an object, equal in every process; None for objects that cannot be pickled."""
     file = io.BytesIO()
     pickler = _Identifier(file, protocol=4)
     pickler.fast = True  # without references to what was written before: equal strings need not be one object
@@ -51,7 +45,7 @@ class _Identifier(pickle.Pickler):
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
             return "array", value.dtype.str, value.shape, value.tobytes()
         if isinstance(value, set | frozenset):
-            entries = set(map(identity, value))
+            entries = set(map(identify, value))
             if None in entries:
                 raise pickle.PicklingError(f"an entry of {value!r} cannot be recognised")
             return type(value).__name__, sorted(map(str, entries))
@@ -71,20 +65,10 @@ def _origin(value: Any) -> tuple[str, ...]:
         return (name,)
     file = getattr(sys.modules[module], "__file__", None) or ""
     has_source = file.endswith(".py") and os.path.isfile(file)
-    found = (_version(top), _digest(file, os.stat(file).st_mtime_ns) if has_source else "")
-    if not any(found):
+    version = find_package_version(top)
+    if version == NOT_INSTALLED and not has_source:
         raise pickle.PicklingError(f"module {module!r} has no source file, as in a notebook")
-    return name, *found
+    return name, version, _digest(file, os.stat(file).st_mtime_ns) if has_source else ""
 
 
-@functools.cache
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-@functools.cache
-def _digest(file: str, mtime_ns: int) -> str:
-    return file_digest(file)
+_digest = functools.cache(lambda file, mtime_ns: hash_file(file))

@@ -3,16 +3,12 @@
 Arrays::
 
     geometry/{mol_id, atom_pos (n_atom, 3) bohr, atomic_numbers (n_atom,)}
-    of_labels/{basis, n_scf_steps}
-    of_labels/perturbed                                       (n_scf,) bool
-    of_labels/energies/e_*                                    (n_scf,) hartree
+    of_labels/{basis, n_scf_steps, perturbed (n_scf,) bool, energies/e_* (n_scf,) hartree}
     of_labels/spatial/{coeffs, grad_*, dual_basis_integrals}  (n_scf, n_basis), one chunk per iteration
-    ks_labels/{basis, energies/e_*}                           (n_scf,) hartree
-    ks_labels/energies/has_energy_label                       (n_scf,) bool
+    ks_labels/{basis, energies/e_* (n_scf,) hartree, energies/has_energy_label (n_scf,) bool}
 
-Vectors are those of the density basis as it is, p functions in the order x, y, z. Row 0 is the initial guess, which has
-no label; the last row is the converged density. Rows of densities that are off the SCF path, of perturbed Fock
-matrices, follow row 0, and `perturbed` marks them; a file without it has none.
+Vectors are those of the density basis as it is, p functions in the order x, y, z. Row 0 is the initial guess, without
+label; rows of perturbed Fock matrices, off the SCF path, follow it; the last row is the converged density.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +39,8 @@ _HAS_LABEL, _N_SCF_STEPS = "ks_labels/energies/has_energy_label", "of_labels/n_s
 _REMEDY = "make the label again, or leave the molecule out (config: data.source.exclude)"
 
 
-class LabelHeader(NamedTuple):
+@dataclass(frozen=True)
+class LabelHeader:
     """Molecule and length of the SCF path of a label file; `pos` (n_atom, 3) in bohr."""
 
     mol_id: str
@@ -52,22 +49,13 @@ class LabelHeader(NamedTuple):
     n_scf_iterations: int
 
 
-class MoleculeLabels(NamedTuple):
-    """Some or all densities of one label file: n rows, one for each SCF iteration."""
+@dataclass(frozen=True)
+class MoleculeLabels(LabelHeader):
+    """Some or all densities of one label file."""
 
     path: Path
-    mol_id: str
-    pos: FloatArray  # (n_atom, 3) [bohr]
-    atomic_numbers: IntArray
-    n_scf_iterations: int  # length of the SCF path, n or more
-    scf_iteration: IntArray  # (n,) indices of the rows along the SCF path
-    coeffs: FloatArray  # (n, n_basis)
     ground_state_coeffs: FloatArray  # (n_basis,) of the last iteration, the converged density
-    gradient_label: FloatArray | None  # (n, n_basis) [hartree]; None: not read
-    energy_label: FloatArray  # (n,) [hartree]
-    has_energy_label: Rows
-    perturbed: Rows
-    dual_basis_integrals: FloatArray | None  # (n, n_basis) [electrons]; None: not read
+    rows: Mapping[str, Array]  # fields of `OFData`, with a row for each of these densities
 
 
 @dataclass(frozen=True)
@@ -203,11 +191,12 @@ def read_molecule(
     gradient_key: str,
     scf_iterations: Sequence[int] | IntArray | Callable[[int], IntArray] | None = None,
     fields: Collection[str] | None = None,
+    other_energies: Sequence[str] = (),
 ) -> MoleculeLabels:
-    """Reads a label file, or some of its SCF iterations; for a single one, only the chunks of that row.
+    """Reads a label file, or some of its SCF iterations, which may be a function of their number.
 
-    `scf_iterations` may be a function of the number of iterations. Gradients and integrals are read if they are among
-    the `fields`, or these are None. Only chunks of energies and gradients without label may be missing.
+    Gradients and integrals are read if they are among the `fields`, or these are None. Only energies and gradients
+    without label may lack chunks.
     """
     with _open_label_file(Path(path)) as file:
         file.check_meaning()
@@ -217,8 +206,9 @@ def read_molecule(
         rows = np.arange(n_rows) if chosen is None else np.asarray(chosen, dtype=np.int64)
         if rows.min() < 0 or rows.max() >= n_rows:
             raise file.error(f"has {n_rows} SCF iterations, not all of {rows.tolist()} (config: data.split.file)")
-        energy_name, gradient_name = f"of_labels/energies/{energy_key}", f"of_labels/spatial/{gradient_key}"
-        has_label = file.labelled(energy_name, gradient_name, n_rows, n_basis)
+        energies = {"energy_label": energy_key} | {name: name for name in other_energies}
+        gradient = f"of_labels/spatial/{gradient_key}"
+        has_label = file.labelled(f"of_labels/energies/{energy_key}", gradient, n_rows, n_basis)
 
         def read_rows(name: str, rows: IntArray, used: Rows | bool = True) -> FloatArray:
             row = int(rows[0]) if len(rows) == 1 else None
@@ -227,25 +217,19 @@ def read_molecule(
             file.check_range(name, values, rows, used)
             return values
 
-        energy = file.numbers(energy_name, (n_rows,), may_lack=~has_label)[rows]
-        file.check_range(energy_name, energy, rows, has_label[rows])
-        coeffs = read_rows(_COEFFS, rows)
+        found: dict[str, Array] = {"scf_iteration": rows}
+        found |= {"has_energy_label": has_label[rows], "perturbed": file.perturbed(n_rows)[rows]}
+        for field, key in energies.items():
+            name = f"of_labels/energies/{key}"
+            found[field] = file.numbers(name, (n_rows,), may_lack=~has_label)[rows]
+            file.check_range(name, found[field], rows, has_label[rows])
+        coeffs = found["coeffs"] = read_rows(_COEFFS, rows)
         last = coeffs if rows[-1] == n_rows - 1 else read_rows(_COEFFS, np.array([n_rows - 1]))
-        wanted = ("gradient_label", "dual_basis_integrals") if fields is None else fields
-        gradient = read_rows(gradient_name, rows, has_label[rows]) if "gradient_label" in wanted else None
-        integrals = read_rows(_INTEGRALS, rows) if "dual_basis_integrals" in wanted else None
-        return MoleculeLabels(
-            file.group.path,
-            *header,
-            rows,
-            coeffs,
-            last[-1],
-            gradient,
-            energy,
-            has_label[rows],
-            file.perturbed(n_rows)[rows],
-            integrals,
-        )
+        if fields is None or "gradient_label" in fields:
+            found["gradient_label"] = read_rows(gradient, rows, has_label[rows])
+        if fields is None or "dual_basis_integrals" in fields:
+            found["dual_basis_integrals"] = read_rows(_INTEGRALS, rows)
+        return MoleculeLabels(**vars(header), path=file.group.path, ground_state_coeffs=last[-1], rows=found)
 
 
 def write_label_file(path: str | Path, content: LabelFileContent) -> None:

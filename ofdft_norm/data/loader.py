@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, default_collate
 from torch_geometric.data import Data
 from torch_geometric.loader.dataloader import Collater
 
-from ofdft_norm.data.sample import as_data, join_samples
+from ofdft_norm.data.sample import convert_to_data, join_samples
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
 
 
@@ -52,19 +52,10 @@ class LoaderConfig(Settings):
 
 
 class EpochSampler(RandomSampler):
-    """Draws the permutation that `torch.utils.data.DistributedSampler` draws, from the seed and the epoch.
+    """Draws the permutation that torch's `DistributedSampler` draws, from the seed and the epoch.
 
-    A run that is killed and resumed keeps its order, and one process sees the global
-    batches of several. Lightning sets the epoch; in a plain loop every pass is the next epoch. It is a `RandomSampler`:
-    Lightning replaces it by its distributed sampler if there are several processes. The default seed is
-    ``PL_GLOBAL_SEED``, which `lightning.seed_everything` sets, or 0.
-
-    Examples:
-        >>> sampler = EpochSampler(range(4), seed=1)
-        >>> first, second = list(sampler), list(sampler)
-        >>> sampler.set_epoch(0)
-        >>> list(sampler) == first, sorted(second)
-        (True, [0, 1, 2, 3])
+    A resumed run keeps its order, and one process sees the global batches of several. Lightning sets the epoch; in a
+    plain loop every pass is the next epoch. Lightning replaces a `RandomSampler` if there are several processes.
     """
 
     def __init__(self, data_source: Sized, seed: int | None = None) -> None:
@@ -89,8 +80,7 @@ class EpochSampler(RandomSampler):
 class WrappedCollate:
     """Collates as a wrapped loader does; checks samples before, and applies functions of samples or batches.
 
-    If the loader's own collation is PyG's or torch's default, the functions get the joined batch. Any other
-    collation gets samples of its own class, to which the functions' changes are written back.
+    PyG's and torch's default collations give the functions batches; other ones get changed samples of their own class.
     """
 
     def __init__(self, theirs: Any, check: Callable[[Any], Data], functions: Sequence[Callable[[Any], Any]]) -> None:
@@ -126,12 +116,9 @@ class WrappedCollate:
 
 
 def wrap_loader(
-    theirs: DataLoader, *functions: Callable[[Any], Any], check: Callable[[Any], Data] = as_data
+    theirs: DataLoader, *functions: Callable[[Any], Any], check: Callable[[Any], Data] = convert_to_data
 ) -> DataLoader:
-    """Returns a shallow copy of a loader that applies functions to each batch, in this order; see `WrappedCollate`.
-
-    Data set, sampler, workers and class stay as they are. A wrapped loader that is wrapped again keeps its check.
-    """
+    """Returns a shallow copy of a loader that applies functions to each batch, in this order; see `WrappedCollate`."""
     collate = WrappedCollate(theirs.collate_fn, check, functions)
     if isinstance(theirs.collate_fn, WrappedCollate):
         inner = theirs.collate_fn

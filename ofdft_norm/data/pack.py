@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, compose, single_transforms
-from ofdft_norm.data.files import file_digest, package_version, written_whole
-from ofdft_norm.data.identity import identity
-from ofdft_norm.data.packed import FORMAT, META, OFFSETS, VERSION, PackedDataset, PackedSet, array_specs, meta_checksum
+from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, compose, list_single_transforms
+from ofdft_norm.data.files import find_package_version, hash_file, write_whole
+from ofdft_norm.data.identity import identify
+from ofdft_norm.data.packed import (
+    FORMAT,
+    META,
+    OFFSETS,
+    VERSION,
+    PackedDataset,
+    PackedSet,
+    compute_meta_checksum,
+    describe_arrays,
+)
 from ofdft_norm.data.sample import collate_joined
 from ofdft_norm.errors import ConfigError, LabelFileError, OFDFTNormError
 
@@ -43,24 +53,17 @@ def pack_labels(
     progress: bool = True,
     energies: Sequence[str] = (),
 ) -> Path:
-    """Packs label files, or packed sets, into a new folder, which appears whole or not at all; returns it.
+    """Packs all SCF iterations of label files, or packed sets, into a new folder, which appears whole or not at all.
 
-    Args:
-        dataset: Data set of all SCF iterations of the molecules, without transforms.
-        output: Folder of the set; must not exist.
-        targets: The packed targets: ``kin`` is the energy ``e_kin`` with its gradient ``grad_kin``.
-        pre_transforms: Applied to the samples, in float64, before they are packed.
-        dtype: ``float64`` or ``float32``, of coefficients and gradients; energies are float64.
-        workers: Number of processes that read and transform.
-        progress: Whether to show a progress bar.
-        energies: Further packed energies, without gradients: ``xc`` is ``e_xc``.
+    `pre_transforms` are applied in float64. `dtype`, float64 or float32, is that of coefficients and gradients. Of the
+    further `energies` no gradients are packed: ``xc`` is ``e_xc``.
     """
     output = Path(output).absolute()
     if output.exists() or output.is_symlink():
         raise ConfigError(f"{output}: exists already; give another output, or delete it")
     molecules = _Molecules(dataset, targets, pre_transforms, dtype, energies)
     try:
-        with written_whole(output) as work:
+        with write_whole(output) as work:
             work.mkdir()
             loader = DataLoader(molecules, batch_size=None, num_workers=workers, collate_fn=collate_joined)
             _write(molecules, tqdm(loader, "packing", unit=" molecules", disable=not progress), work)
@@ -69,70 +72,64 @@ def pack_labels(
     return output
 
 
+@dataclass
 class _Molecules(Dataset[Any]):
     """The entries of all arrays of each molecule; for a bad molecule the error."""
 
-    def __init__(
-        self,
-        dataset: MoleculeDataset,
-        targets: Sequence[str],
-        pre_transforms: Sequence[Transform],
-        dtype: str,
-        energies: Sequence[str] = (),
-    ) -> None:
-        self.names = [path.name for path in dataset.paths]
-        self.targets, self.energies, self.dtype = list(targets), list(energies), dtype
-        self.datasets = [dataset.with_target(target) for target in targets]
-        for of_target in self.datasets:
-            of_target.transform = compose(pre_transforms)
-        self.of_energies = {name: dataset.with_energy(name) for name in energies}
-        others = [t for t in single_transforms(pre_transforms) if not getattr(t, "changes_basis", False)]
-        applied = [identity(transform) for transform in others]
+    dataset: MoleculeDataset
+    targets: Sequence[str]
+    pre_transforms: Sequence[Transform]
+    dtype: str
+    energies: Sequence[str]
+
+    def __post_init__(self) -> None:
+        dataset, self.names = self.dataset, [path.name for path in self.dataset.paths]
+        self.datasets = {target: dataset.with_target(target, self.energies) for target in self.targets}
+        for of_target in self.datasets.values():
+            of_target.transform = compose(self.pre_transforms)
+        others = [t for t in list_single_transforms(self.pre_transforms) if not getattr(t, "changes_basis", False)]
+        applied = [identify(transform) for transform in others]
         self.description = {
             "format": FORMAT,
             "version": VERSION,
             "basis_info": dataset.basis_info.to_dict(),
-            "targets": self.targets,
-            "energies": self.energies,
+            "targets": list(self.targets),
+            "energies": list(self.energies),
             "applied": applied,
-            "dtype": dtype,
+            "dtype": self.dtype,
             "n_molecules": len(self.names),
             "sources": sorted({str(path.absolute().parent) for path in dataset.paths}),
         }
         if len(set(self.names)) < len(self.names) or not self.names:
             raise ConfigError(f"{len(self.names)} label files, {len(set(self.names))} names: expected a name for each")
         names = [*self.targets, *self.energies]
-        if dtype not in ("float64", "float32") or not targets or len(set(names)) < len(names):
-            raise ConfigError(f"dtype {dtype!r}, targets {names}: expected float64 or float32, and different targets")
+        if self.dtype not in ("float64", "float32") or not self.targets or len(set(names)) < len(names):
+            raise ConfigError(f"dtype {self.dtype!r}, targets {names}: expected float64 or float32, different targets")
         if dataset.transform is not None or vars(dataset.scf_selection) != vars(ScfSelection()):
             raise ConfigError("labels are packed with all SCF iterations: select them where the set is read")
         if None in applied:
-            raise ConfigError(
-                f"a pre-transform of {others} cannot be recognised when packed labels are read: use classes of a "
-                "module, with arguments that can be pickled (config: data.pre_transforms)"
-            )
+            expected = "expected classes of a module, with arguments that can be pickled"
+            raise ConfigError(f"a transform of {others} cannot be recognised, {expected} (config: data.pre_transforms)")
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def batches(self, molecule: int) -> dict[str, Any]:
-        return {t: d.molecules([molecule]) for t, d in zip(self.targets, self.datasets, strict=True)}
+    def read(self, molecule: int) -> dict[str, Any]:
+        return {target: dataset.molecules([molecule]) for target, dataset in self.datasets.items()}
 
     def __getitem__(self, molecule: int) -> tuple[str, dict[str, Array]] | OFDFTNormError:
         try:
-            name, arrays = _entries(self.names[molecule], self.batches(molecule))
-            for energy, dataset in self.of_energies.items():
-                arrays[f"e_{energy}"] = dataset.molecules([molecule], ("energy_label",)).energy_label.numpy()
-            return name, arrays
+            energies = [f"e_{name}" for name in self.energies]
+            return _make_entries(self.names[molecule], self.read(molecule), energies)
         except OFDFTNormError as error:
             return error
 
 
-def _entries(name: str, batches: Mapping[str, Any]) -> tuple[str, dict[str, Array]]:
+def _make_entries(name: str, batches: Mapping[str, Any], energies: Sequence[str]) -> tuple[str, dict[str, Array]]:
     """Returns coordinates and entries of all arrays but the offsets of a molecule."""
     first = next(iter(batches.values()))
     mol_id, n_samples = first.mol_id[0], len(first.energy_label)
-    unknown = sorted(set(first.keys()).difference(_STORED, _IMPLIED))
+    unknown = sorted(set(first.keys()).difference(_STORED, _IMPLIED, energies))
     if unknown:
         raise ConfigError(f"{name}: packed labels cannot hold the fields {unknown} (config: data.pre_transforms)")
     arrays = {"names": np.frombuffer(name.encode(), np.uint8), "mol_ids": np.frombuffer(mol_id.encode(), np.uint8)}
@@ -141,7 +138,7 @@ def _entries(name: str, batches: Mapping[str, Any]) -> tuple[str, dict[str, Arra
         if not (rows == rows[0]).all():
             raise LabelFileError(f"{name}: molecule {mol_id!r}: field {field!r} differs between SCF iterations")
         arrays[field] = first[field][: len(first[field]) // n_samples].numpy()
-    arrays |= {name: first[name].numpy() for name in ("has_energy_label", "perturbed", "coeffs")}
+    arrays |= {name: first[name].numpy() for name in ("has_energy_label", "perturbed", "coeffs", *energies)}
     for target, batch in batches.items():
         arrays |= {f"e_{target}": batch.energy_label.numpy(), f"grad_{target}": batch.gradient_label.numpy()}
     return str(first.coordinates[0]), arrays
@@ -149,7 +146,7 @@ def _entries(name: str, batches: Mapping[str, Any]) -> tuple[str, dict[str, Arra
 
 def _write(molecules: _Molecules, found: Iterator[Any], work: Path) -> None:
     """Appends the entries of molecule after molecule to the arrays' files, then writes headers and ``meta.json``."""
-    specs = array_specs(molecules.targets, molecules.energies, molecules.dtype)
+    specs = describe_arrays(molecules.targets, molecules.energies, molecules.dtype)
     lengths, coordinates = dict.fromkeys(specs, 0), set()
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(work / f"{name}.npy", "wb")) for name in specs}
@@ -184,15 +181,15 @@ def _write(molecules: _Molecules, found: Iterator[Any], work: Path) -> None:
     meta = molecules.description | {
         "coordinates": coordinates.pop(),
         "n_samples": lengths["has_energy_label"],
-        "created_by": f"ofdft_norm {package_version()}",
+        "created_by": f"ofdft_norm {find_package_version()}",
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": str(torch.__version__)},
         "arrays": {
-            name: {"shape": [lengths[name], *shape], "dtype": dtype, "sha256": file_digest(work / f"{name}.npy")}
+            name: {"shape": [lengths[name], *shape], "dtype": dtype, "sha256": hash_file(work / f"{name}.npy")}
             for name, (_, dtype, shape) in specs.items()
         },
     }
-    meta["checksum"] = meta_checksum(meta)
+    meta["checksum"] = compute_meta_checksum(meta)
     (work / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
@@ -204,13 +201,10 @@ def verify_packed(
     dtype: str = "float64",
     every: int = 100,
 ) -> int:
-    """Compares a packed set with the labels that it contains; returns the number of compared molecules.
-
-    Compares all checksums and, bit for bit, the samples of each molecule number 0, `every`, 2 `every` ...; the other
-    arguments are those of `pack_labels`.
-    """
+    """Compares checksums and the samples of each `every`-th molecule, bit for bit without pre-transforms."""
     if every < 1:
         raise ConfigError(f"verify is {every}, expected 1 or more: the step between compared molecules")
+    rounded = len(pre_transforms) > 0
     packed = PackedSet(output, verify=True)
     molecules = _Molecules(dataset, targets, pre_transforms, dtype, packed.meta["energies"])
     differing = [key for key, value in molecules.description.items() if packed.meta[key] != value]
@@ -218,11 +212,20 @@ def verify_packed(
         raise ConfigError(f"{output}: was packed with other {differing or 'label files'}: they cannot be compared")
     found = PackedDataset([packed], energy_key=f"e_{targets[0]}", gradient_key=f"grad_{targets[0]}")
     for molecule in range(0, len(molecules), every):
-        for target, expected in molecules.batches(molecule).items():
-            stored = found.with_target(target).molecules([molecule])
-            for field in _STORED:
+        for target, expected in molecules.read(molecule).items():
+            stored = found.with_target(target, molecules.energies).molecules([molecule])
+            for field in (*_STORED, *(f"e_{name}" for name in molecules.energies)):
                 a, b = stored[field], expected[field]
-                if not (a == b if isinstance(b, list) else np.array_equal(a, b.to(a.dtype), equal_nan=True)):
+                if not (a == b if isinstance(b, list) else _is_equal(a.numpy(), b.to(a.dtype).numpy(), rounded)):
                     what = f"{molecules.names[molecule]}: target {target!r}: field {field!r} is not the packed one"
                     raise LabelFileError(f"{what}: the labels or the set have changed, pack them again")
     return len(range(0, len(molecules), every))
+
+
+def _is_equal(stored: Array, expected: Array, rounded: bool) -> bool:
+    """Compares bit for bit; `rounded`: to rounding, as linear algebra rounds differently in another process."""
+    if not rounded or stored.dtype.kind != "f":
+        return np.array_equal(stored, expected, equal_nan=stored.dtype.kind == "f")
+    tolerance = max(1e-9, 4 * float(np.finfo(stored.dtype).eps))
+    atol = tolerance * float(np.nanmax(np.abs(expected), initial=0.0))
+    return np.allclose(stored, expected, rtol=tolerance, atol=atol, equal_nan=True)

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, single_transforms
-from ofdft_norm.data.files import file_digest, read_plain
-from ofdft_norm.data.identity import identity
+from ofdft_norm.data.dataset import MoleculeDataset, ScfSelection, Transform, list_single_transforms
+from ofdft_norm.data.files import hash_file, read_plain
+from ofdft_norm.data.identity import identify
 from ofdft_norm.data.sample import make_batch
 from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
 
@@ -51,7 +51,7 @@ _AGAIN = "copy the set again, or pack it again with ofdft-norm pack (config: dat
 _verified: set[str] = set()
 
 
-def array_specs(targets: Sequence[str], energies: Sequence[str], dtype: str) -> Specs:
+def describe_arrays(targets: Sequence[str], energies: Sequence[str], dtype: str) -> Specs:
     """Returns for each array the objects that it has one entry for, its dtype, and the shape of an entry."""
     floats = np.dtype(dtype).str
     specs: dict[str, tuple[str, str, tuple[int, ...]]] = {
@@ -73,21 +73,13 @@ def array_specs(targets: Sequence[str], energies: Sequence[str], dtype: str) -> 
     return specs
 
 
-def meta_checksum(meta: Mapping[str, Any]) -> str:
+def compute_meta_checksum(meta: Mapping[str, Any]) -> str:
     """Returns the digest of a set: of the digests of its arrays and of their meaning."""
     return hashlib.sha256(json.dumps(itemgetter(*_MEANING)(meta), sort_keys=True).encode()).hexdigest()
 
 
 class PackedSet:
-    """Read access to one packed set, checked when it is opened; `verify`: also compared with its checksums.
-
-    Attributes:
-        meta: Content of ``meta.json``: `format`, `version`, `created_by`, `created_at`, `sources`, `basis_info`,
-            `targets`, `energies` (without gradients), `coordinates`, `applied` (identities of the other transforms that
-            were applied), `dtype`, `n_molecules`, `n_samples`, `arrays` (shape, dtype and SHA-256 of each) and
-            `checksum`.
-        arrays: The arrays by name, memory-mapped, read-only.
-    """
+    """Read access to one packed set, checked when it is opened; `verify`: also compared with its checksums."""
 
     def __init__(self, folder: str | Path, verify: bool = False) -> None:
         self.folder = Path(folder)
@@ -103,9 +95,9 @@ class PackedSet:
             self.meta = meta = read_plain(path)
             if (meta["format"], meta["version"]) != (FORMAT, VERSION):
                 raise ValueError("another version of ofdft_norm made it")
-            if meta["checksum"] != meta_checksum(meta):
+            if meta["checksum"] != compute_meta_checksum(meta):
                 raise ValueError("it does not agree with its own checksum")
-            self._specs = array_specs(meta["targets"], meta["energies"], meta["dtype"])
+            self._specs = describe_arrays(meta["targets"], meta["energies"], meta["dtype"])
             self.basis_info = BasisInfo.from_dict(meta["basis_info"])
         except OSError as error:
             raise LabelFileError(f"{self.folder}: is no packed set ({error}) (config: data.source.paths)") from error
@@ -113,8 +105,10 @@ class PackedSet:
             what = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise self._error(f"{META} describes no packed set: {what}") from error
         self.arrays: dict[str, Array] = {}
+        files = {}
         for name, (_, dtype, entry) in self._specs.items():
             try:
+                status = os.stat(f"{self.folder}/{name}.npy")
                 array = np.load(f"{self.folder}/{name}.npy", mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise self._error(f"{name}.npy cannot be read: {error}") from error
@@ -122,6 +116,8 @@ class PackedSet:
             if found != expected or array.ndim != 1 + len(entry) or not array.flags.c_contiguous:
                 raise self._error(f"{name}.npy has dtype and shape {found}, expected {expected} in C order")
             self.arrays[name] = np.asarray(array)  # still mapped; slices of np.memmap itself take ten times as long
+            files[name] = [status.st_size, status.st_mtime_ns]
+        self.state: dict[str, Any] = {"checksum": meta["checksum"], "arrays": files}
 
     def _error(self, what: str) -> LabelFileError:
         return LabelFileError(f"{self.folder}: {what}: {_AGAIN}")
@@ -149,28 +145,19 @@ class PackedSet:
 
     def verify(self) -> None:
         """Compares all arrays with their checksums, once in a process as long as no file changes."""
-        state = json.dumps([str(self.folder.absolute()), self.state()])
+        state = json.dumps([str(self.folder.absolute()), self.state])
         if state not in _verified:
             with ThreadPoolExecutor() as pool:
-                digests = pool.map(file_digest, [self.folder / f"{name}.npy" for name in self.meta["arrays"]])
+                digests = pool.map(hash_file, [self.folder / f"{name}.npy" for name in self.meta["arrays"]])
             for (name, stated), digest in zip(self.meta["arrays"].items(), digests, strict=True):
                 if digest != stated["sha256"]:
                     raise self._error(f"{name}.npy has changed: its SHA-256 is not the one in {META}")
         _verified.add(state)
 
-    def state(self) -> dict[str, Any]:
-        """Describes the content: checksum, and size and time of modification of each array."""
-        files = {}
-        for name in self.meta["arrays"]:
-            status = os.stat(f"{self.folder}/{name}.npy")
-            files[name] = [status.st_size, status.st_mtime_ns]
-        return {"checksum": self.meta["checksum"], "arrays": files}
-
-    def names(self, molecules: IntArray | None = None, what: str = "name") -> list[str]:
-        """Returns the names of the label files (`what` = "mol_id": of the molecules) of some or all molecules."""
-        offsets, texts = self.arrays[f"{what}_offsets"], self.arrays[f"{what}s"]
-        ranges = np.stack([offsets[:-1], offsets[1:]], axis=1)[slice(None) if molecules is None else molecules]
-        return [texts[start:stop].tobytes().decode() for start, stop in ranges.tolist()]
+    def names(self) -> list[str]:
+        """Returns the names of the label files."""
+        offsets, text = self.arrays["name_offsets"].tolist(), self.arrays["names"].tobytes()
+        return list(map(bytes.decode, map(text.__getitem__, map(slice, offsets[:-1], offsets[1:]))))
 
     def geometry(self, molecule: int) -> tuple[Array, Array]:
         """Returns positions (n_atom, 3) [bohr] and atomic numbers of a molecule."""
@@ -178,50 +165,42 @@ class PackedSet:
         return self.arrays["pos"][atoms], self.arrays["atomic_numbers"][atoms]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "state": self.state()}
+        return {"folder": self.folder, "state": self.state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.folder = state["folder"]
         self._open()  # the same set was checked when it was opened first
-        if self.state() != state["state"]:
+        if self.state != state["state"]:
             raise self._error("was replaced while it was in use")
 
 
 class PackedDataset(MoleculeDataset):
-    """Samples of one or several packed sets.
+    """Samples of one or several packed sets, or of the given molecules of each set.
 
-    Args:
-        sets: The packed sets, or their folders; all of the same basis, coordinates, applied transforms and dtype.
-        molecules: For each set the molecules to use, in this order; None: all.
-        energy_key: Name of the packed energy that becomes `energy_label`.
-        gradient_key: Name of the packed gradient that becomes `gradient_label`.
-        transform: Applied to the samples, after the transforms that the set was packed with.
-        limit_scf_iterations: As for `OFDataset`; so is `keep_initial_guess`.
-        keep_initial_guess: See there.
-
-    Raises:
-        LabelFileError: If a set is damaged, or lacks the energy or gradient; when samples are counted or read: if a
-            molecule has no selected iteration.
-        BasisError: If the sets have different bases.
-        ConfigError: If the sets have different coordinates, applied transforms or dtypes.
+    The sets must have the same basis, coordinates, applied transforms and dtype. `transform` is applied after the
+    transforms of packing; the other arguments are those of `OFDataset`.
     """
 
     def __init__(
         self,
         sets: Sequence[PackedSet | str | Path],
-        molecules: Sequence[Sequence[int] | IntArray] | None = None,
+        molecules: Sequence[Sequence[int] | IntArray] | Mapping[int, Sequence[int]] | None = None,
         energy_key: str = "e_kin",
         gradient_key: str = "grad_kin",
         transform: Transform | None = None,
         limit_scf_iterations: int | Sequence[int] | None = None,
         keep_initial_guess: bool = True,
+        other_energies: Sequence[str] = (),
     ) -> None:
+        wanted = [(energy_key, "e_", "energy_key"), (gradient_key, "grad_", "gradient_key")]
+        for key in other_energies:
+            wanted.append((key, "e_", "energy_key"))
         self.sets: list[PackedSet] = []
         self._molecules: list[IntArray] = []
         for i, one in enumerate(sets):
             packed = one if isinstance(one, PackedSet) else PackedSet(one)
             self.sets.append(packed)
-            for setting, key, start in (("energy_key", energy_key, "e_"), ("gradient_key", gradient_key, "grad_")):
+            for key, start, setting in wanted:
                 if not key.startswith(start) or key not in packed.arrays:
                     known = [name for name in packed.arrays if name.startswith(start)]
                     raise LabelFileError(f"{packed.folder}: lacks {key!r}, has {known} (config: data.source.{setting})")
@@ -234,26 +213,26 @@ class PackedDataset(MoleculeDataset):
             self._molecules.append(np.array(chosen, dtype=np.int64))
         if not self.sets:
             raise ConfigError("no packed set is given (config: data.source.paths)")
-        self.basis_info = self.sets[0].basis_info
+        selection = ScfSelection(limit_scf_iterations, keep_initial_guess)
+        super().__init__(self.sets[0].basis_info, (energy_key, gradient_key), transform, selection)
         self.coordinates = str(self.sets[0].meta["coordinates"])
-        self.energy_key = energy_key
-        self.gradient_key = gradient_key
-        self.transform = transform
-        self.scf_selection = ScfSelection(limit_scf_iterations, keep_initial_guess)
+        self.other_energies = other_energies
 
-    def _with_keys(self, energy_key: str, gradient_key: str) -> Self:
-        options = vars(self.scf_selection)  # the constructor checks the keys
-        return type(self)(self.sets, self._molecules, energy_key, gradient_key, self.transform, **options)
+    def with_target(self, target: str, energies: Sequence[str] = ()) -> Self:
+        """Returns a copy that reads other labels; see `MoleculeDataset.with_target`."""
+        selection, others = vars(self.scf_selection), [f"e_{energy}" for energy in energies]
+        keys = f"e_{target}", f"grad_{target}"
+        return type(self)(self.sets, self._molecules, *keys, self.transform, **selection, other_energies=others)
 
     def __getstate__(self) -> dict[str, Any]:
         """Omits tables that each process makes from the sets."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_index", "_table", "paths")}
 
     @cached_property
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[Path]:  # type: ignore[override]
         """(n_molecules,) the names of the label files, in the folders of the sets."""
-        pairs = zip(self.sets, self._molecules, strict=True)
-        return [packed.folder / name for packed, own in pairs for name in packed.names(own)]
+        of_sets = [list(map(packed.folder.joinpath, packed.names())) for packed in self.sets]
+        return [paths[m] for paths, own in zip(of_sets, self._molecules, strict=True) for m in own]
 
     @property
     def n_scf_iterations(self) -> IntArray:
@@ -286,7 +265,7 @@ class PackedDataset(MoleculeDataset):
         """Describes the raw samples by the states of the sets and the selection."""
         sets = []
         for packed, own in zip(self.sets, self._molecules, strict=True):
-            sets.append({**packed.state(), "molecules": hashlib.sha256(own.tobytes()).hexdigest()})
+            sets.append({**packed.state, "molecules": hashlib.sha256(own.tobytes()).hexdigest()})
         labels = {"energy_key": self.energy_key, "gradient_key": self.gradient_key}
         return {"packed": sets, **vars(self.scf_selection), **labels}
 
@@ -317,10 +296,10 @@ class PackedDataset(MoleculeDataset):
         per_function = {name: self._gather(*found) for name, found in sources.items() if name in wanted}
         if fields is None or self.transform is not None:
             per_function["basis_function_ind"] = torch.from_numpy(self.basis_info.basis_function_ind(atom_ind))
+        stored = ("has_energy_label", "perturbed", *self.other_energies)
         per_sample = {
             "energy_label": self._gather(self.energy_key, rows),
-            "has_energy_label": self._gather("has_energy_label", rows),
-            "perturbed": self._gather("perturbed", rows),
+            **{name: self._gather(name, rows) for name in stored},
             "mol_id": [texts[i][at : at + n].tobytes().decode() for i, at, n in own["mol_id"].T.tolist()],
             "scf_iteration": torch.from_numpy(iterations),
             "basis_info": [self.basis_info] * len(molecules),
@@ -345,23 +324,21 @@ def _ranges(sets: IntArray, starts: IntArray, lengths: IntArray) -> tuple[int, l
     return int(lengths.sum()), list(zip(sets[first].tolist(), slices, strict=True))
 
 
-def remaining_transforms(
+def find_remaining_transforms(
     wanted: Sequence[Transform], applied: Sequence[str], where: str, coordinates: str = ""
 ) -> list[Transform]:
     """Returns the wanted transforms that packed labels still need.
 
-    It leaves out the applied transforms, which must be the first ones that do not change the basis, and a change of
-    basis to the `coordinates` of the set, if it is the only one.
+    The applied ones must be the first that do not change the basis; one change of basis to `coordinates` is left out.
     """
-    singles = single_transforms(wanted)
+    singles = list_single_transforms(wanted)
     changes: list[Any] = []
     others: list[Any] = []
     for transform in singles:
         (changes if getattr(transform, "changes_basis", False) else others).append(transform)
     in_place = len(changes) == 1 and getattr(changes[0], "coordinates", None) == coordinates
-    if list(map(identity, others[: len(applied)])) != list(applied) or (applied and changes and not in_place):
-        raise ConfigError(
-            f"{where}: was packed in the coordinates {coordinates!r} after {len(applied)} other transforms, which are "
-            f"not the first of {singles} (config: data.pre_transforms): begin with them, or pack the labels again"
-        )
+    if list(map(identify, others[: len(applied)])) != list(applied) or (applied and changes and not in_place):
+        what = f"{where}: was packed in the coordinates {coordinates!r} after {len(applied)} other transforms"
+        expected = f"which are not the first of {singles}: begin with them, or pack the labels again"
+        raise ConfigError(f"{what}, {expected} (config: data.pre_transforms)")
     return others[len(applied) :] if in_place or not changes else singles

@@ -6,32 +6,30 @@ import copy
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import DataLoader
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import Transform, apply_transform, compose
-from ofdft_norm.data.elements import symbol
+from ofdft_norm.data.elements import find_symbol
 from ofdft_norm.data.files import EMBEDDED
 from ofdft_norm.data.loader import wrap_loader
 from ofdft_norm.data.sources import Source
 from ofdft_norm.data.split import Parts, SplitConfig
-from ofdft_norm.errors import ConfigError, LabelFileError, SplitError, counted
-from ofdft_norm.units import conversion
+from ofdft_norm.errors import ConfigError, LabelFileError, SplitError, format_count
+from ofdft_norm.units import find_factor
 
 
 class DataParts:
     """Raw samples, pre-transformed, of ``train``, ``val``, ``test``, ``test_<name>``, and ``all`` members of a source.
 
-    Each data set is opened when it is asked for. A checkpoint holds the members of each part: a run that is tested or
-    resumed after files were added or removed keeps its molecules, if source and split have the same settings.
-
-    Attributes:
-        labels: Target, unit and pre-transforms of the samples, as plain data.
+    A checkpoint holds the members of each part: a run that is tested or resumed after files were added keeps its
+    molecules, if source and split have the same settings. `labels` are target, unit and pre-transforms as plain data.
     """
 
     def __init__(
@@ -76,9 +74,7 @@ class DataParts:
         if part not in self._opened:
             members = self.source.everything() if part == "all" else self._find_members().get(part)
             if members is None:
-                raise SplitError(
-                    f"the data have no {part!r} split; they have {self.names()} (config: data.split, data.source)"
-                )
+                raise SplitError(f"the data have no {part!r} split; they have {self.names()} (config: data.split)")
             self._opened[part] = self.source.open(part, members, self._transforms())
         return self._opened[part]
 
@@ -113,23 +109,17 @@ class DataParts:
         return self._isolated
 
     def isolated_energies(self) -> dict[int, float]:
-        """Returns the energies of isolated atoms [`unit`] by atomic number.
-
-        Raises:
-            SplitError: If there are none.
-            LabelFileError: If two atoms of an element have different energies.
-        """
+        """Returns the energies of isolated atoms [`unit`] by atomic number; refuses two energies of one element."""
         found: dict[int, tuple[float, str]] = {}
         for member, (number, energy) in self._find_isolated().items():
             known, where = found.setdefault(number, (energy, member))
             if energy != known:
-                both = f"{known!r} and {energy!r}, expected one energy of the isolated {symbol(number)} atom"
-                raise LabelFileError(f"{where} and {member} have the energies {both} (config: data.source.paths)")
+                what = f"{where} and {member} have the energies {known!r} and {energy!r}, expected one energy"
+                raise LabelFileError(f"{what} of the isolated {find_symbol(number)} atom (config: data.source.paths)")
         if not found:
-            expected = "frames of a single atom without periodic images, or with config_type=IsolatedAtom"
-            keys = "data.reference.isolated_atoms, data.reference.values"
-            raise SplitError(f"the data have no isolated atoms; expected {expected} in files of ASE (config: {keys})")
-        factor = conversion(self.source.unit or self.unit, self.unit)
+            expected = "frames of one atom without periodic images, or with config_type=IsolatedAtom"
+            raise SplitError(f"the data have no isolated atoms; expected {expected} (config: data.reference.values)")
+        factor = find_factor(self.source.unit or self.unit, self.unit)
         return {number: factor * energy for number, (energy, _) in found.items()}
 
     def _transforms(self) -> list[Transform]:
@@ -139,14 +129,11 @@ class DataParts:
         stored = self.source.unit or self.unit
         if stored != self.unit:
             fields = [self.source.energy_field, self.source.forces_field, self.source.stress_field, "gradient_label"]
-            transforms.append(InUnit(conversion(stored, self.unit), [name for name in fields if name is not None]))
+            transforms.append(InUnit(find_factor(stored, self.unit), [name for name in fields if name is not None]))
         if required is not None and own != required:
             if own is None or not own.is_subset(required):
-                raise ConfigError(
-                    f"the checkpoint's normaliser belongs to {required}, but the labels have "
-                    f"{own or 'no density coefficients'}: expected elements of it, with its functions (config: "
-                    "data.source.basis_info)"
-                )
+                what = f"the checkpoint's normaliser belongs to {required}, but the labels have"
+                raise ConfigError(f"{what} {own or 'no density coefficients'} (config: data.source.basis_info)")
             transforms.append(InBasis(own, required))
         return transforms
 
@@ -161,10 +148,7 @@ class DataParts:
         return {"identity": self._known[0], "files": files}
 
     def restore(self, state: Mapping[str, Any] | None, basis_info: BasisInfo | None, resuming: bool = False) -> None:
-        """Uses a checkpoint's split, and refuses labels of another basis.
-
-        Raises SplitError if training is resumed on molecules that were validated or tested on.
-        """
+        """Uses a checkpoint's split; refuses to resume training on molecules that were validated or tested on."""
         self._required_basis, self._known = basis_info, None
         self.release()
         if state is None:
@@ -179,24 +163,21 @@ class DataParts:
         held_back = {Path(member).name for part, of in members.items() if part != "train" for member in of}
         both = sorted(held_back & {Path(member).name for member in self._find_members().get("train", ())})
         if both:
-            raise SplitError(
-                f"the run validated or tested on {counted(len(both), 'molecule')} that would be trained on now: "
-                f"{', '.join(both[:5])}; resume it with its own split (config: data.split, data.source)"
-            )
+            what = f"the run validated or tested on {format_count(len(both), 'molecule')} that would be trained on now"
+            raise SplitError(f"{what}: {', '.join(both[:5])}; resume it with its own split (config: data.split)")
 
 
 # replaces the folder of the embedded labels, which differs between installations
 _EMBEDDED = "<embedded>"
 
 
+@dataclass(frozen=True)
 class InUnit:
     """Multiplies energies, and derivatives of energies, of samples and batches by a factor."""
 
-    works_on_batches = True
-
-    def __init__(self, factor: float, fields: Sequence[str]) -> None:
-        self.factor = factor
-        self.fields = list(fields)
+    factor: float
+    fields: Sequence[str]
+    works_on_batches: ClassVar = True
 
     def __call__(self, data: Any) -> Any:
         """Returns a copy in the other unit."""
@@ -208,11 +189,7 @@ class InUnit:
 
 
 class InBasis:
-    """Numbers elements and functions of samples and batches as a basis with more elements does.
-
-    Coefficients stay as they are; `atom_ind` and `basis_function_ind` change. So a model and a normaliser of H, C, N, O
-    and F accept labels with a basis of O and H.
-    """
+    """Numbers elements and functions of samples and batches as a basis with more elements does."""
 
     works_on_batches = True
 

@@ -141,6 +141,13 @@ def _real_tensor(value: Any, field: str, shape: tuple[int, ...], where: str) -> 
     return (value if value.is_floating_point() else value.to(torch.float64)).reshape(shape)
 
 
+def as_float64(values: Tensor, field: str) -> Tensor:
+    """Returns values in float64; raises BatchError for complex ones, which would lose their imaginary part."""
+    if values.is_complex():
+        raise BatchError(f"field {field!r} has dtype {values.dtype}, expected real numbers (config: data.source)")
+    return values.to(torch.float64)
+
+
 def get_field(sample: Any, name: str) -> Any:
     """Returns a field of a sample of any class (a mapping's item or an attribute), or None."""
     if isinstance(sample, Data | Mapping):  # PyG's `get` takes half the time of an attribute that may be missing
@@ -158,26 +165,26 @@ def is_sample(value: Any) -> bool:
     return isinstance(value, Data) or (hasattr(value, "keys") and not isinstance(value, Mapping))
 
 
-def field_names(sample: Any) -> list[str]:
+def list_fields(sample: Any) -> list[str]:
     """Returns the sorted names of the fields of a sample of any class; `keys` may be a method or a list (MACE)."""
     keys = sample.keys if hasattr(sample, "keys") else vars(sample)
     return sorted(map(str, keys() if callable(keys) else keys))
 
 
-def as_data(sample: Any) -> Data:
+def convert_to_data(sample: Any) -> Data:
     """Returns a sample of any class as PyG's `Data`, which PyG can join."""
     if isinstance(sample, Data):
         return sample
-    fields = {name: get_field(sample, name) for name in field_names(sample) if name not in ("batch", "ptr")}
-    return Data(**{name: only_name(value) for name, value in fields.items() if value is not None})
+    fields = {name: get_field(sample, name) for name in list_fields(sample) if name not in ("batch", "ptr")}
+    return Data(**{name: unwrap_name(value) for name, value in fields.items() if value is not None})
 
 
-def only_name(value: Any) -> Any:
+def unwrap_name(value: Any) -> Any:
     """Returns the text in a list of one text, as fairchem's samples hold names; any other value as it is."""
     return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
 
 
-def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
+def find_molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
     """Returns, for every entry of a field ("pos": for every atom), the index of its sample within the batch."""
     name = "batch" if field == "pos" else f"{field}_batch"
     index = get_field(batch, name)
@@ -192,7 +199,7 @@ def molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
     raise BatchError(f"the sample lacks the field {field!r}: the number of its entries is unknown")
 
 
-def n_molecules(batch: Data) -> int:
+def count_molecules(batch: Data) -> int:
     """Returns the number of samples of a batch; 1 for a single sample."""
     for name in ("ptr", "coeffs_ptr"):
         if (boundaries := get_field(batch, name)) is not None:
@@ -205,15 +212,15 @@ def n_molecules(batch: Data) -> int:
     return 1
 
 
-def periodic_directions(batch: Data) -> Tensor:
+def find_periodic_directions(batch: Data) -> Tensor:
     """Returns (n_molecules, 3) bool: the directions with periodic images; a cell that lacks `pbc` has them."""
     cell, pbc = get_field(batch, "cell"), get_field(batch, "pbc")
     if cell is None:
-        return torch.zeros(n_molecules(batch), 3, dtype=torch.bool)
+        return torch.zeros(count_molecules(batch), 3, dtype=torch.bool)
     return torch.as_tensor(cell).reshape(-1, 3, 3).any(2) if pbc is None else torch.as_tensor(pbc).reshape(-1, 3).bool()
 
 
-def sample_name(batch: Data, sample: int) -> str | None:
+def name_sample(batch: Data, sample: int) -> str | None:
     """Returns the name (`mol_id`) of one sample of a batch, if it has one."""
     names = get_field(batch, "mol_id")
     if names is None or isinstance(names, str):
@@ -222,13 +229,10 @@ def sample_name(batch: Data, sample: int) -> str | None:
     return str(name.item() if isinstance(name, Tensor) else name)
 
 
-def with_added_fields(batch: DataT, fields: Mapping[str, str | None]) -> DataT:
-    """Makes ``batch[i]`` and ``batch.to_data_list()`` return fields that were added to a joined batch; returns it.
-
-    `fields` maps each name to a field with as many entries per sample; None: one entry per sample.
-    """
+def register_fields(batch: DataT, fields: Mapping[str, str | None]) -> DataT:
+    """Makes ``batch[i]`` return added fields: divided like a given field, or (None) with one entry per sample."""
     if isinstance(batch, Batch) and hasattr(batch, "_slice_dict"):
-        one_each = torch.arange(n_molecules(batch) + 1)
+        one_each = torch.arange(count_molecules(batch) + 1)
         slices = {name: one_each if like is None else batch._slice_dict[like] for name, like in fields.items()}
         # new dictionaries: shallow copies of a batch share them
         batch._slice_dict = {**batch._slice_dict, **slices}
@@ -246,10 +250,7 @@ def make_batch(
     n_atoms: IntArray,
     n_functions: IntArray,
 ) -> Any:
-    """Returns the batch that PyG's ``Batch.from_data_list(samples, ["coeffs"])`` makes, without making samples.
-
-    Each field is given joined over the samples; `n_atoms` and `n_functions` are counts of each sample.
-    """
+    """Returns the batch that PyG's ``Batch.from_data_list(samples, ["coeffs"])`` makes, of joined fields."""
     n = len(n_atoms)
     added = {}
     for index, ends, counts in (("coeffs_batch", "coeffs_ptr", n_functions), ("batch", "ptr", n_atoms)):
@@ -268,7 +269,7 @@ def make_batch(
 
 def join_samples(samples: Sequence[Any], follow_batch: Sequence[str] = ("coeffs",)) -> Any:
     """Returns the PyG batch of samples of any class, which must have the same fields."""
-    data = [as_data(sample) for sample in samples]
+    data = [convert_to_data(sample) for sample in samples]
     fields = set(data[0].keys())
     differing = sorted({name for sample in data[1:] for name in fields ^ set(sample.keys())})
     if differing:
@@ -300,8 +301,13 @@ def collate_joined(batch: Any) -> Any:
     return batch
 
 
-def read_batch(dataset: Any, samples: Sequence[int], follow_batch: Sequence[str] = ("coeffs",)) -> Any:
-    """Returns the batch of some samples of any map-style data set."""
+def read_items(dataset: Any, indices: Sequence[int]) -> Any:
+    """Returns a list or a batch of some samples of any map-style data set."""
     several = getattr(dataset, "__getitems__", None)
-    found = [dataset[i] for i in samples] if several is None else several(list(samples))
-    return found if isinstance(found, Batch) else join_samples(found, follow_batch)
+    return [dataset[i] for i in indices] if several is None else several(list(indices))
+
+
+def read_batch(dataset: Any, samples: Sequence[int]) -> Any:
+    """Returns the batch of some samples of any map-style data set."""
+    found = read_items(dataset, samples)
+    return found if isinstance(found, Batch) else join_samples(found)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,19 +25,20 @@ from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.data.dataset import MoleculeDataset, OFDataset, Transform, apply_transform, compose
 from ofdft_norm.data.files import EMBEDDED, read_plain
 from ofdft_norm.data.label_file import LARGEST_LABEL, read_header
-from ofdft_norm.data.packed import META, PackedDataset, PackedSet, remaining_transforms
+from ofdft_norm.data.packed import META, PackedDataset, PackedSet, find_remaining_transforms
 from ofdft_norm.data.sample import (
     PER_FUNCTION,
     RAW,
     VOIGT,
     JoinedDataset,
     OFData,
-    as_data,
-    field_names,
+    convert_to_data,
+    find_periodic_directions,
     get_field,
     is_sample,
     join_samples,
-    periodic_directions,
+    list_fields,
+    read_items,
 )
 from ofdft_norm.data.split import (
     BY_FOLDERS,
@@ -44,11 +46,11 @@ from ofdft_norm.data.split import (
     Parts,
     SplitConfig,
     SplitEntry,
-    list_error,
     locate_entries,
-    random_split,
+    make_list_error,
     read_split,
     refuse_doubles,
+    split_randomly,
 )
 from ofdft_norm.errors import BasisError, BatchError, ConfigError, LabelFileError, NormalizationError, did_you_mean
 from ofdft_norm.settings import Settings
@@ -128,18 +130,15 @@ class Source(Settings):
         """Closes open files; the next use reads them again."""
 
 
-def listed(paths: str | Sequence[str] | None) -> list[str]:
+def list_paths(paths: str | Sequence[str] | None) -> list[str]:
     """Returns one or several paths as a list, with the home folder written out."""
     return list(map(os.path.expanduser, [] if paths is None else [paths] if isinstance(paths, str) else paths))
 
 
 def find_files(patterns: str | Sequence[str] | None, at: Callable[[str], Sequence[str]], kind: str) -> list[str]:
-    """Returns the files that `at` finds at each path: a file or folder of this very name, else matches of a pattern.
-
-    Raises ConfigError for a pattern without a file; `kind` names the files.
-    """
+    """Returns the files that `at` finds at paths, or at the matches of patterns; `kind` names them in the error."""
     files: list[str] = []
-    for pattern in listed(patterns):
+    for pattern in list_paths(patterns):
         before = len(files)
         for path in [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern)):
             files += at(str(Path(path)))
@@ -181,7 +180,6 @@ class LabelFiles(Source):
         return BasisInfo.from_json(self.basis_info)
 
     def _list_files(self) -> Iterable[str]:
-        """Returns the label files."""
         return set(find_files(self.paths, _label_files_at, "label file (*.zarr, *.zarr.zip)"))
 
     def _geometry_of(self, path: str) -> Hashable | None:
@@ -202,7 +200,7 @@ class LabelFiles(Source):
         """
         files, where = self._selected(), split.file or str(self.paths)
         if split.file is None:
-            parts = random_split(files, split, where)
+            parts = split_randomly(files, split, where)
         else:
             parts, iterations = locate_entries(self._read_entries(split.file), files, self.exclude, where)
             self._scf_iterations.update(iterations)
@@ -220,30 +218,25 @@ class LabelFiles(Source):
         found, excluded = self._list_files(), set(self.exclude)
         if unknown := sorted(excluded.difference(map(os.path.basename, found))):
             raise ConfigError(f"exclude has {unknown}, no label files of these names (config: data.source.exclude)")
-        if excluded:
-            found = [path for path in found if os.path.basename(path) not in excluded]
-        return sorted(found, key=BY_FOLDERS)
+        kept = [path for path in found if os.path.basename(path) not in excluded] if excluded else found
+        return sorted(kept, key=BY_FOLDERS)
 
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns the data set of some label files; raises SplitError if one does not exist."""
         # a pipe is neither of the two
         if missing := [path for path in members if not os.path.isfile(path) and not os.path.isdir(path)]:
-            raise list_error(str(self.paths), f"missing label files of the {part} split", missing)
+            raise make_list_error(str(self.paths), f"missing label files of the {part} split", missing)
         counts = [self._scf_iterations[path] for path in members if path in self._scf_iterations]
-        return OFDataset(
-            members,
-            self.basis(),
-            self.energy_key,
-            self.gradient_key,
-            compose(transforms),
-            self.limit_scf_iterations,
-            self.keep_initial_guess,
-            counts if len(counts) == len(members) else None,
-        )
+        known = counts if len(counts) == len(members) else None
+        return OFDataset(members, self.basis(), **self._options(transforms), n_scf_iterations=known)
+
+    def _options(self, transforms: Sequence[Transform]) -> dict[str, Any]:
+        names = ("energy_key", "gradient_key", "limit_scf_iterations", "keep_initial_guess")
+        return {"transform": compose(transforms), **dict(zip(names, attrgetter(*names)(self), strict=True))}
 
     def split_identity(self, split: SplitConfig) -> str:
         """Identifies paths, exclusions, settings of the split, and the content of a split file."""
-        paths = list(map(os.path.abspath, listed(self.paths)))
+        paths = list(map(os.path.abspath, list_paths(self.paths)))
         content = Path(split.file).read_bytes() if split.file is not None and os.path.isfile(split.file) else b""
         return f"({paths}, {sorted(self.exclude)}, {split!r}, {hashlib.sha256(content).hexdigest()!r})"
 
@@ -294,10 +287,8 @@ class PackedLabels(LabelFiles):
             for molecule, name in enumerate(sets[i].names()):
                 places[os.path.join(folder, name)] = i, molecule
         if self.basis_info is not None and (given := BasisInfo.from_json(self.basis_info)) != sets[0].basis_info:
-            raise BasisError(
-                f"{sets[0].folder}: was packed in the basis {sets[0].basis_info}, but {self.basis_info} has {given} "
-                "(config: data.source.basis_info)"
-            )
+            what = f"{sets[0].folder}: was packed in the basis {sets[0].basis_info}, but {self.basis_info} has {given}"
+            raise BasisError(f"{what} (config: data.source.basis_info)")
         self._opened.extend(sets)
         self._places.update(places)
         return sets
@@ -318,23 +309,13 @@ class PackedLabels(LabelFiles):
         """Returns the data set of some molecules; raises SplitError if one is in no set."""
         sets = self.sets()
         if missing := sorted(set(members).difference(self._places)):
-            raise list_error(f"the {part} split", "molecules that are not in the packed sets", missing)
-        molecules = defaultdict(list)
+            raise make_list_error(f"the {part} split", "molecules that are not in the packed sets", missing)
+        molecules: dict[int, list[int]] = defaultdict(list)
         for i, molecule in map(self._places.__getitem__, members):
             molecules[i].append(molecule)
         meta, where = sets[0].meta, str(sets[0].folder)
-        return PackedDataset(
-            sets,
-            list(map(molecules.__getitem__, range(len(sets)))),
-            self.energy_key,
-            self.gradient_key,
-            compose(remaining_transforms(transforms, meta["applied"], where, meta["coordinates"])),
-            self.limit_scf_iterations,
-            self.keep_initial_guess,
-        )
-
-
-_EMBEDDED_SPLIT = EMBEDDED / "split.yaml"
+        remaining = find_remaining_transforms(transforms, meta["applied"], where, meta["coordinates"])
+        return PackedDataset(sets, molecules, **self._options(remaining))
 
 
 class EmbeddedLabels(PackedLabels):
@@ -359,16 +340,9 @@ class EmbeddedLabels(PackedLabels):
             return super().parts(split)
         selected, parts = self._selected(), {}
         files = dict(zip(map(os.path.basename, selected), selected, strict=True))
-        for part, names in read_plain(_EMBEDDED_SPLIT).items():
+        for part, names in read_plain(EMBEDDED / "split.yaml").items():
             parts[part] = list(map(files.__getitem__, filter(files.__contains__, names)))
         return parts
-
-    def split_identity(self, split: SplitConfig) -> str:
-        """Identifies the set's own split file by its content if the settings of the split are the defaults."""
-        if split != SplitConfig():
-            return super().split_identity(split)
-        content = hashlib.sha256(_EMBEDDED_SPLIT.read_bytes()).hexdigest()
-        return f"({sorted(self.exclude)}, {content!r})"
 
 
 # --- samples of other kinds -------------------------------------------------------------------------------------------
@@ -378,8 +352,7 @@ class EmbeddedLabels(PackedLabels):
 class SampleCheck:
     """Validates samples of other classes when they are read, and converts them to PyG's `Data`.
 
-    Samples need atomic numbers; with `labelled` an energy and, if they have a field, forces and stress; with a basis
-    coefficients. The stress becomes (1, 6) in ASE's order; it is NaN where a sample is not periodic.
+    With `labelled` an energy, forces and stress are required; with a basis coefficients. The stress becomes (1, 6).
     """
 
     energy: str = "energy_label"
@@ -399,9 +372,9 @@ class SampleCheck:
         where = where if name is None or str(name) in where else f"{where} (molecule {name!r})"
         if not is_sample(sample):
             raise BatchError(f"{where} is a {type(sample).__name__}, expected a Data of PyG (config: data.source)")
-        if "normalized" in field_names(sample):
+        if "normalized" in list_fields(sample):
             raise NormalizationError(f"{where} is normalised already: wrap the raw data sets (config: data.source)")
-        data = copy.copy(as_data(sample))
+        data = copy.copy(convert_to_data(sample))
         fields = data._store  # classes of other packages may log fields that are set in another way
         numbers = self._check_atomic_numbers(fields, where)
         flag, of_atoms = fields.get("has_energy_label"), (len(numbers), 3)
@@ -420,7 +393,9 @@ class SampleCheck:
                 value = _check_numbers(fields, name, shape, where, setting)
                 fields[name] = value if value.is_floating_point() else value.to(torch.float64)
         if self.stress is not None:
-            wanted = labelled and bool(periodic_directions(data).all()) and (self.labelled or self.stress in fields)
+            wanted = (
+                labelled and bool(find_periodic_directions(data).all()) and (self.labelled or self.stress in fields)
+            )
             nan = torch.full((1, 6), torch.nan, dtype=torch.float64)
             fields[self.stress] = _check_stress(fields, self.stress, where) if wanted else nan
         return data
@@ -472,10 +447,9 @@ def _check_numbers(fields: Any, field: str, shape: tuple[int, ...] | None, where
     bad = ~(value.abs() <= LARGEST_LABEL)  # true for NaN
     if bad.any():
         entry = bad.nonzero()[0].tolist()
-        raise BatchError(
-            f"{where}: field {field!r} is {value[tuple(entry)].item()} at entry {entry}, expected finite numbers of at "
-            f"most {LARGEST_LABEL:g}: correct it, leave the sample out, or set has_energy_label to False {config}"
-        )
+        found = f"field {field!r} is {value[tuple(entry)].item()} at entry {entry}"
+        expected = f"expected finite numbers of at most {LARGEST_LABEL:g}, or has_energy_label False"
+        raise BatchError(f"{where}: {found}, {expected} {config}")
     return value
 
 
@@ -488,22 +462,20 @@ def _check_stress(fields: Any, field: str, where: str) -> Tensor:
     return (value.reshape(3, 3)[VOIGT] if value.numel() == 9 else value).reshape(1, 6)
 
 
+@dataclass(eq=False, repr=False)
 class SampleDataset(JoinedDataset):
     """Samples of any map-style data set, validated and transformed when they are read; `what` names the data set."""
 
-    def __init__(
-        self,
-        samples: Any,
-        check: SampleCheck,
-        what: str,
-        transform: Transform | None = None,
-        indices: Sequence[int] | None = None,
-    ) -> None:
-        self.samples = samples
-        self.check = check
-        self.what = what
-        self.transform = transform
-        self.indices = range(len(samples)) if indices is None else indices
+    samples: Any
+    check: SampleCheck
+    what: str
+    transform: Transform | None = None
+    indices: Any = None  # of the samples; None: all
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, list):  # read as it was when its statistics were fitted
+            self.samples = list(self.samples)
+        self.indices = range(len(self.samples)) if self.indices is None else self.indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -514,8 +486,7 @@ class SampleDataset(JoinedDataset):
     def __getitems__(self, samples: Sequence[int]) -> Any:
         """Reads samples as one batch."""
         indices = [self.indices[i] for i in samples]
-        several = getattr(self.samples, "__getitems__", None)
-        found = [self.samples[i] for i in indices] if several is None else several(indices)
+        found = read_items(self.samples, indices)
         if not isinstance(self.samples, MoleculeDataset):  # it validates its samples
             found = found.to_data_list() if isinstance(found, Batch) else found
             found = [self.check(sample, self._name(i)) for sample, i in zip(found, indices, strict=True)]

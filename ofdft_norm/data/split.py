@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ofdft_norm.data.files import read_plain
-from ofdft_norm.errors import ConfigError, SplitError, counted
+from ofdft_norm.errors import ConfigError, SplitError, format_count
 from ofdft_norm.settings import NonNegativeInt, Settings, Share
 
 PARTS = ("train", "val", "test")
@@ -46,12 +46,8 @@ class SplitConfig(Settings):
     config_key = "data.split"
 
 
-def random_split(members: Sequence[str], split: SplitConfig, where: str) -> Parts:
-    """Divides members (label files, frames, molecules) at random; their order does not matter.
-
-    Returns the members of each part, in sorted order; parts of share 0 are left out. Raises SplitError if another part
-    gets none.
-    """
+def split_randomly(members: Sequence[str], split: SplitConfig, where: str) -> Parts:
+    """Divides members (label files, frames, molecules) at random; their order does not matter."""
     shares = {"train": split.train, "val": split.val, "test": split.test}
     total = sum(shares.values())
     if total > 1 + 1e-9:
@@ -69,7 +65,7 @@ def random_split(members: Sequence[str], split: SplitConfig, where: str) -> Part
         if len(drawn):
             parts[name] = list(map(ordered.__getitem__, sorted(drawn)))
         elif shares[name] > 0:
-            what = f"the shares {shares} of {counted(n, 'molecule')} leave {name!r} without a molecule"
+            what = f"the shares {shares} of {format_count(n, 'molecule')} leave {name!r} without a molecule"
             raise SplitError(f"{where}: {what} (config: data.split)")
     return parts
 
@@ -83,17 +79,12 @@ class SplitEntry(NamedTuple):
 
 
 def read_split(path: str | Path) -> dict[str, list[SplitEntry]]:
-    """Reads the entries of each part from a ``.yaml``, ``.json`` or ``.npz`` file.
-
-    Parts are `train`, `val`, `test` and any further ``test_<name>``, such as `test_molecules`.
-
-    Entries are names of label files, or (data set, label file, number of SCF iterations), as STRUCTURES25 writes them.
-    """
+    """Reads the entries of each part from a file: names of label files, or triples as STRUCTURES25 writes them."""
     path = Path(path)
     if not path.is_file():
         raise SplitError(f"{path}: no such split file (config: data.split.file)")
     content = _read_content(path)
-    known = isinstance(content, dict) and all(part in PARTS or str(part).startswith("test_") for part in content)
+    known = isinstance(content, dict) and all(re.fullmatch(r"train|val|test(_\w+)?", str(part)) for part in content)
     if not known or "train" not in content:
         found = sorted(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         what = f"expected a mapping with the keys {list(PARTS)} and test_..., found {found}"
@@ -136,10 +127,9 @@ def _parse_entry(path: Path, part: str, entry: Any) -> SplitEntry:
 def locate_entries(
     entries: Mapping[str, Sequence[SplitEntry]], files: Sequence[str], exclude: Collection[str], where: str
 ) -> tuple[Parts, dict[str, int]]:
-    """Finds the label files of a split; also returns their numbers of SCF iterations if the split has them.
+    """Finds the label files of a split, or else uses names as paths; also returns known numbers of SCF iterations.
 
-    An entry of a data set that is the name of a folder above some files is one of these. A name with folders must be
-    the end of a path. A name that is not found is used as a path.
+    An entry of a data set that is the name of a folder above some files is one of these.
     """
     by_name: dict[str, list[Path]] = {}
     for path in map(Path, files):
@@ -155,10 +145,8 @@ def locate_entries(
         if known:
             found = [path for path in found if entry.dataset in path.parts[:-1]]
         if len(found) > 1 or (known and not found):
-            raise SplitError(
-                f"{where}: the entry {entry.name!r} of the data set {entry.dataset!r} fits {len(found)} label files, "
-                f"{list(map(str, found[:5]))}, expected one: write more of its path (config: data.split.file)"
-            )
+            what = f"the entry {entry.name!r} of the data set {entry.dataset!r} fits {len(found)} label files"
+            raise SplitError(f"{where}: {what}, {list(map(str, found[:5]))}, expected one (config: data.split.file)")
         file = str(found[0] if found else name)
         located.setdefault(part, []).append(file)
         if entry.n_scf_iterations is not None:
@@ -168,7 +156,7 @@ def locate_entries(
     return located, iterations
 
 
-def list_error(where: str, what: str, found: Sequence[str]) -> SplitError:
+def make_list_error(where: str, what: str, found: Sequence[str]) -> SplitError:
     """Returns an error that lists the first members of `found`."""
     shown = "\n  ".join([*found[:20], *(["..."] if len(found) > 20 else [])])
     return SplitError(f"{where}: {what}: {len(found)} (config: data.split.file, data.source.paths)\n  {shown}")
@@ -182,17 +170,14 @@ def parse_shard(shard: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def members_of_shard(members: Sequence[str], shard: str) -> list[str]:
+def select_shard(members: Sequence[str], shard: str) -> list[str]:
     """Returns the members of one of N shards: the name of a label file decides, so that no other file matters."""
     k, n = parse_shard(shard)
     return [member for member in members if zlib.crc32(os.path.basename(member).encode()) % n == k - 1]
 
 
 def refuse_doubles(parts: Parts, where: str, geometry_of: Callable[[str], Hashable | None] | None = None) -> None:
-    """Refuses files that are reached twice, on any paths and over (hard) links; with `geometry_of` also copies.
-
-    A copy is a label file with the name and the geometry (None: unknown) of one in another folder or packed set.
-    """
+    """Refuses files that are reached twice, on any path or link; with `geometry_of` also copies under the same name."""
     folders: dict[str, str] = {}
     seen: dict[Hashable, tuple[str, str]] = {}
     by_name: dict[str, list[str]] = {}
@@ -214,7 +199,7 @@ def refuse_doubles(parts: Parts, where: str, geometry_of: Callable[[str], Hashab
             seen[file] = part, path
             by_name.setdefault(name.removesuffix(".zip").removesuffix(".zarr"), []).append(path)
     if twice:
-        raise list_error(where, "files that are listed twice", twice)
+        raise make_list_error(where, "files that are listed twice", twice)
     for paths in by_name.values():
         if geometry_of is not None and len(paths) > 1:
             known: dict[Hashable, str] = {}
@@ -223,4 +208,4 @@ def refuse_doubles(parts: Parts, where: str, geometry_of: Callable[[str], Hashab
                 if first != path:
                     copies.append(f"{path}: a copy of {first}")
     if copies:
-        raise list_error(where, "label files with the name and geometry of another one: give one of them", copies)
+        raise make_list_error(where, "label files with the name and geometry of another one: give one of them", copies)

@@ -17,7 +17,7 @@ from ofdft_norm.data.dataset import Transform, compose
 from ofdft_norm.data.loader import wrap_loader
 from ofdft_norm.data.sample import get_field
 from ofdft_norm.data.sources import SampleDataset, Source
-from ofdft_norm.data.split import PARTS, Parts, SplitConfig, random_split
+from ofdft_norm.data.split import PARTS, Parts, SplitConfig, split_randomly
 from ofdft_norm.errors import ConfigError, SplitError
 
 _STAGES = {"train": ("fit",), "val": ("fit", "validate"), "test": ("test",), "predict": ("predict",)}
@@ -67,10 +67,8 @@ class WrappedData(Source):
         if (self.datamodule is None) == (self.train is None):
             raise ConfigError("data.source needs either a datamodule or a train data set")
 
-    @property
-    def length_unit(self) -> str:  # type: ignore[override]
-        """Unit of positions: that of label files, or ASE's."""
-        return "angstrom" if self.basis_info is None else "bohr"
+    # of label files, or ASE's
+    length_unit = property(lambda self: "angstrom" if self.basis_info is None else "bohr")
 
     def basis(self) -> BasisInfo | None:
         """Returns the basis; None for samples without coefficients."""
@@ -100,18 +98,13 @@ class WrappedData(Source):
             self._stages[stage] = False
 
     def parts(self, split: SplitConfig) -> Parts:
-        """Returns one member for each data set; without `val` and `test`, the molecules of the divided `train`.
-
-        Raises:
-            ConfigError: If `split` has settings that would not be used.
-            SplitError: If a data module has no training loader.
-        """
+        """Returns one member for each data set; without `val` and `test`, the molecules of the divided `train`."""
         if self.datamodule is None and self.val is None and self.test is None and split.file is None:
             self._molecules.clear()
             for i in range(len(self.train)):
                 name = get_field(self.train[i], "mol_id") if self.basis_info is not None else None
                 self._molecules.setdefault(str(i if name is None else name), []).append(i)
-            return random_split(list(self._molecules), split, "the wrapped data set")
+            return split_randomly(list(self._molecules), split, "the wrapped data set")
         if split not in _NO_SPLIT:
             raise ConfigError(f"data.split = {split}: wrapped data come split, and a split file lists label files")
         if self.datamodule is None:

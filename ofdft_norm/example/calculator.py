@@ -9,17 +9,17 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule
 
-from ofdft_norm.checkpoint import named_errors, read_checkpoint
+from ofdft_norm.checkpoint import name_errors, read_checkpoint
 from ofdft_norm.data.ase import AtomsCheck
-from ofdft_norm.data.files import optional_module
+from ofdft_norm.data.files import import_optional
 from ofdft_norm.data.sample import join_samples
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.predict import load_model
 from ofdft_norm.normalization.normalized_dataset import NormalizeBatch
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.units import conversion
+from ofdft_norm.units import find_factor
 
-_base = optional_module("ase.calculators.calculator", "ase")
+_base = import_optional("ase.calculators.calculator", "ase")
 
 
 class PotentialCalculator(_base.Calculator):  # type: ignore[name-defined]
@@ -43,7 +43,7 @@ class PotentialCalculator(_base.Calculator):  # type: ignore[name-defined]
         normalizer = cast(Normalizer, self.model.normalizer)
         if normalizer.basis_info is not None:
             raise ConfigError(f"{type(model).__name__} needs density coefficients: expected a model of energies alone")
-        self._to_ev = conversion(normalizer.unit, "eV")
+        self._to_ev = find_factor(normalizer.unit, "eV")
         self._check = AtomsCheck(normalizer.energy_field, None, labelled=False, keys=(None, None, None))
 
     def calculate(
@@ -91,5 +91,5 @@ def potential_calculator(
         ConfigError: If the checkpoint is missing or damaged, or its model is unknown.
     """
     content = read_checkpoint(checkpoint)
-    with named_errors(checkpoint):
+    with name_errors(checkpoint):
         return PotentialCalculator(load_model(content, model).to(device, dtype))

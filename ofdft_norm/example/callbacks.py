@@ -22,14 +22,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import ofdft_norm
-from ofdft_norm.data.files import package_version, write_text
+from ofdft_norm.data.files import find_package_version, write_text
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import ConfigError, counted
+from ofdft_norm.errors import ConfigError, format_count
 from ofdft_norm.example.plots import plot_gradient_ranges
 from ofdft_norm.normalization.build_normalizer import find_residual
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.statistics.weighers import has_label
-from ofdft_norm.units import shown
+from ofdft_norm.statistics.weighers import find_labelled
+from ofdft_norm.units import find_unit
 
 CHECKPOINT_KEY = "ofdft_norm_run"
 
@@ -73,7 +73,7 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
 class RunRecord(Callback):
     """Writes ``run.yaml`` when training starts, and the same record into every checkpoint; keeps the learning curves.
 
-    The record has the keys `package_version`, `statistics_fingerprint` (None for given statistics) and `config`.
+    The record has the keys `find_package_version`, `statistics_fingerprint` (None for given statistics) and `config`.
 
     Args:
         config: The run's configuration, resolved, of plain types.
@@ -90,7 +90,7 @@ class RunRecord(Callback):
 
     def _record(self, trainer: Trainer) -> dict[str, Any]:
         fingerprint = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
-        return {"package_version": package_version(), "statistics_fingerprint": fingerprint, "config": self.config}
+        return {"package_version": find_package_version(), "statistics_fingerprint": fingerprint, "config": self.config}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Quietens Lightning in processes that it has spawned."""
@@ -182,7 +182,7 @@ class CountOutOfRange(Callback):
         """Measures a batch."""
         found = None if self._normalizer is None else self._normalizer.range_excess(batch)
         if found is not None:
-            self._excess.append(found.excess.cpu()[has_label(batch, required=False).cpu() > 0])
+            self._excess.append(found.excess.cpu()[find_labelled(batch, required=False).cpu() > 0])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the count; warns at the first epoch."""
@@ -196,15 +196,15 @@ class CountOutOfRange(Callback):
         if n and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"{n} of {counted(len(excess), 'labelled validation sample')} have coefficients outside of the range "
-                f"of the training split by more than {self.tolerance:g} of its width, at most by {largest:.1f}: the "
+                f"{n} of {format_count(len(excess), 'labelled validation sample')} have coefficients outside of the "
+                f"range of training by more than {self.tolerance:g} of its width, at most by {largest:.1f}: the "
                 "model extrapolates there (config: callbacks.count_out_of_range.tolerance)"
             )
 
 
 def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
     """Returns the size of the training split, residuals of the reference, and how many dimensions each limit sets."""
-    statistics, normalizer, unit = datamodule.statistics, datamodule.normalizer, shown(datamodule.unit)
+    statistics, normalizer, unit = datamodule.statistics, datamodule.normalizer, find_unit(datamodule.unit)
     found = statistics[datamodule.weigher_key]
     known: dict[str, Any] = {
         f"energy_scale_{unit.suffix}": unit.factor * float(normalizer.energy_scale),

@@ -11,12 +11,12 @@ from torch_geometric.data import Data
 
 from ofdft_norm.checkpoint import MODEL_ENTRY
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.sample import molecule_index
+from ofdft_norm.data.sample import find_molecule_index
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.density_network import DensityNetwork
 from ofdft_norm.example.metrics import LabelErrors, MeasuredModule, sums_over_molecules
 from ofdft_norm.mixin import NormalizerMixin
-from ofdft_norm.normalization.state import normalizer_from_state
+from ofdft_norm.normalization.state import load_normalizer
 from ofdft_norm.settings import NonNegative, Positive, PositiveInt, check_arguments
 
 NORM_OFFSET = 1e-12
@@ -124,7 +124,7 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         # masked, not multiplied: labels that are not used may be NaN, and 0 NaN is NaN
         errors = torch.where(labelled, energy - batch.energy_label.reshape(-1), 0.0) * self.normalizer.energy_scale
         difference = self.normalizer.gradient_difference(gradient, batch)
-        difference = torch.where(labelled[molecule_index(batch)], difference, 0.0)
+        difference = torch.where(labelled[find_molecule_index(batch)], difference, 0.0)
         # the offset keeps the square root differentiable at zero
         norms = (sums_over_molecules(difference.square(), batch) + NORM_OFFSET).sqrt() - math.sqrt(NORM_OFFSET)
         n_labelled = labelled.sum().clamp(min=1)
@@ -145,6 +145,6 @@ class DensityModule(NormalizerMixin, MeasuredModule):
 def _build_for_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Runs before a state dict is read: builds the network for the basis of the normaliser in it."""
     state = state_dict.get(prefix + MODEL_ENTRY)
-    basis_info = normalizer_from_state(state).basis_info if state else None
+    basis_info = load_normalizer(state).basis_info if state else None
     if basis_info is not None:
         cast(DensityModule, module).build(basis_info)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.sample import molecule_index, n_molecules
+from ofdft_norm.data.sample import count_molecules, find_molecule_index
 
 
 class DensityNetwork(nn.Module):
@@ -59,8 +59,8 @@ class DensityNetwork(nn.Module):
 
     def forward(self, batch: Data, coeffs: Tensor) -> Tensor:
         """Returns the normalised energies E', (n_molecules,), differentiable in the rescaled coefficients `coeffs`."""
-        atom_ind, molecule = batch.atom_ind, molecule_index(batch, "pos")
-        counts = torch.bincount(molecule, minlength=n_molecules(batch))
+        atom_ind, molecule = batch.atom_ind, find_molecule_index(batch, "pos")
+        counts = torch.bincount(molecule, minlength=count_molecules(batch))
         place = torch.arange(len(molecule), device=molecule.device) - (counts.cumsum(0) - counts)[molecule]
         where = molecule, place  # of each atom in arrays (molecule, atom), which are padded to the largest molecule
         shape = len(counts), int(counts.max())

@@ -17,8 +17,8 @@ from ofdft_norm.example.density_module import DensityModule
 from ofdft_norm.example.exact_terms import ExactTerms
 from ofdft_norm.example.plots import plot_learning_curves
 from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher
-from ofdft_norm.tables import text_table
-from ofdft_norm.transforms.coordinates import change_coordinates, coordinates_of
+from ofdft_norm.tables import format_rows
+from ofdft_norm.transforms.coordinates import change_coordinates, read_coordinates
 
 SMALL_GRADIENT = 5e-3  # hartree, norm of the projected gradient of a converged density
 STAYS_WITHIN, N_STAYS = 5e-3, 50  # hartree, steps: the energy of a converged density stays near its minimum
@@ -115,7 +115,7 @@ def optimize_density(
             f"molecule {first.mol_id!r}: density optimisation needs a labelled ground state and energies in hartree, "
             f"got {len(converged)} ground states and {normalizer.unit} (config: data.unit, data.source)"
         )
-    exact, coordinates = ExactTerms(first, grid_level=grid_level), coordinates_of(first)
+    exact, coordinates = ExactTerms(first, grid_level=grid_level), read_coordinates(first)
 
     def energy_of_exact_terms(coeffs: Tensor) -> Tensor:
         return exact(change_coordinates(coeffs, first, False, coordinates, RAW))
@@ -154,7 +154,7 @@ def format_optimizations(found: Mapping[str, Sequence[Optimized]]) -> str:
         start = np.median([o.initial_density_error for o in optimized])
         rows.append([name, f"{len(converged)} of {len(optimized)}", *texts, f"{start:.3f}"])
     header = ["", "converged", "steps", "energy error [mHa]", "density error", "of initial guess"]
-    return text_table(header, rows)
+    return format_rows(header, rows)
 
 
 def plot_optimizations(found: Mapping[str, Sequence[Optimized]]) -> Figure:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.files import optional_module
+from ofdft_norm.data.files import import_optional
 from ofdft_norm.errors import BatchError
-from ofdft_norm.labelling.density_fit import coulomb_metric
+from ofdft_norm.labelling.density_fit import integrate_coulomb
 from ofdft_norm.labelling.functional import evaluate_potentials
 from ofdft_norm.transforms.coordinates import molecules_of
 from ofdft_norm.transforms.overlap import pyscf_molecule
@@ -41,9 +41,9 @@ class ExactTerms:
         if len(molecules) != 1:
             raise BatchError(f"exact terms need one molecule, and the batch has {len(molecules)}")
         self.xc, self.mol = xc, pyscf_molecule(molecules[0][0])
-        self.coulomb = coulomb_metric(self.mol)
+        self.coulomb = integrate_coulomb(self.mol)
         self.nuclear_repulsion = float(self.mol.energy_nuc())
-        self.grid: Any = optional_module("pyscf.dft", "labels").gen_grid.Grids(self.mol)
+        self.grid: Any = import_optional("pyscf.dft", "labels").gen_grid.Grids(self.mol)
         self.grid.level = grid_level
         self.grid.build()
         self._values: dict[int, npt.NDArray[np.float64]] = {}  # of the basis functions on the grid

@@ -17,11 +17,11 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.sample import molecule_index, n_molecules
+from ofdft_norm.data.sample import count_molecules, find_molecule_index
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, has_label
+from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, find_labelled
 from ofdft_norm.transforms.project_gradient import project_gradient
-from ofdft_norm.units import shown
+from ofdft_norm.units import find_unit
 
 
 def error_name(quantity: str, unit: str) -> str:
@@ -31,13 +31,13 @@ def error_name(quantity: str, unit: str) -> str:
         >>> error_name("energy_mae", "hartree"), error_name("energy_mae", "kcal/mol")
         ('energy_mae_mHa', 'energy_mae_kcal_per_mol')
     """
-    return f"{quantity}_{shown(unit).suffix}"
+    return f"{quantity}_{find_unit(unit).suffix}"
 
 
 def sums_over_molecules(values: Tensor, batch: Data, of: str = "coeffs") -> Tensor:
     """Sums a field, with an entry for each function or (`of` = "pos") each atom, over each molecule: (n_molecules,)."""
     by_entry = values.reshape(len(values), -1).sum(1)
-    return values.new_zeros(n_molecules(batch)).index_add(0, molecule_index(batch, of), by_entry)
+    return values.new_zeros(count_molecules(batch)).index_add(0, find_molecule_index(batch, of), by_entry)
 
 
 def numbers_of_atoms(batch: Data) -> Tensor:
@@ -110,7 +110,7 @@ class PhysicalErrors(Metric):
         Energies and stress are (n_molecules,) and (n_molecules, 6); the derivatives are (n_basis,) gradients or
         (n_atom, 3) forces, of which only those of an `element`, if given, are measured.
         """
-        labelled = has_label(batch, required=False).to(energy.device)
+        labelled = find_labelled(batch, required=False).to(energy.device)
         true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
         energies = torch.stack([true, energy.detach()])
         derivatives, elements, size, place = cls._compare(normalizer, batch, derivative.detach())
@@ -126,7 +126,7 @@ class PhysicalErrors(Metric):
         columns = (energies[1] - true, size, *sums, place, of_stress, n_stress)
         rows = torch.stack([column.to(true) for column in columns], dim=1)
         measured = labelled & (sums[2] > 0)
-        pairs = derivatives[:, measured[molecule_index(batch, cls.OF)]].reshape(2, -1)
+        pairs = derivatives[:, measured[find_molecule_index(batch, cls.OF)]].reshape(2, -1)
         energies = (energies - batch.energy_reference)[:, measured]
         return Measured(rows[measured], _molecule_keys(batch, measured), energies, pairs)
 
@@ -161,7 +161,9 @@ class PhysicalErrors(Metric):
             f"{cls.DERIVATIVE}_norm": squares.sqrt().mean(),
             "stress_mae": of_stress.sum() / n_stress.sum(),
         }
-        return {name: shown(unit).factor * values[q] for name, q in zip(cls.names(unit), cls.QUANTITIES, strict=True)}
+        return {
+            name: find_unit(unit).factor * values[q] for name, q in zip(cls.names(unit), cls.QUANTITIES, strict=True)
+        }
 
 
 class LabelErrors(PhysicalErrors):
@@ -190,7 +192,7 @@ class LabelErrors(PhysicalErrors):
         original, basis_info = normalizer.denormalize(batch), cast(BasisInfo, normalizer.basis_info)
         gradients = torch.stack([project_gradient(g, original) for g in (original.gradient_label, predicted)])
         numbers = torch.from_numpy(np.repeat(basis_info.atomic_numbers, basis_info.basis_dim_per_atom))
-        place = torch.zeros(n_molecules(batch))
+        place = torch.zeros(count_molecules(batch))
         if batch.get("ground_state_coeffs") is not None:
             place = GroundStateOnlySampleWeigher().get_weights(batch)
         if batch.get("perturbed") is not None:

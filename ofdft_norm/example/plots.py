@@ -17,15 +17,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ofdft_norm.data.basis import SHELL_LETTERS, BasisInfo
-from ofdft_norm.data.elements import symbol
-from ofdft_norm.data.files import written_whole
+from ofdft_norm.data.elements import find_symbol
+from ofdft_norm.data.files import write_whole
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.example.results import CHEMICAL_ACCURACY
 from ofdft_norm.normalization.atom_ref import AtomRef
+from ofdft_norm.normalization.build_normalizer import find_residual
 from ofdft_norm.normalization.summary import REFERENCE_NAMES
 from ofdft_norm.statistics.references import REFERENCES
 from ofdft_norm.statistics.store import ResidualStatistics
-from ofdft_norm.units import conversion, shown
+from ofdft_norm.units import find_factor, find_unit
 
 Array = npt.NDArray[np.float64]
 
@@ -68,7 +69,7 @@ def plot_gradient_ranges(datamodule: OFDFTDataModule) -> Figure:
     figure, panels = _new_figure([1] * len(elements), 1.45 * max(len(elements), 1) + 0.9)
     positive = np.concatenate([before[before > 0], after[after > 0], [1e-3]])
     limits = (max(positive.min() / 2, 1e-6), positive.max() * 20)
-    unit, scale = shown(datamodule.unit).symbol, float(datamodule.normalizer.energy_scale)
+    unit, scale = find_unit(datamodule.unit).symbol, float(datamodule.normalizer.energy_scale)
     handles = [
         _marker(BEFORE, f"before: labels after data.pre_transforms [{unit}]"),
         _marker(AFTER, f"after: normalised [{unit}{'' if scale == 1 else f' / {scale:.4g} {unit}'}]"),
@@ -140,11 +141,12 @@ def _draw_coefficients(axes: Axes, datamodule: OFDFTDataModule, basis_info: Basi
 
 
 def _draw_residuals(axes: Axes, datamodule: OFDFTDataModule) -> None:
-    unit, found = shown(datamodule.unit), datamodule.statistics[datamodule.weigher_key]
-    used = getattr(datamodule.settings.reference, "statistics_name", None)
-    residuals = {name: found.residual(name) for name in dict.fromkeys((*REFERENCES, *filter(None, [used])))}
-    stds = {name: unit.factor * float(r.std) for name, r in residuals.items() if r is not None}
-    accuracy = CHEMICAL_ACCURACY * conversion("hartree", datamodule.unit) * unit.factor
+    unit, found = find_unit(datamodule.unit), datamodule.statistics[datamodule.weigher_key]
+    reference, basis_info = datamodule.normalizer.reference, datamodule.basis_info
+    used, residual = find_residual(datamodule.statistics, datamodule.weigher_key, reference, basis_info)
+    residuals = {**{name: found.residual(name) for name in REFERENCES}, used: residual}
+    stds = {name: unit.factor * float(r.std) for name, r in residuals.items() if r is not None and name != "none"}
+    accuracy = CHEMICAL_ACCURACY * find_factor("hartree", datamodule.unit) * unit.factor
     before = unit.factor * float(cast(ResidualStatistics, found.energy).std)
     for row, std in enumerate(stds.values()):
         axes.plot([max(std, accuracy), before], [row, row], color=JOIN, linewidth=2, zorder=0)
@@ -211,7 +213,7 @@ def plot_learning_curves(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]
 
 def _seen(values: Array, basis_info: BasisInfo) -> dict[str, npt.NDArray[np.int64]]:
     """Returns the basis functions of each element in the data, by its symbol."""
-    names = (symbol(int(number)) for number in basis_info.atomic_numbers)
+    names = (find_symbol(int(number)) for number in basis_info.atomic_numbers)
     functions = zip(names, basis_info.atom_ind_to_basis_function_ind, strict=True)
     return {name: index for name, index in functions if values[index].any()}
 
@@ -235,5 +237,5 @@ def _marker(color: str, label: str) -> Line2D:
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure with 200 dots per inch in the format of the file name's ending; replaces an existing file."""
-    with written_whole(path) as unfinished:
+    with write_whole(path) as unfinished:
         figure.savefig(unfinished, dpi=200, format=Path(path).suffix[1:])

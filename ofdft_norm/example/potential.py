@@ -11,8 +11,8 @@ from torch_geometric.data import Data
 from torch_geometric.nn.models import SchNet
 from torch_geometric.utils import to_dense_batch
 
-from ofdft_norm.data.files import optional_module
-from ofdft_norm.data.sample import VOIGT, periodic_directions
+from ofdft_norm.data.files import import_optional
+from ofdft_norm.data.sample import VOIGT, find_periodic_directions
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.metrics import EnergyForceErrors, MeasuredModule, numbers_of_atoms
 from ofdft_norm.mixin import NormalizerMixin
@@ -27,7 +27,7 @@ def pairs_within(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
 
     ASE finds the periodic images; SchNet's own neighbour list knows none, and needs a compiled extension.
     """
-    periodic = periodic_directions(batch)
+    periodic = find_periodic_directions(batch)
     if not periodic.any():
         places, real = to_dense_batch(batch.pos, batch.batch)
         distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
@@ -35,7 +35,7 @@ def pairs_within(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
         near.diagonal(dim1=1, dim2=2).fill_(False)
         molecule, senders, receivers = near.nonzero().T
         return torch.stack([senders, receivers]) + batch.ptr[molecule], batch.pos.new_zeros(len(molecule), 3)
-    find = optional_module("ase.neighborlist", "ase").primitive_neighbor_list
+    find = import_optional("ase.neighborlist", "ase").primitive_neighbor_list
     arrays = (values.detach().cpu().double().numpy() for values in (batch.cell.reshape(-1, 3, 3), batch.pos))
     (cells, pos), starts = arrays, batch.ptr.tolist()
     edges, vectors = [], []
@@ -50,7 +50,7 @@ def pairs_within(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
 
 def volumes(batch: Data) -> Tensor:
     """Returns (n_molecules,) volumes of the cells; NaN where a molecule is not periodic in all three directions."""
-    periodic = periodic_directions(batch).all(dim=1).to(batch.pos.device)
+    periodic = find_periodic_directions(batch).all(dim=1).to(batch.pos.device)
     cells = batch.cell.reshape(-1, 3, 3) if periodic.any() else batch.pos.new_zeros(len(periodic), 3, 3)
     return torch.where(periodic, torch.linalg.det(cells).abs(), torch.nan)
 
@@ -157,7 +157,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
 
 def labelled_clusters(n: int, seed: int = 0) -> list[Any]:
     """Returns shaken pieces of a crystal of random composition, with energies [eV] and forces [eV/angstrom] of EMT."""
-    ase, build, emt = (optional_module(name, "ase") for name in ("ase", "ase.build", "ase.calculators.emt"))
+    ase, build, emt = (import_optional(name, "ase") for name in ("ase", "ase.build", "ase.calculators.emt"))
     rng = np.random.default_rng(seed)
     crystal = build.bulk("Cu", a=_LATTICE, cubic=True).repeat((2, 2, 1)).positions
     clusters = []

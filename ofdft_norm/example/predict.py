@@ -19,20 +19,20 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 
-from ofdft_norm.checkpoint import named_errors, read_checkpoint
-from ofdft_norm.data.basis import dimension_name
-from ofdft_norm.data.files import optional_module, package_version, written_whole
+from ofdft_norm.checkpoint import name_errors, read_checkpoint
+from ofdft_norm.data.basis import name_dimension
+from ofdft_norm.data.files import find_package_version, import_optional, write_whole
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import ConfigError, counted
+from ofdft_norm.errors import ConfigError, format_count
 from ofdft_norm.example.callbacks import CHECKPOINT_KEY, quiet_lightning
 from ofdft_norm.example.density_module import DensityModule
 from ofdft_norm.example.metrics import MODEL_KEY, numbers_of_atoms
 from ofdft_norm.example.potential import PotentialModule
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.statistics.weighers import has_label
-from ofdft_norm.tables import text_table
-from ofdft_norm.transforms.coordinates import change_coordinates, coordinates_of, transforms_of
-from ofdft_norm.units import angstrom_per_bohr, conversion, shown
+from ofdft_norm.statistics.weighers import find_labelled
+from ofdft_norm.tables import format_rows
+from ofdft_norm.transforms.coordinates import change_coordinates, find_transforms, read_coordinates
+from ofdft_norm.units import angstrom_per_bohr, find_factor, find_unit
 
 Columns = dict[str, npt.NDArray[Any]]
 TABLE = ("mol_id", "scf_iteration", "energy", "energy_label", "range_excess", "range_dimension")
@@ -53,7 +53,7 @@ def predict(cfg: DictConfig) -> Columns:
     quiet_lightning()
     collector = PredictionCollector(cfg.coordinates)
     checkpoint = read_checkpoint(path)
-    with named_errors(path):
+    with name_errors(path):
         model = load_model(checkpoint, cfg.model._target_)
         datamodule: OFDFTDataModule = instantiate(cfg.data, _partial_=True)(checkpoint)
     # models differentiate their energy, which inference mode forbids
@@ -62,12 +62,12 @@ def predict(cfg: DictConfig) -> Columns:
     trainer.predict(model, datamodule=datamodule, return_predictions=False)
     columns, facts = collector.arrays(), {"energy_name": datamodule.energy_name, "unit": datamodule.unit}
     facts |= {"length_unit": datamodule.source.length_unit, "checkpoint": str(path)}
-    with written_whole(output) as unfinished:
+    with write_whole(output) as unfinished:
         unfinished.write_bytes(encode(columns, facts))
     print(format_table(columns, datamodule.unit, cfg.head))
     warn_of_extrapolation(columns, cfg.range_tolerance)
     print(f"samples: {type(datamodule.source).__name__} (config: data/source)")
-    print(f"{counted(len(columns['energy']), 'prediction')}: {output}")
+    print(f"{format_count(len(columns['energy']), 'prediction')}: {output}")
     return columns
 
 
@@ -77,7 +77,7 @@ def _check_output(output: Path, overwrite: bool) -> Callable[[Columns, Mapping[s
     if output.suffix not in formats:
         raise ConfigError(f"output = {str(output)!r}: expected a file name that ends in .npz, .csv or .xyz")
     if output.suffix == ".xyz":
-        optional_module("ase", "ase")
+        import_optional("ase", "ase")
     if output.exists() and not (overwrite and output.is_file()):
         raise ConfigError(f"{output}: exists already; overwrite=true replaces a file (config: output, overwrite)")
     return formats[output.suffix]
@@ -119,7 +119,7 @@ class PredictionCollector(Callback):
 
     def __init__(self, coordinates: str | None = None) -> None:
         if coordinates is not None:
-            transforms_of(coordinates)  # refuses unknown names
+            find_transforms(coordinates)  # refuses unknown names
         self.coordinates = coordinates
         self._columns: dict[str, list[Any]] = defaultdict(list)
 
@@ -133,7 +133,7 @@ class PredictionCollector(Callback):
                 "'energy' and optionally 'gradient' and 'forces' (config: model._target_)"
             )
         n, normalizer = len(outputs["energy"]), cast(Any, pl_module).normalizer
-        own = coordinates_of(batch) if batch.get("coeffs") is not None else ""
+        own = read_coordinates(batch) if batch.get("coeffs") is not None else ""
         gradient, n_basis = outputs.get("gradient"), [0] * n
         if gradient is not None:
             gradient = change_coordinates(gradient, batch, True, own, self.coordinates or own)
@@ -167,7 +167,7 @@ def _labels(normalizer: Normalizer, batch: Any) -> torch.Tensor:
     labels, energy = torch.full_like(batch.energy_reference, torch.nan), batch.get(normalizer.energy_field)
     if energy is None:
         return labels
-    labelled = has_label(batch, required=False).to(labels.device)
+    labelled = find_labelled(batch, required=False).to(labels.device)
     return torch.where(labelled, normalizer.denormalize_energy(energy.reshape(-1), batch), labels)
 
 
@@ -177,7 +177,7 @@ def _range_excess(normalizer: Normalizer, batch: Any, n: int) -> tuple[list[floa
     if found is None or basis_info is None:
         return [float("nan")] * n, [""] * n
     excess, dimensions = found.excess.tolist(), found.dimension.tolist()
-    return excess, [dimension_name(basis_info, i) if e > 0 else "" for e, i in zip(excess, dimensions, strict=True)]
+    return excess, [name_dimension(basis_info, i) if e > 0 else "" for e, i in zip(excess, dimensions, strict=True)]
 
 
 def warn_of_extrapolation(columns: Columns, tolerance: float) -> None:
@@ -191,7 +191,8 @@ def warn_of_extrapolation(columns: Columns, tolerance: float) -> None:
     ]
     if far:
         rank_zero_warn(
-            f"{len(far)} of {counted(len(excess), 'sample')}, of {counted(len(worst), 'molecule')}, have coefficients "
+            f"{len(far)} of {format_count(len(excess), 'sample')}, of {format_count(len(worst), 'molecule')}, have "
+            "coefficients "
             f"outside of the range of the training split by more than {tolerance:g} of its width; errors may be large: "
             f"{'; '.join(named)}{'; ...' if len(worst) > 5 else ''} (config: range_tolerance)"
         )
@@ -203,7 +204,7 @@ def warn_of_extrapolation(columns: Columns, tolerance: float) -> None:
 def format_table(columns: Columns, unit: str, head: int) -> str:
     """Returns the first predictions as a text table; columns that no prediction fills are left out."""
     names, iterations, energies, labels, excess, dimensions = (columns[name][:head] for name in TABLE)
-    units = shown(unit)
+    units = find_unit(unit)
     cells = {
         "molecule": list(names),
         "SCF": ["" if iteration < 0 else str(iteration) for iteration in iterations],
@@ -213,7 +214,7 @@ def format_table(columns: Columns, unit: str, head: int) -> str:
         "in": list(dimensions),
     }
     kept = {heading: texts for heading, texts in cells.items() if heading == "molecule" or any(texts)}
-    return text_table(list(kept), zip(*kept.values(), strict=True))
+    return format_rows(list(kept), zip(*kept.values(), strict=True))
 
 
 def _number(value: float, decimals: int) -> str:
@@ -226,7 +227,8 @@ def to_csv(columns: Columns, facts: Mapping[str, Any]) -> bytes:
     writer = csv.writer(text)
     writer.writerow([f"{name}_{suffix}" if name.startswith("energy") else name for name in TABLE])
     for row in zip(*(columns[name].tolist() for name in TABLE), strict=True):
-        writer.writerow(["" if value != value else value for value in row])  # NaN: not known
+        known = zip(TABLE, row, strict=True)  # NaN, and iteration -1: not known
+        writer.writerow(["" if v != v or (name, v) == ("scf_iteration", -1) else v for name, v in known])
     return text.getvalue().encode()
 
 
@@ -240,7 +242,7 @@ def to_npz(columns: Columns, facts: Mapping[str, Any]) -> bytes:
         "pos": length,
         "range_excess": "distance of a coefficient from the training range, in units of its width; 0: inside",
     }
-    texts = {"units": json.dumps(units), "checkpoint": facts["checkpoint"], "package_version": package_version()}
+    texts = {"units": json.dumps(units), "checkpoint": facts["checkpoint"], "package_version": find_package_version()}
     file = io.BytesIO()
     np.savez_compressed(file, **cast(Any, {**columns, **texts}))
     return file.getvalue()
@@ -251,9 +253,9 @@ def to_xyz(columns: Columns, facts: Mapping[str, Any]) -> bytes:
 
     Other energies, and all labels, have keys of their own that end in their unit, such as ``e_kin_hartree``.
     """
-    ase, singlepoint = optional_module("ase", "ase"), optional_module("ase.calculators.singlepoint", "ase")
+    ase, singlepoint = import_optional("ase", "ase"), import_optional("ase.calculators.singlepoint", "ase")
     angstrom = 1.0 if facts["length_unit"] == "angstrom" else angstrom_per_bohr()
-    name, suffix, ev = facts["energy_name"], facts["unit"].replace("/", "_per_"), conversion(facts["unit"], "eV")
+    name, suffix, ev = facts["energy_name"], facts["unit"].replace("/", "_per_"), find_factor(facts["unit"], "eV")
     frames, forces = [], columns["forces"] if len(columns["forces"]) else np.full_like(columns["pos"], np.nan)
     ends = np.cumsum(columns["n_atoms"])[:-1]
     atoms = (np.split(array, ends) for array in (columns["atomic_numbers"], angstrom * columns["pos"], forces))
@@ -272,5 +274,5 @@ def to_xyz(columns: Columns, facts: Mapping[str, Any]) -> bytes:
         frame.info = {key: value for key, value in info.items() if key not in unknown}
         frames.append(frame)
     text = io.StringIO()
-    optional_module("ase.io", "ase").write(text, frames, format="extxyz")
+    import_optional("ase.io", "ase").write(text, frames, format="extxyz")
     return text.getvalue().encode()

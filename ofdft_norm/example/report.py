@@ -14,7 +14,7 @@ from ofdft_norm.data.files import read_plain, write_text
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.metrics import error_name
 from ofdft_norm.example.results import MODEL, read_csv
-from ofdft_norm.units import shown
+from ofdft_norm.units import find_unit
 
 # sections of the page, with the files of the run's folder that they show; pictures have a caption
 SECTIONS = {
@@ -122,7 +122,7 @@ def _headline(folder: Path, config: Any) -> str:
     if not rows:
         return "The run has no held-out split."
     split = "test" if "test" in rows else list(rows)[-1]
-    errors, small = rows[split].errors, shown(unit).small
+    errors, small = rows[split].errors, find_unit(unit).small
     error = errors.get(error_name("energy_mae_ground_state", unit), math.nan)
     what = "energy" if math.isnan(error) else "energy at the ground state"
     error = errors[error_name("energy_mae", unit)] if math.isnan(error) else error

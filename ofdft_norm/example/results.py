@@ -20,17 +20,17 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.elements import symbol
-from ofdft_norm.data.files import write_text, written_whole
-from ofdft_norm.data.sample import molecule_index
+from ofdft_norm.data.elements import find_symbol
+from ofdft_norm.data.files import write_text, write_whole
+from ofdft_norm.data.sample import find_molecule_index
 from ofdft_norm.data.sources import Source
 from ofdft_norm.datamodule import OFDFTDataModule
-from ofdft_norm.errors import LabelFileError, counted
+from ofdft_norm.errors import LabelFileError, format_count
 from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, error_name, numbers_of_atoms
 from ofdft_norm.normalization.normalizer import Normalizer
-from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, HasEnergyLabelSampleWeigher, has_label
-from ofdft_norm.tables import text_table
-from ofdft_norm.units import conversion, shown
+from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, HasEnergyLabelSampleWeigher, find_labelled
+from ofdft_norm.tables import format_rows
+from ofdft_norm.units import find_factor, find_unit
 
 # takes a normalised batch; returns what the metric's `update` takes, denormalised: energies (n_molecules,), and
 # gradients (n_basis,), or forces (n_atom, 3) and stress (n_molecules, 6)
@@ -54,7 +54,7 @@ HEADINGS: dict[type[PhysicalErrors], dict[str, tuple[str, str]]] = {
         "energy_mae": ("energy", "of a structure"),
         "energy_mae_per_atom": ("energy", "per atom"),
         "forces_mae": ("forces", "per angstrom"),
-        "stress_mae": ("stress", "per angstrom^3"),
+        "stress_mae": ("stress", "per A^3"),
     },
 }
 CHEMICAL_ACCURACY = 0.0016  # hartree, 1 kcal/mol
@@ -101,7 +101,7 @@ def linear_baseline(energies: Sequence[StoredEnergies], batches: Iterable[Data],
         """Returns the number of atoms of each element, 1, and the stored energies (NaN: unknown), float64."""
         samples = list(zip(batch.mol_id, batch.scf_iteration.reshape(-1).tolist(), strict=True))
         stored = [[known.get(sample, torch.nan) for known in energies] for sample in samples]
-        atoms, one = (molecule_index(batch, "pos"), batch.atom_ind), torch.ones((), dtype=torch.float64)
+        atoms, one = (find_molecule_index(batch, "pos"), batch.atom_ind), torch.ones((), dtype=torch.float64)
         counts = one.new_zeros(len(samples), n_types).index_put(atoms, one, accumulate=True)
         return torch.cat([counts, one.expand(len(samples), 1), torch.tensor(stored, dtype=torch.float64)], dim=1)
 
@@ -126,7 +126,7 @@ def read_energies(source: Source, key: str, unit: str) -> StoredEnergies | None:
     if source.energy_key is None or len(members := source.everything()) > MAX_FILES:
         return None
     of_key: Source = replace(cast(Any, source), energy_key=key)
-    factor, energies = conversion(source.unit or unit, unit), StoredEnergies()
+    factor, energies = find_factor(source.unit or unit, unit), StoredEnergies()
     try:
         dataset: Any = of_key.open("all", members, ())
         for molecule in range(dataset.n_molecules):
@@ -180,8 +180,8 @@ def evaluate(
         points.append(measured[2:])
         for number in numbers_of_atoms(batch).unique().tolist():
             of_element = kind.measure(normalizer, batch, torch.nan * predicted[0], predicted[1], element=number)
-            found[name, f"element={symbol(number)}"].append(of_element[:2])
-        labelled = has_label(batch, required=False).tolist()
+            found[name, f"element={find_symbol(number)}"].append(of_element[:2])
+        labelled = find_labelled(batch, required=False).tolist()
         types = np.array(list(compress(batch.get("config_type") or [""] * len(labelled), labelled)))
         for text in np.unique(types):
             of_type = torch.from_numpy(types == text)
@@ -211,7 +211,7 @@ def format_table(rows: Sequence[ResultRow]) -> str:
     names = dict(zip(rows[0].metric.QUANTITIES, rows[0].metric.names(unit), strict=True))
     known = {name for row in rows for name, value in row.errors.items() if not math.isnan(value)}
     headings = {quantity: text for quantity, text in HEADINGS[rows[0].metric].items() if names[quantity] in known}
-    cells = [[f"mean absolute errors in {shown(unit).small}", *(second for _, second in headings.values())]]
+    cells = [[f"mean absolute errors in {find_unit(unit).small}", *(second for _, second in headings.values())]]
     splits = list(dict.fromkeys(row.split for row in rows))
     for split in [split for split in splits if split != "val"] or splits:
         of_split = [row for row in rows if row.split == split]
@@ -220,19 +220,19 @@ def format_table(rows: Sequence[ResultRow]) -> str:
         for row in of_split:
             errors = (_cell(row.errors[names[quantity]]) for quantity in headings)
             cells.append([", ".join(filter(None, [row.predictor, row.group])), *errors])
-    return text_table(["", *(first for first, _ in headings.values())], cells)
+    return format_rows(["", *(first for first, _ in headings.values())], cells)
 
 
 def describe_accuracy(rows: Sequence[ResultRow]) -> str:
     """Returns by how much the model misses chemical accuracy at the ground states of each held-out split, as a text."""
     unit, texts = rows[0].unit, []
-    limit = CHEMICAL_ACCURACY * conversion("hartree", unit) * shown(unit).factor
+    limit = CHEMICAL_ACCURACY * find_factor("hartree", unit) * find_unit(unit).factor
     for row in rows:
         error = row.errors.get(error_name("energy_mae_ground_state", unit), math.nan)
         if row.predictor == MODEL and not row.group and row.split != "val" and not math.isnan(error):
             missed = f"missed by {error - limit:.1f}" if error > limit else f"reached with {error:.1f}"
-            texts.append(f"{row.split}: {missed} {shown(unit).small}")
-    return f"chemical accuracy ({limit:.1f} {shown(unit).small}) of {', '.join(texts)}" if texts else ""
+            texts.append(f"{row.split}: {missed} {find_unit(unit).small}")
+    return f"chemical accuracy ({limit:.1f} {find_unit(unit).small}) of {', '.join(texts)}" if texts else ""
 
 
 def _cell(error: float) -> str:
@@ -241,7 +241,7 @@ def _cell(error: float) -> str:
 
 def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
     """Writes the rows as CSV, at full precision; replaces an existing file."""
-    with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
+    with write_whole(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
         names = rows[0].metric.names(rows[0].unit)
         writer.writerow(["split", "predictor", "group", "n_molecules", "n_samples", *names])
@@ -283,6 +283,6 @@ class TableOfRuns(Callback):
         for _, (overrides, results) in sorted(runs.items()):
             name = ", ".join(overrides.get(key, "-") for key in keys)
             rows += [replace(row, predictor=name) for row in results if row.predictor == MODEL and not row.group]
-        table = f"{counted(len(runs), 'run')}, by {', '.join(keys)}\n{format_table(rows)}\n"
+        table = f"{format_count(len(runs), 'run')}, by {', '.join(keys)}\n{format_table(rows)}\n"
         write_text(folder / "results.txt", table)
         print(f"{table}folder of all runs: {folder.absolute()}")

@@ -39,7 +39,7 @@ from ofdft_norm.example.results import (
     write_csv,
 )
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
-from ofdft_norm.units import shown
+from ofdft_norm.units import find_unit
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,8 @@ def write_results(
         write_csv(rows, output_dir / "results.csv")
         of_model = [row for row in rows if row.predictor == MODEL and not row.group]
         errors = {f"results/{row.split}/{error}": value for row in of_model for error, value in row.errors.items()}
-        names = f"energy minus reference [{shown(unit).symbol}]", f"{model.predicted[1]} [{shown(unit).symbol}]"
+        symbol, per = find_unit(unit).symbol, "/angstrom" if datamodule.basis_info is None else ""
+        names = f"energy minus reference [{symbol}]", f"{model.predicted[1]} [{symbol}{per}]"
         pairs = zip(names, zip(*(pairs for _, pairs in found), strict=True), strict=True)
         figures["parity"] = plot_parity({name: dict(zip(splits, own, strict=True)) for name, own in pairs})
         if panels := _panels(curves, model, unit):
@@ -162,7 +163,7 @@ def _panels(curves: Mapping[str, Sequence[tuple[int, float]]], model: MeasuredMo
     named = dict(zip(kind.QUANTITIES, kind.names(unit), strict=True))
     errors = {" ".join(words): arrays.get(f"val/{named[quantity]}") for quantity, words in HEADINGS[kind].items()}
     panels = {"loss of the training split": {"train": arrays.get("train/loss")}}
-    panels[f"mean absolute errors of the validation split [{shown(unit).small}]"] = errors
+    panels[f"mean absolute errors of the validation split [{find_unit(unit).small}]"] = errors
     known = {name: {k: v for k, v in own.items() if v is not None} for name, own in panels.items()}
     return {name: own for name, own in known.items() if own}
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.files import optional_module
+from ofdft_norm.data.files import import_optional
 from ofdft_norm.labelling.kohn_sham import KohnShamIteration
 
 Array = npt.NDArray[np.float64]
@@ -21,7 +21,7 @@ FitMethod = Literal["least_squares", "constrained"]
 
 def build_density_mol(orbital_mol: Any, beta: float = 2.5) -> Any:
     """Builds PySCF's molecule with the density basis of an orbital basis; beta is the ratio of its exponents."""
-    df = optional_module("pyscf.df", "labels")
+    df = import_optional("pyscf.df", "labels")
     return df.addons.make_auxmol(orbital_mol, df.aug_etb(orbital_mol, beta=beta))
 
 
@@ -33,24 +33,16 @@ def integrate_basis(mol: Any) -> Array:
     return integrals
 
 
-def coulomb_metric(mol: Any) -> Array:
+def integrate_coulomb(mol: Any) -> Array:
     """Returns (w|w), (n_basis, n_basis) in hartree."""
     return np.asarray(mol.intor("int2c2e", hermi=1))
 
 
 def external_potential(mol: Any) -> Array:
     """Returns v_ext, the attraction of each basis function to the nuclei, (n_basis,) in hartree."""
-    gto = optional_module("pyscf.gto", "labels")
+    gto = import_optional("pyscf.gto", "labels")
     attraction = gto.intor_cross("int2c2e", mol, gto.fakemol_for_charges(mol.atom_coords()))
     return np.asarray(-(attraction @ mol.atom_charges()))
-
-
-def project_densities(mol: Any, orbital_mol: Any, density_matrices: list[Array]) -> Array:
-    """Returns (w|rho_Gamma), the Coulomb integrals of functions and densities, (n_density, n_basis) [hartree]."""
-    three_centre = optional_module("pyscf.df.incore", "labels").aux_e2(orbital_mol, mol, "int3c2e", aosym="s2ij")
-    rows, columns = np.tril_indices(orbital_mol.nao)
-    weights = np.where(rows == columns, 1.0, 2.0)  # the packed triangle holds every off-diagonal pair once
-    return np.stack([gamma[rows, columns] * weights for gamma in density_matrices]) @ three_centre
 
 
 def fit_densities(
@@ -66,19 +58,18 @@ def fit_densities(
     al., arXiv 2309.16578, supplementary section on density fitting). The kinetic label is within 1e-2 hartree of the
     Kohn-Sham kinetic energy. The number of electrons is off by 1e-3 ... 2e-2.
 
-    ``constrained`` minimises the self-energy under w.p = N and v_ext.p = E_ext. The 1e-3 electrons per atom that the
-    other fit loses come back in diffuse functions, and the kinetic label is below the Kohn-Sham kinetic energy by 1e-3
-    to 1e-2 hartree (0.13 for F2), by nearly the same amount in all iterations. A constraint on the Hartree energy does
-    not help: it changes with the density, and energy differences between distant iterations then agree ten times worse
-    with the gradients.
+    ``constrained`` minimises the self-energy under w.p = N and v_ext.p = E_ext. The kinetic label is below the
+    Kohn-Sham kinetic energy by 1e-3 to 1e-2 hartree (0.13 for F2), by nearly the same amount in all iterations.
     """
-    coulomb, external = coulomb_metric(mol), external_potential(mol)
-    right = project_densities(mol, orbital_mol, [density.density_matrix for density in densities])
+    coulomb, external = integrate_coulomb(mol), external_potential(mol)
+    three_centre = import_optional("pyscf.df.incore", "labels").aux_e2(orbital_mol, mol, "int3c2e", aosym="s2ij")
+    pairs = np.tril_indices(orbital_mol.nao)
+    weights = np.where(pairs[0] == pairs[1], 1.0, 2.0)  # the packed triangle holds every off-diagonal pair once
+    right = np.stack([density.density_matrix[pairs] * weights for density in densities]) @ three_centre
     e_ext, hartree = (np.array([d.energies[name] for d in densities]) for name in ("e_ext", "e_hartree"))
-    rows, values, exactly = external[None], e_ext[:, None], method == "constrained"
-    if exactly:
-        rows = np.stack([external, integrate_basis(mol)])
-        values = np.stack([e_ext, np.full_like(e_ext, orbital_mol.nelectron)], axis=1)
+    exactly = method == "constrained"
+    rows = np.stack([external, integrate_basis(mol)][: 1 + exactly])
+    values = np.stack([e_ext, np.full_like(e_ext, orbital_mol.nelectron)][: 1 + exactly], axis=1)
     coeffs = solve_fit(coulomb, right, rows, values, exactly)
     fitted = 0.5 * np.einsum("kn,kn->k", coeffs @ coulomb, coeffs)
     return coeffs, hartree - np.einsum("kn,kn->k", coeffs, right) + fitted
@@ -91,10 +82,8 @@ def solve_fit(metric: Array, right: Array, rows: Array, values: Array, exactly: 
     p0 - R (C R + E)^-1 (C p0 - d) for p0 = W^-1 b, the first with R = W^-1 C^T and E = 0, the second with R = W^-2 C^T
     and the unit matrix E: a few equations more than unknowns move the solution along fixed directions.
     """
-    linalg = optional_module("scipy.linalg", "labels")
-    scale = 1.0 / np.sqrt(
-        np.diag(metric)
-    )  # a unit diagonal takes the span of the exponents out of the condition number
+    linalg = import_optional("scipy.linalg", "labels")
+    scale = 1.0 / np.sqrt(np.diag(metric))  # takes the span of the exponents out of the condition number
     factor = linalg.cho_factor(metric * scale[:, None] * scale)
 
     def solve(vectors: Array) -> Array:

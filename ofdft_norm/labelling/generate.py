@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
+from pydantic_core import to_jsonable_python
 from tqdm import tqdm
 
 from ofdft_norm.data.basis import BasisInfo
@@ -50,15 +51,6 @@ class GenerationResult:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-class _Existing(NamedTuple):
-    """Content of a label file in addition to its labels."""
-
-    path: Path
-    settings: dict[str, Any]
-    report: CheckReport
-    geometry: Geometry
-
-
 def generate_labels(
     molecules: str | Path | Sequence[str | Path],
     output: str | Path,
@@ -72,22 +64,9 @@ def generate_labels(
     """Makes the labels of all molecules of some geometry files, or adds them to a set.
 
     Molecules with labels of the same geometry and settings are kept, so that an interrupted run continues. Labels of
-    other settings in the folder are refused. A molecule that fails has no file; the labels of the others are made.
-
-    Args:
-        molecules: Files for `read_geometries`.
-        output: Folder of the set.
-        settings: How labels are made.
-        tolerances: Limits of the checks; None: `CheckTolerances.for_fit` of the settings.
-        workers: Number of processes; several have one thread each.
-        shard: ``"3/16"`` makes every 16th molecule from the third on: 16 jobs can share one folder.
-        command: Command line, for the provenance.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        LabellingError: If geometries cannot be read, labels cannot be made with the functional, or the folder holds
-            labels of other settings or of another geometry of a molecule.
-        ConfigError: If `workers` or `shard` is out of range.
+    other settings or geometries in the folder are refused. A molecule that fails has no file; the others are made.
+    Several `workers` have one thread each. The `shard` ``"3/16"`` makes every 16th molecule from the third on: 16 jobs
+    can share one folder. `command` is the command line, for the provenance.
     """
     settings = settings or LabelSettings()
     tolerances = tolerances or CheckTolerances.for_fit(settings.density_fit)
@@ -99,15 +78,14 @@ def generate_labels(
     geometries = read_geometries(files)[k - 1 :: n]
     folder = Path(output) / "labels"
     found = _read_set(folder, settings)
-    for own in geometries:
-        other = found[own.mol_id].geometry if own.mol_id in found else own
+    result = GenerationResult(kept=[geometry.mol_id for geometry in geometries if geometry.mol_id in found])
+    for own, (other, _) in ((g, found[g.mol_id]) for g in geometries if g.mol_id in found):
         same_atoms = np.array_equal(own.atomic_numbers, other.atomic_numbers)
         if not (same_atoms and np.allclose(own.positions, other.positions, atol=1e-9)):
             raise LabellingError(
-                f"{found[own.mol_id].path}: has another geometry of {own.mol_id!r}; give another output folder (option "
-                "output), or delete the file"
+                f"{folder / own.mol_id}{SUFFIX}: has another geometry of {own.mol_id!r}; give another output folder "
+                "(option output), or delete the file"
             )
-    result = GenerationResult(kept=[geometry.mol_id for geometry in geometries if geometry.mol_id in found])
     # the largest first, so that no large molecule is the last
     missing = sorted((g for g in geometries if g.mol_id not in found), key=lambda g: -g.n_electrons)
     folder.mkdir(parents=True, exist_ok=True)  # fails before hours of calculations
@@ -124,11 +102,11 @@ def generate_labels(
             bar.update()
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     run = {"command": command, "geometries": digests, "made": len(result.made)}
-    described: list[_Existing] = []
+    n_described = 0
     # read again: other jobs may write labels, and may describe the set before or after this one
-    while len(present := list(_read_set(folder, settings).values())) > len(described):
-        _describe_set(folder.parent, present, tolerances, None if described else run)
-        described = present
+    while len(present := _read_set(folder, settings)) > n_described:
+        _describe_set(folder.parent, present, settings, tolerances, None if n_described else run)
+        n_described = len(present)
     return result
 
 
@@ -163,9 +141,9 @@ def _mapped_by(workers: int) -> Iterator[Callable[..., Iterator[CheckReport | st
         os.environ.update(before)
 
 
-def _read_set(folder: Path, settings: LabelSettings) -> dict[str, _Existing]:
+def _read_set(folder: Path, settings: LabelSettings) -> dict[str, tuple[Geometry, CheckReport]]:
     """Reads all label files of a set, by molecule; raises LabellingError for files of other settings."""
-    found, expected = {}, _flatten(json.loads(json.dumps(asdict(settings))))  # lists, as a label file has them
+    found, expected = {}, _flatten(to_jsonable_python(settings))
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         mol_id = path.name.removesuffix(SUFFIX)
         try:
@@ -186,7 +164,7 @@ def _read_set(folder: Path, settings: LabelSettings) -> dict[str, _Existing]:
                 f"{path}: was made with other settings ({'; '.join(differing)}), and a set has one kind; give another "
                 "output folder (option output), or delete the file"
             )
-        found[mol_id] = _Existing(path, attributes["settings"], report, geometry)
+        found[mol_id] = geometry, report
     return found
 
 
@@ -197,20 +175,23 @@ def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_set(
-    folder: Path, molecules: Sequence[_Existing], tolerances: CheckTolerances, run: Mapping[str, Any] | None
+    folder: Path,
+    molecules: Mapping[str, tuple[Geometry, CheckReport]],
+    settings: LabelSettings,
+    tolerances: CheckTolerances,
+    run: Mapping[str, Any] | None,
 ) -> None:
     """Writes the basis and the provenance of all labels in the folder; `run` is added to the records of runs."""
-    settings = molecules[0].settings
-    elements = np.unique(np.concatenate([molecule.geometry.atomic_numbers for molecule in molecules])).tolist()
-    basis, beta = settings["kohn_sham"]["basis"], settings["beta"]
-    basis_info = BasisInfo.from_atomic_numbers_with_even_tempered_basis(elements, basis, beta)
+    geometries, reports = zip(*molecules.values(), strict=True)
+    elements = np.unique(np.concatenate([geometry.atomic_numbers for geometry in geometries])).tolist()
+    basis = settings.kohn_sham.basis, settings.beta
+    basis_info = BasisInfo.from_atomic_numbers_with_even_tempered_basis(elements, *basis)
     write_text(folder / "basis_info.json", json.dumps(basis_info.to_dict(), indent=1) + "\n")
     path = folder / "provenance.yaml"
     try:
         earlier = read_plain(path)["runs"] if path.is_file() else []
     except (ValueError, KeyError, TypeError) as error:
         raise LabellingError(f"{path}: not a provenance file of `ofdft-norm labels` ({error!r}); delete it") from error
-    reports = [molecule.report for molecule in molecules]
 
     def extreme(choose: Callable[..., CheckReport], name: str) -> dict[str, Any]:
         report = choose(reports, key=operator.attrgetter(name))
@@ -220,12 +201,12 @@ def _describe_set(
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):  # a checkout that was not installed
             software[package] = version(package)
-    now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     content = {
         "n_molecules": len(reports),
         "n_labelled": sum(report.n_labelled for report in reports),
         "units": {"energies": "hartree", "positions": "bohr", "gradients": "hartree"},
-        "settings": settings,
+        "settings": to_jsonable_python(settings),
         "tolerances": asdict(tolerances),
         "largest": {name: extreme(max, name) for name in ("electrons", "fit_residual", "finite_difference")},
         # T_of - T_KS of the converged densities, hartree

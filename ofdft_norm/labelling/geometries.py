@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.files import optional_module
+from ofdft_norm.data.files import import_optional
 from ofdft_norm.errors import OFDFTNormError
 
 BOHR_IN_ANGSTROM = 0.529177210903  # CODATA 2018
@@ -69,7 +69,7 @@ def read_geometries(paths: str | Path | Sequence[str | Path]) -> list[Geometry]:
 
 def _read_frames(path: Path) -> Iterator[Any]:
     """Yields frames as `ase.Atoms`."""
-    ase_io = optional_module("ase.io", "labels")
+    ase_io = import_optional("ase.io", "labels")
     if not path.is_file():
         raise LabellingError(f"{path}: no such file; expected one that ASE reads")
     n_frames = n_lines = 0

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ofdft_norm.data.files import optional_module
+from ofdft_norm.data.files import import_optional
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.labelling.geometries import Geometry, LabellingError
 from ofdft_norm.settings import NonNegative, Positive, PositiveInt, Settings
@@ -58,14 +58,11 @@ class KohnShamIteration:
 
 @dataclass(frozen=True)
 class KohnShamTrajectory:
-    """All iterations of a molecule, from the initial guess to the converged density.
+    """All iterations of a molecule, from the initial guess to the converged density."""
 
-    `mean_field` is PySCF's calculation, `fock` (n_ao, n_ao) the Fock matrix of the converged density.
-    """
-
-    mean_field: Any
+    mean_field: Any  # PySCF's calculation
     iterations: list[KohnShamIteration]
-    fock: Array
+    fock: Array  # (n_ao, n_ao) of the converged density
 
     @property
     def mol(self) -> Any:
@@ -87,7 +84,7 @@ def build_molecule(geometry: Geometry, basis: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PySCF recommends to install a package of more bases
-            return optional_module("pyscf.gto", "labels").M(atom=atoms, basis=basis, unit="Bohr", verbose=0)
+            return import_optional("pyscf.gto", "labels").M(atom=atoms, basis=basis, unit="Bohr", verbose=0)
     except (RuntimeError, KeyError) as error:
         raise LabellingError(
             f"molecule {geometry.mol_id!r} has the elements {np.unique(geometry.atomic_numbers).tolist()}; PySCF lacks "
@@ -107,7 +104,7 @@ def check_functional(xc: str) -> None:
 
     Exact exchange and the kinetic energy density belong to orbitals: the kinetic label would contain their difference.
     """
-    libxc = optional_module("pyscf.dft.libxc", "labels")
+    libxc = import_optional("pyscf.dft.libxc", "labels")
     try:
         semi_local = libxc.xc_type(xc) in ("LDA", "GGA") and not libxc.is_hybrid_xc(xc) and not libxc.is_nlc(xc)
     except (KeyError, ValueError) as error:
@@ -121,73 +118,46 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
     settings = settings or KohnShamSettings()
     check_functional(settings.xc)
     mol = build_molecule(geometry, settings.basis)
-    mean_field = without_file(optional_module("pyscf.dft", "labels").RKS(mol, xc=settings.xc))
+    mean_field = without_file(import_optional("pyscf.dft", "labels").RKS(mol, xc=settings.xc))
     mean_field.grids.level = settings.grid_level
     mean_field.grids.build(with_non0tab=True)
-    overlap, kinetic, core = mean_field.get_ovlp(), mol.intor_symmetric("int1e_kin"), mean_field.get_hcore()
+    overlap = mean_field.get_ovlp()
     root = inverse_root(overlap)
     density, weights, change = np.asarray(mean_field.get_init_guess(key=settings.initial_guess)), np.zeros(0), np.inf
-    tag_array = optional_module("pyscf.lib", "labels").tag_array
     iterations: list[KohnShamIteration] = []
     focks: list[Array] = []
     errors: list[Array] = []
     for k in range(settings.max_iterations + 1):
-        effective = mean_field.get_veff(mol, density)
-        terms = {
-            "e_kin": float(np.vdot(kinetic, density)),
-            "e_hartree": float(effective.ecoul),
-            "e_xc": float(effective.exc),
-            "e_ext": float(np.vdot(core - kinetic, density)),
-        }
-        energies = _with_sums(terms, mol)
+        energies, fock = evaluate_density(mean_field, density)
         iterations.append(KohnShamIteration(np.asarray(density), energies, weights))
-        focks.append(core + np.asarray(effective))
+        focks.append(fock)
         commutator = focks[-1] @ density @ overlap
         errors.append(root @ (commutator - commutator.T) @ root)
         if k >= settings.min_labelled:
             change = energies["e_tot"] - iterations[-2].energies["e_tot"]
             if abs(change) < settings.energy_tolerance and np.linalg.norm(errors[-1]) < settings.commutator_tolerance:
                 return KohnShamTrajectory(mean_field, iterations, focks[-1])
-        weights = mixing_weights(errors, weights, settings)
-        occupied = lowest_orbitals(np.tensordot(weights, focks, axes=1), root, mol.nelectron)
-        # PySCF integrates densities of few orbitals faster than those of matrices
-        density = tag_array(2.0 * occupied @ occupied.T, mo_coeff=occupied, mo_occ=np.full(occupied.shape[1], 2.0))
+        weights = find_mixing_weights(errors, weights, settings)
+        density = fill_orbitals(np.tensordot(weights, focks, axes=1), root, mol.nelectron)
     raise LabellingError(
         f"molecule {geometry.mol_id!r}: not converged after {settings.max_iterations} iterations (last energy change "
         f"{change:.2e} Ha, expected below {settings.energy_tolerance:.0e}; option max_iterations)"
     )
 
 
-def evaluate_orbitals(mean_field: Any, orbitals: Array) -> list[dict[str, float]]:
-    """Returns the Kohn-Sham energies in hartree of doubly occupied orbitals, (n_density, n_ao, n_orbital)."""
-    mol, kinetic = mean_field.mol, mean_field.mol.intor_symmetric("int1e_kin")
-    matrices = 2.0 * orbitals @ orbitals.transpose(0, 2, 1)
+def evaluate_density(mean_field: Any, density: Array) -> tuple[dict[str, float], Array]:
+    """Returns the Kohn-Sham energies of a density matrix in hartree, and its Fock matrix."""
+    mol, core, effective = mean_field.mol, mean_field.get_hcore(), mean_field.get_veff(mean_field.mol, density)
+    kinetic = mol.intor_symmetric("int1e_kin")
     energies = {
-        "e_kin": np.einsum("ab,kab->k", kinetic, matrices),
-        "e_hartree": 0.5 * np.einsum("kab,kab->k", mean_field.get_j(mol, matrices), matrices),
-        "e_xc": _integrate_xc(mean_field, orbitals),
-        "e_ext": np.einsum("ab,kab->k", mean_field.get_hcore() - kinetic, matrices),
+        "e_kin": float(np.vdot(kinetic, density)),
+        "e_hartree": float(effective.ecoul),
+        "e_xc": float(effective.exc),
+        "e_ext": float(np.vdot(core - kinetic, density)),
     }
-    by_density = ({name: float(values[k]) for name, values in energies.items()} for k in range(len(matrices)))
-    return [_with_sums(of_density, mol) for of_density in by_density]
-
-
-def _with_sums(energies: dict[str, float], mol: Any) -> dict[str, float]:
-    """Adds the electronic energy, the repulsion of the nuclei, and the total energy."""
     electronic, nuclear = sum(energies.values()), float(mol.energy_nuc())
-    return {**energies, "e_electron": electronic, "e_nuc_nuc": nuclear, "e_tot": electronic + nuclear}
-
-
-def _integrate_xc(mean_field: Any, orbitals: Array) -> Array:
-    """Returns the exchange-correlation energy of each density; the potential, which costs more, is not made."""
-    numint, mol, kind = mean_field._numint, mean_field.mol, mean_field._numint._xc_type(mean_field.xc)
-    energies, occupations = np.zeros(len(orbitals)), np.full(orbitals.shape[2], 2.0)
-    for values, mask, weights, _ in numint.block_loop(mol, mean_field.grids, mol.nao, int(kind == "GGA")):
-        for k, own in enumerate(orbitals):
-            rho = numint.eval_rho2(mol, values, own, occupations, mask, kind)
-            density = rho[0] if kind == "GGA" else rho
-            energies[k] += (density * numint.eval_xc(mean_field.xc, rho, deriv=0)[0]) @ weights
-    return energies
+    energies |= {"e_electron": electronic, "e_nuc_nuc": nuclear, "e_tot": electronic + nuclear}
+    return energies, core + np.asarray(effective)
 
 
 def inverse_root(overlap: Array) -> Array:
@@ -196,29 +166,30 @@ def inverse_root(overlap: Array) -> Array:
     return np.asarray((vectors / np.sqrt(values)) @ vectors.T)
 
 
-def lowest_orbitals(fock: Array, root: Array, n_electrons: int) -> Array:
-    """Returns the occupied orbitals (n_ao, n_orbital) of a Fock matrix; `root` is S^(-1/2) of the orbital basis."""
-    _, orbitals = np.linalg.eigh(root @ fock @ root)
-    return np.asarray(root @ orbitals[:, : n_electrons // 2])
+def fill_orbitals(fock: Array, root: Array, n_electrons: int) -> Any:
+    """Returns the density matrix of a Fock matrix's lowest orbitals; `root` is S^(-1/2) of the orbital basis."""
+    occupied = root @ np.linalg.eigh(root @ fock @ root)[1][:, : n_electrons // 2]
+    # PySCF integrates densities of few orbitals faster than those of matrices
+    tags = {"mo_coeff": occupied, "mo_occ": np.full(occupied.shape[1], 2.0)}
+    return import_optional("pyscf.lib", "labels").tag_array(2.0 * occupied @ occupied.T, **tags)
 
 
-def pulay_weights(errors: list[Array]) -> Array:
+def find_pulay_weights(errors: list[Array]) -> Array:
     """Returns pi that minimises |sum_k pi_k e_k| under sum_k pi_k = 1 (P. Pulay, J. Comput. Chem. 3, 556, 1982)."""
-    n = len(errors)
     vectors = np.stack([error.ravel() for error in errors])
     overlaps = vectors @ vectors.T
     # late errors are 1e-6 of the first ones: without scaling, the constraint dominates the system
     scale = float(np.diag(overlaps).min())
     if scale <= 0.0:
-        return np.asarray(np.eye(n)[int(np.diag(overlaps).argmin())])
-    system = np.ones((n + 1, n + 1))
-    system[:n, :n], system[n, n] = overlaps / scale, 0.0
-    weights = np.linalg.lstsq(system, np.eye(n + 1)[n], rcond=None)[0][:n]
+        return np.asarray(np.eye(len(errors))[int(np.diag(overlaps).argmin())])
+    system = np.pad(overlaps / scale, (0, 1), constant_values=1.0)
+    system[-1, -1] = 0.0
+    weights = np.linalg.lstsq(system, np.eye(len(system))[-1], rcond=None)[0][:-1]
     # lstsq cuts nearly dependent directions, after which the sum may differ slightly from 1.
     return np.asarray(weights / weights.sum())
 
 
-def mixing_weights(errors: list[Array], previous: Array, settings: KohnShamSettings) -> Array:
+def find_mixing_weights(errors: list[Array], previous: Array, settings: KohnShamSettings) -> Array:
     """Returns Pulay's weights of all Fock matrices so far, from their commutators; 0 outside of the subspace.
 
     The gradient label of the next density is built with exactly these weights. Far from convergence they are mixed with
@@ -226,7 +197,7 @@ def mixing_weights(errors: list[Array], previous: Array, settings: KohnShamSetti
     differences over such a step do not follow from the gradients at its ends.
     """
     first, weights = max(0, len(errors) - settings.diis_space), np.zeros(len(errors))
-    weights[first:] = pulay_weights(errors[first:])
+    weights[first:] = find_pulay_weights(errors[first:])
     if len(previous) and np.linalg.norm(errors[-1]) > settings.damping_threshold:
         weights *= 1.0 - settings.damping
         weights[:-1] += settings.damping * previous

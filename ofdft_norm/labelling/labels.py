@@ -14,7 +14,7 @@ from ofdft_norm.data.label_file import LabelFileContent
 from ofdft_norm.labelling.density_fit import FitMethod, build_density_mol, fit_densities, integrate_basis
 from ofdft_norm.labelling.functional import evaluate_potentials
 from ofdft_norm.labelling.geometries import Geometry
-from ofdft_norm.labelling.kohn_sham import KohnShamSettings, KohnShamTrajectory, run_kohn_sham
+from ofdft_norm.labelling.kohn_sham import KohnShamSettings, run_kohn_sham
 from ofdft_norm.labelling.perturbation import perturb
 from ofdft_norm.settings import NonNegativeInt, Positive, Settings
 
@@ -50,10 +50,6 @@ class LabelSettings(Settings):
 
     config_key = "labels"
 
-    def strengths(self) -> Array:
-        """Returns the strength of each perturbation [hartree], the strongest first."""
-        return np.geomspace(self.strongest_perturbation, self.weakest_perturbation, self.perturbations)
-
 
 @dataclass(frozen=True)
 class KohnShamLabels(LabelFileContent):
@@ -74,9 +70,10 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
     settings = settings or LabelSettings()
     trajectory = run_kohn_sham(geometry, settings.kohn_sham)
     mol = build_density_mol(trajectory.mol, settings.beta)
-    n, strengths = len(trajectory.iterations), settings.strengths()
-    perturbed = perturb(trajectory, mol, strengths, geometry.mol_id)
-    densities = [*trajectory.iterations, *perturbed.densities]
+    n, limits = len(trajectory.iterations), (settings.strongest_perturbation, settings.weakest_perturbation)
+    strengths = np.geomspace(*limits, settings.perturbations)
+    perturbed, potentials_added = perturb(trajectory, mol, strengths, geometry.mol_id)
+    densities = [*trajectory.iterations, *perturbed]
     coeffs, residuals = fit_densities(densities, trajectory.mol, mol, settings.density_fit)
     functionals, energies_alone = {"e_xc": settings.kohn_sham.xc}, dict(KINETIC_FUNCTIONALS)
     with_gradient = functionals if "grad_kin_minus_apbe" in settings.targets else energies_alone
@@ -86,8 +83,11 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
     # the kinetic energy makes the total energy that of Kohn and Sham
     energies = {**potentials.energies, "e_kin": ks_energies["e_electron"] - potentials.effective_energy}
     effective = potentials.effective_potential
-    kinetic = [kinetic_gradients(trajectory, effective[:n]), -(effective[n - 1] + perturbed.potentials)]
-    gradients = {**potentials.gradients, "e_kin": np.concatenate(kinetic)}
+    # Gamma_k minimises T_s + tr(V Gamma), V the potential of its Fock matrix, a mixture of those of earlier iterations,
+    # so dT/dp = -V up to a multiple of w (Zhang et al., arXiv 2309.16578, section 4.3)
+    weights = [iteration.fock_weights for iteration in trajectory.iterations]
+    kinetic = [*(-pi @ effective[: len(pi)] for pi in weights), *-(effective[n - 1] + potentials_added)]
+    gradients = {**potentials.gradients, "e_kin": np.stack(kinetic)}
     energies |= {energy: _combine(energies, parts) for energy, parts in TARGETS.values()}
     energies |= {name: ks_energies[name] for name in ("e_electron", "e_tot")}
     targets = {name: parts for name, (_, parts) in TARGETS.items() if name in settings.targets}
@@ -124,16 +124,3 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
 
 def _combine(values: dict[str, Array], parts: dict[str, float]) -> Array:
     return sum((sign * values[part] for part, sign in parts.items()), np.zeros(()))
-
-
-def kinetic_gradients(trajectory: KohnShamTrajectory, effective_potential: Array) -> Array:
-    """Returns dT/dp of each iteration up to a multiple of w, (n_scf, n_basis) in hartree, from v_eff(p_k).
-
-    Gamma_k minimises T_s + tr(V Gamma) for the potential V of the extrapolated Fock matrix. So the kinetic gradient at
-    p_k is minus that potential, -sum_j pi_j v_eff(p_j) over the earlier iterations j < k (Zhang et al., arXiv
-    2309.16578, section 4.3). The initial guess minimises nothing: its row is zero.
-    """
-    gradients = np.zeros_like(effective_potential)
-    for k, iteration in enumerate(trajectory.iterations[1:], start=1):
-        gradients[k] = -iteration.fock_weights @ effective_potential[:k]
-    return gradients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.sample import molecule_index, n_molecules
+from ofdft_norm.data.sample import count_molecules, find_molecule_index
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.base import OutputDtype, Reference, check_basis, get_function_index, require_field
 from ofdft_norm.settings import Settings
@@ -29,11 +30,6 @@ class AtomRefConfig(Settings):
 
     scalar_only: bool = False
     config_key = "data.reference"
-
-    @property
-    def statistics_name(self) -> str:
-        """Name of this reference in the statistics."""
-        return "scalar_atom_ref" if self.scalar_only else "atom_ref"
 
 
 class AtomRef(Reference):
@@ -98,9 +94,8 @@ class AtomRef(Reference):
             ConfigError: If `scalar_only` is set without a basis.
         """
         name = "scalar_atom_ref" if scalar_only else "atom_ref"
-        gbar = dataset_statistics.load_statistic(weigher_key, "gradient_label/mean")
-        t_z = dataset_statistics.load_statistic(weigher_key, f"{name}_atom_type_bias")
-        t_global = dataset_statistics.load_statistic(weigher_key, f"{name}_global_bias")
+        keys = "gradient_label/mean", f"{name}_atom_type_bias", f"{name}_global_bias"
+        gbar, t_z, t_global = map(partial(dataset_statistics.load_statistic, weigher_key), keys)
         check_basis(dataset_statistics, basis_info, len(gbar))
         if scalar_only:
             if basis_info is None:
@@ -130,22 +125,18 @@ class AtomRef(Reference):
         coeffs, atom_ind = (require_field(name, sample_or_batch) for name in ("coeffs", "atom_ind"))
         index = get_function_index("coeffs", coeffs, sample_or_batch)
         linear = coeffs.to(torch.float64) * self.gradient_of(index)
-        energy = linear.new_zeros(n_molecules(sample_or_batch)).index_add(0, molecule_index(sample_or_batch), linear)
-        return energy.index_add(0, molecule_index(sample_or_batch, "pos"), self.t_z[atom_ind]) + self.t_global
+        energy = linear.new_zeros(count_molecules(sample_or_batch)).index_add(
+            0, find_molecule_index(sample_or_batch), linear
+        )
+        return energy.index_add(0, find_molecule_index(sample_or_batch, "pos"), self.t_z[atom_ind]) + self.t_global
 
     def gradient_of(self, basis_function_ind: Tensor) -> Tensor:
         """Returns gbar of each basis function, (n_basis,) float64 [hartree]."""
         return self.g_z.index_select(0, basis_function_ind)
 
-    def gradient(self, sample_or_batch: Data) -> Tensor:
-        """Returns the derivative of the energy with respect to the coefficients, (n_basis,) float64 [hartree]."""
-        return self.gradient_of(require_field("basis_function_ind", sample_or_batch))
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        if prefix + "t_global" not in state_dict and "t_global" not in local_metadata:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
+        if prefix + "t_global" not in state_dict and "t_global" not in metadata:
             message = "the state dict of an AtomRef has no t_global (STRUCTURES25 stores none): %s hartree stays"
             logger.warning(message, float(self.t_global))
             state_dict[prefix + "t_global"] = self.t_global
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)

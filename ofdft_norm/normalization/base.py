@@ -86,7 +86,7 @@ class Reference(Float64Module):
     """A reference energy E_ref of each molecule, and its gradient with respect to the coefficients.
 
     The state dict of a reference alone loads into fairchem's or STRUCTURES25's class with ``strict=True``: entries that
-    those classes lack (`own_entries`) are stored in its metadata, or in the state dict of a larger module as entries.
+    those classes lack (`own_entries`) are in its metadata.
     """
 
     depends_on_coeffs = False
@@ -113,17 +113,14 @@ class Reference(Float64Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if not prefix and metadata is not None:
-            metadata[""] |= {name: destination.pop(name) for name in self.own_entries if name in destination}
+        if not prefix and hasattr(destination, "_metadata"):
+            own = {name: destination.pop(name) for name in self.own_entries if name in destination}
+            destination._metadata[""] |= own
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        for name in self.own_entries:
-            if name in local_metadata:
-                state_dict.setdefault(prefix + name, local_metadata[name])
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
+        own = {prefix + name: metadata[name] for name in self.own_entries if name in metadata}
+        state_dict.update(own | state_dict)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
 
 def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo | None, n_basis: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER, BasisInfo
-from ofdft_norm.data.elements import symbol
+from ofdft_norm.data.elements import find_symbol
+from ofdft_norm.data.sources import Source
 from ofdft_norm.errors import ConfigError, StatisticsError, did_you_mean
 from ofdft_norm.normalization.atom_ref import AtomRef, AtomRefConfig
 from ofdft_norm.normalization.base import Reference, check_basis
@@ -22,9 +23,9 @@ from ofdft_norm.normalization.linear_references import DatasetReferences, Linear
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.reference_files import read_given_references, references_from_values
 from ofdft_norm.normalization.training_range import TrainingRange
-from ofdft_norm.statistics.references import ATOM_REFERENCES, LINEAR_REFERENCES, linear_residual
+from ofdft_norm.statistics.references import ATOM_REFERENCES, LINEAR_REFERENCES, compute_linear_residual
 from ofdft_norm.statistics.store import DatasetStatistics, ResidualStatistics, WeigherStatistics
-from ofdft_norm.units import conversion
+from ofdft_norm.units import find_factor
 
 _SCALES = {"std": "std", "rmsd": "rms", "mae": "mae"}
 
@@ -34,16 +35,7 @@ _SMALLEST_SCALE = 1e-10
 
 @dataclass(frozen=True)
 class NormalizerSettings:
-    """Settings of a normaliser.
-
-    Attributes:
-        reference: Which reference to subtract; None: none.
-        rescaling: How to rescale; None: not at all.
-        energy_scale: A number [`unit`], or ``std``, ``rmsd``, ``mae`` of the referenced energies.
-        energy_scale_per_atom: Whether those are divided by the mean number of atoms of a sample.
-        unseen_elements: ``error`` refuses atoms of elements that were not seen, ``identity`` accepts them.
-        unit: Unit of the energies.
-    """
+    """Settings of a normaliser; those of `OFDFTDataModule`, which documents them."""
 
     reference: AtomRefConfig | LinearReferencesConfig | None = None
     rescaling: RescalingConfig | None = None
@@ -63,62 +55,33 @@ class NormalizerSettings:
     def describe_difference(self, normalizer: Normalizer) -> str:
         """Describes the differences between these settings and a normaliser; empty if there are none."""
         linear = LinearReferences if getattr(self.reference, "by", None) is None else DatasetReferences
-        kinds = {AtomRefConfig: AtomRef, LinearReferencesConfig: linear, RescalingConfig: DimensionWiseRescaling}
+        kinds: dict[type, type] = {AtomRefConfig: AtomRef, LinearReferencesConfig: linear}
+        kinds |= {RescalingConfig: DimensionWiseRescaling, type(None): type(None)}
         pairs: dict[str, tuple[Any, Any]] = {"unit": (self.unit, normalizer.unit)}
         for name in ("reference", "rescaling"):
-            part = getattr(normalizer, name)
-            found = "none" if part is None else type(part).__name__
-            pairs[name] = (getattr(kinds.get(type(getattr(self, name))), "__name__", "none"), found)
+            pairs[name] = (kinds[type(getattr(self, name))].__name__, type(getattr(normalizer, name)).__name__)
         if self.rescaling is not None and normalizer.rescaling is not None:
             pairs["s_coeff"] = (self.rescaling.s_coeff, normalizer.rescaling.s_coeff)
-            pairs["s_grad"] = (self.rescaling.s_grad * conversion("hartree", self.unit), normalizer.rescaling.s_grad)
+            pairs["s_grad"] = (self.rescaling.s_grad * find_factor("hartree", self.unit), normalizer.rescaling.s_grad)
         if not isinstance(self.energy_scale, str):
             pairs["energy_scale"] = (float(self.energy_scale), float(normalizer.energy_scale))
         return "; ".join(f"{name}: {a} against {b}" for name, (a, b) in sorted(pairs.items()) if a != b)
-
-
-@dataclass(frozen=True)
-class NormalizedFields:
-    """Names of the fields of samples that are not density fields.
-
-    Attributes:
-        energy: Field of the energies.
-        forces: Field of the forces; None: there are none.
-        atomic_numbers: Field of the atomic numbers.
-        stress: Field of the stress; None: there is none.
-    """
-
-    energy: str = "energy_label"
-    forces: str | None = None
-    atomic_numbers: str = "atomic_numbers"
-    stress: str | None = None
 
 
 def build_normalizer(
     statistics: DatasetStatistics,
     basis_info: BasisInfo | None,
     settings: NormalizerSettings,
-    fields: NormalizedFields | None = None,
+    source: Source = Source(),  # noqa: B008 (frozen)
     weigher_key: str = "has_energy_label",
-    by_dataset: DatasetReferences | None = None,
+    dataset: Callable[[], Any] | None = None,
     isolated_atoms: Mapping[int, float] | None = None,
 ) -> Normalizer:
-    """Builds the normaliser of some settings from statistics of the training split.
+    """Builds the normaliser of some settings from statistics of the training split, with energies in `settings.unit`.
 
-    Args:
-        statistics: Of the training split, with energies in `settings.unit`.
-        basis_info: The basis of the samples; None for samples without density coefficients.
-        settings: The parts of the normaliser.
-        fields: Names of fields; None: the default ones.
-        weigher_key: Key of the weigher of the statistics to use.
-        by_dataset: References of each data set, where `settings.reference.by` asks for them.
-        isolated_atoms: Energies by atomic number, where `settings.reference.isolated_atoms` asks for them.
-
-    Raises:
-        StatisticsError: If the statistics lack a key or belong to another basis.
-        ConfigError: If a setting is unknown or out of range.
+    `source` has the names of the samples' fields. `dataset` opens the training split for references that are not in
+    the statistics; `isolated_atoms` are the energies by atomic number of `settings.reference.isolated_atoms`.
     """
-    fields = fields or NormalizedFields()
     rescaling = training_range = seen_elements = None
     if basis_info is not None:
         check_basis(statistics, basis_info, len(statistics.load_statistic(weigher_key, "coeffs/mean")))
@@ -126,61 +89,52 @@ def build_normalizer(
         if settings.unseen_elements == "error":
             seen_elements = _find_seen_elements(statistics[weigher_key], basis_info)
     if (config := settings.rescaling) is not None:
-        s_grad = config.s_grad * conversion("hartree", settings.unit)
+        s_grad = config.s_grad * find_factor("hartree", settings.unit)
         rescaling = DimensionWiseRescaling.from_dataset_statistics(
             statistics, basis_info, weigher_key, config.equivariant, config.s_coeff, s_grad, config.epsilon
         )
-    reference: Reference | None = by_dataset
+    reference: Reference | None = None
     if isinstance(settings.reference, AtomRefConfig):
         reference = AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, settings.reference.scalar_only)
-    elif settings.reference is not None and by_dataset is None:
-        linear = settings.reference
+    elif (linear := settings.reference) is not None and linear.by is not None and dataset is not None:
+        names, energy = ("max_num_elements", "ridge", "unseen_elements", "count_by"), source.energy_field
+        options = {name: getattr(linear, name) for name in names}
+        options |= {"atomic_numbers_field": source.atomic_numbers_field, "distributed": True}
+        reference = fit_references_by_dataset([energy], dataset(), linear.by, **options)[energy]
+    elif linear is not None:
         given = read_given_references(linear, settings.unit)
         if isolated_atoms is not None:
             given = references_from_values(isolated_atoms, linear.max_num_elements)
             if linear.isolated_atoms == "error":
                 _refuse_other_elements(statistics, weigher_key, isolated_atoms)
-        elif given is not None and linear.base is None:
-            given.atomic_numbers_field = fields.atomic_numbers
-            reference = given
-        if reference is None:
-            reference = LinearReferences.from_dataset_statistics(
-                statistics,
-                basis_info,
-                weigher_key,
-                linear.count_by,
-                linear.ridge,
-                given,
-                linear.max_num_elements,
-                keep_base=isolated_atoms is not None,
-                unseen_elements=linear.unseen_elements,
-                atomic_numbers_field=fields.atomic_numbers,
-            )
+        if given is None or linear.base is not None or isolated_atoms is not None:
+            fit = linear.count_by, linear.ridge, given, linear.max_num_elements, isolated_atoms is not None
+            given = LinearReferences.from_dataset_statistics(statistics, basis_info, weigher_key, *fit)
+        given.unseen_elements, given.atomic_numbers_field = linear.unseen_elements, source.atomic_numbers_field
+        reference = given
     return Normalizer(
         reference,
         rescaling,
         _resolve_energy_scale(settings, statistics, weigher_key, reference, basis_info),
         seen_elements,
-        fields.energy,
-        fields.forces,
+        source.energy_field,
+        source.forces_field,
         basis_info,
         statistics.attributes.get("coordinates"),
         training_range,
         settings.unit,
-        fields.stress,
+        source.stress_field,
     )
 
 
 def _refuse_other_elements(statistics: DatasetStatistics, weigher_key: str, known: Mapping[int, float]) -> None:
     """Raises ConfigError for elements of the training split without an isolated atom."""
-    n_atoms = statistics.load_statistic(weigher_key, "n_atoms")
-    seen = zip(statistics.elements(), n_atoms.tolist(), strict=True)
-    missing = [symbol(z) for z, n in seen if n and z not in known]
+    n_atoms = statistics.load_statistic(weigher_key, "n_atoms").tolist()
+    missing = [find_symbol(z) for z, n in zip(statistics.elements(), n_atoms, strict=True) if n and z not in known]
     if missing:
-        have = [symbol(z) for z in sorted(known)]
         raise ConfigError(
-            f"the data have isolated atoms of {have}, but none of {missing}: add their frames, or let the fit find "
-            "their references (config: data.reference.isolated_atoms=fit)"
+            f"the data have isolated atoms of {[find_symbol(z) for z in sorted(known)]}, but none of {missing}: add "
+            "their frames, or let the fit find their references (config: data.reference.isolated_atoms=fit)"
         )
 
 
@@ -193,16 +147,6 @@ def _find_seen_elements(weigher: WeigherStatistics, basis_info: BasisInfo) -> Te
     flags = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool)
     flags[basis_info.atomic_numbers[n_atoms > 0]] = True
     return flags
-
-
-def fit_references_of_config(
-    dataset: Any, config: LinearReferencesConfig, fields: NormalizedFields
-) -> DatasetReferences:
-    """Fits the references of `config.by` on the training split, on all ranks together."""
-    names = ("max_num_elements", "ridge", "unseen_elements", "count_by")
-    options = {name: getattr(config, name) for name in names}
-    options |= {"atomic_numbers_field": fields.atomic_numbers, "distributed": True}
-    return fit_references_by_dataset([fields.energy], dataset, str(config.by), **options)[fields.energy]
 
 
 def find_residual(
@@ -219,20 +163,20 @@ def find_residual(
     if isinstance(reference, DatasetReferences):
         found = reference.residuals
         return "by data set", ResidualStatistics(**found, abs_max=None) if found else None
-    if isinstance(reference, AtomRef):
-        values = reference.t_z.cpu().numpy()
-    else:
+    is_atomic = isinstance(reference, AtomRef)
+    values = (reference.t_z if is_atomic else reference.element_references).cpu().numpy()
+    if not is_atomic:
         numbers = statistics.elements(basis_info)
-        values = np.pad(reference.element_references.cpu().numpy(), (0, MAX_ATOMIC_NUMBER))[numbers]
-    for name in ATOM_REFERENCES if isinstance(reference, AtomRef) else LINEAR_REFERENCES:
+        values = np.pad(values, (0, MAX_ATOMIC_NUMBER))[numbers]
+    for name in ATOM_REFERENCES if is_atomic else LINEAR_REFERENCES:
         fitted = weigher.get(f"{name}_atom_type_bias")
         if fitted is not None and np.array_equal(values, fitted):
             return name, weigher.residual(name)
-    if isinstance(reference, AtomRef) or weigher.energy_factor is None:
+    if is_atomic or weigher.energy_factor is None:
         return "other", None
     seen = torch.as_tensor(numbers)[torch.as_tensor(weigher.load("n_atoms") > 0)]
     reference.check_numbers(seen.to(reference.seen_elements.device), "the training split")
-    mean, std = linear_residual(weigher.energy_factor, values)
+    mean, std = compute_linear_residual(weigher.energy_factor, values)
     report = getattr(reference, "fit_report", None)
     name = "given" if report is None else "linear, changed" if report.fitted is None else "isolated atoms"
     return name, ResidualStatistics(mean, std, math.hypot(mean, std), None, None)
@@ -248,8 +192,7 @@ def _resolve_energy_scale(
     """Returns the energy scale of the settings as a number.
 
     With r = E - E_ref of the labelled training samples, by weight: ``std`` is sqrt(<(r - <r>)^2>), ``rmsd`` is
-    sqrt(<r^2>), ``mae`` is <|r|>. Without a reference r is the deviation from the mean energy. A number is used
-    itself, for every `energy_scale_per_atom`.
+    sqrt(<r^2>), ``mae`` is <|r|>. Without a reference r is the deviation from the mean energy.
     """
     spec = settings.energy_scale
     if isinstance(spec, int | float) and not isinstance(spec, bool):

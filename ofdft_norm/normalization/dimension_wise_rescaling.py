@@ -25,7 +25,7 @@ from ofdft_norm.normalization.base import (
     require_field,
 )
 from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE, NonNegative, Scale, Settings
-from ofdft_norm.statistics.references import reference_gradient
+from ofdft_norm.statistics.references import make_reference_gradient
 from ofdft_norm.statistics.store import Array, DatasetStatistics, WeigherStatistics
 
 # values of [M-OFDFT] and [STR25]
@@ -95,7 +95,7 @@ class DimensionWiseRescaling(Float64Module):
         super().__init__()
         limits = {"s_coeff": (s_coeff, SMALLEST_SCALE), "s_grad": (s_grad, SMALLEST_SCALE), "epsilon": (epsilon, 0.0)}
         for name, (value, smallest) in limits.items():
-            if not smallest <= float(value) <= LARGEST_SCALE:
+            if np.iscomplexobj(value) or not smallest <= float(value) <= LARGEST_SCALE:
                 expected = f"expected a number, {smallest:g} ... {LARGEST_SCALE:g}"
                 raise ConfigError(f"data.rescaling.{name} = {value}: {expected}")
         self.s_coeff, self.s_grad, self.epsilon = float(s_coeff), float(s_grad), float(epsilon)
@@ -271,7 +271,7 @@ class DimensionWiseRescaling(Float64Module):
                 value = value / (scale + rescaling.epsilon)
             elif name in ("atom_ref_atom_type_bias", "scalar_atom_ref_atom_type_bias"):
                 gbar = weigher.load("gradient_label/mean")
-                linear = reference_gradient(name.removesuffix("_atom_type_bias"), gbar, basis) * pbar
+                linear = make_reference_gradient(name.removesuffix("_atom_type_bias"), gbar, basis) * pbar
                 value = value + np.array([linear[i].sum() for i in basis.atom_ind_to_basis_function_ind])
             elif folder.startswith("energy_minus_") and name == "std":
                 # STRUCTURES25 stores the uncentred value under std; a stored rms marks std as centred

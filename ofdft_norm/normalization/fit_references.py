@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ import torch
 from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.linear_references import DatasetReferences, LinearReferences, UnseenPolicy
-from ofdft_norm.normalization.reference_report import FitReport, element_name, load_linear_problem
+from ofdft_norm.normalization.reference_report import FitReport, load_linear_problem, name_element
 from ofdft_norm.settings import NonNegative, NonNegativeInt, PositiveInt, Settings
-from ofdft_norm.statistics.distributed import Ranks, current_ranks
-from ofdft_norm.statistics.energy_table import EnergyTable, read_energy_table, table_statistics
-from ofdft_norm.statistics.reading import SAMPLES_PER_BATCH, sample_reader
-from ofdft_norm.statistics.references import CountBy, Driver, linear_reference_name, solve_least_squares
+from ofdft_norm.statistics.distributed import Ranks, find_ranks
+from ofdft_norm.statistics.energy_table import N_WORST, EnergyTable, fit_table, read_energy_table
+from ofdft_norm.statistics.reading import SAMPLES_PER_BATCH, make_sample_reader
+from ofdft_norm.statistics.references import CountBy, name_linear_reference, solve_least_squares
 from ofdft_norm.statistics.store import DatasetStatistics
 from ofdft_norm.statistics.weighers import ConstantSampleWeigher, FieldSampleWeigher, SampleWeigher
 
@@ -34,20 +34,21 @@ class ReferenceFitOptions(Settings):
     num_batches: PositiveInt | None = None
     num_workers: NonNegativeInt = 0
     max_num_elements: PositiveInt = MAX_ATOMIC_NUMBER
-    driver: Driver | None = None
+    log_metrics: bool = True
+    driver: Literal["gels", "gelsy", "gelsd", "gelss"] | None = None
     shuffle: bool = False
     seed: int = 0
     ridge: NonNegative = 0.0
     weights: str | SampleWeigher | None = None
     atomic_numbers_field: str = "atomic_numbers"
     unseen_elements: UnseenPolicy = "error"
-    n_worst: NonNegativeInt | None = 10
     count_by: CountBy = "sample"
     distributed: bool = False
     config_key = ""
 
-    def make_weigher(self) -> SampleWeigher:
-        """Returns the weigher of the argument `weights`."""
+    @property
+    def weigher(self) -> SampleWeigher:
+        """The weigher of the argument `weights`."""
         if isinstance(self.weights, str):
             return FieldSampleWeigher(self.weights)
         return self.weights or ConstantSampleWeigher()
@@ -55,13 +56,13 @@ class ReferenceFitOptions(Settings):
     def select_samples(self, n: int) -> Sequence[int]:
         """Returns the samples of the fit among n, in the order of reading."""
         available = -(-n // self.batch_size)
-        n_batches = available if self.num_batches is None else self.num_batches
-        if n_batches > available:
-            message = f"num_batches = {n_batches}, but {n} samples make {available} batches of {self.batch_size}"
+        if (self.num_batches or 0) > available:
+            message = f"num_batches = {self.num_batches}, but {n} samples make {available} batches of {self.batch_size}"
             warnings.warn(f"{message}: all are used", stacklevel=4)
-        generator = torch.Generator().manual_seed(self.seed)
-        order: Sequence[int] = torch.randperm(n, generator=generator).tolist() if self.shuffle else range(n)
-        return order[: n_batches * self.batch_size]
+        order: Sequence[int] = range(n)
+        if self.shuffle:
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return order[: (self.num_batches or available) * self.batch_size]
 
 
 def fit_linear_references(
@@ -81,7 +82,6 @@ def fit_linear_references(
     weights: str | SampleWeigher | None = None,
     atomic_numbers_field: str = "atomic_numbers",
     unseen_elements: UnseenPolicy = "error",
-    n_worst: int = 10,
     count_by: CountBy = "sample",
     distributed: bool = False,
 ) -> dict[str, LinearReferences]:
@@ -97,8 +97,8 @@ def fit_linear_references(
         num_workers: Worker processes of the loader.
         max_num_elements: Largest atomic number; the references have shape (max_num_elements + 1,).
         log_metrics: Measure MAE and the samples with the largest residuals, and log MAE, RMSE and R2.
-        use_numpy: Solve with NumPy, else with `torch.linalg.lstsq`.
-        driver: LAPACK driver of `torch.linalg.lstsq`: gels, gelsy (default), gelsd or gelss; ignored if `use_numpy`.
+        use_numpy: Kept for fairchem's callers; all solvers give the solution of minimum norm.
+        driver: Kept for fairchem's callers: gels, gelsy, gelsd or gelss.
         shuffle: Take the samples in random order, so that `num_batches` selects a random part.
         seed: Seed of that order: the same seed gives the same references.
         ridge: Relative ridge, for example 1e-6; adds (ridge s_max)^2 |ref|^2, s_max the largest singular value of the
@@ -106,7 +106,6 @@ def fit_linear_references(
         weights: Field with the weight of each sample, or a sample weigher; None: 1 each.
         atomic_numbers_field: Field of the atomic numbers; if a sample lacks it, ``z`` is used.
         unseen_elements: Policy for elements that the fit lacks: ``"error"`` or ``"zero"``.
-        n_worst: Number of samples with the largest residuals in the report.
         count_by: ``"sample"``: every sample counts once, as in fairchem; ``"molecule"``: every molecule (`mol_id`)
             counts once, with the weighted mean of its samples, as in the data module. They differ if molecules have
             several samples: on the embedded labels carbon has 37.7675 and 37.7722 hartree.
@@ -130,10 +129,9 @@ def fit_linear_references(
         [-0.5, -75.0]
     """
     arguments = {name: value for name, value in locals().items() if name in ReferenceFitOptions.__annotations__}
-    arguments |= {"driver": None if use_numpy else driver or "gelsy", "n_worst": n_worst if log_metrics else None}
     options = ReferenceFitOptions(**arguments)
     table = _read_table(targets, dataset, options)
-    keys = [options.make_weigher().summary_string()]
+    keys = [options.weigher.summary_string()]
     return {target: _fit_target(table, keys, t, target, options)[1][0] for t, target in enumerate(targets)}
 
 
@@ -147,7 +145,7 @@ def fit_references_by_dataset(
         dataset: Samples that also have the field `by`.
         by: Field with the name of a sample's data set: a text or an integer.
         **options: `num_workers`, `max_num_elements`, `ridge`, `weights`, `atomic_numbers_field`, `unseen_elements`,
-            `n_worst`, `count_by` and `distributed`, see `fit_linear_references`.
+            `count_by` and `distributed`, see `fit_linear_references`.
 
     Returns:
         The references of each target.
@@ -180,12 +178,13 @@ def _read_table(targets: Any, dataset: Any, options: ReferenceFitOptions, by: st
         raise ConfigError(f"targets = {targets!r}: expected a list of different names, such as ['energy']")
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ConfigError(f"dataset is a {type(dataset).__name__}: expected a data set with a length and an index")
-    ranks = current_ranks() if options.distributed else Ranks()
+    ranks = find_ranks() if options.distributed else Ranks()
     # a few large batches are faster than many small ones, with equal results
     size = max(options.batch_size, SAMPLES_PER_BATCH)
-    reader = sample_reader(dataset, ranks, options.select_samples(len(dataset)), size, options.num_workers)
-    reader = replace(reader, atomic_numbers=options.atomic_numbers_field)
-    weighers = [options.make_weigher()]
+    chosen = options.select_samples(len(dataset))
+    workers, numbers = options.num_workers, options.atomic_numbers_field
+    reader = make_sample_reader(dataset, ranks, chosen, size, workers, atomic_numbers=numbers)
+    weighers = [options.weigher]
     table = read_energy_table(reader, weighers, targets, max_atomic_number=options.max_num_elements, by=by)
     return replace(table, weights=table.weights * table.labelled)  # unlabelled samples do not count
 
@@ -194,21 +193,20 @@ def _fit_target(
     table: EnergyTable, keys: Sequence[str], t: int, target: str, options: ReferenceFitOptions
 ) -> tuple[DatasetStatistics, list[LinearReferences]]:
     """Fits the references of one target for each weigher of a table, and logs their fits."""
-    names = [linear_reference_name(options.count_by)]
-    arrays, attributes = table_statistics(
-        table, keys, names, t, ridge=options.ridge, driver=options.driver, n_worst=options.n_worst
-    )
+    names = [name_linear_reference(options.count_by)]
+    n_worst = N_WORST if options.log_metrics else None
+    arrays, attributes = fit_table(table, keys, names, t, ridge=options.ridge, n_worst=n_worst)
     statistics = DatasetStatistics.from_arrays(arrays, {**attributes, "atomic_numbers": table.elements.tolist()})
     arguments = ("count_by", "ridge", "max_num_elements", "unseen_elements", "atomic_numbers_field")
     chosen = {name: getattr(options, name) for name in arguments}
     references = [LinearReferences.from_dataset_statistics(statistics, None, key, **chosen) for key in keys]
     for found in references:
-        report = found.fit_report = replace(cast(FitReport, found.fit_report), target=target)
+        report = cast(FitReport, found.fit_report)
         if cast(int, report.rank) < len(report.atomic_numbers):
-            elements = [element_name(z) for z in report.atomic_numbers]
+            elements = [name_element(z) for z in report.atomic_numbers]
             message = "references of %r: the compositions have rank %d for the %d elements %s: minimum norm is chosen"
             logger.warning(message, target, report.rank, len(elements), elements)
-        if options.n_worst is not None:
+        if options.log_metrics:
             logger.info("references of %r: %s", target, report.line())
     return statistics, references
 
@@ -239,7 +237,7 @@ def _choose_smallest_shifts(
 
 def _combine_residuals(statistics: DatasetStatistics, keys: Sequence[str], count_by: CountBy) -> dict[str, float]:
     """Returns mean, std, rms and mae of the residual energies of all data sets together."""
-    folder = f"energy_minus_{linear_reference_name(count_by)}"
+    folder = f"energy_minus_{name_linear_reference(count_by)}"
     weights = [float(statistics.load_statistic(key, "energy_factor")[0, 0]) ** 2 for key in keys]
     names = [f"{folder}/{name}" for name in ("mean", "rms", "mae")]
     rows = np.array([[statistics.load_statistic(key, name) for name in names] for key in keys])

@@ -12,21 +12,21 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER, BasisInfo
-from ofdft_norm.data.sample import get_field, molecule_index, n_molecules, only_name
+from ofdft_norm.data.sample import count_molecules, find_molecule_index, get_field, unwrap_name
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError, StatisticsError
 from ofdft_norm.normalization.base import OutputDtype, Reference, find_unknown, name_molecules
 from ofdft_norm.normalization.reference_report import (
     FitReport,
-    element_name,
+    format_unit,
     load_linear_problem,
+    name_element,
     report_fit,
     tabulate_elements,
-    unit_heading,
 )
 from ofdft_norm.settings import AtomicNumber, NonNegative, Settings
-from ofdft_norm.statistics.references import CountBy, linear_reference_name, solve_least_squares
+from ofdft_norm.statistics.references import CountBy, name_linear_reference, solve_least_squares
 from ofdft_norm.statistics.store import DatasetStatistics
-from ofdft_norm.tables import text_table
+from ofdft_norm.tables import format_rows
 from ofdft_norm.units import EnergyUnit
 
 UnseenPolicy = Literal["error", "zero"]
@@ -72,17 +72,6 @@ class LinearReferencesConfig(Settings):
         given = [name for name in ("by", "base", "values", "file", "isolated_atoms") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"data.reference has {' and '.join(given)}, which exclude each other: set one to null")
-
-    @property
-    def statistics_name(self) -> str:
-        """Name of these references in the statistics, or their kind if they are not stored there."""
-        if self.values is not None or self.file is not None:
-            return "given"
-        if self.by is not None:
-            return "by field"
-        if self.isolated_atoms is not None:
-            return "of isolated atoms"
-        return "with ridge" if self.ridge > 0 else linear_reference_name(self.count_by)
 
 
 class LinearReferences(Reference):
@@ -172,7 +161,7 @@ class LinearReferences(Reference):
             StatisticsError: If a statistic is missing, does not fit the elements, or there is an element beyond
                 `max_num_elements`.
         """
-        name, numbers = linear_reference_name(count_by), dataset_statistics.elements(basis_info)
+        name, numbers = name_linear_reference(count_by), dataset_statistics.elements(basis_info)
         values = dataset_statistics.load_statistic(weigher_key, f"{name}_atom_type_bias")
         n_atoms = dataset_statistics.load_statistic(weigher_key, "n_atoms")
         of_base = [] if base is None else base.seen_elements.nonzero().squeeze(1).tolist()
@@ -272,30 +261,20 @@ class LinearReferences(Reference):
         return tabulate_elements(self.element_references.cpu(), self.seen_elements.cpu(), self.fit_report, unit)
 
     def get_extra_state(self) -> dict[str, Any] | None:
-        """Returns the fit report in plain types; state dicts of references without a report have no such entry."""
+        """Returns the fit report in plain types."""
         return None if self.fit_report is None else asdict(self.fit_report)
 
     def set_extra_state(self, state: dict[str, Any] | None) -> None:
         """Takes a fit report in plain types."""
         self.fit_report = FitReport.from_plain(state) if state else None
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.fit_report is None:
-            destination.pop(prefix + EXTRA_STATE, None)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
         references = state_dict.get(prefix + "element_references")
         if references is not None:  # fairchem's state dicts have only these, of any length
-            known = {"seen_elements": references.reshape(-1) != 0, EXTRA_STATE: None, **local_metadata}
-            for name in self.own_entries:
-                state_dict.setdefault(prefix + name, known[name])
-            if references.shape != self.element_references.shape:
-                self.element_references = self.element_references.new_zeros(references.shape)
-                self.seen_elements = self.seen_elements.new_zeros(references.shape)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+            metadata = {"seen_elements": references.reshape(-1) != 0, EXTRA_STATE: None, **metadata}
+            self.element_references = self.element_references.new_zeros(references.shape)
+            self.seen_elements = self.seen_elements.new_zeros(references.shape)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
 
 class DatasetReferences(Reference):
@@ -359,11 +338,11 @@ class DatasetReferences(Reference):
         if value is None:
             raise BatchError(f"the sample lacks the field {self.field!r}, its data set (config: data.reference.by)")
         values = value.reshape(-1).tolist() if isinstance(value, Tensor) else value
-        names = [values] if isinstance(values, str) else [str(only_name(name)) for name in values]
+        names = [values] if isinstance(values, str) else [str(unwrap_name(name)) for name in values]
         if unknown := sorted(set(names) - set(self.names)):
             where = f"field {self.field!r} (config: data.reference.by)"
             raise NormalizationError(f"{where} names the data sets {unknown}, expected {self.names}")
-        molecule = molecule_index(batch, "pos")
+        molecule = find_molecule_index(batch, "pos")
         return torch.tensor([self.names.index(name) for name in names], device=molecule.device)[molecule]
 
     def energy_of(self, sample_or_batch: Data) -> Tensor:
@@ -386,12 +365,12 @@ class DatasetReferences(Reference):
         """Returns a table of the common references and the shifts of each data set, and the fit of each."""
         shifts, common = (self.references - self.common).cpu(), self.common.cpu()
         rows = [
-            [element_name(z), self.names[i], f"{float(common[z]):.6f}", f"{float(shifts[i, z]):+.6f}"]
+            [name_element(z), self.names[i], f"{float(common[z]):.6f}", f"{float(shifts[i, z]):+.6f}"]
             for z, i in self.seen_elements.T.nonzero().tolist()
         ]
-        header = ["element", "data set", f"common energy per atom{unit_heading(unit)}", f"shift{unit_heading(unit)}"]
+        header = ["element", "data set", f"common energy per atom{format_unit(unit)}", f"shift{format_unit(unit)}"]
         fits = (f"\n{name}:\n{self.part(name).summary(unit)}" for name in self.names)
-        return "\n".join([text_table(header, rows, n_left=2), *fits])
+        return "\n".join([format_rows(header, rows, n_left=2), *fits])
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns residuals and fit reports in plain types."""
@@ -412,7 +391,7 @@ def _read_atomic_numbers(batch: Data, field: str) -> Tensor:
 
 
 def _sum_over_atoms(energies: Tensor, batch: Data) -> Tensor:
-    return energies.new_zeros(n_molecules(batch)).index_add(0, molecule_index(batch, "pos"), energies)
+    return energies.new_zeros(count_molecules(batch)).index_add(0, find_molecule_index(batch, "pos"), energies)
 
 
 def check_unseen_policy(value: str) -> UnseenPolicy:

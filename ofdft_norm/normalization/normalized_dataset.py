@@ -12,13 +12,13 @@ from torch_geometric.data import Batch, Data
 from ofdft_norm.data.dataset import apply_transform
 from ofdft_norm.data.sample import (
     JoinedDataset,
-    field_names,
+    count_molecules,
     get_field,
     join_samples,
-    n_molecules,
+    list_fields,
     read_batch,
+    register_fields,
     set_field,
-    with_added_fields,
 )
 from ofdft_norm.errors import BatchError, NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
@@ -29,7 +29,7 @@ _DTYPE_OF_PRECISION = {"64-true": "float64", "bf16-true": "bfloat16", "16-true":
 _EXACT = ("energy_reference", "pos_float64")
 
 
-def batch_dtype(name: str, trainer_precision: str | None) -> torch.dtype:
+def choose_batch_dtype(name: str, trainer_precision: str | None) -> torch.dtype:
     """Returns the dtype of batches: float64, float32, bfloat16, float16, or for ``auto`` that of the weights."""
     found = _DTYPE_OF_PRECISION.get(str(trainer_precision), "float32") if name == "auto" else name
     return cast(torch.dtype, getattr(torch, found))
@@ -39,14 +39,7 @@ class NormalizeBatch:
     """Normalises a raw sample or batch, casts it to the training dtype, and applies the post-transforms.
 
     The argument stays as it is; the result shares unchanged fields with it. On an accelerator samples are not
-    validated, because this would wait for the device; the workers have validated them.
-
-    Args:
-        normalizer: The normaliser.
-        dtype: Dtype of all floating-point fields except `energy_reference` and `pos_float64`.
-        post_transforms: PyG transforms of normalised samples.
-        follow_batch: Fields that get ``<name>_batch`` and ``<name>_ptr``, in addition to `coeffs`.
-        only_check: Validate samples and leave them raw, for normalisation on an accelerator.
+    validated, because this would wait for the device; the workers, with `only_check`, have validated them.
     """
 
     def __init__(
@@ -86,22 +79,18 @@ class NormalizeBatch:
         for name in self.follow_batch if isinstance(batch, Batch) else ():
             ends = batch._slice_dict.get(name)
             if ends is None:
-                known = field_names(batch)
+                known = list_fields(batch)
                 raise BatchError(f"the batch has no field {name!r}; it has {known} (config: data.loader.follow_batch)")
             ends = ends.to(batch[name].device if isinstance(batch[name], Tensor) else "cpu")
             batch[f"{name}_ptr"] = ends
-            batch[f"{name}_batch"] = torch.arange(n_molecules(batch), device=ends.device).repeat_interleave(ends.diff())
+            batch[f"{name}_batch"] = torch.arange(count_molecules(batch), device=ends.device).repeat_interleave(
+                ends.diff()
+            )
         return batch
 
 
 class NormalizedDataset(JoinedDataset):
-    """Normalised batches of a data set of raw samples.
-
-    Args:
-        dataset: The data set.
-        transform: Normalises a batch.
-        keep_in_memory: Keep each sample, normalised but not post-transformed, after it was first read.
-    """
+    """Normalised batches of raw samples; `keep_in_memory` keeps each sample before its post-transforms."""
 
     def __init__(self, dataset: Any, transform: NormalizeBatch, keep_in_memory: bool = False) -> None:
         self.dataset, self.transform, self.keep_in_memory = dataset, transform, keep_in_memory
@@ -133,8 +122,8 @@ def cast_floats(sample: Data, dtype: torch.dtype) -> None:
     """
     if get_field(sample, "coordinates") is not None and get_field(sample, "pos") is not None:
         set_field(sample, "pos_float64", sample.pos.to(torch.float64))
-        with_added_fields(sample, {"pos_float64": "pos"})
-    for field in field_names(sample):
+        register_fields(sample, {"pos_float64": "pos"})
+    for field in list_fields(sample):
         value = get_field(sample, field)
         if field not in _EXACT and isinstance(value, Tensor) and value.is_floating_point():
             set_field(sample, field, value.to(dtype))

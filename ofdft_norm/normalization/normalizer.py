@@ -18,12 +18,12 @@ from ofdft_norm.data.sample import (
     PER_FUNCTION,
     DataT,
     IntArray,
+    count_molecules,
+    find_molecule_index,
     get_field,
     is_sample,
-    molecule_index,
-    n_molecules,
+    register_fields,
     set_field,
-    with_added_fields,
 )
 from ofdft_norm.errors import BatchError, ConfigError, NormalizationError
 from ofdft_norm.normalization.base import (
@@ -40,7 +40,7 @@ from ofdft_norm.normalization.base import (
 )
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.training_range import RangeExcess, TrainingRange
-from ofdft_norm.transforms.coordinates import change_coordinates, coordinates_of, to_coordinates
+from ofdft_norm.transforms.coordinates import change_coordinates, read_coordinates, to_coordinates
 from ofdft_norm.transforms.project_gradient import project_gradient
 from ofdft_norm.units import check_unit
 
@@ -97,13 +97,14 @@ class Normalizer(Float64Module):
     ) -> None:
         super().__init__()
         self.unit = check_unit(unit)
-        if not 0 < float(energy_scale) < math.inf:
-            what = f"energy_scale = {float(energy_scale)}"
+        self.register_float64("energy_scale", energy_scale)
+        self.energy_scale = self.energy_scale.reshape(())
+        if not 0 < float(self.energy_scale) < math.inf:
+            what = f"energy_scale = {float(self.energy_scale)}"
             raise ConfigError(f"{what}: expected a positive number (config: data.energy_scale)")
         self.energy_field, self.forces_field, self.stress_field = energy_field, forces_field, stress_field
         self.basis_info, self.coordinates = basis_info, coordinates
         self.reference, self.rescaling, self.training_range = reference, rescaling, training_range
-        self.register_float64("energy_scale", torch.as_tensor(energy_scale, dtype=torch.float64).reshape(()))
         self.register_buffer("seen_elements", None if seen_elements is None else seen_elements.clone().bool())
 
     # --- samples and batches --------------------------------------------------------------------------------------
@@ -143,11 +144,11 @@ class Normalizer(Float64Module):
         if check:
             self.check(raw)
         is_named = self.coordinates is not None and get_field(raw, "coordinates") is not None
-        if is_named and coordinates_of(raw) != self.coordinates:
-            what = f"{coordinates_of(raw)!r}, expected {self.coordinates!r}, as in the statistics"
+        if is_named and read_coordinates(raw) != self.coordinates:
+            what = f"{read_coordinates(raw)!r}, expected {self.coordinates!r}, as in the statistics"
             keys = "(config: data.pre_transforms, data.statistics.path)"
             raise NormalizationError(f"{describe(raw)}: field 'coordinates' is {what} {keys}")
-        n = n_molecules(raw)
+        n = count_molecules(raw)
         energy = self.energy_scale.new_zeros(n) if self.reference is None else self.reference.energy_of(raw)
         fields = {"energy_reference": energy, "normalized": torch.ones(n, dtype=torch.bool, device=energy.device)}
         for name, affine in self._affines(raw, energy).items():
@@ -157,7 +158,7 @@ class Normalizer(Float64Module):
             fields["integrals_rescaled"], added["integrals_rescaled"] = fields["normalized"].clone(), None
         if self.reference is not None and self.reference.depends_on_coeffs:
             fields["energy_reference_coeffs"], added["energy_reference_coeffs"] = fields["coeffs"].clone(), "coeffs"
-        return with_added_fields(_copy_with_fields(raw, fields, share), added)
+        return register_fields(_copy_with_fields(raw, fields, share), added)
 
     def denormalize(self, sample_or_batch: DataT, coordinates: str | None = None) -> DataT:
         """Returns a copy in physical units, in float64: the inverse of `normalize`.
@@ -194,7 +195,7 @@ class Normalizer(Float64Module):
             check_shape(self.energy_field, energy, batch, (n,), (n, 1), () if n == 1 else (n,))
             affines[self.energy_field] = Affine(energy_reference, self.energy_scale)
         if self.forces_field is not None and (forces := get_field(batch, self.forces_field)) is not None:
-            check_shape(self.forces_field, forces, batch, (molecule_index(batch, "pos").numel(), 3))
+            check_shape(self.forces_field, forces, batch, (find_molecule_index(batch, "pos").numel(), 3))
             affines[self.forces_field] = Affine(unit=self.energy_scale)  # references do not depend on positions
         if self.stress_field is not None and (stress := get_field(batch, self.stress_field)) is not None:
             check_shape(self.stress_field, stress, batch, (n, 6), (n, 3, 3))
@@ -206,7 +207,7 @@ class Normalizer(Float64Module):
                 of_functions = of_functions or self._function_affines(index)
                 affines[name] = of_functions[name]
         if "coeffs" in affines:
-            molecule_index(batch)  # raises BatchError if a batch lacks coeffs_batch
+            find_molecule_index(batch)  # raises BatchError if a batch lacks coeffs_batch
         return affines
 
     def _function_affines(self, index: Tensor) -> dict[str, Affine]:
@@ -250,7 +251,7 @@ class Normalizer(Float64Module):
         gradient = self.reference.gradient_of(index)
         if gradient is None:
             return energies
-        change = torch.zeros_like(stored).index_add(0, molecule_index(batch), gradient * moved)
+        change = torch.zeros_like(stored).index_add(0, find_molecule_index(batch), gradient * moved)
         return energies + change.reshape(energy.shape)
 
     def denormalize_gradient(self, gradient: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
@@ -277,19 +278,11 @@ class Normalizer(Float64Module):
         """Returns w = lambda w' [electrons]; arguments and result as for `denormalize_gradient`."""
         return self._denormalize_field("dual_basis_integrals", integrals, batch, coordinates)
 
-    def denormalize_gradient_difference(
-        self, difference: Tensor, batch: Data, coordinates: str | None = None
-    ) -> Tensor:
-        """Returns the difference of two gradients, which needs no reference; as for `denormalize_gradient`."""
-        return self._denormalize_field("gradient_label", difference, batch, coordinates, difference=True)
-
     def denormalize_forces(self, forces: Tensor, batch: Data) -> Tensor:
-        """Returns forces F = s F', (n_atom, 3) float64; references do not depend on positions."""
+        """Returns forces F = s F', or a stress, in the argument's shape, float64; references depend on no positions."""
         return forces.to(torch.float64) * self.energy_scale
 
-    def denormalize_stress(self, stress: Tensor, batch: Data) -> Tensor:
-        """Returns a stress in the argument's shape, float64 [`unit` per volume]."""
-        return self.denormalize_forces(stress, batch)
+    denormalize_stress = denormalize_forces
 
     def _denormalize_field(
         self, field: str, values: Tensor, batch: Data, coordinates: str | None, difference: bool = False
@@ -298,7 +291,7 @@ class Normalizer(Float64Module):
         values = affine.denormalize_difference(values) if difference else affine.denormalize(values)
         if coordinates is None:
             return values
-        return change_coordinates(values, batch, field in DUAL_VECTORS, coordinates_of(batch), coordinates)
+        return change_coordinates(values, batch, field in DUAL_VECTORS, read_coordinates(batch), coordinates)
 
     def gradient_difference(self, gradient: Tensor, batch: Data, coordinates: str | None = None) -> Tensor:
         """Returns prediction minus label in original coordinates, projected onto constant electron number.
@@ -324,8 +317,8 @@ class Normalizer(Float64Module):
         label, integrals = (require_field(name, batch) for name in DUAL_VECTORS)
         get_function_index("gradient", gradient, batch)
         difference = gradient.to(torch.float64) - label.to(torch.float64)
-        difference = self.denormalize_gradient_difference(difference, batch, coordinates)
-        raw = Data(coeffs_batch=molecule_index(batch), ptr=get_field(batch, "ptr"))
+        difference = self._denormalize_field("gradient_label", difference, batch, coordinates, difference=True)
+        raw = Data(coeffs_batch=find_molecule_index(batch), ptr=get_field(batch, "ptr"))
         raw.dual_basis_integrals = self.denormalize_integrals(integrals, batch, coordinates)
         return project_gradient(difference, raw)
 
@@ -337,7 +330,7 @@ class Normalizer(Float64Module):
         coeffs = require_field("coeffs", batch)
         index = get_function_index("coeffs", coeffs, batch)
         raw = self.denormalize_coeffs(coeffs, batch) if "normalized" in batch else coeffs
-        return self.training_range.excess(raw, index, molecule_index(batch), n_molecules(batch))
+        return self.training_range.excess(raw, index, find_molecule_index(batch), count_molecules(batch))
 
     # --- validation of a user's own samples -------------------------------------------------------------------------
 
@@ -366,21 +359,15 @@ class Normalizer(Float64Module):
         check_indices(batch, self.basis_info)
 
     def check_numbers(self, numbers: Tensor, where: str = "the samples") -> None:
-        """Raises NormalizationError for atomic numbers that were not seen in fitting, or without reference energy.
-
-        `where` names their origin.
-        """
+        """Raises NormalizationError for atomic numbers, from `where`, that were not seen or have no reference."""
         if self.reference is not None:
             self.reference.check_numbers(numbers, where)
-        if self.seen_elements is None:
-            return
-        unseen = numbers[find_unknown(self.seen_elements, numbers)].unique().tolist()
-        if unseen:
-            seen = self.seen_elements.nonzero().squeeze(1).tolist()
+        seen = self.seen_elements
+        if seen is not None and (unseen := numbers[find_unknown(seen, numbers)].unique().tolist()):
             raise NormalizationError(
-                f"{where}: field 'atomic_numbers' has the elements {unseen}, but the training split has {seen}: add "
-                "molecules to it (config: data.split), or leave such coefficients unscaled (config: "
-                "data.unseen_elements=identity)"
+                f"{where}: field 'atomic_numbers' has the elements {unseen}, but the training split has "
+                f"{seen.nonzero().squeeze(1).tolist()}: add molecules to it (config: data.split), or leave such "
+                "coefficients unscaled (config: data.unseen_elements=identity)"
             )
 
 
@@ -402,7 +389,7 @@ def check_indices(batch: Data, basis_info: BasisInfo | None) -> None:
     if get_field(batch, "batch") is not None:
         molecule = _integers(batch, "batch")
         n_atoms = next((len(batch[n]) for n in ("pos", "atomic_numbers", "z") if get_field(batch, n) is not None), 0)
-        expected["batch"] = np.resize(np.sort(molecule.clip(0, n_molecules(batch) - 1)), n_atoms or len(molecule))
+        expected["batch"] = np.resize(np.sort(molecule.clip(0, count_molecules(batch) - 1)), n_atoms or len(molecule))
     if basis_info is not None and not any(get_field(batch, name) is None for name in ("atomic_numbers", "atom_ind")):
         atom_ind = basis_info.atom_indices(_integers(batch, "atomic_numbers"), describe(batch))
         expected |= {"atom_ind": atom_ind, "basis_function_ind": basis_info.basis_function_ind(atom_ind)}

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ofdft_norm.data.elements import atomic_number
-from ofdft_norm.data.files import read_plain, written_whole
+from ofdft_norm.data.elements import find_atomic_number
+from ofdft_norm.data.files import read_plain, write_whole
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.normalization.fit_references import fit_linear_references
 from ofdft_norm.normalization.linear_references import (
@@ -27,10 +27,9 @@ from ofdft_norm.normalization.linear_references import (
     UnseenPolicy,
     check_unseen_policy,
 )
-from ofdft_norm.normalization.reference_report import FitReport
-from ofdft_norm.settings import plain
-from ofdft_norm.statistics.distributed import current_ranks
-from ofdft_norm.units import EnergyUnit, conversion, energy_in_hartree
+from ofdft_norm.settings import to_builtin
+from ofdft_norm.statistics.distributed import find_ranks
+from ofdft_norm.units import EnergyUnit, find_factor
 
 # key of the references of a file without named targets
 ONLY_TARGET = ""
@@ -73,7 +72,7 @@ def references_from_values(
         >>> references_from_values({"H": -0.5, 8: -75.06}).element_references[8].item()
         -75.06
     """
-    values = plain(values)
+    values = to_builtin(values)
     if isinstance(values, str):
         try:
             values = ast.literal_eval(values)
@@ -90,7 +89,7 @@ def references_from_values(
         raise ConfigError(f"reference values for the atomic numbers {sorted(numbers)}: expected {expected} ({_KEY})")
     references = torch.zeros(max_num_elements + 1, dtype=torch.float64)
     references[numbers] = torch.tensor([_parse_energy(value, number) for number, value in pairs], dtype=torch.float64)
-    references *= energy_in_hartree(unit, _UNIT_KEY)
+    references *= find_factor(unit, "hartree", _UNIT_KEY)
     seen = torch.zeros_like(references, dtype=torch.bool).index_fill(0, torch.tensor(numbers), True)
     return LinearReferences(references, max_num_elements, seen, unseen_elements, atomic_numbers_field)
 
@@ -98,7 +97,7 @@ def references_from_values(
 def _parse_element(key: Any) -> int:
     if isinstance(key, bool):
         raise ConfigError(f"the element {key}: YAML reads the symbol No as false; write it in quotes, or 102 ({_KEY})")
-    return int(key) if isinstance(key, Integral) or str(key).isdecimal() else atomic_number(key)
+    return int(key) if isinstance(key, Integral) or str(key).isdecimal() else find_atomic_number(key)
 
 
 def _parse_energy(value: Any, number: int) -> float:
@@ -151,21 +150,17 @@ def create_element_references(
     """
     if (file is None) == (state_dict is None):
         raise ConfigError("create_element_references needs either a file or a state_dict (config: data.reference.file)")
-    factor = energy_in_hartree(unit, _UNIT_KEY)
+    factor = find_factor(unit, "hartree", _UNIT_KEY)
     return _references_of(state_dict, "state_dict", factor) if file is None else _read_file(file, target, factor)
 
 
 def read_given_references(config: LinearReferencesConfig, unit: str) -> LinearReferences | None:
     """Returns the references that a configuration gives, or its base, in a unit; None if it gives none."""
-    factor, file = conversion(config.unit or unit, unit, _UNIT_KEY), config.file or config.base
-    if config.values is not None:
-        references = references_from_values(config.values, config.max_num_elements)
-        references.element_references *= factor
-    elif file is not None:
-        references = _read_file(file, config.target, factor)
-    else:
-        return None
-    references.unseen_elements = config.unseen_elements
+    factor, file = find_factor(config.unit or unit, unit, _UNIT_KEY), config.file or config.base
+    if config.values is None:
+        return None if file is None else _read_file(file, config.target, factor)
+    references = references_from_values(config.values, config.max_num_elements)
+    references.element_references *= factor
     return references
 
 
@@ -184,21 +179,20 @@ def _references_of(content: Any, where: str, factor: float = 1.0) -> LinearRefer
     """Makes references, times a factor, from a state dict, a vector, or the values of `references_from_values`."""
     try:
         if isinstance(content, Tensor | np.ndarray):
-            content = {"element_references": content}
+            references = LinearReferences(_as_vector(content))
         elif not isinstance(content, Mapping) or "element_references" not in content:
             references = references_from_values(content)
-            references.element_references *= factor
-            return references
-        # entries that the classes of other packages lack are in the metadata of a state dict
-        entries = {**getattr(content, "_metadata", {}).get("", {}), **content}
-        report = entries.get(EXTRA_STATE)
-        return LinearReferences(
-            _as_vector(content["element_references"]) * factor,
-            seen_elements=None if entries.get("seen_elements") is None else _as_vector(entries["seen_elements"]),
-            fit_report=FitReport.from_plain(report) if report and factor == 1 else None,
-        )
+        else:
+            # of a state dict's entries those that other packages lack are in its metadata
+            entries = {**getattr(content, "_metadata", {}).get("", {}), **content}
+            report, seen = entries.get(EXTRA_STATE), entries.get("seen_elements")
+            seen = None if seen is None else _as_vector(seen)
+            references = LinearReferences(_as_vector(content["element_references"]), seen_elements=seen)
+            references.set_extra_state(report if factor == 1 else None)
     except (ConfigError, StatisticsError) as error:
         raise type(error)(f"{where}: {error}") from None
+    references.element_references *= factor
+    return references
 
 
 def read_reference_file(path: Path) -> dict[str, Any]:
@@ -211,7 +205,7 @@ def read_reference_file(path: Path) -> dict[str, Any]:
     ``.json``, ``.yaml``: energies by element (MACE's ``E0s.json``, ``statistics.json``), a list by atomic number, or
     either for each target (UMA's lists)
     """
-    readers = {".npz": _read_npz, ".npy": _read_npz, ".json": _read_text, ".yaml": _read_text, ".yml": _read_text}
+    readers = {".npz": _read_npz, ".npy": _read_npz, ".json": read_plain, ".yaml": read_plain, ".yml": read_plain}
     readers |= dict.fromkeys((".pt", ".pth", ".ckpt"), _read_pt)
     if path.suffix not in readers:
         raise StatisticsError(f"{path}: expected a file of {sorted(readers)} (config: data.reference.file)")
@@ -221,6 +215,8 @@ def read_reference_file(path: Path) -> dict[str, Any]:
         raise
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise StatisticsError(f"{path}: cannot be read: {error} (config: data.reference.file)") from error
+    if isinstance(content, Mapping) and "atomic_energies" in content:  # MACE's statistics.json
+        content = content["atomic_energies"]
     if not isinstance(content, Mapping) or "element_references" in content:
         return {ONLY_TARGET: content}
     by_element = not any(isinstance(value, Sequence | Mapping) or np.ndim(value) for value in content.values())
@@ -242,14 +238,8 @@ def _read_npz(path: Path) -> Any:
     return columns[0] if len(columns) == 1 else dict(zip(labels, columns, strict=True))
 
 
-def _read_text(path: Path) -> Any:
-    content = read_plain(path)
-    is_statistics = isinstance(content, Mapping) and "atomic_energies" in content  # of MACE
-    return content["atomic_energies"] if is_statistics else content
-
-
 class _Buffers(dict[str, Any]):
-    """Replaces fairchem's modules of references, versions 1 and 2, and keeps only their tensors."""
+    """Stands for fairchem's modules of references, versions 1 and 2, and keeps only their tensors."""
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.update(state["_buffers"])
@@ -304,26 +294,26 @@ def load_references_from_config(
         ConfigError: If a key is unknown, or a target has no source or several.
         StatisticsError: If a file cannot be read, or lacks a target.
     """
-    entries = {str(target): plain(config[target]) for target in config}
+    entries = {str(target): to_builtin(config[target]) for target in config}
     file, fit = entries.pop("file", None), entries.pop("fit", None) or {"targets": [], "batch_size": 1}
     arguments = {*inspect.signature(fit_linear_references).parameters} - {"dataset"}
-    if (
-        not isinstance(fit, Mapping)
-        or not {"targets", "batch_size"} <= fit.keys() <= arguments
-        or isinstance(fit["targets"], str)
-    ):
+    is_fit = isinstance(fit, Mapping) and {"targets", "batch_size"} <= fit.keys() <= arguments
+    if not is_fit or isinstance(fit["targets"], str):
         raise ConfigError(f"fit = {fit!r}: expected a list of targets, batch_size, perhaps {sorted(arguments)}")
-    in_file = {} if file is None else _read_targets(Path(file))
+    in_file = {} if file is None else read_reference_file(Path(file))
+    if ONLY_TARGET in in_file:
+        raise StatisticsError(f"{file}: has the references of a single target; expected <target>: {{file: {file}}}")
     names = [*entries, *in_file, *fit["targets"]]
     if not names or len(set(names)) < len(names):
         raise ConfigError(
             f"references of the targets {sorted(names)}: expected 'file', 'fit', or an entry, for each once"
         )
-    references = in_file | {target: _read_target(target, entry) for target, entry in entries.items()}
+    references = {target: _references_of(content, f"{file}: {target!r}") for target, content in in_file.items()}
+    references |= {target: _read_target(target, entry) for target, entry in entries.items()}
     if fit["targets"]:
         references |= fit_linear_references(dataset=dataset, **{"seed": seed, **fit})
-    if checkpoint_dir is not None and current_ranks().rank == 0:
-        with written_whole(Path(checkpoint_dir) / CHECKPOINT_NAME, replace=True) as path:
+    if checkpoint_dir is not None and find_ranks().rank == 0:
+        with write_whole(Path(checkpoint_dir) / CHECKPOINT_NAME, replace=True) as path:
             torch.save({target: module.state_dict() for target, module in references.items()}, path)
     return references
 
@@ -340,14 +330,6 @@ def _read_target(target: str, entry: Any) -> LinearReferences:
     if "file" in entry:
         references = create_element_references(entry["file"], target=entry.get("target"), unit=unit)
     else:
-        references = _references_of(entry[sources.pop()], target, energy_in_hartree(unit, _UNIT_KEY))
+        references = _references_of(entry[sources.pop()], target, find_factor(unit, "hartree", _UNIT_KEY))
     references.unseen_elements = check_unseen_policy(entry.get("unseen_elements", "error"))
     return references
-
-
-def _read_targets(path: Path) -> dict[str, LinearReferences]:
-    """Reads the references of several targets from one file."""
-    content = read_reference_file(path)
-    if ONLY_TARGET in content:
-        raise StatisticsError(f"{path}: has the references of a single target; expected <target>: {{file: {path}}}")
-    return {target: _references_of(state, f"{path}: {target!r}") for target, state in content.items()}

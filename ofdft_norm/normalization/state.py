@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.files import package_version
+from ofdft_norm.data.files import find_package_version
 from ofdft_norm.errors import NormalizationError
 from ofdft_norm.normalization.atom_ref import AtomRef
 from ofdft_norm.normalization.base import Float64Module
@@ -32,15 +32,18 @@ _SETTINGS: dict[type[Float64Module], tuple[str, ...]] = {
 }
 _CLASSES = {cls.__name__: cls for cls in _SETTINGS}
 _PARTS = ("reference", "rescaling", "training_range")
+# of states: entries that are not compared, and levels that are not named in differences
+_NOT_COMPARED = {"package_version", "basis_info", "coordinates", "_extra_state"}
+_LEVELS = ("parts", "settings", "values", "class")
 _OWN = ("energy_field", "forces_field", "coordinates", "unit", "stress_field")
 
 
-def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
+def dump_normalizer(normalizer: Normalizer) -> dict[str, Any]:
     """Returns classes, settings and values of a normaliser as plain containers and CPU tensors."""
     return {
         "format": FORMAT,
         "version": VERSION,
-        "package_version": package_version(),
+        "package_version": find_package_version(),
         "parts": {name: _part_to_state(getattr(normalizer, name)) for name in _PARTS},
         "settings": {name: getattr(normalizer, name) for name in _OWN},
         "energy_scale": normalizer.energy_scale.detach().cpu(),
@@ -49,15 +52,12 @@ def normalizer_to_state(normalizer: Normalizer) -> dict[str, Any]:
     }
 
 
-def normalizer_from_state(state: Mapping[str, Any]) -> Normalizer:
-    """Builds the normaliser of `normalizer_to_state`, equal to the last bit.
-
-    Raises NormalizationError for states of other versions of the package, or of unknown classes.
-    """
+def load_normalizer(state: Mapping[str, Any]) -> Normalizer:
+    """Builds the normaliser of `dump_normalizer`, equal to the last bit; refuses other versions and classes."""
     if state.get("format") != FORMAT or state.get("version") != VERSION:
         raise NormalizationError(
             f"the normaliser of this checkpoint was written by ofdft-norm {state.get('package_version', '(unknown)')}, "
-            f"which ofdft-norm {package_version()} cannot read: use that version, or train again"
+            f"which ofdft-norm {find_package_version()} cannot read: use that version, or train again"
         )
     return Normalizer(
         **{name: _part_from_state(part) for name, part in state["parts"].items()},
@@ -91,26 +91,21 @@ def _part_from_state(state: Mapping[str, Any] | None) -> Any:
     return module
 
 
-def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def describe_difference(old: Any, new: Any, name: str = "") -> str:
     """Describes the differences of two normaliser states; empty if they are equal to the last bit."""
-    a, b = _flatten(old), _flatten(new)
-    found = (_compare(name, a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()))
-    return "; ".join(filter(None, found))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted((old.keys() | new.keys()) - _NOT_COMPARED)
+        names = [name if key in _LEVELS else f"{name}.{key}".lstrip(".") for key in keys]
+        found = (describe_difference(old.get(k), new.get(k), n) for k, n in zip(keys, names, strict=True))
+        return "; ".join(filter(None, found))
+    if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape:
+        largest = (old.double() - new.double()).abs().nan_to_num(0).max()
+        return "" if torch.equal(old, new) else f"{name}: differs by up to {float(largest):.3g}"
+    texts = _show(old), _show(new)
+    return "" if texts[0] == texts[1] else f"{name}: {texts[0]} against {texts[1]}"
 
 
-def _flatten(state: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: state["settings"][name] for name in ("energy_field", "forces_field", "unit")}
-    flat |= {name: state[name] for name in ("energy_scale", "seen_elements")}
-    for name, part in state["parts"].items():
-        flat[name] = part and part["class"]
-        entries = {**part["values"], **part["settings"]} if part else {}
-        flat |= {f"{name}.{key}": value for key, value in entries.items() if key != "_extra_state"}
-    return flat
-
-
-def _compare(name: str, x: Any, y: Any) -> str:
-    if isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape:
-        largest = (x.double() - y.double()).abs().nan_to_num(0).max()
-        return "" if torch.equal(x, y) else f"{name}: differs by up to {float(largest):.3g}"
-    shown = [f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value) for value in (x, y)]
-    return "" if shown[0] == shown[1] else f"{name}: {shown[0]} against {shown[1]}"
+def _show(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)}"
+    return repr(value["class"] if isinstance(value, Mapping) else value)

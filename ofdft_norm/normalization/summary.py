@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from textwrap import fill
 
 import numpy as np
 
-from ofdft_norm.data.basis import BasisInfo, dimension_name
-from ofdft_norm.data.elements import symbol
+from ofdft_norm.data.basis import BasisInfo, name_dimension
+from ofdft_norm.data.elements import find_symbol
 from ofdft_norm.normalization.build_normalizer import find_residual
 from ofdft_norm.normalization.dimension_wise_rescaling import DimensionWiseRescaling
 from ofdft_norm.normalization.linear_references import DatasetReferences, LinearReferences
 from ofdft_norm.normalization.normalizer import Normalizer
+from ofdft_norm.normalization.reference_report import format_number
 from ofdft_norm.statistics.references import REFERENCES
-from ofdft_norm.statistics.store import DatasetStatistics, ResidualStatistics, WeigherStatistics
-from ofdft_norm.tables import WIDTH, text_table
-from ofdft_norm.units import shown
+from ofdft_norm.statistics.store import DatasetStatistics, WeigherStatistics
+from ofdft_norm.tables import WIDTH, format_rows
+from ofdft_norm.units import find_unit
 
 REFERENCE_NAMES = {
     "atom_ref": "atomic",
@@ -55,8 +55,8 @@ def describe_normalizer(
     """Returns the reference with its rank and R2, the rescaling and the energy scale in one line."""
     weigher = statistics[weigher_key]
     name, residual = find_residual(statistics, weigher_key, normalizer.reference, normalizer.basis_info)
-    rank, r2 = weigher.get(f"{name}_rank"), _format_r2(residual, weigher)
-    fit = "" if rank is None else f" (rank {int(rank)}, R2 {r2})"
+    rank, r2 = weigher.get(f"{name}_rank"), weigher.compute_r_squared(residual)
+    fit = "" if rank is None or r2 is None else f" (rank {int(rank)}, R2 {r2:.6f})"
     rescaling = "none" if normalizer.rescaling is None else "dimension-wise"
     return (
         f"normaliser: reference {REFERENCE_NAMES.get(name, name)}{fit}, rescaling {rescaling}, energy scale "
@@ -70,34 +70,29 @@ def _describe_counts(statistics: DatasetStatistics, weigher_key: str, basis_info
     words = [f"{n:,} {noun}" for n, noun in counts if n is not None]
     if weigher.n_atoms is not None and (basis_info is not None or "atomic_numbers" in statistics.attributes):
         elements = zip(statistics.elements(basis_info), weigher.n_atoms.tolist(), strict=True)
-        words.append("atoms: " + ", ".join(f"{symbol(z)} {n:,}" for z, n in elements))
+        words.append("atoms: " + ", ".join(f"{find_symbol(z)} {n:,}" for z, n in elements))
     return fill(f"{weigher_key}: {'; '.join(words)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def tabulate_references(statistics: DatasetStatistics, weigher_key: str, normalizer: Normalizer) -> str:
     """Returns a table of the training energies minus each reference; empty if they are not stored."""
-    weigher, unit = statistics[weigher_key], shown(normalizer.unit)
+    weigher, unit = statistics[weigher_key], find_unit(normalizer.unit)
     used, residual = find_residual(statistics, weigher_key, normalizer.reference, normalizer.basis_info)
     residuals = {"none": weigher.energy, **{name: weigher.residual(name) for name in REFERENCES}, used: residual}
     rows = [
         [
             REFERENCE_NAMES.get(name, name),
             *(unit.energy(value) for value in (found.std, found.mae, found.abs_max)),
-            "-" if name == "none" else _format_r2(found, weigher),
-            "-" if (rank := weigher.get(f"{name}_rank")) is None else str(int(rank)),
+            "-" if name == "none" else format_number(weigher.compute_r_squared(found), ".6f"),
+            format_number(weigher.get(f"{name}_rank"), ".0f"),
             "used" if name == used else "",
         ]
         for name, found in residuals.items()
         if found is not None
     ]
     title = f"training energies minus the reference [{unit.symbol}]:"
-    table = text_table(["reference", "std. dev.", "MAE", "max. error", "R2", "rank", ""], rows)
+    table = format_rows(["reference", "std. dev.", "MAE", "max. error", "R2", "rank", ""], rows)
     return f"{title}\n{table}" if rows else ""
-
-
-def _format_r2(residual: ResidualStatistics | None, weigher: WeigherStatistics) -> str:
-    value = weigher.r_squared(residual)
-    return "-" if value is None or math.isnan(value) else f"{value:.6f}"
 
 
 def _describe_rescaling(weigher: WeigherStatistics, normalizer: Normalizer, basis_info: BasisInfo) -> list[str]:
@@ -105,7 +100,7 @@ def _describe_rescaling(weigher: WeigherStatistics, normalizer: Normalizer, basi
     before, after = weigher.get("gradient_label/abs_max"), weigher.get("gradient_max_after_atom_ref")
     if before is None or after is None:
         return []
-    unit, rescaling = shown(normalizer.unit).symbol, normalizer.rescaling
+    unit, rescaling = find_unit(normalizer.unit).symbol, normalizer.rescaling
     gradients = f"largest gradient [{unit}]: {before.max():.4g} in labels, {after.max():.4g} minus their mean"
     if rescaling is None:
         return [gradients]
@@ -122,11 +117,11 @@ def tabulate_lambda(weigher: WeigherStatistics, rescaling: DimensionWiseRescalin
     for name in sorted(set(holders.values())):
         own = [dimension for dimension, holder in holders.items() if holder == name]
         most = max(own, key=scale.__getitem__)
-        rows.append([name, str(len(own)), f"{scale[most]:.4g}", dimension_name(basis_info, most)])
+        rows.append([name, str(len(own)), f"{scale[most]:.4g}", name_dimension(basis_info, most)])
     rows.sort(key=lambda row: -int(row[1]))
     title = f"gradients of {len(rows)} molecules set lambda; those with the most dimensions:"
     header = ["molecule", "dimensions", "largest lambda", "in dimension"]
-    return f"{title}\n{text_table(header, rows[:_MOST_MOLECULES])}" if rows else ""
+    return f"{title}\n{format_rows(header, rows[:_MOST_MOLECULES])}" if rows else ""
 
 
 def find_lambda_holders(

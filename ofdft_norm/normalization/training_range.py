@@ -22,30 +22,18 @@ _SINGLE_PRECISION = 1e-6
 
 
 class RangeExcess(NamedTuple):
-    """Distances of samples from the training range.
+    """Distances of samples from the training range."""
 
-    Attributes:
-        excess: (n_molecules,) float64, the largest distance of a coefficient from its range, in units of the range's
-            width; 0 inside.
-        dimension: (n_molecules,) its dimension, an index in the concatenation over elements.
-    """
-
-    excess: Tensor
-    dimension: Tensor
+    excess: Tensor  # (n_molecules,) float64, the largest of all coefficients, in units of the range's width; 0 inside
+    dimension: Tensor  # (n_molecules,) its dimension, an index in the concatenation over elements
 
 
 class TrainingRange(Float64Module):
-    """The smallest and the largest coefficient of every dimension among all training samples, labelled or not.
-
-    Args:
-        lowest: (n_basis,) the smallest ones; -inf if unknown.
-        highest: (n_basis,) the largest ones; inf if unknown.
-        width: (n_basis,) unit of distances from the range.
-    """
+    """The smallest and the largest coefficient of every dimension among all training samples; infinite if unknown."""
 
     lowest: Tensor
     highest: Tensor
-    width: Tensor
+    width: Tensor  # unit of distances
 
     def __init__(self, lowest: Tensor | Array, highest: Tensor | Array, width: Tensor | Array) -> None:
         super().__init__()
@@ -76,10 +64,7 @@ class TrainingRange(Float64Module):
         return cls(np.where(unseen, -np.inf, lowest), np.where(unseen, np.inf, highest), width)
 
     def excess(self, coeffs: Tensor, basis_function_ind: Tensor, molecule: Tensor, n_molecules: int) -> RangeExcess:
-        """Returns the distances of samples from the range.
-
-        `coeffs` are (n,) and not normalised; `basis_function_ind` and `molecule` are the dimension and the molecule of
-        each.
+        """Returns the distances from the range of (n,) coefficients, not normalised, of these dimensions and molecules.
 
         Examples:
             >>> training = TrainingRange(torch.tensor([0.0, -1.0]), torch.tensor([2.0, 1.0]), torch.tensor([2.0, 2.0]))

@@ -13,14 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import platformdirs
+
 from ofdft_norm.data.ase import ASEDataset
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import MoleculeDataset
-from ofdft_norm.data.files import default_cache_dir
-from ofdft_norm.data.identity import identity
+from ofdft_norm.data.identity import identify
 from ofdft_norm.errors import MissingStatisticsFileError, StatisticsError
 from ofdft_norm.statistics import fit_statistics as fit
-from ofdft_norm.statistics.distributed import Ranks, current_ranks
+from ofdft_norm.statistics.distributed import Ranks, find_ranks
 from ofdft_norm.statistics.fit_statistics import STATISTICS_VERSION, StatisticsConfig
 from ofdft_norm.statistics.store import DatasetStatistics
 from ofdft_norm.statistics.weighers import ConstantSampleWeigher
@@ -41,8 +42,7 @@ def load_or_fit(
     basis_info: BasisInfo | None,
     config: StatisticsConfig,
     origin: Mapping[str, Any],
-    energy_field: str = "energy_label",
-    atomic_numbers_field: str = "atomic_numbers",
+    fields: tuple[str, str] = fit.FIELDS,
 ) -> FittedStatistics:
     """Returns the statistics of a training split; under torch.distributed all ranks must call this.
 
@@ -56,23 +56,22 @@ def load_or_fit(
             found = given.attributes.get(name, "hartree" if name == "unit" else None)
             if found is not None and found != expected:
                 key = f"data.source.{name}" if name.endswith("_key") else f"data.{name}"
-                raise StatisticsError(
-                    f"{config.path}: taken with {name} = {found}, but the configuration has {expected}: give other "
-                    f"statistics (config: data.statistics.path), or change the configuration (config: {key})"
-                )
+                what = f"{config.path}: taken with {name} = {found}, but the configuration has {expected}"
+                raise StatisticsError(f"{what}: give other statistics, or change the configuration (config: {key})")
         return FittedStatistics(given, None, True)
-    fields = (energy_field, atomic_numbers_field)
     if basis_info is None:
         config = replace(config, weigher_key="constant", weighers=(ConstantSampleWeigher(),), initial_guess_weighers=())
-    ranks, path, found = current_ranks(config.rank_timeout), None, None
+    ranks, path, found = find_ranks(config.rank_timeout), None, None
     with ranks.together():
         dataset = open_dataset()
-        described, fingerprint = _describe(dataset, basis_info, config, fields)
+        described, fingerprint = describe_fit(dataset, basis_info, config, fields)
     if ranks.group is not None:
         _refuse_different_ranks(described, ranks)
     if fingerprint is not None:
-        folder = config.dir or os.environ.get("OFDFT_NORM_CACHE")
-        path = (Path(folder).expanduser() if folder else default_cache_dir()) / f"{fingerprint[:32]}.npz"
+        default = platformdirs.user_cache_path("ofdft_norm", appauthor=False) / "statistics"
+        path = (
+            Path(config.dir or os.environ.get("OFDFT_NORM_CACHE") or default).expanduser() / f"{fingerprint[:32]}.npz"
+        )
         if ranks.rank == 0:
             try:
                 found = DatasetStatistics(path)
@@ -83,44 +82,31 @@ def load_or_fit(
     found = ranks.gathered(found)[0]
     if found is not None and found.attributes.get("fingerprint") == fingerprint:
         return FittedStatistics(found, fingerprint, True)
-    arrays, attributes = fit.fit_statistics(dataset, basis_info, config, *fields)
+    arrays, attributes = fit.fit_statistics(dataset, basis_info, config, fields)
     statistics = DatasetStatistics.from_arrays(arrays, {**attributes, **origin, "fingerprint": fingerprint})
     statistics.path = path
     if path is not None and ranks.rank == 0:
         try:
             statistics.save_to(path, overwrite=True)
         except OSError as error:
-            warnings.warn(
-                f"{path}: the fitted statistics could not be written ({error}): the next run will fit again (config: "
-                "data.statistics.dir)",
-                stacklevel=2,
-            )
+            what = f"{path}: the fitted statistics could not be written ({error}): the next run will fit again"
+            warnings.warn(f"{what} (config: data.statistics.dir)", stacklevel=2)
     return FittedStatistics(statistics, fingerprint, False)
 
 
-def compute_fingerprint(
-    dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig, fields: tuple[str, str]
-) -> str | None:
-    """Returns the fingerprint of a training split's statistics; None if the data cannot be recognised."""
-    return _describe(dataset, basis_info, config, fields)[1]
-
-
-def _describe(
+def describe_fit(
     dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig, fields: tuple[str, str]
 ) -> tuple[dict[str, Any], str | None]:
-    """Returns all inputs of a fit as plain data, and their fingerprint.
-
-    None marks inputs that cannot be recognised later; then there is no fingerprint.
-    """
+    """Returns all inputs of a fit as plain data, and their fingerprint: None if an input cannot be recognised later."""
     described = {
         "version": STATISTICS_VERSION,
         "settings": [config.with_bias, config.min_atoms_per_type, config.n_batches, config.residuals, *fields],
-        "weighers": "" if basis_info is None else identity([[*config.weighers], [*config.initial_guess_weighers]]),
+        "weighers": "" if basis_info is None else identify([[*config.weighers], [*config.initial_guess_weighers]]),
         "basis": "" if basis_info is None else basis_info.fingerprint(),
     }
     if not isinstance(dataset, MoleculeDataset | ASEDataset):
         return {**described, "samples": None, "length": len(dataset) if hasattr(dataset, "__len__") else -1}, None
-    described["transform"] = identity(dataset.transform)
+    described["transform"] = identify(dataset.transform)
     for name in ("transform", "weighers"):
         if described[name] is None:
             _log_once(f"statistics are fitted in every run: the {name} cannot be recognised in another process")
@@ -142,8 +128,6 @@ def _refuse_different_ranks(described: dict[str, Any], ranks: Ranks) -> None:
         different = [key for key in mine if mine[key] != theirs.get(key)]
         if different:
             files = [set(map(json.dumps, (d["samples"] or {}).get("files", []))) for d in (mine, theirs)]
-            raise StatisticsError(
-                f"ranks 0 and {rank} have different {different}, such as {sorted(files[0] ^ files[1])[:5]}: give every "
-                "node the same files; if copies differ in time alone, compare contents (config: data.source.paths, "
-                "data.statistics.fingerprint)"
-            )
+            what = f"ranks 0 and {rank} have different {different}, such as {sorted(files[0] ^ files[1])[:5]}"
+            expected = "expected the same files; if only times differ, compare contents"
+            raise StatisticsError(f"{what}: {expected} (config: data.source.paths, data.statistics.fingerprint)")

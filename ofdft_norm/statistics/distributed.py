@@ -36,11 +36,9 @@ class Ranks:
         try:
             dist.monitored_barrier(self.group, timedelta(minutes=self.minutes), wait_all_ranks=True)
         except RuntimeError as error:
-            raise StatisticsError(
-                f"not all ranks answered within {self.minutes:g} minutes while they fitted statistics together "
-                f"({error}): check whether a process has ended or hangs (a process that the system killed prints "
-                "nothing), or allow more time (config: data.statistics.rank_timeout)"
-            ) from error
+            what = f"not all ranks answered within {self.minutes:g} minutes while they fitted statistics together"
+            hint = "check whether a process has ended or hangs, or allow more time"
+            raise StatisticsError(f"{what} ({error}): {hint} (config: data.statistics.rank_timeout)") from error
         dist.all_gather_object(values, value, group=self.group)
         return values
 
@@ -61,7 +59,7 @@ class Ranks:
                 raise kinds.get(message[0], StatisticsError)(f"{message[1]} (raised on rank {rank})")
 
 
-def current_ranks(minutes: float = DEFAULT_MINUTES) -> Ranks:
+def find_ranks(minutes: float = DEFAULT_MINUTES) -> Ranks:
     """Returns this process's place in the default process group; without a group, that of a single process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
@@ -69,7 +67,7 @@ def current_ranks(minutes: float = DEFAULT_MINUTES) -> Ranks:
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
     """Makes torch use one thread: threads gain little on small batches, and sums depend on their number."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)

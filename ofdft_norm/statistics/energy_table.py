@@ -1,33 +1,29 @@
-"""The second pass: a table with one row for each sample; every reference is a least-squares problem on it.
-
-A row takes about 150 bytes: every rank holds the table of the whole data set.
-"""
+"""The second pass: a table with one row for each sample; every reference is a least-squares problem on it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER, BasisInfo
-from ofdft_norm.data.elements import formula
+from ofdft_norm.data.elements import format_formula
 from ofdft_norm.errors import StatisticsError
 from ofdft_norm.statistics.moments import WeighedBatch, refuse_value
-from ofdft_norm.statistics.reading import Reader, SampleBatch, fit_fields
+from ofdft_norm.statistics.reading import Reader, SampleBatch
 from ofdft_norm.statistics.references import (
     ATOM_REFERENCES,
     LINEAR_REFERENCES,
     REFERENCES,
-    Driver,
     fit_reference,
-    linear_problem,
-    row_factor,
+    reduce_linear_problem,
+    reduce_rows,
 )
-from ofdft_norm.statistics.weighers import SampleWeigher, has_label, sample_weights
+from ofdft_norm.statistics.weighers import SampleWeigher, find_labelled, weigh_samples
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -94,17 +90,16 @@ def read_energy_table(
     max_atomic_number: int = MAX_ATOMIC_NUMBER,
     by: str | None = None,
 ) -> EnergyTable:
-    """Makes a pass over a data set and returns its table.
+    """Makes a pass over a data set and returns its table; without a basis, samples need no coefficients.
 
-    The weighers of references come first, and have (K_ref, n_slopes, n_basis) gradients each; without gradients K_ref
-    is K. Without a basis, samples need no coefficients. The field `by` groups samples, see `EnergyTable.by_group`.
+    The weighers of references come first, and have (K_ref, n_slopes, n_basis) gradients. `by` is a field of groups.
     """
     gradients = np.zeros((len(weighers), 0, 0)) if gradients is None else gradients
     parts: list[dict[str, Any]] = []
 
     def collect(batch: SampleBatch) -> None:
-        weights = sample_weights(weighers, batch.data).numpy()
-        labelled = has_label(batch.data, required=basis_info is not None).numpy()
+        weights = weigh_samples(weighers, batch.data).numpy()
+        labelled = find_labelled(batch.data, required=basis_info is not None).numpy()
         used = np.any(weights, axis=0)
         energies = np.stack([batch.vector(name, one_number=True) for name in energy_fields])
         bad = np.argwhere(~np.isfinite(energies) & labelled & weights[: len(gradients)].any(0))
@@ -125,8 +120,8 @@ def read_energy_table(
         }
         parts.append({"elements": elements, **{name: values[used] for name, values in columns.items()}})
 
-    extra = ["pos", *(["coeffs"] if gradients.size else []), *([] if by is None else [by])]
-    reader.for_each(fit_fields(weighers, extra, energy_fields), collect, "statistics: energies")
+    fields = ["pos", *(["coeffs"] if gradients.size else []), *([] if by is None else [by])]
+    reader.for_each(collect, "statistics: energies", weighers, fields, energy_fields)
     found = list(itertools.chain(*reader.ranks.gathered(parts)))
     elements = np.unique(np.concatenate([part["elements"] for part in found]))
     elements = elements if basis_info is None else basis_info.atomic_numbers
@@ -148,10 +143,9 @@ def _composition(
         elements = np.arange(1, max_atomic_number + 1)
         bad = np.flatnonzero(((numbers < 1) | (numbers > max_atomic_number)) & used[sample])
         if len(bad):
-            raise StatisticsError(
-                f"{batch.place(int(sample[bad[0]]))} has the atomic number {numbers[bad[0]]}; expected 1 ... "
-                f"{max_atomic_number} (config: data.reference.max_num_elements)"
-            )
+            what = f"has the atomic number {numbers[bad[0]]}; expected 1 ... {max_atomic_number}"
+            place = batch.place(int(sample[bad[0]]))
+            raise StatisticsError(f"{place} {what} (config: data.reference.max_num_elements)")
         column = np.clip(numbers, 1, max_atomic_number) - 1
     else:
         elements, column = basis_info.atomic_numbers, basis_info.atom_indices(numbers)
@@ -176,31 +170,26 @@ def _slopes(batch: SampleBatch, gradients: Array, basis_info: BasisInfo | None) 
     return slopes.reshape(*gradients.shape[:2], n_samples).transpose(2, 0, 1)
 
 
-def table_statistics(
+def fit_table(
     table: EnergyTable,
     keys: Sequence[str],
     names: Sequence[str] = REFERENCES,
     target: int = 0,
-    with_bias: bool = True,
-    ridge: float = 0.0,
-    driver: Driver | None = None,
     n_worst: int | None = N_WORST,
+    **options: Any,
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Fits references to one energy; returns arrays and attributes as `DatasetStatistics` stores them.
+    """Fits references to one energy for each weigher; returns arrays and attributes as `DatasetStatistics` stores them.
 
-    There is one of `keys` for each weigher. `with_bias` is for atomic references, `ridge` and the LAPACK `driver` for
-    linear ones. Without `n_worst` there are no worst molecules, `mae` or `abs_max`.
+    Without `n_worst` there are no worst molecules, `mae` or `abs_max`. The `options` are those of `fit_reference`.
     """
     counts, n_types = table.counts(), len(table.elements)
     arrays: dict[str, Any] = {f"{key}/{name}": counts[name][k] for k, key in enumerate(keys) for name in counts}
     for k, key in enumerate(keys):
         n, n_labelled = counts["n_samples"][k], counts["n_labelled_samples"][k]
         if n == 0 or (k < len(table.slopes) and n_labelled == 0):
-            raise StatisticsError(
-                f"the weigher {key!r} gives no sample{' with energy and gradient labels' if n else ''} of the training "
-                "split a positive weight: choose another weigher (config: data.statistics.weighers, "
-                "data.statistics.initial_guess_weighers) or check the split"
-            )
+            what = f"the weigher {key!r} gives no sample{' with energy and gradient labels' if n else ''}"
+            expected = "of the training split a positive weight (config: data.statistics.weighers, data.split)"
+            raise StatisticsError(f"{what} {expected}")
     worst: dict[str, dict[str, Any]] = {attribute: {} for attribute in WORST_MOLECULES.values()}
     for k, (key, slopes) in enumerate(zip(keys, table.slopes, strict=False)):
         w = table.weights[k] * table.labelled
@@ -208,20 +197,20 @@ def table_statistics(
         columns = np.ones(len(w)), table.composition, table.energies[:, target], *slopes
         rows, w = np.column_stack(columns)[used], w[used, None]
         means = _means(table.molecules[used], rows * w)
-        samples, molecules = row_factor(rows * np.sqrt(w)), row_factor(means)
-        factor = row_factor(samples[:, : 2 + n_types])
+        samples, molecules = reduce_rows(rows * np.sqrt(w)), reduce_rows(means)
+        factor = reduce_rows(samples[:, : 2 + n_types])
         energies, mean = rows[:, 1 + n_types], factor[0, -1] / factor[0, 0]
         arrays |= {
             f"{key}/n_molecules": len(means),
             f"{key}/n_molecules_per_element": (means[:, 1 : 1 + n_types] > 0).sum(0),
             f"{key}/energy_factor": factor,
-            f"{key}/linear_ref_factor": linear_problem(molecules[:, 1 : 1 + n_types], molecules[:, 1 + n_types]),
+            f"{key}/linear_ref_factor": reduce_linear_problem(molecules[:, 1 : 1 + n_types], molecules[:, 1 + n_types]),
             **_residual_arrays(f"{key}/energy", energies - mean, w[:, 0], n_worst is not None),
         }
         arrays[f"{key}/energy/mean"] += mean
         for name in names:
             of_rows, folder = samples if name == LINEAR_REFERENCES[1] else molecules, f"{key}/energy_minus_{name}"
-            t_z, t_global, solution = fit_reference(name, of_rows, n_types, with_bias, ridge, driver)
+            t_z, t_global, solution = fit_reference(name, of_rows, n_types, **options)
             residuals = energies - rows[:, 1 : 1 + n_types] @ t_z - t_global
             if name in ATOM_REFERENCES:
                 residuals -= rows[:, 2 + n_types + ATOM_REFERENCES.index(name)]
@@ -257,14 +246,14 @@ def _worst_molecules(table: EnergyTable, used: IntArray, residuals: Array, targe
     """Returns `WorstMolecule`s as plain data: the samples with the largest residuals, at most one for each molecule."""
     order = np.argsort(-np.abs(residuals), kind="stable")
     first = np.sort(np.unique(table.molecules[used[order]], return_index=True)[1])[:n]
-    return [
-        {
-            "name": str(table.names[sample]),
-            "formula": formula(np.repeat(table.elements, table.composition[sample].astype(np.int64))),
-            "target": float(table.energies[sample, target]),
-            "residual": float(residual),
-            "index": None if table.by_molecule else int(table.indices[sample]),
-            "scf_iteration": None if table.iterations[sample] < 0 else int(table.iterations[sample]),
-        }
-        for sample, residual in zip(used[order[first]], residuals[order[first]], strict=True)
-    ]
+    worst = []
+    for i in order[first]:
+        sample = used[i]
+        atoms = np.repeat(table.elements, table.composition[sample].astype(np.int64))
+        index = None if table.by_molecule else int(table.indices[sample])
+        iteration = None if table.iterations[sample] < 0 else int(table.iterations[sample])
+        energies = float(table.energies[sample, target]), float(residuals[i])
+        worst.append(
+            asdict(WorstMolecule(str(table.names[sample]), format_formula(atoms), *energies, index, iteration))
+        )
+    return worst

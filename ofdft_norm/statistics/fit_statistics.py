@@ -5,31 +5,32 @@ from __future__ import annotations
 import datetime
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import MoleculeDataset
-from ofdft_norm.data.files import package_version
-from ofdft_norm.data.sample import get_field, molecule_index
+from ofdft_norm.data.files import find_package_version
+from ofdft_norm.data.sample import find_molecule_index, get_field
 from ofdft_norm.errors import ConfigError, StatisticsError
 from ofdft_norm.settings import Positive, PositiveInt, Settings
-from ofdft_norm.statistics.distributed import DEFAULT_MINUTES, current_ranks
-from ofdft_norm.statistics.energy_table import N_WORST, Arrays, read_energy_table, table_statistics
+from ofdft_norm.statistics.distributed import DEFAULT_MINUTES, find_ranks
+from ofdft_norm.statistics.energy_table import N_WORST, Arrays, fit_table, read_energy_table
 from ofdft_norm.statistics.moments import Moments, WeighedBatch
-from ofdft_norm.statistics.reading import Reader, SampleBatch, fit_fields, reader_of
-from ofdft_norm.statistics.references import ATOM_REFERENCES, LINEAR_REFERENCES, REFERENCES, reference_gradient
+from ofdft_norm.statistics.reading import Reader, SampleBatch, make_reader
+from ofdft_norm.statistics.references import ATOM_REFERENCES, LINEAR_REFERENCES, REFERENCES, make_reference_gradient
 from ofdft_norm.statistics.weighers import (
     HasEnergyLabelSampleWeigher,
     SampleWeigher,
     check_keys,
-    has_label,
-    sample_weights,
+    find_labelled,
+    weigh_samples,
 )
-from ofdft_norm.transforms.coordinates import coordinates_of
+from ofdft_norm.transforms.coordinates import read_coordinates
 
+# Fields of energies and atomic numbers.
+FIELDS = ("energy_label", "atomic_numbers")
 # Raised whenever a change of code changes the results of a fit: part of the fingerprint of cached statistics.
 STATISTICS_VERSION = 7
 # Attribute of statistics with `Moments.holders` of the gradient, by weigher.
@@ -72,26 +73,21 @@ class StatisticsConfig(Settings):
     def __post_init__(self) -> None:
         keys = [w.summary_string() for w in self.weighers]
         if self.path is None and self.weigher_key not in keys:
-            raise ConfigError(
-                f"data.statistics.weigher_key = {self.weigher_key!r} is not among the fitted weighers {keys} (config: "
-                "data.statistics.weighers)"
-            )
+            what = f"data.statistics.weigher_key = {self.weigher_key!r} is not among the fitted weighers {keys}"
+            raise ConfigError(f"{what} (config: data.statistics.weighers)")
 
 
 def fit_statistics(
-    dataset: Any,
-    basis_info: BasisInfo | None,
-    config: StatisticsConfig,
-    energy_field: str = "energy_label",
-    atomic_numbers_field: str = "atomic_numbers",
+    dataset: Any, basis_info: BasisInfo | None, config: StatisticsConfig, fields: tuple[str, str] = FIELDS
 ) -> tuple[Arrays, dict[str, Any]]:
     """Returns the arrays and attributes of `DatasetStatistics`, the same bits on every rank."""
-    ranks = current_ranks(config.rank_timeout)
+    energy_field, atomic_numbers_field = fields
+    ranks = find_ranks(config.rank_timeout)
     with ranks.together():
         if isinstance(dataset, MoleculeDataset):
             dataset.verify()
-        reader = reader_of(dataset, ranks, config.n_batches)
-    reader = replace(reader, atomic_numbers=atomic_numbers_field, progress=config.progress)
+        options: Any = {"atomic_numbers": atomic_numbers_field, "progress": config.progress}
+        reader = make_reader(dataset, ranks, config.n_batches, **options)
     weighers, n = [*config.weighers, *config.initial_guess_weighers], len(config.weighers)
     check_keys(weighers)
     keys = [weigher.summary_string() for weigher in weighers]
@@ -102,29 +98,23 @@ def fit_statistics(
         arrays, holders, coordinates = _fit_moments(reader, basis_info, weighers, n)
         _refuse_non_finite(arrays)
         means = [arrays[f"{key}/gradient_label/mean"] for key in keys[:n]]
-        gradients = np.array([[reference_gradient(n, gbar, basis_info) for n in ATOM_REFERENCES] for gbar in means])
+        gradients = np.array(
+            [[make_reference_gradient(n, gbar, basis_info) for n in ATOM_REFERENCES] for gbar in means]
+        )
     table = read_energy_table(reader, weighers, [energy_field], basis_info, gradients)
     names, n_worst = (LINEAR_REFERENCES if basis_info is None else REFERENCES), N_WORST if config.residuals else None
-    found, worst = table_statistics(table, keys, names, with_bias=config.with_bias, n_worst=n_worst)
+    found, worst = fit_table(table, keys, names, with_bias=config.with_bias, n_worst=n_worst)
     arrays |= found
     _refuse_non_finite(arrays)
     _check_atoms(arrays, keys, table.elements.tolist(), config.min_atoms_per_type, basis_info is not None)
-    fitted_on: dict[str, Any] = {"type": type(dataset).__name__}
-    if isinstance(dataset, MoleculeDataset):
-        fitted_on |= {"energy_key": dataset.energy_key, "gradient_key": dataset.gradient_key}
-        fitted_on |= {"n_molecules": dataset.n_molecules, "transform": repr(dataset.transform)}
     attributes = {
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "created_by": f"ofdft_norm {package_version()}",
+        "created_by": f"ofdft_norm {find_package_version()}",
         "statistics_version": STATISTICS_VERSION,
-        "fitted_on": fitted_on,
         "basis_info": None if basis_info is None else basis_info.to_dict(),
         "atomic_numbers": table.elements.tolist(),
-        "weighers": keys[:n],
-        "initial_guess_weighers": keys[n:],
         "with_bias": config.with_bias,
         "n_batches": config.n_batches,
-        "residuals": config.residuals,
         "coordinates": coordinates,
         GRADIENT_HOLDERS: holders,
         **worst,
@@ -135,10 +125,7 @@ def fit_statistics(
 def _fit_moments(
     reader: Reader, basis_info: BasisInfo, weighers: Sequence[SampleWeigher], n: int
 ) -> tuple[Arrays, dict[str, Any], str | None]:
-    """Makes the first pass; the first n weighers are for coefficients and gradients.
-
-    Returns the arrays, for each of the n weighers `Moments.holders` of the gradient, and the coordinates.
-    """
+    """Makes the first pass; returns arrays, `Moments.holders` of the gradient by weigher, and the coordinates."""
     coordinates: set[str] = set()
     gradient = Moments("gradient_label", slice(0, n), basis_info.n_basis)
     coeffs = Moments("coeffs", slice(n, 2 * n + 1), basis_info.n_basis)  # the last row counts every sample
@@ -146,29 +133,27 @@ def _fit_moments(
 
     def update(batch: SampleBatch) -> None:
         if get_field(batch.data, "coordinates") is not None:
-            coordinates.add(coordinates_of(batch.data))
-        weights = sample_weights(weighers, batch.data).numpy()
-        labelled = weights[:n] * has_label(batch.data).numpy()
+            coordinates.add(read_coordinates(batch.data))
+        weights = weigh_samples(weighers, batch.data).numpy()
+        labelled = weights[:n] * find_labelled(batch.data).numpy()
         everything = np.ones((1, batch.n_samples))
         values = batch.vector("coeffs")
         with np.errstate(all="ignore"):
             if not np.isfinite(values.sum()):  # values of samples with weight 0 are arbitrary
-                sums = np.bincount(molecule_index(batch.data).cpu().numpy(), values, batch.n_samples)
+                sums = np.bincount(find_molecule_index(batch.data).cpu().numpy(), values, batch.n_samples)
                 everything[0, ~weights[:n].any(0) & ~np.isfinite(sums)] = 0
         weighed = WeighedBatch(batch, np.concatenate([labelled, weights[:n], everything, weights[n:]]), basis_info)
         for moments in (gradient, coeffs, delta):
             moments.update(weighed)
 
     fields = ["coordinates", "coeffs", "gradient_label", *(["ground_state_coeffs"] if len(weighers) > n else [])]
-    reader.for_each(fit_fields(weighers, fields), update, "statistics: moments")
+    reader.for_each(update, "statistics: moments", weighers, fields)
     found, *of_ranks = zip(*reader.ranks.gathered((coordinates, gradient, coeffs, delta)), strict=True)
     for moments, parts in zip((gradient, coeffs, delta), of_ranks, strict=True):
         moments.merge(parts)
     coordinates = set().union(*found)
     if len(coordinates) > 1:
-        raise StatisticsError(
-            f"samples of the training split are in the coordinates {sorted(coordinates)}, expected one"
-        )
+        raise StatisticsError(f"samples of the training split have the coordinates {sorted(coordinates)}, expected one")
     arrays: Arrays = {}
     holders: dict[str, Any] = {}
     limits = {name: coeffs.results(n)[name] for name in ("minimum", "maximum")}
@@ -200,15 +185,11 @@ def _check_atoms(arrays: Arrays, keys: Sequence[str], elements: Sequence[int], m
         atoms = dict(zip(elements, arrays[f"{key}/n_atoms"].tolist(), strict=True))
         few = {z: n for z, n in atoms.items() if 0 < n < min_atoms}
         if few:
-            raise StatisticsError(
-                f"the weigher {key!r} saw too few atoms of some elements (atomic number: atoms): {few}; expected at "
-                f"least {min_atoms} of each (config: data.split, data.statistics.min_atoms_per_type)"
-            )
+            what = f"the weigher {key!r} saw too few atoms of some elements (atomic number: atoms): {few}"
+            settings = "data.split, data.statistics.min_atoms_per_type"
+            raise StatisticsError(f"{what}; expected at least {min_atoms} of each (config: {settings})")
         absent = [z for z, n in atoms.items() if n == 0]
         if absent and expected:
-            warnings.warn(
-                f"the basis has the elements {absent}, of which the weigher {key!r} saw no atom: their entries are "
-                "neutral (mean 0, lambda 1), and normalising such an atom is an error unless "
-                "unseen_elements='identity'",
-                stacklevel=2,
-            )
+            what = f"the basis has the elements {absent}, of which the weigher {key!r} saw no atom"
+            effect = "normalising such an atom is an error unless unseen_elements='identity'"
+            warnings.warn(f"{what}: {effect} (config: data.unseen_elements)", stacklevel=2)

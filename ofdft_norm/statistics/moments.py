@@ -1,9 +1,7 @@
 """Weight, mean, variance, minimum and maximum of every dimension, for several weighers at once.
 
-All atoms of an element have the same functions, so a field of a batch is one dense matrix for each element: reducing
-matrices is several times faster than scattering single numbers. Samples of equal weights form a group: its sums are
-computed once and multiplied by each weigher's weight. Parts merge by the update of Chan, Golub and LeVeque (1983),
-which subtracts no large sums.
+A field of a batch is one dense matrix for each element: reducing matrices is faster than scattering numbers. Sums of
+samples of equal weights are computed once. Parts merge by the update of Chan, Golub and LeVeque (1983).
 """
 
 from __future__ import annotations
@@ -66,11 +64,9 @@ class WeighedBatch:
         """Returns the (atoms, functions) matrix of a field for each element."""
         values = self.batch.vector(field)
         if len(values) != self.n_functions:
-            raise BatchError(
-                f"{self.batch.place(0)} and {self.batch.n_samples - 1} others have {len(values)} values of {field!r}, "
-                f"expected {self.n_functions} for their atoms in the basis {self.basis_info}: the samples were made "
-                "with another basis, or lack values (config: data.source.basis_info)"
-            )
+            what = f"{self.batch.place(0)} and {self.batch.n_samples - 1} others have {len(values)} values of {field!r}"
+            expected = f"expected {self.n_functions}: the samples were made with another basis than {self.basis_info}"
+            raise BatchError(f"{what}, {expected} (config: data.source.basis_info)")
         windows = np.lib.stride_tricks.sliding_window_view
         widths = [rows.columns.stop - rows.columns.start for rows in self.elements]
         return [(r, windows(values, width)[r.starts]) for r, width in zip(self.elements, widths, strict=True)]
@@ -78,10 +74,8 @@ class WeighedBatch:
 
 def refuse_value(batch: SampleBatch, sample: int, field: str, value: float) -> None:
     """Raises the error of a number that is not finite."""
-    raise StatisticsError(
-        f"{batch.place(sample)}: field {field!r} is {value}, expected finite numbers: correct the label, mark it by "
-        "has_energy_label=False, or give the sample weight 0 (config: data.statistics.weighers)"
-    )
+    expected = "expected finite numbers, or has_energy_label False, or weight 0 (config: data.statistics.weighers)"
+    raise StatisticsError(f"{batch.place(sample)}: field {field!r} is {value}, {expected}")
 
 
 class Moments:

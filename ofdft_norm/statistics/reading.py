@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any
@@ -21,48 +21,32 @@ from tqdm import tqdm
 
 from ofdft_norm.data.dataset import MoleculeDataset
 from ofdft_norm.data.sample import (
-    as_data,
     collate_joined,
-    field_names,
+    convert_to_data,
+    count_molecules,
     get_field,
     join_samples,
-    n_molecules,
-    only_name,
+    list_fields,
+    read_items,
+    unwrap_name,
 )
 from ofdft_norm.errors import BatchError, StatisticsError
-from ofdft_norm.statistics.distributed import Ranks, single_threaded
+from ofdft_norm.statistics.distributed import Ranks, use_one_thread
 from ofdft_norm.statistics.weighers import SampleWeigher
 
 IntArray = npt.NDArray[np.int64]
+Fields = Sequence[str] | None  # None: all
 
 MOLECULES_PER_BATCH = 32
 SAMPLES_PER_BATCH = 512
 _MOST_SAMPLES = 2**24  # of one molecule
 
 
-@dataclass(frozen=True)
-class SampleFields:
-    """Fields of samples that a pass reads."""
-
-    names: tuple[str, ...] | None  # None: all fields
-    numbers: tuple[str, ...] = ()  # one number for each sample, of any type
-    atomic_numbers: str = "atomic_numbers"  # if a sample lacks it, ``z``
-
-
-def fit_fields(weighers: Sequence[SampleWeigher], extra: Sequence[str], numbers: Sequence[str] = ()) -> SampleFields:
-    """Returns the fields of a pass: of its weighers, some others, and the fields that identify a sample."""
-    if any(weigher.fields is None for weigher in weighers):
-        return SampleFields(None, tuple(numbers))
-    of_weighers = [name for weigher in weighers for name in weigher.fields or ()]
-    names = ("mol_id", "scf_iteration", "has_energy_label", *of_weighers, *extra)
-    return SampleFields(tuple(dict.fromkeys(names)), tuple(numbers))
-
-
 class SampleBatch:
     """S samples as a fit reads them: `indices` are their numbers, `molecules` those of their molecules, if known."""
 
     def __init__(self, data: Data, atomic_numbers: str, indices: IntArray, molecules: IntArray | None = None) -> None:
-        numbers = _atomic_numbers(data, atomic_numbers, int(indices[0]))
+        numbers = _find_atomic_numbers(data, atomic_numbers, int(indices[0]))
         if numbers.device.type != "cpu":
             data, numbers = copy(data).cpu(), numbers.cpu()  # PyG moves a batch in place
         self.data, self.indices, self.n_samples, self._molecules = data, indices, len(indices), molecules
@@ -78,11 +62,9 @@ class SampleBatch:
             return self.vector("coeffs") - self.vector("ground_state_coeffs")
         values = torch.as_tensor(self._field(name)).detach().reshape(-1)
         if values.is_complex() or (one_number and len(values) != self.n_samples):
-            found = f"field {name!r} has {len(values)} values of {values.dtype}"
-            raise BatchError(
-                f"{self.place(0)} and {self.n_samples - 1} others: {found}, expected real numbers"
-                f"{', one for each sample' if one_number else ''} (config: data.source)"
-            )
+            found = f"{self.place(0)} and {self.n_samples - 1} others: field {name!r} has {len(values)} values of"
+            expected = f"expected real numbers{', one for each sample' if one_number else ''}"
+            raise BatchError(f"{found} {values.dtype}, {expected} (config: data.source)")
         return values.to(torch.float64).numpy()
 
     def texts(self, name: str) -> list[str]:
@@ -110,11 +92,7 @@ class SampleBatch:
 
     @cached_property
     def molecules(self) -> IntArray:
-        """(S,) numbers of molecules, equal for all samples of a molecule, in any batch and any process.
-
-        If the data set does not know them, they are hashes of name, elements and positions; a sample without name is
-        a separate molecule.
-        """
+        """(S,) numbers of molecules, equal in all batches and processes: known ones, or hashes of name and geometry."""
         if self._molecules is not None:
             return self._molecules
         if get_field(self.data, "mol_id") is None:
@@ -137,14 +115,12 @@ class SampleBatch:
         return f"molecule {name!r} ({words})" if name else words
 
 
-def _atomic_numbers(data: Any, name: str, index: int) -> Tensor:
+def _find_atomic_numbers(data: Any, name: str, index: int) -> Tensor:
     numbers = get_field(data, name)
     numbers = get_field(data, "z") if numbers is None else numbers
     if numbers is None:
-        raise BatchError(
-            f"sample {index} lacks the field {name!r} (or 'z'), the atomic numbers; it has {field_names(data)} "
-            "(config: data.source.atomic_numbers_field)"
-        )
+        what = f"sample {index} lacks the field {name!r} (or 'z'), the atomic numbers; it has {list_fields(data)}"
+        raise BatchError(f"{what} (config: data.source.atomic_numbers_field)")
     return torch.as_tensor(numbers).reshape(-1)
 
 
@@ -152,150 +128,156 @@ def _atomic_numbers(data: Any, name: str, index: int) -> Tensor:
 class Reader:
     """Passes over this rank's share of a data set."""
 
-    batches: Callable[[SampleFields], Iterator[SampleBatch]]
+    # reads some fields (None: all), fields with one number of any type for each sample, and a field of atomic numbers
+    read: Callable[[Fields, Sequence[str], str], Iterator[SampleBatch]]
     ranks: Ranks  # with disjoint shares; a single process if each rank reads everything
-    whole_molecules: bool = False  # in each batch
     n_items: int | None = None  # molecules or samples of the share, where known
-    atomic_numbers: str = "atomic_numbers"
+    whole_molecules: bool = False  # in each batch
+    atomic_numbers: str = "atomic_numbers"  # if a sample lacks it, ``z``
     progress: bool = False  # whether rank 0 shows a bar
 
-    def for_each(self, fields: SampleFields, action: Callable[[SampleBatch], None], what: str) -> None:
-        """Makes one pass; an error on one rank is an error on all ranks, at the end of their passes."""
+    def for_each(
+        self,
+        action: Callable[[SampleBatch], None],
+        what: str,
+        weighers: Sequence[SampleWeigher],
+        fields: Sequence[str],
+        numbers: Sequence[str] = (),
+    ) -> None:
+        """Makes one pass over the fields of weighers and some others; an error on one rank is an error on all ranks."""
+        names: list[str] | None = ["mol_id", "scf_iteration", "has_energy_label", *fields]
+        for weigher in weighers:
+            names = None if names is None or weigher.fields is None else [*names, *weigher.fields]
         n_samples, unit = 0, " molecules" if self.whole_molecules else " samples"
         hidden = not self.progress or self.ranks.rank > 0
         bar = tqdm(total=self.n_items, desc=what, unit=unit, disable=hidden)
-        with self.ranks.together(), torch.no_grad(), single_threaded(), bar:
-            for batch in self.batches(replace(fields, atomic_numbers=self.atomic_numbers)):
+        with self.ranks.together(), torch.no_grad(), use_one_thread(), bar:
+            for batch in self.read(names and list(dict.fromkeys(names)), numbers, self.atomic_numbers):
                 action(batch)
                 n_samples += batch.n_samples
                 bar.update(len(np.unique(batch.molecules)) if self.whole_molecules else batch.n_samples)
         if sum(self.ranks.gathered(n_samples)) == 0:
-            raise StatisticsError(
-                "the training split has no sample, or its loader can be read only once (config: data.split)"
-            )
+            raise StatisticsError("the training split has no sample, or a loader of one pass (config: data.split)")
 
 
-def reader_of(dataset: Any, ranks: Ranks, n_batches: int | None = None) -> Reader:
-    """Returns how to read a `MoleculeDataset`, a data set of samples, or an iterable of batches.
+def make_reader(dataset: Any, ranks: Ranks, n_batches: int | None = None, **options: Any) -> Reader:
+    """Returns the `Reader`, with some `options`, of a `MoleculeDataset`, a data set of samples, or a loader of batches.
 
     Data sets are divided among the ranks; loaders are read on every rank. `n_batches` limits the batches (of 32
     molecules, 512 samples, or the loader's own).
     """
     if isinstance(dataset, MoleculeDataset):
-        n = dataset.n_molecules
-        return _molecule_reader(dataset, ranks, n if n_batches is None else min(n, n_batches * MOLECULES_PER_BATCH))
+        n = dataset.n_molecules if n_batches is None else min(dataset.n_molecules, n_batches * MOLECULES_PER_BATCH)
+        return _make_molecule_reader(dataset, ranks, n, **options)
     if isinstance(dataset, DataLoader) and dataset.batch_sampler is not None:
         collate = dataset.collate_fn
         if collate is collate_joined or type(collate) is Collater:  # the loader only joins samples
             # drawn once, as both passes need the same samples; sorted, as samples of a molecule lie together
             indices = sorted(i for batch in islice(dataset.batch_sampler, n_batches) for i in batch)
-            return sample_reader(dataset.dataset, Ranks(), indices, num_workers=dataset.num_workers)
+            return make_sample_reader(dataset.dataset, Ranks(), indices, workers=dataset.num_workers, **options)
     elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        n = len(dataset)
-        return sample_reader(dataset, ranks, range(n if n_batches is None else min(n, n_batches * SAMPLES_PER_BATCH)))
+        n = len(dataset) if n_batches is None else min(len(dataset), n_batches * SAMPLES_PER_BATCH)
+        return make_sample_reader(dataset, ranks, range(n), **options)
 
-    def batches(fields: SampleFields) -> Iterator[SampleBatch]:
+    def read(names: Fields, numbers: Sequence[str], atomic_numbers: str) -> Iterator[SampleBatch]:
         first = 0
         for data in islice(iter(dataset), n_batches):
-            last = first + n_molecules(data)
-            yield SampleBatch(data, fields.atomic_numbers, np.arange(first, last))
+            last = first + count_molecules(data)
+            yield SampleBatch(data, atomic_numbers, np.arange(first, last))
             first = last
 
-    return Reader(batches, Ranks())
+    return Reader(read, Ranks(), **options)
 
 
-def _molecule_reader(dataset: MoleculeDataset, ranks: Ranks, n_used: int) -> Reader:
+def _make_molecule_reader(dataset: MoleculeDataset, ranks: Ranks, n_used: int, **options: Any) -> Reader:
     share = np.arange(ranks.rank, n_used, ranks.world_size)
 
-    def batches(fields: SampleFields) -> Iterator[SampleBatch]:
-        names = None if fields.names is None else (*fields.names, *fields.numbers, fields.atomic_numbers)
+    def read(names: Fields, numbers: Sequence[str], atomic_numbers: str) -> Iterator[SampleBatch]:
+        fields = None if names is None else (*names, *numbers, atomic_numbers)
         for first in range(0, len(share), MOLECULES_PER_BATCH):
             own = share[first : first + MOLECULES_PER_BATCH]
-            data = dataset.molecules(own, names)
+            data = dataset.molecules(own, fields)
             # the samples of a molecule are in the order of their iterations
             iterations, ids = data.scf_iteration.numpy(), data.mol_id
             ends = np.array([a != b for a, b in pairwise(ids)], dtype=bool) | (np.diff(iterations) <= 0)
             molecules = own[np.concatenate([[0], np.cumsum(ends)])]
-            yield SampleBatch(data, fields.atomic_numbers, molecules * _MOST_SAMPLES + iterations, molecules)
+            yield SampleBatch(data, atomic_numbers, molecules * _MOST_SAMPLES + iterations, molecules)
 
-    return Reader(batches, ranks, True, len(share))
+    return Reader(read, ranks, len(share), True, **options)
 
 
-def sample_reader(
-    dataset: Any, ranks: Ranks, indices: Sequence[int], batch_size: int = SAMPLES_PER_BATCH, num_workers: int = 0
+def make_sample_reader(
+    dataset: Any, ranks: Ranks, indices: Sequence[int], size: int = SAMPLES_PER_BATCH, workers: int = 0, **options: Any
 ) -> Reader:
     """Returns passes over some samples of a data set, in the given order, shared out over the ranks."""
     share = list(indices[ranks.rank :: ranks.world_size])
-    chunks = [share[first : first + batch_size] for first in range(0, len(share), batch_size)]
+    chunks = [share[first : first + size] for first in range(0, len(share), size)]
 
-    def batches(fields: SampleFields) -> Iterator[SampleBatch]:
-        read: Any = _ReadSamples(dataset, fields)
-        found: Iterable[Data] = map(read.__getitem__, chunks)
-        if num_workers:  # its own generator does not change the global random state
-            options: dict[str, Any] = {"collate_fn": collate_joined, "generator": torch.Generator()}
-            found = DataLoader(read, None, sampler=chunks, num_workers=num_workers, **options)
+    def read(names: Fields, numbers: Sequence[str], atomic_numbers: str) -> Iterator[SampleBatch]:
+        joined: Any = _JoinedSamples(dataset, names, numbers, atomic_numbers)
+        found: Iterable[Data] = map(joined.__getitem__, chunks)
+        if workers:  # its own generator does not change the global random state
+            own: Any = {"num_workers": workers, "collate_fn": collate_joined, "generator": torch.Generator()}
+            found = DataLoader(joined, None, sampler=chunks, **own)
         for data, chunk in zip(found, chunks, strict=True):
-            yield SampleBatch(data, fields.atomic_numbers, np.array(chunk, dtype=np.int64))
+            yield SampleBatch(data, atomic_numbers, np.array(chunk, dtype=np.int64))
 
-    return Reader(batches, ranks, n_items=len(share))
+    return Reader(read, ranks, len(share), **options)
 
 
 @dataclass(frozen=True)
-class _ReadSamples:
-    """Reads samples of a data set as a batch of the fields that a fit reads; PyG would join all fields."""
+class _JoinedSamples:
+    """Batches of the fields that a fit reads; PyG, which joins all, would take four times as long."""
 
     dataset: Any
-    fields: SampleFields
+    names: Fields
+    numbers: Sequence[str]
+    atomic_numbers: str
 
     def __getitem__(self, indices: list[int]) -> Data:
-        several = getattr(self.dataset, "__getitems__", None)
-        found = [self.dataset[i] for i in indices] if several is None else several(indices)
+        found = read_items(self.dataset, indices)
         return found if isinstance(found, Data) else self._join(found, indices)
 
     def _join(self, found: Sequence[Any], indices: Sequence[int]) -> Data:
-        batch = join_samples(found) if self.fields.names is None else Data()
+        batch = join_samples(found) if self.names is None else Data()
         # a dictionary is several times faster than PyG's sample
-        samples = [sample if isinstance(sample, dict) else as_data(sample).to_dict() for sample in found]
-        for name in (*(self.fields.names or ()), *self.fields.numbers):
-            values = self._values(name, samples, indices)
+        samples = [sample if isinstance(sample, dict) else convert_to_data(sample).to_dict() for sample in found]
+        for name in (*(self.names or ()), *self.numbers):
+            values = self._find_values(name, samples, indices)
             if values:
                 batch[name] = torch.cat(values) if isinstance(values[0], Tensor) else values
             if name == "coeffs":
-                batch.coeffs_ptr, batch.coeffs_batch = _boundaries(values)
+                batch.coeffs_ptr, batch.coeffs_batch = _find_boundaries(values)
         if get_field(batch, "ptr") is None:  # PyG counts atoms by few fields
-            field = self.fields.atomic_numbers
-            numbers = [_atomic_numbers(sample, field, i) for sample, i in zip(samples, indices, strict=True)]
-            batch.ptr, batch.batch = _boundaries(numbers)
-            batch[field] = torch.cat(numbers)
+            of = self.atomic_numbers
+            numbers = [_find_atomic_numbers(sample, of, i) for sample, i in zip(samples, indices, strict=True)]
+            batch.ptr, batch.batch = _find_boundaries(numbers)
+            batch[of] = torch.cat(numbers)
         return batch
 
-    def _values(self, name: str, samples: Sequence[dict[str, Any]], indices: Sequence[int]) -> list[Any]:
+    def _find_values(self, name: str, samples: Sequence[dict[str, Any]], indices: Sequence[int]) -> list[Any]:
         """Returns a field of all samples as tensors or texts; nothing if all samples lack it."""
-        values, is_number = [sample.get(name) for sample in samples], name in self.fields.numbers
+        values, is_number = [sample.get(name) for sample in samples], name in self.numbers
         if not is_number and all(value is None for value in values):
             return []
-        for i, value in enumerate(values):
-            flag = samples[i].get("has_energy_label")
-            if value is None and is_number and flag is not None and not torch.as_tensor(flag).any():
+        for i, (sample, value) in enumerate(zip(samples, values, strict=True)):
+            if value is None:
+                flag = sample.get("has_energy_label")
+                if not is_number or flag is None or torch.as_tensor(flag).any():
+                    what = f"(molecule {sample.get('mol_id')!r}) lacks the field {name!r}; it has {list_fields(sample)}"
+                    raise BatchError(f"sample {indices[i]} {what} (config: data.source)")
                 values[i] = float("nan")  # an energy without label is not used
-            elif value is None:
-                raise BatchError(
-                    f"sample {indices[i]} (molecule {samples[i].get('mol_id')!r}) lacks the field {name!r}; it has "
-                    f"{field_names(samples[i])} (config: data.source)"
-                )
         if isinstance(values[0], str | list):
-            return [only_name(value) for value in values]
+            return [unwrap_name(value) for value in values]
         tensors = [v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for v in values]
         for i, tensor in enumerate(tensors if is_number else ()):
             if tensor.numel() != 1:
-                raise BatchError(
-                    f"sample {indices[i]}: field {name!r} has shape {tuple(tensor.shape)}, expected one number "
-                    "(config: data.source)"
-                )
+                what = f"sample {indices[i]}: field {name!r} has shape {tuple(tensor.shape)}, expected one number"
+                raise BatchError(f"{what} (config: data.source)")
         return [tensor if tensor.ndim and not is_number else tensor.reshape(-1) for tensor in tensors]
 
 
-def _boundaries(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _find_boundaries(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Returns the bounds of several consecutive tensors, and the tensor of every entry."""
     lengths = [value.shape[0] for value in values]
     ptr = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))

@@ -1,7 +1,7 @@
 """Reference energies of a fit: their names, their gradients, and the least-squares problem of each.
 
-Least squares never forms normal equations, which would square the condition number: rows are reduced to the R factor of
-a QR decomposition, and the factors of several parts stack (TSQR). So 1e-6 hartree are kept in energies of 1e5.
+Rows are reduced to the R factor of a QR decomposition, and factors stack (TSQR): normal equations would square the
+condition number. So 1e-6 hartree are kept in energies of 1e5.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ofdft_norm.data.basis import BasisInfo
 
 Array = npt.NDArray[np.float64]
 CountBy = Literal["molecule", "sample"]
-Driver = Literal["gels", "gelsy", "gelsd", "gelss"]  # of LAPACK, in `torch.linalg.lstsq`
 
 # A fit makes all of them for each weigher, and statistics carry these names. `linear_ref` counts every molecule once,
 # with the mean of its samples, `linear_ref_by_sample` every sample.
@@ -29,24 +27,20 @@ REFERENCES = (*ATOM_REFERENCES, *LINEAR_REFERENCES)
 RCOND = 1e-12
 
 
-def linear_reference_name(count_by: CountBy) -> str:
+def name_linear_reference(count_by: CountBy) -> str:
     """Returns the name of the linear references that count each molecule, or each sample, once."""
     return LINEAR_REFERENCES[0] if count_by == "molecule" else LINEAR_REFERENCES[1]
 
 
-def reference_gradient(name: str, gbar: Array, basis_info: BasisInfo) -> Array:
+def make_reference_gradient(name: str, gbar: Array, basis_info: BasisInfo) -> Array:
     """Returns the (n_basis,) gradient of a reference with respect to the coefficients; gbar is the mean gradient."""
     if name == "atom_ref":
         return gbar
     return np.where((basis_info.l_per_basis_func == 0) & (name == "scalar_atom_ref"), gbar, 0.0)
 
 
-def row_factor(rows: Array) -> Array:
-    """Returns the (width, width) R factor of (n, width) rows: |R v| = |rows v| for every v.
-
-    The diagonal is not negative, so that equal rows give equal factors. Columns of zeros (elements that do not occur)
-    stay zero; as many rows at the end are zero.
-    """
+def reduce_rows(rows: Array) -> Array:
+    """Returns the (width, width) R factor of (n, width) rows, with a diagonal >= 0; columns of zeros stay zero."""
     used = rows.any(0)
     triangle: Array = np.linalg.qr(rows[:, used], mode="r")  # type: ignore[assignment]
     factor = np.zeros((rows.shape[1], rows.shape[1]))
@@ -54,12 +48,11 @@ def row_factor(rows: Array) -> Array:
     return factor
 
 
-def linear_problem(compositions: Array, energy: Array) -> Array:
+def reduce_linear_problem(compositions: Array, energy: Array) -> Array:
     """Returns (n_types + 1, n_types + 1): the fit of energies to compositions N alone, reduced.
 
-    Its first n_types rows are [H | h] with the symmetric H = (N^T N)^(1/2): min |H x - h| has the solutions of
-    min |N x - E|, and unlike a triangular factor H is unique for every rank. The last row holds the norm of the
-    part of E that no reference reaches.
+    The first rows are [H | h] with H = (N^T N)^(1/2), which is unique for every rank: min |H x - h| has the solutions
+    of min |N x - E|. The last row holds the norm of the part of E that no reference reaches.
     """
     n = compositions.shape[1]
     u, s, vt = np.linalg.svd(compositions, full_matrices=False)
@@ -72,8 +65,8 @@ def linear_problem(compositions: Array, energy: Array) -> Array:
     return reduced
 
 
-def linear_residual(energy_factor: Array, values: Array) -> tuple[float, float]:
-    """Returns mean and population standard deviation of E - N.values, from the `row_factor` of weighted [1 | N | E]."""
+def compute_linear_residual(energy_factor: Array, values: Array) -> tuple[float, float]:
+    """Returns mean and population standard deviation of E - N.values, from `reduce_rows` of weighted [1 | N | E]."""
     turned = energy_factor @ np.concatenate([[0.0], -values, [1.0]])
     return float(turned[0] / energy_factor[0, 0]), float(np.linalg.norm(turned[1:]) / energy_factor[0, 0])
 
@@ -88,27 +81,15 @@ class LeastSquaresSolution(NamedTuple):
     covariance: Array  # (n, n) pseudo-inverse of A^T A: times the residual variance the covariance of x
 
 
-def solve_least_squares(
-    left: Array, right: Array, ridge: float = 0.0, driver: Driver | None = None
-) -> LeastSquaresSolution:
-    """Minimises |left x - right|^2 + (ridge s_max)^2 |x|^2, s_max the largest singular value of `left`.
-
-    A `driver` is a LAPACK driver of `torch.linalg.lstsq`; None, and with a ridge always: from the singular values.
-    """
+def solve_least_squares(left: Array, right: Array, ridge: float = 0.0) -> LeastSquaresSolution:
+    """Minimises |left x - right|^2 + (ridge s_max)^2 |x|^2, s_max the largest singular value of `left`."""
     u, s, vt = np.linalg.svd(left, full_matrices=left.shape[0] < left.shape[1])
     largest = float(s[0]) if len(s) else 0.0
     rank = int((s > RCOND * largest).sum())
     # singular values descend: rows of vt beyond the rank span the null space
     row_space, s, u = vt[:rank], s[:rank], u[:, :rank]
-    if ridge > 0 or driver is None:
-        x = row_space.T @ (s / (s**2 + (ridge * largest) ** 2) * (u.T @ right))
-    else:
-        # within the row space every driver has full column rank: gelsy misjudges the rank of singular triangles, and
-        # gels assumes full rank
-        projected = torch.from_numpy(left @ row_space.T), torch.from_numpy(right)[:, None]
-        x = row_space.T @ torch.linalg.lstsq(*projected, driver=driver).solution[:, 0].numpy()
     return LeastSquaresSolution(
-        x=x,
+        x=row_space.T @ (s / (s**2 + (ridge * largest) ** 2) * (u.T @ right)),
         rank=rank,
         condition_number=largest / float(s[-1]) if rank else float("nan"),
         null_space=vt[rank:],
@@ -117,16 +98,16 @@ def solve_least_squares(
 
 
 def fit_reference(
-    name: str, factor: Array, n_types: int, with_bias: bool = True, ridge: float = 0.0, driver: Driver | None = None
+    name: str, factor: Array, n_types: int, with_bias: bool = True, ridge: float = 0.0
 ) -> tuple[Array, float, LeastSquaresSolution]:
-    """Fits one of `REFERENCES` to the `row_factor` of rows [1 | composition | energy | slopes of ATOM_REFERENCES].
+    """Fits one of `REFERENCES` to the `reduce_rows` of rows [1 | composition | energy | slopes of ATOM_REFERENCES].
 
     The reference is E_ref = gradient.p + sum_atoms t_Z + t_global: returns (n_types,) t_z, t_global and the solution.
     """
     composition, energy = factor[:, 1 : 1 + n_types], factor[:, 1 + n_types]
     if name in LINEAR_REFERENCES:
-        problem = linear_problem(composition, energy)
-        solution = solve_least_squares(problem[:-1, :-1], problem[:-1, -1], ridge, driver)
+        problem = reduce_linear_problem(composition, energy)
+        solution = solve_least_squares(problem[:-1, :-1], problem[:-1, -1], ridge)
     else:
         left = np.column_stack([composition, factor[:, 0]]) if with_bias else composition
         solution = solve_least_squares(left, energy - factor[:, 2 + n_types + ATOM_REFERENCES.index(name)])

@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.basis import BasisInfo
-from ofdft_norm.data.files import written_whole
+from ofdft_norm.data.files import write_whole
 from ofdft_norm.data.zarr_v2 import ZarrGroup, write_zarr_arrays
 from ofdft_norm.errors import MissingStatisticError, MissingStatisticsFileError, StatisticsError
 from ofdft_norm.statistics import fit_statistics as fit
-from ofdft_norm.statistics.distributed import current_ranks
+from ofdft_norm.statistics.distributed import find_ranks
 from ofdft_norm.statistics.energy_table import WORST_MOLECULES, WorstMolecule
 from ofdft_norm.statistics.fit_statistics import GRADIENT_HOLDERS, StatisticsConfig
-from ofdft_norm.statistics.references import CountBy, linear_problem
+from ofdft_norm.statistics.references import CountBy, reduce_linear_problem
 from ofdft_norm.statistics.weighers import HasEnergyLabelSampleWeigher, SampleWeigher
 
 Array = npt.NDArray[Any]
@@ -80,10 +80,8 @@ class DatasetStatistics:
                 if array.dtype.kind not in _NUMBERS or not np.isfinite(array).all():
                     raise StatisticsError(f"{key!r} has values that are no finite numbers")
         except Exception as error:  # damaged files raise many types
-            raise StatisticsError(
-                f"{path}: cannot be read as dataset statistics: {error}; delete the file, or give another one (config: "
-                "data.statistics.path)"
-            ) from error
+            what = f"{path}: cannot be read as dataset statistics: {error}; delete the file, or give another one"
+            raise StatisticsError(f"{what} (config: data.statistics.path)") from error
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> DatasetStatistics:
@@ -160,10 +158,10 @@ class DatasetStatistics:
             progress=progress,
         )
         # through its module, where a test may replace it
-        arrays, found = fit.fit_statistics(dataset, basis_info, config, energy_field, atomic_numbers_field)
+        arrays, found = fit.fit_statistics(dataset, basis_info, config, (energy_field, atomic_numbers_field))
         statistics = cls.from_arrays(arrays, {**found, **(attributes or {})})
         if path is not None:
-            ranks = current_ranks()
+            ranks = find_ranks()
             with ranks.together():
                 if ranks.rank == 0:
                     statistics.save_to(path)
@@ -187,10 +185,8 @@ class DatasetStatistics:
         """
         stored = self.attributes.get("atomic_numbers") if basis_info is None else basis_info.atomic_numbers
         if stored is None:
-            raise StatisticsError(
-                f"{self.path or 'statistics'}: the elements are not stored in these statistics: pass basis_info "
-                "(config: data.source.basis_info)"
-            )
+            what = f"{self.path or 'statistics'}: the elements are not stored: pass basis_info"
+            raise StatisticsError(f"{what} (config: data.source.basis_info)")
         return list(map(int, stored))
 
     def keys_recursive(self) -> list[str]:
@@ -203,7 +199,7 @@ class DatasetStatistics:
 
     def __contains__(self, key: str) -> bool:
         """Returns whether there is a statistic or a weigher of this key."""
-        return key in self._arrays or any(map(methodcaller("startswith", f"{key}/"), self._arrays))
+        return key in self._arrays or key in self.weigher_keys()
 
     def __getitem__(self, weigher_key: str) -> WeigherStatistics:
         """Returns the statistics of a weigher.
@@ -211,7 +207,7 @@ class DatasetStatistics:
         Raises:
             MissingStatisticError: If there are none.
         """
-        if weigher_key not in self:
+        if not any(map(methodcaller("startswith", f"{weigher_key}/"), self._arrays)):
             raise self._missing(weigher_key, "")
         return WeigherStatistics(self, weigher_key)
 
@@ -320,7 +316,7 @@ def _write(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any
         write_zarr_arrays(path, arrays, attributes, replace=True)
         return
     content = np.frombuffer(json.dumps(dict(attributes)).encode(), dtype=np.uint8)
-    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+    with write_whole(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **{**arrays, _ATTRIBUTES: content})  # type: ignore[arg-type]
 
 
@@ -410,7 +406,7 @@ class WeigherStatistics:
         rms = math.hypot(mean, std)
         return ResidualStatistics(mean, std, rms, self.get(f"{folder}/mae"), self.get(f"{folder}/abs_max"))
 
-    def r_squared(self, residual: ResidualStatistics | None) -> float | None:
+    def compute_r_squared(self, residual: ResidualStatistics | None) -> float | None:
         """Returns 1 - rms^2 / std^2 of residuals and energies; NaN where all energies are equal to rounding."""
         if residual is None or self.energy is None:
             return None
@@ -423,21 +419,17 @@ class WeigherStatistics:
         if t_z is None:
             return None
         worst = self._statistics.attributes.get(WORST_MOLECULES.get(name, ""), {}).get(self.key, [])
-        return ReferenceStatistics(
-            t_z=t_z,
-            t_global=self.get(f"{name}_global_bias") or 0.0,
-            rank=self.get(f"{name}_rank"),
-            condition_number=self.get(f"{name}_condition_number"),
-            residual=self.residual(name),
-            worst=[WorstMolecule(**entry) for entry in worst],
-        )
+        rank, condition_number = self.get(f"{name}_rank"), self.get(f"{name}_condition_number")
+        found = [WorstMolecule(**entry) for entry in worst]
+        t_global = self.get(f"{name}_global_bias") or 0.0
+        return ReferenceStatistics(t_z, t_global, rank, condition_number, self.residual(name), found)
 
     def linear_problem(self, count_by: CountBy) -> Array | None:
-        """Returns the (n_types + 1, n_types + 1) `references.linear_problem` of molecules, or of samples."""
+        """Returns the (n_types + 1, n_types + 1) `references.reduce_linear_problem` of molecules, or of samples."""
         if count_by == "molecule":
             return self.get("linear_ref_factor")
         factor = self.energy_factor
-        return None if factor is None else linear_problem(factor[:, 1:-1], factor[:, -1])
+        return None if factor is None else reduce_linear_problem(factor[:, 1:-1], factor[:, -1])
 
     @property
     def gradient_holders(self) -> list[list[str]] | None:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from ofdft_norm.data.identity import identity
-from ofdft_norm.data.sample import get_field, molecule_index, n_molecules, sample_name
+from ofdft_norm.data.identity import identify
+from ofdft_norm.data.sample import count_molecules, find_molecule_index, get_field, name_sample
 from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE
 
 _RANGE = f"0, or {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"  # of weights: within it, sums of squares stay finite
+_CONFIG = "(config: data.statistics.weighers)"
 # Coefficients that differ by less than this fraction of the largest one are the same density.
 _SAME = 1e-11
 
@@ -59,10 +60,8 @@ class SampleWeigher:
     def _field(self, batch: Data, name: str) -> Any:
         value = get_field(batch, name)
         if value is None:
-            raise BatchError(
-                f"the weigher {self.summary_string()!r} needs the field {name!r}, which the sample lacks: give it to "
-                "OFData.construct_new or choose another weigher (config: data.statistics.weighers)"
-            )
+            what = f"the weigher {self.summary_string()!r} needs the field {name!r}, which the sample lacks"
+            raise BatchError(f"{what}: choose another weigher (config: data.statistics.weighers)")
         return value
 
 
@@ -81,9 +80,7 @@ class ConstantSampleWeigher(SampleWeigher):
     def __init__(self, weight: float = 1) -> None:
         number = isinstance(weight, Real) and not isinstance(weight, bool)
         if not (number and (weight == 0 or SMALLEST_SCALE <= weight <= LARGEST_SCALE)):
-            raise StatisticsError(
-                f"ConstantSampleWeigher: weight = {weight!r}, expected {_RANGE} (config: data.statistics.weighers)"
-            )
+            raise StatisticsError(f"ConstantSampleWeigher: weight = {weight!r}, expected {_RANGE} {_CONFIG}")
         self.weight = weight
         # six digits, as STRUCTURES25 names it; more where six do not give the weight back
         names = (f"{weight:.{digits}g}" for digits in range(6, 18))
@@ -91,7 +88,7 @@ class ConstantSampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        return torch.full((n_molecules(batch),), float(self.weight), dtype=torch.float64)
+        return torch.full((count_molecules(batch),), float(self.weight), dtype=torch.float64)
 
 
 class HasEnergyLabelSampleWeigher(SampleWeigher):
@@ -165,7 +162,7 @@ class GroundStateOnlySampleWeigher(SampleWeigher):
         coeffs, ground_state = (self._field(batch, name).detach() for name in self.fields)
         same = max(_SAME, 4 * torch.finfo(coeffs.dtype).eps)
         coeffs, ground_state = (values.to("cpu", torch.float64).numpy() for values in (coeffs, ground_state))
-        first = np.searchsorted(molecule_index(batch).cpu().numpy(), np.arange(n_molecules(batch)))
+        first = np.searchsorted(find_molecule_index(batch).cpu().numpy(), np.arange(count_molecules(batch)))
         distance, size = (np.maximum.reduceat(np.abs(x), first) for x in (coeffs - ground_state, ground_state))
         # a change of basis rounds equal coefficients differently
         return torch.from_numpy(distance <= same * size).to(torch.float64)
@@ -197,41 +194,34 @@ class ProductSampleWeigher(SampleWeigher):
 def check_keys(weighers: Sequence[SampleWeigher]) -> None:
     """Refuses different weighers of one key; equal ones may occur several times."""
     for a, b in itertools.combinations(weighers, 2):
-        known = identity(a) is not None and identity(a) == identity(b)
-        if a is not b and a.summary_string() == b.summary_string() and not known:
-            raise StatisticsError(
-                f"two different weighers, a {type(a).__name__} and a {type(b).__name__}, have the key "
-                f"{a.summary_string()!r}: give one of them another key (config: data.statistics.weighers)"
-            )
+        equal = a is b or (identify(a) is not None and identify(a) == identify(b))
+        if a.summary_string() == b.summary_string() and not equal:
+            what = f"a {type(a).__name__} and a {type(b).__name__}, have the key {a.summary_string()!r}"
+            raise StatisticsError(f"two different weighers, {what}: give one of them another key {_CONFIG}")
 
 
-def sample_weights(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
+def weigh_samples(weighers: Sequence[SampleWeigher], batch: Data) -> Tensor:
     """Returns the (K, S) float64 weights of K weighers for the S samples of a batch; refuses weights out of range."""
-    n_samples = n_molecules(batch)
+    n_samples = count_molecules(batch)
     weights = torch.empty(len(weighers), n_samples, dtype=torch.float64)
     for row, weigher in zip(weights, weighers, strict=True):
         values = weigher.get_weights(batch)
         if not isinstance(values, Tensor) or values.shape != (n_samples,) or values.is_complex():
             given = f"{values.dtype} of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values)
-            raise StatisticsError(
-                f"the weigher {weigher.summary_string()!r} gave {given} for {n_samples} samples; get_weights must "
-                "return a tensor with one weight for each (config: data.statistics.weighers)"
-            )
+            what = f"the weigher {weigher.summary_string()!r} gave {given} for {n_samples} samples"
+            raise StatisticsError(f"{what}; get_weights must return a tensor with one weight for each {_CONFIG}")
         row.copy_(values)
     bad = ~((weights == 0) | ((weights >= SMALLEST_SCALE) & (weights <= LARGEST_SCALE)))
     if bad.any():
         k, sample = bad.nonzero()[0].tolist()
-        raise StatisticsError(
-            f"the weigher {weighers[k].summary_string()!r} gave sample {sample} (molecule "
-            f"{sample_name(batch, sample)!r}) the weight {float(weights[k, sample])}; expected {_RANGE} (config: "
-            "data.statistics.weighers)"
-        )
+        gave = f"gave sample {sample} (molecule {name_sample(batch, sample)!r}) the weight {float(weights[k, sample])}"
+        raise StatisticsError(f"the weigher {weighers[k].summary_string()!r} {gave}; expected {_RANGE} {_CONFIG}")
     return weights
 
 
-def has_label(batch: Data, required: bool = True) -> Tensor:
+def find_labelled(batch: Data, required: bool = True) -> Tensor:
     """Returns (S,) bool: whether the energy and gradient labels of each sample may be used."""
     flags = get_field(batch, "has_energy_label")
     if flags is None and required:
         raise BatchError("the sample lacks the field 'has_energy_label': whether its labels may be used")
-    return torch.ones(n_molecules(batch), dtype=torch.bool) if flags is None else flags.cpu().reshape(-1) != 0
+    return torch.ones(count_molecules(batch), dtype=torch.bool) if flags is None else flags.cpu().reshape(-1) != 0

@@ -1,11 +1,8 @@
-"""Changes of the density basis: one matrix T for each molecule, from its geometry and basis alone.
+"""Changes of the density basis: vectors become T p, dual vectors T^-T g, with one matrix T for each molecule.
 
-Vectors (coefficients) become T p, dual vectors (gradients, integrals) T^-T g, so that w.p, g.p and energies do not
-change. The field `coordinates` of a sample names the changes that were applied to it, for example
-``"local_frames+natural_symmetric"``; ``"raw"``, or no such field, means the density basis itself.
-
-T is never multiplied out. It is a product of steps (rotations of shells, eigenvectors and eigenvalues), which are
-applied one after the other to all densities of a molecule at once. This is cheaper than one diagonalisation.
+The field `coordinates` of a sample names the changes that were applied to it, such as
+``"local_frames+natural_symmetric"``; ``"raw"``, or no such field, means the density basis itself. T is never multiplied
+out: its factors (`Step`) are applied one after the other to all densities of a molecule at once.
 """
 
 from __future__ import annotations
@@ -26,15 +23,16 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ofdft_norm.data.basis import BasisInfo, dimension_name
+from ofdft_norm.data.basis import BasisInfo, name_dimension
 from ofdft_norm.data.sample import (
     DUAL_VECTORS,
     PER_FUNCTION,
     RAW,
-    molecule_index,
-    n_molecules,
-    sample_name,
-    with_added_fields,
+    as_float64,
+    count_molecules,
+    find_molecule_index,
+    name_sample,
+    register_fields,
 )
 from ofdft_norm.errors import BasisError, BatchError, ConfigError
 from ofdft_norm.settings import check_arguments
@@ -72,20 +70,20 @@ def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
     missing = [n for n in ("pos", "atomic_numbers", "basis_function_ind", "basis_info") if data.get(n) is None]
     if missing:
         raise BatchError(
-            f"molecule {sample_name(data, 0)!r}: lacks the fields {missing}, which a change of basis needs (config: "
+            f"molecule {name_sample(data, 0)!r}: lacks the fields {missing}, which a change of basis needs (config: "
             "data.pre_transforms)"
         )
     exact = "pos" if data.get("pos_float64") is None else "pos_float64"
     names = exact, "atomic_numbers", "basis_function_ind"
     pos, numbers, functions = (data[name].detach().cpu().numpy() for name in names)
     # a sample without coefficients has a change of basis, too
-    ranges = [slice(0, len(functions))] if n_molecules(data) == 1 else _ranges(data, "coeffs")
+    ranges = [slice(0, len(functions))] if count_molecules(data) == 1 else _ranges(data, "coeffs")
     overlaps = _overlaps(data, [where.stop - where.start for where in ranges])
     found: list[tuple[Molecule, slice]] = []
     for i, (atoms, where) in enumerate(zip(_ranges(data, "pos"), ranges, strict=True)):
         basis_info = data["basis_info"][i] if isinstance(data["basis_info"], list) else data["basis_info"]
         atoms_of = pos[atoms].astype(np.float64), numbers[atoms]
-        molecule = Molecule(sample_name(data, i) or f"sample {i}", *atoms_of, basis_info, functions[where], overlaps[i])
+        molecule = Molecule(name_sample(data, i) or f"sample {i}", *atoms_of, basis_info, functions[where], overlaps[i])
         if found and found[-1][0].key == molecule.key:
             found[-1] = (found[-1][0], slice(found[-1][1].start, where.stop))
         else:
@@ -94,7 +92,7 @@ def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
 
 
 def _ranges(data: Data, field: str) -> list[slice]:
-    ends = torch.bincount(molecule_index(data, field).cpu(), minlength=n_molecules(data)).cumsum(0).tolist()
+    ends = torch.bincount(find_molecule_index(data, field).cpu(), minlength=count_molecules(data)).cumsum(0).tolist()
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -161,7 +159,7 @@ class _Change(BaseTransform):
         Raises:
             BatchError: If the sample is a batch of several molecules, or lacks a field.
         """
-        molecules, before = molecules_of(sample), self._before(transforms_of(coordinates_of(sample)))
+        molecules, before = molecules_of(sample), self._before(find_transforms(read_coordinates(sample)))
         if len(molecules) != 1:
             raise BatchError(f"matrix() is of one molecule, and the batch has {len(molecules)}: give it samples")
         unit = torch.eye(len(molecules[0][0].functions), dtype=torch.float64)
@@ -178,10 +176,10 @@ class _Change(BaseTransform):
         Raises:
             ConfigError: If the data are in other coordinates than those after this change.
         """
-        before = self._before(transforms_of(coordinates_of(data)))
+        before = self._before(find_transforms(read_coordinates(data)))
         after = (*before, *self.changes)
-        if coordinates_of(data) != name_of(after):
-            raise ConfigError(f"{self!r} cannot be undone: the sample is in the coordinates {coordinates_of(data)!r}")
+        if read_coordinates(data) != name_of(after):
+            raise ConfigError(f"{self!r} cannot be undone: the sample is in the coordinates {read_coordinates(data)!r}")
         return _move(data.__copy__(), after, before)
 
 
@@ -210,7 +208,7 @@ class BasisTransform(_Change):
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample or batch (already a copy of the caller's) in changed coordinates, in float64."""
-        found = transforms_of(coordinates_of(data))
+        found = find_transforms(read_coordinates(data))
         return _move(data, found, _chain((*found, self)))
 
     def __repr__(self) -> str:
@@ -245,7 +243,7 @@ class BasisTransforms(_Change):
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample or batch (already a copy of the caller's) in these coordinates, in float64."""
-        return _move(data, transforms_of(coordinates_of(data)), self.changes)
+        return _move(data, find_transforms(read_coordinates(data)), self.changes)
 
     def __repr__(self) -> str:
         return f"BasisTransforms([{', '.join(map(repr, self.changes))}])"
@@ -264,7 +262,7 @@ def name_of(transforms: Changes) -> str:
     return "+".join(transform.name for transform in transforms) or RAW
 
 
-def transforms_of(coordinates: str) -> Changes:
+def find_transforms(coordinates: str) -> Changes:
     """Returns the changes that lead from the density basis to the named coordinates."""
     names = [] if coordinates == RAW else coordinates.split("+")
     if any(name not in _known for name in names):
@@ -284,7 +282,7 @@ def _chain(changes: Changes) -> Changes:
     return changes
 
 
-def coordinates_of(data: Data) -> str:
+def read_coordinates(data: Data) -> str:
     """Returns the coordinates of a sample, or of all samples of a batch."""
     found = data.get("coordinates") or RAW
     names = {found} if isinstance(found, str) else set(found)
@@ -295,7 +293,7 @@ def coordinates_of(data: Data) -> str:
 
 def to_coordinates(data: DataT, coordinates: str) -> DataT:
     """Returns a copy of a sample or batch, not normalised, in the named coordinates."""
-    return _move(data.__copy__(), transforms_of(coordinates_of(data)), transforms_of(coordinates))
+    return _move(data.__copy__(), find_transforms(read_coordinates(data)), find_transforms(coordinates))
 
 
 def change_coordinates(values: Tensor, data: Data, dual: bool, start: str, target: str) -> Tensor:
@@ -303,16 +301,15 @@ def change_coordinates(values: Tensor, data: Data, dual: bool, start: str, targe
 
     Differentiable. The values have any dtype and shape (n_basis,); the result is float64.
     """
-    if start == target:
-        return values.to(torch.float64)
     field = "gradient_label" if dual else "coeffs"
-    return _change({field: values}, data, transforms_of(start), transforms_of(target))[field]
+    if start == target:
+        return as_float64(values, field)
+    return _change({field: values}, data, find_transforms(start), find_transforms(target))[field]
 
 
 def forget_molecules() -> None:
     """Frees the steps in memory."""
     _memory.clear()
-    _memory.nbytes = 0
 
 
 def _move(data: DataT, old: Changes, new: Changes) -> DataT:
@@ -321,8 +318,8 @@ def _move(data: DataT, old: Changes, new: Changes) -> DataT:
     if fields and name_of(old) != name_of(new):
         for name, value in _change(fields, data, old, new).items():
             data[name] = value
-    data.coordinates = name_of(new) if data.get("ptr") is None else [name_of(new)] * n_molecules(data)
-    return with_added_fields(data, {"coordinates": None})
+    data.coordinates = name_of(new) if data.get("ptr") is None else [name_of(new)] * count_molecules(data)
+    return register_fields(data, {"coordinates": None})
 
 
 def _change(fields: dict[str, Tensor], data: Data, old: Changes, new: Changes) -> dict[str, Tensor]:
@@ -332,7 +329,7 @@ def _change(fields: dict[str, Tensor], data: Data, old: Changes, new: Changes) -
     dtypes = data["pos"].dtype, fields.get("dual_basis_integrals", data["pos"]).dtype
     accuracy = max(_ACCURACY, *(2 * torch.finfo(dtype).eps for dtype in dtypes))
     for molecule, where in molecules:
-        rows = {n: v[where].to(torch.float64).reshape(-1, len(molecule.functions)) for n, v in fields.items()}
+        rows = {n: as_float64(v[where], n).reshape(-1, len(molecule.functions)) for n, v in fields.items()}
         # values that all densities of a molecule share, such as integrals, are changed once
         shared = (not own.requires_grad and bool((own == own[:1]).all()) for own in rows.values())
         distinct = {name: own[:1] if once else own for (name, own), once in zip(rows.items(), shared, strict=True)}
@@ -380,14 +377,11 @@ def _steps(changes: Changes, molecule: Molecule) -> Steps:
 class _Memory(OrderedDict[tuple[str, str], Step | Tensor]):
     """Steps and integrals by coordinates and molecule; forgets the oldest beyond `_CACHE_BYTES`."""
 
-    nbytes = 0
-
     def remember(self, key: tuple[str, str], make: Callable[[], Step | Tensor]) -> Step | Tensor:
         if key not in self:
             self[key] = make()
-            self.nbytes += self[key].nbytes
-            while len(self) > 1 and self.nbytes > _CACHE_BYTES:
-                self.nbytes -= self.popitem(last=False)[1].nbytes
+            while len(self) > 1 and sum(value.nbytes for value in self.values()) > _CACHE_BYTES:
+                self.popitem(last=False)
         self.move_to_end(key)
         return self[key]
 
@@ -407,7 +401,7 @@ def _check_integrals(rows: Tensor, molecule: Molecule, changes: Changes, accurac
         how = f"other axes than those of {name_of(changes)!r}" if changes else "other coordinates than they state"
         raise BasisError(
             f"molecule {molecule.name!r}: field 'dual_basis_integrals' has {rows[row, i]:.6g} for basis function {i} "
-            f"({dimension_name(molecule.basis_info, int(molecule.functions[i]))}), expected {expected[i]:.6g}: the "
+            f"({name_dimension(molecule.basis_info, int(molecule.functions[i]))}), expected {expected[i]:.6g}: the "
             f"labels were stored in {how}, or made with another basis (config: data.source, data.source.basis_info)"
         )
 

@@ -57,15 +57,12 @@ class LocalFrames(BasisTransform):
     Source: Zhang et al., arXiv 2309.16578, section 4.3; Remme et al., JACS 2025.
     """
 
-    @property
-    def name(self) -> str:
-        """``local_frames``."""
-        return "local_frames"
+    name = "local_frames"
 
     def step(self, molecule: Molecule, before: Steps) -> ShellRotation:
         """Returns one block for each shell; symmetric natural reparametrisation, which commutes, does not change it."""
         basis_info, functions = molecule.basis_info, molecule.functions
-        axes = local_axes(molecule.pos, molecule.atomic_numbers, f"molecule {molecule.name!r}: ")
+        axes = find_local_axes(molecule.pos, molecule.atomic_numbers, f"molecule {molecule.name!r}: ")
         polar = axes[:, [1, 2, 0]]  # polar axis x, first and second axes y and z
         element = basis_info.atomic_number_to_atom_index[molecule.atomic_numbers]
         atom = np.repeat(np.arange(len(axes)), basis_info.basis_dim_per_atom[element])
@@ -79,7 +76,7 @@ class LocalFrames(BasisTransform):
         return ShellRotation(tuple(tensors))
 
 
-def local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str = "") -> Array:
+def find_local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str = "") -> Array:
     """Returns the axes x, y, z of each atom as rows, (n_atom, 3, 3); see `LocalFrames`."""
     neighbours = _neighbours(pos, atomic_numbers, where)
     fixed = np.broadcast_to(_FIXED, (len(pos), 3, 3))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ofdft_norm.errors import BasisError
 from ofdft_norm.settings import NonNegative, check_arguments
 from ofdft_norm.transforms.coordinates import BasisTransform, Molecule, Step, Steps, apply_steps, register
-from ofdft_norm.transforms.overlap import overlap_of
+from ofdft_norm.transforms.overlap import compute_overlap
 
 Orthogonalization = Literal["symmetric", "canonical"]
 
@@ -70,7 +70,7 @@ class NaturalReparametrization(BasisTransform):
 
     def step(self, molecule: Molecule, before: Steps) -> Stretch:
         """Returns M^T of the overlap in the coordinates before, T^-T S T^-1."""
-        overlap = torch.from_numpy(overlap_of(molecule))
+        overlap = torch.from_numpy(compute_overlap(molecule))
         if before:
             dual = torch.ones(len(overlap), dtype=torch.bool)
             overlap = apply_steps(before, apply_steps(before, overlap, dual).T, dual)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.elements import symbol
-from ofdft_norm.data.files import optional_module
+from ofdft_norm.data.elements import find_symbol
+from ofdft_norm.data.files import import_optional
 from ofdft_norm.errors import BasisError
 from ofdft_norm.transforms.coordinates import Molecule
 
@@ -17,11 +17,11 @@ Array = npt.NDArray[np.float64]
 _SYMMETRIC = 1e-6  # relative to the largest entry; a matrix has at least single precision
 
 
-def overlap_of(molecule: Molecule) -> Array:
+def compute_overlap(molecule: Molecule) -> Array:
     """Returns the overlap matrix S of a molecule's density basis, (n_basis, n_basis); symmetric, finite numbers."""
     if molecule.overlap is not None:
         return _checked(molecule.overlap, molecule.name)
-    gto = optional_module("pyscf.gto", "labels")
+    gto = import_optional("pyscf.gto", "labels")
     # gto.M takes a third of the time of a small molecule's integrals
     tables = gto.make_env(_atoms(molecule), _basis(molecule), np.zeros(gto.mole.PTR_ENV_START))
     return np.asarray(gto.getints("int1e_ovlp_sph", *tables, hermi=1))
@@ -29,7 +29,7 @@ def overlap_of(molecule: Molecule) -> Array:
 
 def pyscf_molecule(molecule: Molecule) -> Any:
     """Returns PySCF's molecule with the density basis, functions in the same order."""
-    gto = optional_module("pyscf.gto", "labels")
+    gto = import_optional("pyscf.gto", "labels")
     return gto.M(atom=_atoms(molecule), basis=_basis(molecule), unit="Bohr", spin=None, cart=False, verbose=0)
 
 
@@ -46,7 +46,7 @@ def _checked(overlap: npt.NDArray[Any], name: str) -> Array:
 
 
 def _atoms(molecule: Molecule) -> list[tuple[str, tuple[float, ...]]]:
-    return [(symbol(int(z)), tuple(r)) for z, r in zip(molecule.atomic_numbers, molecule.pos, strict=True)]
+    return [(find_symbol(int(z)), tuple(r)) for z, r in zip(molecule.atomic_numbers, molecule.pos, strict=True)]
 
 
 def _basis(molecule: Molecule) -> dict[str, list[list[Any]]]:
@@ -67,5 +67,5 @@ def _basis(molecule: Molecule) -> dict[str, list[list[Any]]]:
         shells, first = np.unique(basis_info.basis_func_to_shell[own], return_index=True)
         momenta = basis_info.l_per_basis_func[own][first]
         blocks = [(l, exponents[shells[momenta == l]]) for l in np.unique(momenta)]
-        found[symbol(int(number))] = [[int(l), *np.column_stack([a, np.eye(len(a))]).tolist()] for l, a in blocks]
+        found[find_symbol(int(number))] = [[int(l), *np.column_stack([a, np.eye(len(a))]).tolist()] for l, a in blocks]
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ofdft_norm.data.sample import get_field, molecule_index, n_molecules
+from ofdft_norm.data.sample import as_float64, count_molecules, find_molecule_index, get_field
 from ofdft_norm.errors import BatchError
 
 DataT = TypeVar("DataT", bound=Data)
@@ -47,9 +47,9 @@ def project_gradient(gradient: Tensor, sample_or_batch: Data) -> Tensor:
         # (n_basis, 1) against (n_basis,) would broadcast to a matrix
         shape = tuple(integrals.shape)
         raise BatchError(f"gradient: shape {tuple(gradient.shape)}, expected {shape}, as of 'dual_basis_integrals'")
-    index = molecule_index(sample_or_batch)
-    g, w = gradient.to(torch.float64), integrals.to(torch.float64)
-    sums = g.new_zeros(2, n_molecules(sample_or_batch)).index_add(1, index, torch.stack([w * g, w * w]))
+    index = find_molecule_index(sample_or_batch)
+    g, w = as_float64(gradient, "gradient_label"), as_float64(integrals, "dual_basis_integrals")
+    sums = g.new_zeros(2, count_molecules(sample_or_batch)).index_add(1, index, torch.stack([w * g, w * w]))
     share = sums[0] / torch.where(sums[1] > 0, sums[1], 1.0)
     return (g - w * share[index]).to(gradient.dtype)
 

@@ -15,11 +15,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 
-def harmonics_up_to(l_max: int, directions: Array) -> Array:
-    """Returns the harmonics of l = 0 ... l_max at (..., 3) unit vectors, (..., (l_max+1)^2).
-
-    They are orthonormal up to one common factor for each l. Harmonics are sorted by l.
-    """
+def evaluate_harmonics(l_max: int, directions: Array) -> Array:
+    """Returns the harmonics of l = 0 ... l_max at (..., 3) unit vectors, (..., (l_max+1)^2), scaled by l alone."""
     x, y, z = np.moveaxis(directions, -1, 0)
     values = np.empty(((l_max + 1) ** 2, *x.shape))
     around, in_plane = np.ones_like(x) + 0j, x + 1j * y
@@ -43,7 +40,7 @@ def _directions_and_inverses(l_max: int) -> tuple[Array, list[Array]]:
     heights, turns = 1 - (2 * np.arange(n) + 1) / n, np.arange(n) * math.pi * (3 - math.sqrt(5))  # Fibonacci's sphere
     radii = np.sqrt(1 - heights**2)
     directions = np.stack([radii * np.cos(turns), radii * np.sin(turns), heights], axis=-1)
-    values = harmonics_up_to(l_max, directions)
+    values = evaluate_harmonics(l_max, directions)
     return directions, [np.asarray(np.linalg.pinv(values[:, l * l : (l + 1) ** 2])) for l in range(l_max + 1)]
 
 
@@ -54,5 +51,5 @@ def rotations_of_harmonics(l_max: int, rotations: Array) -> list[Array]:
     harmonics of one l at enough directions determine the (..., 2l+1, 2l+1) matrix, exactly to rounding.
     """
     directions, inverses = _directions_and_inverses(l_max)
-    values = harmonics_up_to(l_max, directions @ np.swapaxes(rotations, -1, -2))
+    values = evaluate_harmonics(l_max, directions @ np.swapaxes(rotations, -1, -2))
     return [np.swapaxes(inverse @ values[..., l * l : (l + 1) ** 2], -1, -2) for l, inverse in enumerate(inverses)]

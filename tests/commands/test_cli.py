@@ -21,7 +21,6 @@ from ofdft_norm.hydra_app.readable_errors import explain, find_config_dir, reada
 from tests.labelled_molecules import LabelledMolecules
 
 ROOT = Path(__file__).parents[2]
-RESCALING = "data/rescaling/dimension_wise.yaml"
 QUIET = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null")
 SCRIPTS = {"train", "fit_statistics", "predict", "generate_labels", "pack_labels", "report"}
 pytestmark = pytest.mark.usefixtures("loggers_stay_enabled")
@@ -143,27 +142,26 @@ def fail(monkeypatch, capsys, tmp_path) -> Callable[..., list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "error", "hint", "file"),
+    ("overrides", "error"),
     [
-        ("data.rescaling.s_gard=0.1", "unknown config key", "data.rescaling.s_grad", RESCALING),
-        ("trainer.max_epoch=1 trainer=ddp", "unknown config key", "trainer.max_epochs", "trainer/cpu.yaml"),
-        ("sed=1", "unknown config key 'sed'", "seed", "train.yaml"),
-        ("data/reference=atomref", "unknown option 'atomref'", "data/reference=atom_ref", "data/reference"),
-        ("data/referense=linear", "unknown config group", "data/reference", "data/reference"),
-        ("+data.rescaling.s_gard=0.1", "data.rescaling.s_gard = 0.1: ", None, RESCALING),
-        ("data.rescaling.s_grad=a data/rescaling=equivariant", "data.rescaling.s_grad = 'a': ", None, RESCALING),
-        ("seed=-1", "seed = -1: ", None, "train.yaml"),
-        ("data/source=structures25", "data.source.root: ", None, "data/source/structures25.yaml"),
-        ("data/split=file data.split.file=no.yaml", "no.yaml: ", None, "data/split/file.yaml"),
-        ("ckpt_path=no.ckpt", "no.ckpt: ", None, "train.yaml"),
+        ("data.rescaling.s_gard=0.1", "unknown config key .*; did you mean 'data.rescaling.s_grad'"),
+        ("trainer.max_epoch=1 trainer=ddp", "unknown config key .*; did you mean 'trainer.max_epochs'"),
+        ("sed=1", "unknown config key 'sed'; did you mean 'seed'"),
+        ("data/reference=atomref", "unknown option 'atomref'.*; did you mean 'atom_ref'"),
+        ("data/referense=linear", "unknown config group .*; did you mean 'data/reference'"),
+        ("data.rescaling.xyz=1", r"unknown config key 'data.rescaling.xyz' \("),
+        ("+data.rescaling.s_gard=0.1", "data.rescaling.s_gard = 0.1: "),
+        ("data.rescaling.s_grad=a data/rescaling=equivariant", "data.rescaling.s_grad = 'a': "),
+        ("seed=-1", "seed = -1: "),
+        ("data/source=structures25", "data.source.root: "),
+        ("data/split=file data.split.file=no.yaml", "no.yaml: "),
+        ("ckpt_path=no.ckpt", "no.ckpt: "),
     ],
 )
-def test_message_has_the_error_the_closest_name_and_the_file(fail, overrides, error, hint, file):
+def test_message_has_the_error_and_the_closest_name(fail, overrides, error):
     lines = fail(*overrides.split())
-    assert lines[0].startswith(f"error: {error}")
-    assert [line.removeprefix("  did you mean: ") for line in lines if "mean: " in line] == ([hint] if hint else [])
-    assert any(line.startswith("  config file") and line.endswith(f": {ROOT / 'configs' / file}") for line in lines)
-    assert len(lines) <= 6
+    assert re.match(f"error: {error}", lines[0])
+    assert len(lines) <= 3
     assert "HYDRA_FULL_ERROR=1" in lines[-1]
 
 
@@ -172,6 +170,14 @@ def test_message_has_the_error_the_closest_name_and_the_file(fail, overrides, er
 )
 def test_a_key_of_another_option_names_the_option(fail, key, option):
     assert fail(f"{key}=1")[0].endswith(f"exists only with {option}")
+
+
+def test_a_missing_extra_is_one_line(fail, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ase", None)
+    line, how = fail("experiment=potential")  # imports it while Hydra makes the data module
+    assert line.startswith("error: cannot import ase ")
+    assert line.endswith("pip install 'ofdft-norm[ase]'")
+    assert "HYDRA_FULL_ERROR=1" in how
 
 
 def test_the_environment_variable_gives_the_traceback(monkeypatch):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofdft_norm import BasisInfo
-from ofdft_norm.data.basis import UNKNOWN_ELEMENT, dimension_name
-from ofdft_norm.data.elements import SYMBOLS, atomic_number, formula, symbol
+from ofdft_norm.data.basis import UNKNOWN_ELEMENT, name_dimension
+from ofdft_norm.data.elements import SYMBOLS, find_atomic_number, find_symbol, format_formula
 from ofdft_norm.errors import BasisError, ConfigError
 
 
@@ -201,22 +201,22 @@ def test_the_even_tempered_basis_that_a_data_set_names(tmp_path: Path) -> None:
 
 def test_dimensions_have_names() -> None:
     basis = BasisInfo([1, 9], ["2x0e", "1x0e+2x1o+1x2e"])
-    names = [dimension_name(basis, i) for i in range(basis.n_basis)]
+    names = [name_dimension(basis, i) for i in range(basis.n_basis)]
     assert names[:6] == ["H 1s", "H 2s", "F 1s", "F 1p, m = 1", "F 1p, m = -1", "F 1p, m = 0"]
     assert names[6] == "F 2p, m = 1"
     assert names[9:] == [f"F 1d, m = {m}" for m in range(-2, 3)]
 
 
 def test_symbols_and_numbers_are_inverse() -> None:
-    assert [atomic_number(symbol(z)) for z in range(1, 119)] == list(range(1, 119))
+    assert [find_atomic_number(find_symbol(z)) for z in range(1, 119)] == list(range(1, 119))
     assert len(set(SYMBOLS)) == 118
-    assert [symbol(z) for z in (1, 6, 17, 26, 79, 118)] == ["H", "C", "Cl", "Fe", "Au", "Og"]
+    assert [find_symbol(z) for z in (1, 6, 17, 26, 79, 118)] == ["H", "C", "Cl", "Fe", "Au", "Og"]
 
 
 @pytest.mark.parametrize(("given", "words"), [("CL", "'CL'.*Cl"), ("", "''"), (0, "0"), (-1, "-1"), (119, "119")])
 def test_unknown_elements_are_refused(given: str | int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        atomic_number(given) if isinstance(given, str) else symbol(given)
+        find_atomic_number(given) if isinstance(given, str) else find_symbol(given)
 
 
 @pytest.mark.parametrize(
@@ -224,4 +224,4 @@ def test_unknown_elements_are_refused(given: str | int, words: str) -> None:
     [([8, 1, 1], "H2O"), ([6, 8, 1, 1, 1, 1], "CH4O"), ([9, 6, 17], "CClF"), ([17, 9, 1], "ClFH"), ([], "")],
 )
 def test_formulas_are_in_hills_order(numbers: list[int], expected: str) -> None:
-    assert formula(numbers) == expected
+    assert format_formula(numbers) == expected

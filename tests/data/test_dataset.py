@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch_geometric.transforms import Compose
 
 from ofdft_norm import BasisInfo, OFData, OFDataset, ProjectGradient
-from ofdft_norm.data.dataset import apply_transform, compose, file_states
+from ofdft_norm.data.dataset import apply_transform, compose, read_file_states
 from ofdft_norm.errors import BasisError, ConfigError, LabelFileError
 
 
@@ -177,15 +177,15 @@ def test_a_label_set_is_the_same_in_another_place(put: Any, labels: Any, tmp_pat
     labels.folder = tmp_path / "set"
     labels.folder.mkdir()
     paths = labels.write_several()
-    before = [file_states(paths, contents) for contents in (False, True)]
+    before = [read_file_states(paths, contents) for contents in (False, True)]
     put(labels.folder, tmp_path / "scratch")
     moved = [tmp_path / "scratch" / path.name for path in paths]
-    assert [file_states(moved, contents) for contents in (False, True)] == before
+    assert [read_file_states(moved, contents) for contents in (False, True)] == before
 
 
 @pytest.mark.parametrize("changed", ["time", "size", "content", "order", "name"])
 def test_changed_label_files_have_another_state(changed: str, paths: list[Path]) -> None:
-    before, contents = file_states(paths), file_states(paths, contents=True)
+    before, contents = read_file_states(paths), read_file_states(paths, contents=True)
     chunk = paths[1] / "of_labels/spatial/coeffs/0.0"  # in a folder
     old, data = chunk.stat(), bytearray(chunk.read_bytes())
     if changed == "time":
@@ -200,11 +200,11 @@ def test_changed_label_files_have_another_state(changed: str, paths: list[Path])
         paths = paths[::-1]
     else:
         paths[0] = paths[0].rename(paths[0].with_name("ice.zarr.zip"))
-    assert (file_states(paths) == before) == (changed == "content")
-    assert (file_states(paths, contents=True) == contents) == (changed == "time")
+    assert (read_file_states(paths) == before) == (changed == "content")
+    assert (read_file_states(paths, contents=True) == contents) == (changed == "time")
 
 
 def test_a_missing_label_file_has_no_state(tmp_path: Path) -> None:
     for contents in (False, True):
         with pytest.raises(LabelFileError, match=r"absent\.zarr.*data\.source"):
-            file_states([tmp_path / "absent.zarr"], contents)
+            read_file_states([tmp_path / "absent.zarr"], contents)

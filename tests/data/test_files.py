@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ofdft_norm.data.files import optional_module, read_plain, write_text, write_zip, written_whole
+from ofdft_norm.data.files import import_optional, read_plain, write_text, write_whole, write_zip
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
@@ -15,7 +15,7 @@ def test_a_file_appears_whole_or_not_at_all(error: Any, tmp_path: Path) -> None:
     write_text(path, "alt: é")
 
     def fail() -> None:
-        with written_whole(path) as unfinished:
+        with write_whole(path) as unfinished:
             unfinished.write_text("new")
             assert unfinished.parent == path.parent
             raise error
@@ -24,7 +24,7 @@ def test_a_file_appears_whole_or_not_at_all(error: Any, tmp_path: Path) -> None:
         fail()
     assert path.read_bytes() == "alt: é".encode()
     assert os.listdir(path.parent) == [path.name]
-    with written_whole(path) as unfinished:
+    with write_whole(path) as unfinished:
         unfinished.write_text("new")
     assert path.read_text() == "new"
 
@@ -80,16 +80,16 @@ def test_plain_data_are_read(
 
 
 def test_an_optional_module_that_is_missing_names_its_extra() -> None:
-    assert optional_module("json", "labels").loads("1") == 1
+    assert import_optional("json", "labels").loads("1") == 1
     with pytest.raises(ImportError, match=r"no_such_module.*pip install 'ofdft-norm\[labels\]'"):
-        optional_module("no_such_module", "labels")
+        import_optional("no_such_module", "labels")
 
 
 def test_a_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "statistics.zarr"
 
     def write(content: str, replace: bool) -> None:
-        with written_whole(path, replace) as unfinished:
+        with write_whole(path, replace) as unfinished:
             unfinished.mkdir()
             (unfinished / content).write_text("")
 

@@ -12,7 +12,7 @@ import torch
 from torch_geometric.transforms import Compose
 
 from ofdft_norm import ConstantSampleWeigher, HasEnergyLabelSampleWeigher, ProjectGradient
-from ofdft_norm.data.identity import identity
+from ofdft_norm.data.identity import identify
 from tests import processes
 
 # A user's module, in which each case edits one line.
@@ -68,16 +68,16 @@ def helper(x):
     return x
 
 import importlib, json, sys
-from ofdft_norm.data.identity import identity
+from ofdft_norm.data.identity import identify
 
 found = []
 for folder in json.loads(sys.argv[1]):
     sys.path.insert(0, folder)
     user_module = importlib.import_module("user_module")
-    found.append([identity(eval(e, vars(user_module))) for e in json.loads(sys.argv[2])])
+    found.append([identify(eval(e, vars(user_module))) for e in json.loads(sys.argv[2])])
     del sys.modules["user_module"]
     sys.path.remove(folder)
-print(json.dumps([[*found[0], identity(helper)], found[1:]]))
+print(json.dumps([[*found[0], identify(helper)], found[1:]]))
 """
 
 
@@ -134,9 +134,9 @@ DIFFERENT: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
 def test_different_objects_have_different_identities(one: Any, other: Any) -> None:
-    assert identity(one) == identity(one) is not None
-    assert identity(["grad", "grad"]) == identity(["grad", "".join(["gr", "ad"])])
-    assert identity(one) != identity(other)
+    assert identify(one) == identify(one) is not None
+    assert identify(["grad", "grad"]) == identify(["grad", "".join(["gr", "ad"])])
+    assert identify(one) != identify(other)
 
 
 def local_object() -> Any:
@@ -165,7 +165,7 @@ def ring() -> Any:
     ],
 )
 def test_objects_that_another_process_cannot_recognise_have_none(make: Any) -> None:
-    assert identity(make()) is None
+    assert identify(make()) is None
 
 
 def test_classes_and_functions_of_a_notebook_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,14 +173,14 @@ def test_classes_and_functions_of_a_notebook_have_none(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, notebook.__name__, notebook)
     exec("class Transform:\n    pass\n\ndef apply(x):\n    return x\n", vars(notebook))
     for value in (notebook.Transform(), notebook.Transform, notebook.apply, Argument(notebook.apply)):
-        assert identity(value) is None
+        assert identify(value) is None
 
 
 def test_the_main_module_has_one_name_in_spawned_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = identity(Argument(1))
+    before = identify(Argument(1))
     for name in ("__main__", "__mp_main__"):
         monkeypatch.setitem(sys.modules, name, sys.modules[__name__])
     monkeypatch.setattr(Argument, "__module__", "__main__")
-    main = identity(Argument(1))
+    main = identify(Argument(1))
     monkeypatch.setattr(Argument, "__module__", "__mp_main__")
-    assert identity(Argument(1)) == main != before
+    assert identify(Argument(1)) == main != before

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numcodecs
@@ -44,8 +45,9 @@ Arrays = dict[str, np.ndarray]
 Change = Callable[[Arrays], None]
 
 
-def read(path: Path, rows: Any = None) -> Any:
-    return read_molecule(path, "e_kin", "grad_kin", rows)
+def read(path: Path, rows: Any = None, target: str = "kin") -> Any:
+    labels = read_molecule(path, f"e_{target}", f"grad_{target}", rows)
+    return SimpleNamespace(**vars(labels), **labels.rows)
 
 
 def changing(name: str, make: Callable[[np.ndarray], Any]) -> Change:
@@ -79,7 +81,7 @@ def test_every_row_equals_what_was_written(
     arrays = labels.written[path]
     expected = {field: arrays[key.replace("_kin", f"_{target}")] for field, key in FIELDS.items()}
     for chosen in (None, [0], [3], [2], [1, 3], [3, 0], lambda n: np.arange(n - 2, n)):
-        molecule = read_molecule(path, f"e_{target}", f"grad_{target}", chosen)
+        molecule = read(path, chosen, target)
         selected = [0, 1, 2, 3] if chosen is None else [2, 3] if callable(chosen) else chosen
         for header in (read_header(path), molecule):
             assert (header.mol_id, header.n_scf_iterations) == ("water", 4)

@@ -11,14 +11,14 @@ from torch_geometric.data import Batch, Data
 
 from ofdft_norm import OFData
 from ofdft_norm.data.sample import (
-    as_data,
+    convert_to_data,
+    count_molecules,
+    find_molecule_index,
     is_sample,
     join_samples,
     make_batch,
-    molecule_index,
-    n_molecules,
-    sample_name,
-    with_added_fields,
+    name_sample,
+    register_fields,
 )
 from ofdft_norm.errors import BasisError, BatchError, LabelFileError
 
@@ -115,41 +115,41 @@ def test_a_batch_made_of_joined_fields_is_pygs(data: st.DataObject, some_samples
     assert type(found) is type(expected)
     for i, (part, sample) in enumerate(zip(found.to_data_list(), samples, strict=True)):
         assert_same_fields(part, sample)
-        assert sample_name(found, i) == sample_name(sample, 0) == sample.mol_id
+        assert name_sample(found, i) == name_sample(sample, 0) == sample.mol_id
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_samples_are_counted_and_told_apart(n: int, basis_info: Any, make_sample: Any) -> None:
     samples = [make_sample(basis_info, np.random.default_rng(i)) for i in range(n)]
     for data, chosen in ((samples[0], samples[:1]), (join_samples(samples), samples)):
-        assert n_molecules(data) == len(chosen)
-        assert molecule_index(data).tolist() == [i for i, s in enumerate(chosen) for _ in s.coeffs]
-        assert molecule_index(data, "pos").tolist() == [i for i, s in enumerate(chosen) for _ in s.pos]
+        assert count_molecules(data) == len(chosen)
+        assert find_molecule_index(data).tolist() == [i for i, s in enumerate(chosen) for _ in s.coeffs]
+        assert find_molecule_index(data, "pos").tolist() == [i for i, s in enumerate(chosen) for _ in s.pos]
     with pytest.raises(BatchError, match=r"no 'coeffs_batch'.*follow_batch=\['coeffs'\]"):
-        molecule_index(join_samples(samples, []))
+        find_molecule_index(join_samples(samples, []))
     for sample in samples:
         del sample.pos
     for follow in (["coeffs"], []):
-        assert n_molecules(join_samples(samples, follow)) == n
+        assert count_molecules(join_samples(samples, follow)) == n
         with pytest.raises(BatchError, match="no 'batch': give the samples 'pos'"):
-            molecule_index(join_samples(samples, follow), "pos")
+            find_molecule_index(join_samples(samples, follow), "pos")
 
 
 def test_fields_added_to_a_batch_are_in_its_samples(basis_info: Any, make_sample: Any, make_batch: Any) -> None:
     samples = [make_sample(basis_info, np.random.default_rng(i)) for i in range(3)]
     batch = make_batch(samples)
     batch.score, batch.double = torch.arange(3.0), 2 * batch.coeffs
-    assert with_added_fields(batch, {"score": None, "double": "coeffs"}) is batch
+    assert register_fields(batch, {"score": None, "double": "coeffs"}) is batch
     for i, part in enumerate(batch.to_data_list()):
         assert part.score.tolist() == [i]
         assert torch.equal(part.double, 2 * samples[i].coeffs)
-    assert with_added_fields(samples[0], {"score": None}) is samples[0]
+    assert register_fields(samples[0], {"score": None}) is samples[0]
 
 
 @pytest.mark.parametrize("keys", [["z", "name", "batch"], lambda: ["z", "name", "batch"]])
 def test_samples_of_other_classes_become_pygs(keys: Any) -> None:
     sample = SimpleNamespace(z=torch.tensor([1, 8]), name=["water"], batch=torch.zeros(2), keys=keys)
-    found = as_data(sample)
+    found = convert_to_data(sample)
     assert set(found.keys()) == {"z", "name"}
     assert found.name == "water"
     assert [is_sample(sample), is_sample({"z": 1})] == [True, False]

@@ -18,7 +18,7 @@ import yaml
 from ofdft_norm.data.dataset import OFDataset
 from ofdft_norm.data.pack import pack_labels
 from ofdft_norm.data.sources import EmbeddedLabels, LabelFiles, PackedLabels
-from ofdft_norm.data.split import SplitConfig, members_of_shard, random_split
+from ofdft_norm.data.split import SplitConfig, select_shard, split_randomly
 from ofdft_norm.errors import ConfigError, SplitError
 
 NAMES = [f"molecule_{i}.zarr.zip" for i in range(6)]
@@ -71,7 +71,7 @@ MEMBERS = [f"b/m-{i}.zarr" for i in range(12)] + [f"a/x{i}.zarr.zip" for i in ra
     ],
 )
 def test_random_splits_are_those_of_earlier_versions(shares: Any, seed: int, val: str, test: str) -> None:
-    parts = random_split(MEMBERS[::-1], SplitConfig(*shares, seed=seed), "here")
+    parts = split_randomly(MEMBERS[::-1], SplitConfig(*shares, seed=seed), "here")
     assert (parts["val"], parts["test"]) == (val.split(), test.split())
     assert sorted(parts["train"] + parts["val"] + parts["test"]) == sorted(MEMBERS)
 
@@ -88,23 +88,21 @@ def test_the_embedded_labels_have_their_own_split_by_default() -> None:
 
 
 def test_shards_share_all_files_whatever_others_there_are() -> None:
-    shards = [members_of_shard(MEMBERS, f"{k}/3") for k in (1, 2, 3)]
+    shards = [select_shard(MEMBERS, f"{k}/3") for k in (1, 2, 3)]
     assert sorted(member for shard in shards for member in shard) == sorted(MEMBERS)
-    assert [set(members_of_shard(MEMBERS[5:], f"{k}/3")) for k in (1, 2, 3)] == [
-        set(s) & set(MEMBERS[5:]) for s in shards
-    ]
-    assert members_of_shard(["/elsewhere/x3.zarr.zip"], "1/1") == ["/elsewhere/x3.zarr.zip"]
+    assert [set(select_shard(MEMBERS[5:], f"{k}/3")) for k in (1, 2, 3)] == [set(s) & set(MEMBERS[5:]) for s in shards]
+    assert select_shard(["/elsewhere/x3.zarr.zip"], "1/1") == ["/elsewhere/x3.zarr.zip"]
     for shard in ("0/4", "5/4", "1", "a/b"):
         with pytest.raises(ConfigError, match=f"shard: got '{shard}'"):
-            members_of_shard(MEMBERS, shard)
+            select_shard(MEMBERS, shard)
 
 
 def test_shares_that_leave_a_part_empty_are_refused() -> None:
     with pytest.raises(SplitError, match=r"here: the shares .* of 3 molecules leave 'val' without"):
-        random_split(MEMBERS[:3], SplitConfig(), "here")
+        split_randomly(MEMBERS[:3], SplitConfig(), "here")
     with pytest.raises(SplitError, match="add up to more than 1"):
-        random_split(MEMBERS, SplitConfig(0.8, 0.2, 0.2), "here")
-    parts = random_split(MEMBERS, SplitConfig(0.3, 0.3, 0.0), "here")
+        split_randomly(MEMBERS, SplitConfig(0.8, 0.2, 0.2), "here")
+    parts = split_randomly(MEMBERS, SplitConfig(0.3, 0.3, 0.0), "here")
     assert {part: len(members) for part, members in parts.items()} == {"train": 7, "val": 7}
 
 
@@ -211,6 +209,7 @@ def test_an_entry_finds_the_file_of_its_data_set_or_is_ambiguous(
         ({"train": [NAMES[1]], "val": [f"{{root}}/QM9/labels/{NAMES[1]}"]}, "(in train and val; the same file as"),
         ({"train": [("QM9", NAMES[1], 4)], "val": [("other", NAMES[1], 3)]}, "(in train and val)"),
         ({"val": [NAMES[1]], "train": []}, "the training split has no molecule"),
+        ({"train": [NAMES[1]], "test_$x$": [NAMES[2]]}, "expected a mapping with the keys"),
     ],
 )
 def test_wrong_split_files_are_named(split: Any, words: str, root: Path) -> None:

@@ -103,7 +103,7 @@ def test_normalisation_plot_shows_spreads_of_coefficients_and_energies(make, res
         drawn = np.concatenate([points.get_offsets()[:, 1] for points in coefficients.collections[first + 1 :: 3]])
         np.testing.assert_allclose(drawn, by_dimension(samples, "coeffs", np.std), rtol=1e-9)
     names = [label.get_text() for label in energies.get_yticklabels()]
-    assert names[0] == "atomic"
+    assert names[0] == "atomic (in use)"
     before, after = (energies.collections[i].get_offsets()[0, 0] for i in (0, 1))
     spread = np.std([sample.energy_label.item() for sample in datamodule.samples])
     assert before == pytest.approx(1000 * spread, rel=1e-9)

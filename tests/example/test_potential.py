@@ -30,7 +30,7 @@ from ofdft_norm.example.metrics import EnergyForceErrors
 from ofdft_norm.example.potential import pairs_within
 from ofdft_norm.example.predict import predict
 from ofdft_norm.example.train import train
-from ofdft_norm.units import conversion
+from ofdft_norm.units import find_factor
 from tests.hydra.composing import composed
 
 QUICK = ("logger=none", "callbacks=none", "trainer=debug", "trainer.enable_progress_bar=false")
@@ -96,7 +96,7 @@ def test_a_batch_of_cells_and_molecules_predicts_as_its_members(calculator: Any)
     energy, forces, stress = model.predict(model.normalizer.normalize(join_samples(samples)))
     for i, atoms in enumerate(members):
         atoms.calc = calculator
-        in_ev = conversion("kcal/mol", "eV")
+        in_ev = find_factor("kcal/mol", "eV")
         assert in_ev * float(energy[i]) == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
         np.testing.assert_allclose(in_ev * stress[i], atoms.get_stress() if i == 0 else np.nan, rtol=1e-9)
     assert forces.shape == (sum(map(len, members)), 3)

@@ -15,7 +15,7 @@ from lightning import Trainer
 
 from ofdft_norm import OFData, project_gradient
 from ofdft_norm.config import EmbeddedLabels, SplitConfig
-from ofdft_norm.data.basis import dimension_name
+from ofdft_norm.data.basis import name_dimension
 from ofdft_norm.data.dataset import compose as compose_transforms
 from ofdft_norm.data.sample import collate_joined
 from ofdft_norm.errors import ConfigError
@@ -139,7 +139,7 @@ def test_total_energies_have_ases_keys_and_csv_has_a_row_for_each_sample(tmp_pat
     assert frame.positions[1, 2] == pytest.approx(1.4 * ase.units.Bohr, abs=1e-7)
     assert frame.info == {"mol_id": "H2", "energy_label_eV": pytest.approx(-1.2 * ase.units.Hartree)}
     [row] = csv.DictReader(to_csv(columns, facts).decode().splitlines())
-    assert (row["mol_id"], row["energy_hartree"], row["range_excess"]) == ("H2", "-1.1", "")
+    assert (row["mol_id"], row["scf_iteration"], row["energy_hartree"], row["range_excess"]) == ("H2", "", "-1.1", "")
 
 
 @pytest.mark.parametrize(
@@ -180,5 +180,5 @@ def test_samples_outside_of_the_training_range_are_counted_and_named(tmp_path):
     with pytest.warns(UserWarning, match=r"by more than 1 of its width.*'carbon_tetrafluoride' by"):
         found = predict(composed(*options, "range_tolerance=1"))
     np.testing.assert_allclose(found["range_excess"], [float(own.excess) for own in expected], rtol=1e-4)
-    names = [dimension_name(datamodule.basis_info, int(own.dimension)) for own in expected]
+    names = [name_dimension(datamodule.basis_info, int(own.dimension)) for own in expected]
     assert found["range_dimension"].tolist() == names

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from ofdft_norm.cli import main
-from ofdft_norm.data.files import package_version
+from ofdft_norm.data.files import find_package_version
 from ofdft_norm.example.callbacks import CHECKPOINT_KEY
 from tests.hydra.composing import composed
 from tests.processes import as_torchrun, in_new_process, run_script
@@ -22,8 +22,7 @@ from tests.processes import as_torchrun, in_new_process, run_script
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 TINY_POTENTIAL = (
     *("experiment=potential", "model.hidden_channels=8", "model.num_filters=8", "model.num_interactions=1"),
-    *("data.source.datamodule.n_train=16", "data.source.datamodule.n_val=5", "data.source.datamodule.n_test=5"),
-    *("data.source.datamodule.batch_size=4", "data.statistics.progress=false", "logger=csv"),
+    *("data.source.train.n=26", "data.loader.batch_size=4", "data.statistics.progress=false", "logger=csv"),
     *("trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1"),
 )
 
@@ -45,7 +44,7 @@ def test_two_torchrun_processes_end_with_results_and_one_record(example, tmp_pat
     for name in ("results.txt", "results.csv", "parity.png", "normalization.png", "summary.txt"):
         assert (folder / name).exists()
     written = yaml.safe_load((folder / "run.yaml").read_text())
-    assert written["package_version"] == package_version()
+    assert written["package_version"] == find_package_version()
     assert yaml.safe_load((folder / "config.yaml").read_text()) == written["config"]
     for name in ("best.ckpt", "last.ckpt"):
         checkpoint = torch.load(folder / "checkpoints" / name, weights_only=True)

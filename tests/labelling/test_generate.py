@@ -14,6 +14,8 @@ import yaml
 
 pytest.importorskip("pyscf")
 
+import make_embedded_labels as embedded
+
 from ofdft_norm import BasisInfo, OFDataset
 from ofdft_norm.data.files import EMBEDDED
 from ofdft_norm.data.packed import PackedDataset
@@ -24,11 +26,9 @@ from ofdft_norm.labelling import (
     KohnShamSettings,
     LabellingError,
     LabelSettings,
-    embedded,
     generate_labels,
     read_geometries,
 )
-from ofdft_norm.labelling.normal_modes import sample_normal_modes
 from tests import processes
 
 HYDROGEN = "2\nmol_id=dihydrogen\nH 0 0 0\nH 0 0 0.74\n"
@@ -147,7 +147,7 @@ def test_embedded_geometries_are_sampled_and_split(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(embedded, "SAMPLED", ("water",))
     monkeypatch.setattr(embedded, "N_GEOMETRIES", 12)
     monkeypatch.setattr(embedded, "relax", lambda geometry: geometry)
-    monkeypatch.setattr(embedded, "sample_normal_modes", partial(sample_normal_modes, basis="STO-3G"))
+    monkeypatch.setattr(embedded, "sample_normal_modes", partial(embedded.sample_normal_modes, basis="STO-3G"))
     present = [g for g in read_geometries(EMBEDDED / "geometries.xyz") if g.mol_id in ("water", "water_000", "ethanol")]
     found = embedded.sample_geometries(present)
     assert [g.mol_id for g in found] == ["water", "ethanol", *(f"water_{i:03}" for i in range(12))]

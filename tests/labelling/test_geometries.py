@@ -11,10 +11,10 @@ pytest.importorskip("pyscf")
 
 import ase.io
 from ase import Atoms
+from make_embedded_labels import BOLTZMANN, DALTON, _hartree_fock, relax, sample_normal_modes
 
 from ofdft_norm.labelling import LabellingError, read_geometries
 from ofdft_norm.labelling.geometries import BOHR_IN_ANGSTROM, Geometry
-from ofdft_norm.labelling.normal_modes import BOLTZMANN, DALTON, _hartree_fock, relax, sample_normal_modes
 
 WATER = '3\nmol_id=water source="somewhere, 1999"\nO 0 0 0.1\nH 0 0.75 -0.5\nh 0 -0.75 -0.5\n'
 FLUORIDE = "2\nHF in its simplest comment\nF 0 0 0\nH 0 0 0.92\n"

@@ -10,7 +10,7 @@ pytest.importorskip("pyscf")
 from pyscf import dft
 
 from ofdft_norm.labelling import Geometry, KohnShamSettings, LabellingError, run_kohn_sham
-from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory, check_functional, mixing_weights, pulay_weights
+from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory, check_functional, find_mixing_weights, find_pulay_weights
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def test_mixing_weights_sum_to_one_and_minimise_the_error() -> None:
     settings = KohnShamSettings(diis_space=3, damping=0.7, damping_threshold=0.0)
     errors, weights = list(generator.normal(size=(6, 9))), np.zeros(0)
     for k in range(1, 7):
-        weights = mixing_weights(errors[:k], weights, settings)
+        weights = find_mixing_weights(errors[:k], weights, settings)
         assert (len(weights), weights.sum()) == (k, pytest.approx(1.0))
     small = [error * 0.1**k for k, error in enumerate(errors[:4])]
-    best = pulay_weights(small)
+    best = find_pulay_weights(small)
     steps = generator.normal(size=(50, 4)) * 1e-3
     others = best + steps - steps.mean(axis=1, keepdims=True)
     assert best.sum() == pytest.approx(1.0)

@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 from ofdft_norm import Normalizer, NormalizerMixin, OFDFTDataModule
 from ofdft_norm.config import LinearReferencesConfig, RescalingConfig, SplitConfig
 from ofdft_norm.errors import ConfigError, NormalizationError, OFDFTNormError, SplitError
-from ofdft_norm.normalization.state import describe_difference, normalizer_to_state
+from ofdft_norm.normalization.state import describe_difference, dump_normalizer
 from ofdft_norm.statistics import fit_statistics
 from tests.lightning.conftest import Setting, TinyModel
 from tests.processes import in_new_process
@@ -26,7 +26,7 @@ ENTRY = "model_normalizer._extra_state"
 
 
 def same(a: Normalizer, b: Normalizer) -> bool:
-    return describe_difference(normalizer_to_state(a), normalizer_to_state(b)) == ""
+    return describe_difference(dump_normalizer(a), dump_normalizer(b)) == ""
 
 
 def member_names(datamodule: OFDFTDataModule) -> dict[str, list[str]]:
@@ -198,7 +198,7 @@ def test_a_checkpoint_holds_normalizer_and_basis_once(setting, tmp_path, weights
     checkpoint = torch.load(path, weights_only=True)
     assert count_keys(checkpoint, "energy_scale") - ("energy_scale" in str(checkpoint.get("OFDFTDataModule"))) <= 1
     assert count_keys(checkpoint, "irreps_per_atom") == 1
-    assert describe_difference(checkpoint["state_dict"][ENTRY], normalizer_to_state(datamodule.normalizer)) == ""
+    assert describe_difference(checkpoint["state_dict"][ENTRY], dump_normalizer(datamodule.normalizer)) == ""
     assert checkpoint["OFDFTDataModule"]["normalizer"] is None
     assert path.stat().st_size < 2**19
     assert same(TinyModel.load_from_checkpoint(path).normalizer, datamodule.normalizer)

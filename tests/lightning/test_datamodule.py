@@ -1,6 +1,7 @@
 """Stages in any order, reuse by several trainers, the Tuner, precision, where normalisation runs, and units."""
 
 import copy
+import json
 import pickle
 from typing import Any, ClassVar
 
@@ -13,8 +14,8 @@ from ofdft_norm import AtomRef, OFDFTDataModule
 from ofdft_norm.config import SplitConfig, StatisticsConfig
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError, StatisticsError
 from ofdft_norm.example.callbacks import normalization_scalars
-from ofdft_norm.normalization.state import describe_difference, normalizer_to_state
-from ofdft_norm.units import conversion
+from ofdft_norm.normalization.state import describe_difference, dump_normalizer
+from ofdft_norm.units import find_factor
 from tests.lightning.conftest import Setting, TinyModel
 
 LOADERS = {
@@ -26,7 +27,7 @@ LOADERS = {
 
 
 def difference(a: OFDFTDataModule, b: OFDFTDataModule) -> str:
-    return describe_difference(normalizer_to_state(a.normalizer), normalizer_to_state(b.normalizer))
+    return describe_difference(dump_normalizer(a.normalizer), dump_normalizer(b.normalizer))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_data_module_serves_a_second_trainer_and_copies(setting):
     trainer, model = setting.trainer(), TinyModel()
     trainer.fit(model, datamodule=datamodule)
     trainer.validate(model, datamodule=datamodule, verbose=False)
-    normalizer = normalizer_to_state(datamodule.normalizer)
+    normalizer = dump_normalizer(datamodule.normalizer)
     copied = copy.deepcopy(datamodule)
     assert copied.trainer is None
     unpickled = pickle.loads(pickle.dumps(datamodule))
@@ -64,18 +65,18 @@ def test_a_data_module_serves_a_second_trainer_and_copies(setting):
         second = setting.trainer(limit_train_batches=1, limit_val_batches=0)
         second.fit(TinyModel(), datamodule=other)
         second.test(datamodule=other, ckpt_path=None, model=model, verbose=False)
-        assert describe_difference(normalizer_to_state(other.normalizer), normalizer) == ""
+        assert describe_difference(dump_normalizer(other.normalizer), normalizer) == ""
         assert len(second.predict(model, datamodule=other)) == len(other.test_dataloader())
 
 
 def test_two_data_modules_in_one_process_share_nothing(setting):
     first, second = setting.datamodule(), setting.datamodule(reference=None, rescaling=None, energy_scale=2.0)
     first.setup("fit")
-    before = normalizer_to_state(first.normalizer)
+    before = dump_normalizer(first.normalizer)
     second.setup("fit")
     second.normalizer.energy_scale.fill_(5.0)
     second.batch_size = 3
-    assert describe_difference(normalizer_to_state(first.normalizer), before) == ""
+    assert describe_difference(dump_normalizer(first.normalizer), before) == ""
     assert difference(first, setting.datamodule()) == ""
     assert (first.batch_size, second.normalizer.reference) == (8, None)
 
@@ -132,16 +133,18 @@ def test_normalising_batches_gives_what_normalising_samples_gives(setting, dtype
         assert by_batch.on_after_batch_transfer((1, 2), 0) == (1, 2)
 
 
+@pytest.mark.filterwarnings("ignore:the basis has the elements", "ignore:Total length of `list`")
 def test_elements_that_only_held_out_molecules_have_are_refused_before_training(tmp_path):
     other = Setting(tmp_path / "other", ["methane", "ethane", "ethyne", "water"])
-    split = tmp_path / "split.json"
-    split.write_text('{"train": ["methane.zarr.zip", "ethane.zarr.zip"], "test": ["water.zarr.zip"]}')
-    datamodule = other.datamodule(split=SplitConfig(file=str(split)))
-    with (
-        pytest.raises(NormalizationError, match=r"test split.*\[8\].*unseen_elements"),
-        pytest.warns(UserWarning, match=r"."),
-    ):
-        datamodule.setup("fit")
+    split, parts = tmp_path / "split.json", {"train": ["methane.zarr.zip", "ethane.zarr.zip"]}
+    split.write_text(json.dumps(parts))
+    trained, _ = other.fit(tmp_path / "run.ckpt", other.datamodule(split=SplitConfig(file=str(split))))
+    n_steps = len(trained.losses)
+    split.write_text(json.dumps(parts | {"test": ["water.zarr.zip"]}))
+    for model in (TinyModel(), trained):
+        with pytest.raises(NormalizationError, match=r"test split.*\[8\].*unseen_elements"):
+            other.trainer().fit(model, other.datamodule(split=SplitConfig(file=str(split))))
+    assert len(trained.losses) == n_steps
     datamodule = other.datamodule(split=SplitConfig(file=str(split)), unseen_elements="identity", reference=None)
     datamodule.setup("fit")
     assert next(iter(datamodule.test_dataloader())).normalized.all()
@@ -203,7 +206,7 @@ def test_an_error_of_dtypes_names_the_option_of_the_layers(setting):
 
 # --- units -----
 
-EV = conversion("hartree", "eV")
+EV = find_factor("hartree", "eV")
 
 
 def in_unit(setting: Any, unit: Any, **options: Any) -> OFDFTDataModule:

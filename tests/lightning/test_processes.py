@@ -13,7 +13,7 @@ from lightning import seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 
 from ofdft_norm.config import StatisticsConfig
-from ofdft_norm.normalization.state import describe_difference, normalizer_to_state
+from ofdft_norm.normalization.state import describe_difference, dump_normalizer
 from ofdft_norm.statistics import fit_statistics
 from tests.lightning.conftest import Setting, TinyModel
 from tests.processes import as_torchrun, in_new_process
@@ -54,7 +54,7 @@ def train_and_test(setting: Setting, batch_size: int, apply: str, devices: int) 
     best = trainer.checkpoint_callback.best_model_path
     return {
         "test": trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False),
-        "normalizer": normalizer_to_state(datamodule.normalizer),
+        "normalizer": dump_normalizer(datamodule.normalizer),
         "losses": model.losses,
         "sampler": model.sampler,
         "cached": sorted(p.name for p in cache.glob("*.npz")),

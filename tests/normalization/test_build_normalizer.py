@@ -18,24 +18,23 @@ from ofdft_norm import (
     Normalizer,
     create_element_references,
 )
-from ofdft_norm.config import AtomRefConfig, LinearReferencesConfig, RescalingConfig
+from ofdft_norm.config import AtomRefConfig, LinearReferencesConfig, RescalingConfig, WrappedData
 from ofdft_norm.errors import ConfigError, NormalizationError, StatisticsError
 from ofdft_norm.normalization.build_normalizer import (
-    NormalizedFields,
     NormalizerSettings,
     build_normalizer,
     find_residual,
-    fit_references_of_config,
 )
-from ofdft_norm.normalization.state import normalizer_to_state
+from ofdft_norm.normalization.state import dump_normalizer
 
 KEY = "has_energy_label"
+ENERGY = WrappedData(train=[], energy_field="energy")
 
 
 def test_the_parts_are_those_of_the_settings(statistics, basis_info):
     settings = NormalizerSettings(AtomRefConfig(True), RescalingConfig(equivariant=True, s_grad=0.2), 0.5, unit="eV")
-    fields = NormalizedFields("y", "forces", "species")
-    normalizer = build_normalizer(statistics, basis_info, settings, fields)
+    source = WrappedData(train=[], energy_field="y", forces_field="forces", atomic_numbers_field="species")
+    normalizer = build_normalizer(statistics, basis_info, settings, source)
     reference = AtomRef.from_dataset_statistics(statistics, basis_info, scalar_only=True)
     assert torch.equal(normalizer.reference.g_z, reference.g_z)
     s_grad = 0.2 * 27.211386  # hartree in eV
@@ -51,10 +50,10 @@ def test_the_parts_are_those_of_the_settings(statistics, basis_info):
     assert settings.describe_difference(normalizer) == ""
     bare = build_normalizer(statistics, basis_info, NormalizerSettings(unseen_elements="identity"))
     assert (bare.reference, bare.rescaling, bare.seen_elements) == (None, None, None)
-    parts = ["reference: AtomRef against none", "rescaling: DimensionWiseRescaling against none"]
+    parts = ["reference: AtomRef against NoneType", "rescaling: DimensionWiseRescaling against NoneType"]
     expected = ["energy_scale: 0.5 against 1.0", *parts, "unit: eV against hartree"]
     assert settings.describe_difference(bare).split("; ") == expected
-    linear = build_normalizer(statistics, basis_info, NormalizerSettings(LinearReferencesConfig()), fields)
+    linear = build_normalizer(statistics, basis_info, NormalizerSettings(LinearReferencesConfig()), source)
     assert linear.reference.atomic_numbers_field == "species"
 
 
@@ -173,7 +172,7 @@ def build(data: list[Data], reference: LinearReferencesConfig, **options: Any) -
     weighers = [ConstantSampleWeigher()]
     statistics = DatasetStatistics.from_dataset(None, data, None, weighers, energy_field="energy", progress=False)
     settings = NormalizerSettings(reference, energy_scale=options.pop("energy_scale", 1.0))
-    return build_normalizer(statistics, None, settings, NormalizedFields("energy"), "constant", **options)
+    return build_normalizer(statistics, None, settings, ENERGY, "constant", **options)
 
 
 @pytest.fixture
@@ -201,7 +200,7 @@ def test_the_smallest_correction_is_added(base, is_deficient, count_by, ridge):
 
 def test_a_checkpoint_is_a_base(tmp_path, base):
     first = build(molecules([[1], [6, 1], [7, 7], [1, 1, 8], [8, 8]], 0.0), LinearReferencesConfig(base=str(base)))
-    torch.save({"state_dict": {}, "OFDFTDataModule": {"normalizer": normalizer_to_state(first)}}, tmp_path / "old.ckpt")
+    torch.save({"state_dict": {}, "OFDFTDataModule": {"normalizer": dump_normalizer(first)}}, tmp_path / "old.ckpt")
     opened = create_element_references(tmp_path / "old.ckpt")
     assert torch.equal(opened.element_references, first.reference.element_references)
     config = LinearReferencesConfig(base=str(tmp_path / "old.ckpt"))
@@ -209,7 +208,7 @@ def test_a_checkpoint_is_a_base(tmp_path, base):
     assert torch.equal(moved.element_references[[6, 7]], opened.element_references[[6, 7]])
     with pytest.raises(StatisticsError, match=r"max_num_elements = 7"):
         build(molecules([[1], [6]]), LinearReferencesConfig(base=str(base), max_num_elements=7))
-    empty = {"state_dict": {}, "OFDFTDataModule": {"normalizer": normalizer_to_state(Normalizer())}}
+    empty = {"state_dict": {}, "OFDFTDataModule": {"normalizer": dump_normalizer(Normalizer())}}
     torch.save(empty, tmp_path / "none.ckpt")
     with pytest.raises(StatisticsError, match=r"none\.ckpt: has no references"):
         build(molecules([[1], [8]]), LinearReferencesConfig(base=str(tmp_path / "none.ckpt")))
@@ -220,7 +219,7 @@ def test_references_by_data_set_come_from_the_configuration():
     for i, sample in enumerate(data):
         sample.level = "ab"[i // 4]
     config = LinearReferencesConfig(by="level", count_by="sample")
-    references = fit_references_of_config(data, config, NormalizedFields("energy"))
-    normalizer = build(data, config, energy_scale="mae", by_dataset=references)
-    left = [float(m.energy) - float(references.energy(m)) for m in data]
+    normalizer = build(data, config, energy_scale="mae", dataset=lambda: data)
+    left = [float(m.energy) - float(normalizer.reference.energy(m)) for m in data]
+    assert normalizer.reference.names == ["a", "b"]
     assert float(normalizer.energy_scale) == pytest.approx(np.abs(left).mean(), rel=1e-9)

@@ -9,7 +9,7 @@ import torch
 from torch_geometric.data import Data
 
 from ofdft_norm import LinearReferences, Normalizer, OFData, project_gradient
-from ofdft_norm.errors import BatchError, NormalizationError, OFDFTNormError
+from ofdft_norm.errors import BatchError, NormalizationError, OFDFTNormError, StatisticsError
 from ofdft_norm.normalization.normalized_dataset import NormalizeBatch
 
 
@@ -89,6 +89,8 @@ def test_objects_that_are_no_sample_and_complex_predictions_are_refused(normaliz
         normalizer.denormalize_energy(torch.zeros(2, dtype=torch.complex128), batch)
     with pytest.raises(NormalizationError, match="complex"):
         normalizer.denormalize_gradient(batch.coeffs * 1j, batch)
+    with pytest.raises(StatisticsError, match="energy_scale is complex"):
+        Normalizer(energy_scale=2 + 1j)
     with pytest.raises(BatchError, match="complex"):
         LinearReferences(torch.ones(119))(torch.zeros(2, dtype=torch.complex128), batch)
 

@@ -58,7 +58,7 @@ def test_buffers_are_those_of_structures25_and_may_change_before_init_lambda_z()
 
 
 def test_settings_and_statistics_that_are_no_scales_are_named():
-    for name, values in {"s_coeff": (0, np.nan), "s_grad": (-1, np.inf), "epsilon": (-1e-8, np.inf)}.items():
+    for name, values in {"s_coeff": (0, np.nan), "s_grad": (-1, np.inf, 1j), "epsilon": (-1e-8, np.inf)}.items():
         for value in values:
             with pytest.raises(ConfigError, match=rf"data\.rescaling\.{name} = {value}"):
                 DimensionWiseRescaling(np.zeros(1), np.ones(1), np.ones(1), **{name: value})

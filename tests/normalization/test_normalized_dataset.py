@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 from ofdft_norm import LinearReferences, Normalizer, OFData, fit_linear_references
 from ofdft_norm.data.sample import JoinedDataset, join_samples
 from ofdft_norm.errors import BatchError, NormalizationError
-from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, batch_dtype
+from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, choose_batch_dtype
 
 FIELDS = ("coeffs", "ground_state_coeffs", "gradient_label", "dual_basis_integrals", "energy_label", "pos")
 
@@ -136,8 +136,8 @@ def test_the_dtype_follows_the_weights():
         "bf16-mixed": torch.float32,
     }
     for precision, expected in {**precisions, "16-true": torch.float16}.items():
-        assert batch_dtype("auto", precision) == expected
-    assert batch_dtype("float64", "16-true") == torch.float64
+        assert choose_batch_dtype("auto", precision) == expected
+    assert choose_batch_dtype("float64", "16-true") == torch.float64
 
 
 def test_an_overflow_of_float16_is_refused():

@@ -22,7 +22,7 @@ from ofdft_norm.normalization.reference_files import (
     load_references_from_config,
     references_from_values,
 )
-from ofdft_norm.normalization.state import normalizer_to_state
+from ofdft_norm.normalization.state import dump_normalizer
 
 ENERGIES = {1: -13.6, 8: -2041.5}
 BY_NUMBER = [0.0, -13.6, *[0.0] * 6, -2041.5]
@@ -94,7 +94,7 @@ def test_bad_values_are_refused(values, message):
 
 
 def checkpoint(path: Path) -> None:
-    state = normalizer_to_state(Normalizer(references_from_values(ENERGIES)))
+    state = dump_normalizer(Normalizer(references_from_values(ENERGIES)))
     torch.save({"state_dict": {"model_normalizer._extra_state": state}}, path)
 
 

@@ -23,7 +23,7 @@ from ofdft_norm.data.dataset import compose
 from ofdft_norm.data.pack import pack_labels
 from ofdft_norm.data.packed import PackedDataset
 from ofdft_norm.errors import LabelFileError, StatisticsError
-from ofdft_norm.statistics.cache import FittedStatistics, compute_fingerprint, load_or_fit
+from ofdft_norm.statistics.cache import FittedStatistics, describe_fit, load_or_fit
 from ofdft_norm.statistics.fit_statistics import StatisticsConfig
 from tests.processes import context
 
@@ -72,7 +72,7 @@ def case(labels: Any, tmp_path: Path) -> Case:
 
 def test_nothing_changed_is_reused(case: Case) -> None:
     first, second = case.fit(), case.fit()
-    fingerprint = compute_fingerprint(case.dataset(), case.basis_info, case.config, ("energy_label", "atomic_numbers"))
+    fingerprint = describe_fit(case.dataset(), case.basis_info, case.config, ("energy_label", "atomic_numbers"))[1]
     assert (first.reused, second.reused) == (False, True)
     assert first.fingerprint == second.fingerprint == fingerprint
     np.testing.assert_equal(second.statistics.to_arrays(), first.statistics.to_arrays())

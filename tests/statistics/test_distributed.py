@@ -21,7 +21,7 @@ from ofdft_norm import (
 )
 from ofdft_norm.errors import LabelFileError, StatisticsError
 from ofdft_norm.statistics.cache import load_or_fit
-from ofdft_norm.statistics.distributed import current_ranks
+from ofdft_norm.statistics.distributed import find_ranks
 from ofdft_norm.statistics.fit_statistics import StatisticsConfig
 from tests.processes import on_ranks
 
@@ -61,7 +61,7 @@ def fit_all(folder: Path, files: list[Path], basis_info: BasisInfo) -> dict[str,
 
     def cached(n: int) -> Any:
         config = StatisticsConfig(dir=str(folder / f"cache_{n}"), progress=False)
-        paths = good[: len(good) - n * current_ranks().rank]
+        paths = good[: len(good) - n * find_ranks().rank]
         return load_or_fit(lambda: OFDataset(paths, basis_info), basis_info, config, {})
 
     first, second = cached(0), cached(0)
@@ -147,7 +147,7 @@ def wake(folder: Path) -> None:
 
 def fit_with_one_that_stops(folder: Path, files: list[Path], basis_info: BasisInfo) -> str:
     """Returns this rank's error; rank 0 wakes the other when it has given up."""
-    samples, rank = list(OFDataset(files[:3], basis_info)), current_ranks().rank
+    samples, rank = list(OFDataset(files[:3], basis_info)), find_ranks().rank
     try:
         config = StatisticsConfig(dir=str(folder), rank_timeout=1.5 / 60, progress=False)
         load_or_fit(lambda: Stopping(samples, folder, rank), basis_info, config, {})

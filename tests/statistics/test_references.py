@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ofdft_norm.statistics.references import linear_residual, row_factor
+from ofdft_norm.statistics.references import compute_linear_residual, reduce_rows
 
 
 def test_mean_and_spread_of_a_residual() -> None:
@@ -13,5 +13,5 @@ def test_mean_and_spread_of_a_residual() -> None:
     residual = rows[:, -1] - composition @ values
     mean = np.average(residual, weights=weights)
     std = np.sqrt(np.average((residual - mean) ** 2, weights=weights))
-    factor = row_factor(rows * np.sqrt(weights)[:, None])
-    np.testing.assert_allclose(linear_residual(factor, values), (mean, std), rtol=0, atol=1e-10)
+    factor = reduce_rows(rows * np.sqrt(weights)[:, None])
+    np.testing.assert_allclose(compute_linear_residual(factor, values), (mean, std), rtol=0, atol=1e-10)

@@ -12,8 +12,8 @@ from ofdft_norm import BasisInfo, BasisTransforms, LocalFrames, NaturalReparamet
 from ofdft_norm.data.sample import DUAL_VECTORS, PER_FUNCTION, VECTORS, join_samples
 from ofdft_norm.errors import BasisError, BatchError, ConfigError
 from ofdft_norm.transforms import coordinates, transforms_by_default
-from ofdft_norm.transforms.coordinates import change_coordinates, molecules_of, to_coordinates, transforms_of
-from ofdft_norm.transforms.overlap import overlap_of
+from ofdft_norm.transforms.coordinates import change_coordinates, find_transforms, molecules_of, to_coordinates
+from ofdft_norm.transforms.overlap import compute_overlap
 from tests.transforms.conftest import BASIS, make_molecule
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -48,7 +48,7 @@ def test_fields_change_by_the_matrix_and_come_back(name: str, seed: int) -> None
     unit = torch.eye(len(sample.coeffs), dtype=torch.float64)
     assert_close(matrix @ inverse, unit)
     if "natural" in name:
-        assert_close(inverse.T @ torch.tensor(overlap_of(molecules_of(sample)[0][0])) @ inverse, unit)
+        assert_close(inverse.T @ torch.tensor(compute_overlap(molecules_of(sample)[0][0])) @ inverse, unit)
     for field in VECTORS:
         assert_close(changed[field], matrix @ sample[field])
     for field in DUAL_VECTORS:
@@ -116,7 +116,7 @@ def test_changes_that_cannot_follow_each_other_are_refused() -> None:
         (lambda: frames(frames(sample)), r"each change of basis once.*data\.pre_transforms"),
         (lambda: BasisTransforms([natural, canonical]), "each change of basis once"),
         (lambda: BasisTransforms([canonical, frames]), "canonical NaturalReparametrization last"),
-        (lambda: transforms_of("bent"), "'bent'.*expected 'raw'"),
+        (lambda: find_transforms("bent"), "'bent'.*expected 'raw'"),
         (lambda: BasisTransforms([frames]).inverse(sample), "cannot be undone"),
         (lambda: frames.inverse(natural(frames(sample))), "cannot be undone"),
     ]:
@@ -126,6 +126,9 @@ def test_changes_that_cannot_follow_each_other_are_refused() -> None:
         frames(join_samples([sample, frames(sample)]))
     with pytest.raises(BatchError, match="give it samples"):
         frames.matrix(join_samples([sample, other]))
+    sample.coeffs = sample.coeffs + 0j
+    with pytest.raises(BatchError, match=r"'coeffs' has dtype .*complex"):
+        frames(sample)
 
 
 @pytest.mark.parametrize("field", ["pos", "atomic_numbers", "basis_function_ind", "basis_info"])

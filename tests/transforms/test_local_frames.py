@@ -12,8 +12,8 @@ from ofdft_norm import BasisTransforms, LocalFrames, OFData
 from ofdft_norm.errors import BasisError
 from ofdft_norm.transforms import transforms_by_default
 from ofdft_norm.transforms.coordinates import molecules_of
-from ofdft_norm.transforms.local_frames import local_axes
-from ofdft_norm.transforms.overlap import overlap_of
+from ofdft_norm.transforms.local_frames import find_local_axes
+from ofdft_norm.transforms.overlap import compute_overlap
 from ofdft_norm.transforms.real_harmonics import rotations_of_harmonics
 from tests.transforms.conftest import TO_E3NN, Array, block_diagonal, make_molecule, random_rotation, rotated, wigner
 
@@ -45,7 +45,7 @@ def published_frames(sample: OFData, axes: Callable[[int], Array]) -> Array:
 
 def stored_in_natural_frames(sample: OFData, frames: Array) -> OFData:
     """The sample as stored labels in given frames and natural coordinates, computed with dense matrices."""
-    values, vectors = np.linalg.eigh(frames @ overlap_of(molecules_of(sample)[0][0]) @ frames.T)
+    values, vectors = np.linalg.eigh(frames @ compute_overlap(molecules_of(sample)[0][0]) @ frames.T)
     matrix = torch.tensor((vectors * np.sqrt(values)) @ vectors.T @ frames)
     out = sample.clone()
     for field in ("coeffs", "ground_state_coeffs"):
@@ -60,7 +60,7 @@ def stored_in_natural_frames(sample: OFData, frames: Array) -> OFData:
 def test_axes_are_the_published_ones_in_any_order_of_the_atoms(seed: int) -> None:
     rng = np.random.default_rng(seed)
     pos, order = rng.normal(size=(7, 3)) * 2, rng.permutation(7)
-    axes = local_axes(pos[order], NUMBERS[order])
+    axes = find_local_axes(pos[order], NUMBERS[order])
     for i, atom in enumerate(order):
         np.testing.assert_allclose(axes[i], naive_axes(pos, NUMBERS, atom), atol=1e-12)
 
@@ -110,26 +110,27 @@ def test_labels_after_the_default_pre_transforms_do_not_depend_on_rotation(numbe
 def test_neighbours_at_equal_distance_keep_their_order_whatever_the_rounding() -> None:
     tetrahedron = np.array([[0.0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * 1.4
     numbers = np.array([6, 9, 9, 17, 9])
-    first = local_axes(tetrahedron, numbers)
+    first = find_local_axes(tetrahedron, numbers)
     np.testing.assert_allclose(first[0, 0], tetrahedron[1] / np.linalg.norm(tetrahedron[1]))
     rng = np.random.default_rng(8)
     for _ in range(20):
         rotation = random_rotation(rng)
-        np.testing.assert_allclose(local_axes(tetrahedron @ rotation.T, numbers) @ rotation, first, atol=1e-12)
+        np.testing.assert_allclose(find_local_axes(tetrahedron @ rotation.T, numbers) @ rotation, first, atol=1e-12)
     tetrahedron[3] *= 1 - 1e-8
-    np.testing.assert_allclose(local_axes(tetrahedron, numbers)[0, 0], tetrahedron[3] / np.linalg.norm(tetrahedron[3]))
+    nearest = tetrahedron[3] / np.linalg.norm(tetrahedron[3])
+    np.testing.assert_allclose(find_local_axes(tetrahedron, numbers)[0, 0], nearest)
 
 
 @pytest.mark.parametrize("direction", [[0, 0, 1.0], [1.0, 0, 0], [0.3, -0.5, 0.8]])
 def test_linear_molecules_have_axes_that_depend_on_nothing_else(direction: list[float]) -> None:
     along = np.array(direction) / np.linalg.norm(direction)
     pos, numbers = np.outer([0.0, 2.2, 4.5, -2.0], along), np.array([6, 7, 8, 1])
-    axes = local_axes(pos, numbers)
+    axes = find_local_axes(pos, numbers)
     np.testing.assert_allclose(axes @ np.swapaxes(axes, 1, 2), np.broadcast_to(np.eye(3), axes.shape), atol=1e-12)
     np.testing.assert_allclose(np.linalg.det(axes), 1.0)
     np.testing.assert_allclose(np.abs(axes[:, 0] @ along), 1.0)
-    np.testing.assert_allclose(local_axes(pos + 1.0, numbers), axes, atol=1e-10)
-    np.testing.assert_allclose(local_axes(pos[::-1], numbers[::-1]), axes[::-1], atol=1e-10)
+    np.testing.assert_allclose(find_local_axes(pos + 1.0, numbers), axes, atol=1e-10)
+    np.testing.assert_allclose(find_local_axes(pos[::-1], numbers[::-1]), axes[::-1], atol=1e-10)
 
 
 def test_round_densities_of_linear_molecules_do_not_depend_on_rotation() -> None:
@@ -149,10 +150,10 @@ def test_a_single_atom_keeps_its_functions() -> None:
 def test_hydrogen_atoms_come_after_heavy_ones_and_before_a_fixed_axis() -> None:
     # carbon with one heavy neighbour and three hydrogen atoms, the second of them the nearest
     pos = np.array([[0.0, 0, 0], [2.6, 0, 0], [-0.6, 1.9, 0.1], [-0.6, -0.9, 1.5], [-0.7, -1.0, -1.7]])
-    axes = local_axes(pos, np.array([6, 8, 1, 1, 1]))
+    axes = find_local_axes(pos, np.array([6, 8, 1, 1, 1]))
     np.testing.assert_allclose(axes[0], naive_axes(pos, np.array([6, 8, 1, 1, 1]), 0, pos[3]), atol=1e-12)
     # without any heavy neighbour hydrogen gives both
-    alone = local_axes(np.delete(pos, 1, axis=0), np.array([6, 1, 1, 1]))
+    alone = find_local_axes(np.delete(pos, 1, axis=0), np.array([6, 1, 1, 1]))
     np.testing.assert_allclose(alone[0, 0], pos[3] / np.linalg.norm(pos[3]))
 
 

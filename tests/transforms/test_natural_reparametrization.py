@@ -10,7 +10,7 @@ from ofdft_norm import BasisInfo, NaturalReparametrization
 from ofdft_norm.data.sample import join_samples
 from ofdft_norm.errors import BasisError, BatchError, ConfigError
 from ofdft_norm.transforms.coordinates import molecules_of
-from ofdft_norm.transforms.overlap import overlap_of, pyscf_molecule
+from ofdft_norm.transforms.overlap import compute_overlap, pyscf_molecule
 from tests.transforms.conftest import BASIS, EXPONENTS, Array, make_molecule
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -106,5 +106,5 @@ def test_overlap_is_that_of_pyscf_with_a_shell_for_each_exponent() -> None:
     shells = {e: [[l, [a, 1]] for l, a in zip(momenta[e], exponents[e], strict=True)] for e in momenta}
     mol = gto.M(atom=list(zip("COHC", sample.pos.tolist(), strict=True)), basis=shells, unit="Bohr", spin=None)
     expected = mol.intor("int1e_ovlp")
-    np.testing.assert_allclose(overlap_of(molecule), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(compute_overlap(molecule), expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(pyscf_molecule(molecule).intor("int1e_ovlp"), expected, rtol=0, atol=1e-12)

@@ -76,6 +76,8 @@ def test_what_cannot_be_projected_is_refused() -> None:
     sample = random_samples(5)[0]
     with pytest.raises(BatchError, match="shape"):  # it would be broadcast to a matrix
         project_gradient(sample.gradient_label[:, None], sample)
+    with pytest.raises(BatchError, match="complex"):
+        project_gradient(sample.gradient_label + 0j, sample)
     batch = join_samples([sample, sample])
     del batch.coeffs_batch
     with pytest.raises(BatchError, match=r"'coeffs_batch'.*follow_batch=\['coeffs'\]"):

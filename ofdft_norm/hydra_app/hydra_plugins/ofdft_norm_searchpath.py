@@ -1,12 +1,12 @@
 """Adds this package's config group ``data`` to the search path of every Hydra application: ``data=ofdft_norm``.
 
-Every Hydra application imports this module when it starts, so it does not import `ofdft_norm` or slow modules. It is in
-the namespace package `hydra_plugins`, which Hydra 1.3 scans; Hydra 1.4 finds the classes by the entry points
-``hydra.plugins``. An ``__init__.py`` beside this file would hide the plug-ins of other packages.
+Every Hydra application imports this module when it starts, so it does not import `ofdft_norm` or slow modules. An
+``__init__.py`` beside this file would hide other packages' plug-ins in the namespace `hydra_plugins`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -61,17 +61,14 @@ class OFDFTNormSearchPathPlugin(SearchPathPlugin):
         search_path.append(provider="ofdft_norm", path=f"{SCHEME}://{configs}")
 
 
-def _of_data(name: str) -> Any:
-    def resolve(*args: Any, _root_: Any) -> Any:
-        return getattr(import_module("ofdft_norm.hydra_app.config_functions"), name)(*args, _root_=_root_)
-
-    return resolve
+def _read_basis(name: str, *args: Any, _root_: Any) -> Any:
+    return import_module("ofdft_norm.hydra_app.config_functions").read_basis(name, *args, root=_root_)
 
 
 def _error_suffix(unit: str) -> Any:
-    return import_module("ofdft_norm.units").error_suffix(unit)
+    return import_module("ofdft_norm.units").find_unit(unit).suffix
 
 
 for _name in ("n_basis", "atomic_numbers", "irreps_per_atom"):
-    OmegaConf.register_new_resolver(f"ofdft_norm.{_name}", _of_data(_name), replace=True)
+    OmegaConf.register_new_resolver(f"ofdft_norm.{_name}", partial(_read_basis, _name), replace=True)
 OmegaConf.register_new_resolver("ofdft_norm.error_suffix", _error_suffix, replace=True)

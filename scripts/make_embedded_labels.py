@@ -1,4 +1,4 @@
-"""Makes the embedded labels again: ``python -m ofdft_norm.labelling.embedded FOLDER --workers 2``.
+"""Makes the embedded labels again: ``python scripts/make_embedded_labels.py FOLDER --workers 2``.
 
 The set has molecules of many kinds at one geometry each, and five of them at many geometries of 300 K. Its labels are
 made, thinned, and packed into ``FOLDER/embedded`` with their geometries, split and provenance.
@@ -11,6 +11,7 @@ import re
 import shutil
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
+from ase import Atoms
+from ase.io import write
+from pyscf.hessian import thermo
+from scipy.optimize import minimize
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import OFDataset
-from ofdft_norm.data.files import EMBEDDED, file_digest, read_plain, write_text
+from ofdft_norm.data.files import EMBEDDED, hash_file, read_plain, write_text
 from ofdft_norm.data.pack import pack_labels
 from ofdft_norm.data.packed import META
 from ofdft_norm.data.zarr_v2 import ZarrGroup, write_zarr_arrays
 from ofdft_norm.labelling.generate import generate_labels
-from ofdft_norm.labelling.geometries import BOHR_IN_ANGSTROM, Geometry, LabellingError, read_geometries
+from ofdft_norm.labelling.geometries import (
+    BOHR_IN_ANGSTROM,
+    Geometry,
+    LabellingError,
+    read_geometries,
+    seeded_generator,
+)
+from ofdft_norm.labelling.kohn_sham import build_molecule, without_file
 from ofdft_norm.labelling.labels import LabelSettings
-from ofdft_norm.labelling.normal_modes import relax, sample_normal_modes
 from ofdft_norm.transforms import BasisTransforms, LocalFrames, NaturalReparametrization
 
 SETTINGS = LabelSettings(targets=("grad_kin", "grad_kin_plus_xc"), perturbations=4)
@@ -47,10 +58,14 @@ METHOD = (
     f"classical harmonic ensemble at {TEMPERATURE:g} K: normal modes of RHF/6-31G* (PySCF's analytic Hessian) at the "
     "relaxed geometry, seed: SHA-256 of the molecule's name"
 )
+_COMMAND = "python scripts/make_embedded_labels.py FOLDER --workers 2"
+Array = npt.NDArray[np.float64]
+BOLTZMANN = 3.166811563e-6  # hartree / K, CODATA 2018
+DALTON = 1822.888486209  # electron masses, CODATA 2018
 
 
 def make_embedded(folder: Path, workers: int = 1) -> Path:
-    """Makes the whole set in a folder; an interrupted run continues. Returns the packed set."""
+    """Makes the whole set in a folder, and returns its packed set; an interrupted run continues."""
     xyz, output = folder / "geometries.xyz", folder / "embedded"
     if not xyz.is_file():
         write_geometries(xyz, sample_geometries(read_geometries(EMBEDDED / "geometries.xyz")))
@@ -71,15 +86,13 @@ def sample_geometries(present: Sequence[Geometry]) -> list[Geometry]:
 
 def write_geometries(path: Path, geometries: Sequence[Geometry]) -> None:
     """Writes geometries as extended XYZ in angstrom."""
-    symbols, lines = ["X", "H", "He", "Li", "Be", "B", "C", "N", "O", "F"], []
-    sampled = f"normal modes at {TEMPERATURE:g} K, see provenance.yaml"
+    sampled, frames = f"normal modes at {TEMPERATURE:g} K, see provenance.yaml", []
     for geometry in geometries:
         source = sampled if _SAMPLE.fullmatch(geometry.mol_id) else geometry.source
-        comment = f'mol_id={geometry.mol_id} Properties=species:S:1:pos:R:3 source="{source}"'
-        lines += [str(len(geometry.atomic_numbers)), comment]
-        for number, position in zip(geometry.atomic_numbers, geometry.positions * BOHR_IN_ANGSTROM, strict=True):
-            lines.append(symbols[number] + "".join(f"{x:14.8f}" for x in position))
-    write_text(path, "\n".join(lines) + "\n")
+        info = {"mol_id": geometry.mol_id, "source": source}
+        positions = geometry.positions * BOHR_IN_ANGSTROM
+        frames.append(Atoms(geometry.atomic_numbers, positions, info=info))
+    write(path, frames, format="extxyz")
 
 
 def kept_rows(perturbed: npt.NDArray[np.bool_], is_sample: bool) -> npt.NDArray[np.int64]:
@@ -144,7 +157,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     last = provenance.pop("runs")[-1]
     rows = f"perturbed densities without the strongest, and {N_ITERATIONS} SCF iterations at even distances"
     packed = {"targets": list(TARGETS), "energies": list(ENERGIES), "coordinates": "local_frames+natural_symmetric"}
-    digest = {"geometries.xyz": file_digest(folder / "geometries.xyz")}
+    digest = {"geometries.xyz": hash_file(folder / "geometries.xyz")}
     return {
         "command": _COMMAND,
         "geometries": digest,
@@ -157,7 +170,50 @@ def _describe(folder: Path) -> dict[str, Any]:
     }
 
 
-_COMMAND = "python -m ofdft_norm.labelling.embedded FOLDER --workers 2"
+# --- geometries at a temperature --------------------------------------------------------------------------------------
+
+
+def relax(geometry: Geometry, basis: str = "6-31G*", tolerance: float = 1e-5) -> Geometry:
+    """Returns the geometry of minimal Hartree-Fock energy; `tolerance` is the largest gradient [hartree/bohr]."""
+
+    def energy_and_gradient(positions: Array) -> tuple[float, Array]:
+        mean_field = _hartree_fock(replace(geometry, positions=positions.reshape(-1, 3)), basis)
+        return mean_field.e_tot, mean_field.nuc_grad_method().kernel().ravel()
+
+    start, options = geometry.positions.ravel(), {"gtol": tolerance}
+    found = minimize(energy_and_gradient, start, jac=True, method="BFGS", options=options)
+    return replace(geometry, positions=found.x.reshape(-1, 3))
+
+
+def sample_normal_modes(
+    relaxed: Geometry, n_samples: int, temperature: float = 300.0, basis: str = "6-31G*"
+) -> list[Geometry]:
+    """Returns geometries of the classical harmonic ensemble of a relaxed molecule, named ``<mol_id>_000`` and so on.
+
+    Each normal mode of the Hartree-Fock energy has the variance k T / omega^2. Mass-weighted displacements are the
+    symmetric root of their covariance times random numbers, so that they do not depend on the signs of modes, nor on
+    the choice among degenerate ones. The name of the molecule is the seed.
+    """
+    mean_field, n = _hartree_fock(relaxed, basis), 3 * len(relaxed.atomic_numbers)
+    masses = np.repeat(mean_field.mol.atom_mass_list(isotope_avg=True) * DALTON, 3)
+    found = thermo.harmonic_analysis(mean_field.mol, mean_field.Hessian().kernel(), mass=masses[::3])
+    modes = found["norm_mode"].reshape(-1, n) * np.sqrt(masses)
+    root = modes.T * np.sqrt(BOLTZMANN * temperature / found["force_const_au"]) @ modes
+    generator = seeded_generator(relaxed.mol_id)
+    moved = generator.normal(size=(n_samples, n)) @ root / np.sqrt(masses)
+    return [
+        replace(relaxed, mol_id=f"{relaxed.mol_id}_{i:03}", positions=relaxed.positions + step.reshape(-1, 3))
+        for i, step in enumerate(moved)
+    ]
+
+
+def _hartree_fock(geometry: Geometry, basis: str) -> Any:
+    """Returns PySCF's converged restricted Hartree-Fock calculation."""
+    mean_field = without_file(build_molecule(geometry, basis).RHF())
+    mean_field.conv_tol = 1e-11
+    mean_field.kernel()
+    return mean_field
+
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__)
