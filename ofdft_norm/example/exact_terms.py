@@ -1,4 +1,4 @@
-"""The terms of the total energy that need no network: density optimisation adds them to a learned kinetic energy."""
+"""The terms of the total energy that need no network: density optimisation adds them to a learned energy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ExactTerms:
 
     Args:
         sample_or_batch: One molecule, normalised or not: only its geometry and basis are used.
-        xc: Exchange-correlation functional, LDA or GGA.
+        xc: Exchange-correlation functional, LDA or GGA; None: without E_xc, for a model that learns it.
         grid_level: PySCF's level of the quadrature grid, 0 ... 9.
 
     Raises:
@@ -36,16 +36,20 @@ class ExactTerms:
         ImportError: If PySCF is not installed.
     """
 
-    def __init__(self, sample_or_batch: Data, xc: str = "PBE", grid_level: int = 3) -> None:
+    def __init__(self, sample_or_batch: Data, xc: str | None = "PBE", grid_level: int = 3) -> None:
         molecules = molecules_of(sample_or_batch)
         if len(molecules) != 1:
             raise BatchError(f"exact terms need one molecule, and the batch has {len(molecules)}")
-        self.xc, self.mol = xc, pyscf_molecule(molecules[0][0])
+        self.mol = pyscf_molecule(molecules[0][0])
+        self.functionals = {} if xc is None else {"e_xc": xc}
         self.coulomb = integrate_coulomb(self.mol)
         self.nuclear_repulsion = float(self.mol.energy_nuc())
         self.grid: Any = import_optional("pyscf.dft", "labels").gen_grid.Grids(self.mol)
         self.grid.level = grid_level
-        self.grid.build()
+        if xc is None:
+            self.grid.coords, self.grid.weights = np.zeros((0, 3)), np.zeros(0)
+        else:
+            self.grid.build()
         self._values: dict[int, npt.NDArray[np.float64]] = {}  # of the basis functions on the grid
 
     def __call__(self, coeffs: Tensor) -> Tensor:
@@ -57,8 +61,7 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coeffs: Tensor, terms: ExactTerms) -> Tensor:
         p = coeffs.detach().to("cpu", torch.float64).numpy()[None]
-        functionals = {"e_xc": terms.xc}
-        found = evaluate_potentials(p, terms.mol, terms.grid, functionals, terms.coulomb, kept=terms._values)
+        found = evaluate_potentials(p, terms.mol, terms.grid, terms.functionals, terms.coulomb, kept=terms._values)
         ctx.save_for_backward(torch.from_numpy(found.effective_potential[0]).to(coeffs.device, coeffs.dtype))
         return coeffs.new_tensor(float(found.effective_energy[0]) + terms.nuclear_repulsion, dtype=torch.float64)
 

@@ -116,9 +116,9 @@ def plot_normalization(datamodule: OFDFTDataModule) -> Figure:
 def _draw_coefficients(axes: Axes, datamodule: OFDFTDataModule, basis_info: BasisInfo) -> None:
     before, rescaling = datamodule.statistics[datamodule.weigher_key].coeffs.std, datamodule.normalizer.rescaling
     after = before if rescaling is None else before * rescaling.lambda_z.cpu().numpy()
-    positive = np.concatenate([before[before > 0], after[after > 0], [1.0]])
+    limit = 1.0 if rescaling is None else rescaling.s_coeff
+    positive = np.concatenate([before[before > 0], after[after > 0], [limit]])
     low, ticks, position = max(positive.min() / 2, 1e-6), dict[float, str](), 0
-    axes.axhline(1, color=LINE, linewidth=1, linestyle="--", zorder=1)
     for name, index in _seen(before, basis_info).items():
         x = position + np.arange(len(index))
         axes.vlines(x, np.maximum(before[index], low), np.maximum(after[index], low), color=JOIN, lw=0.6, zorder=0)
@@ -130,12 +130,11 @@ def _draw_coefficients(axes: Axes, datamodule: OFDFTDataModule, basis_info: Basi
     axes.set(yscale="log", ylim=(low, positive.max() * 2), xlim=(-1, max(position, 1)))
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set(xlabel="dimensions, element by element", ylabel="standard deviation (no unit)")
-    axes.set_title("density coefficients of the training split")
-    handles = [
-        _marker(BEFORE, "before"),
-        _marker(AFTER, "after: times lambda" if rescaling else "after: not rescaled"),
-        Line2D([], [], color=LINE, linestyle="--", label="1"),
-    ]
+    axes.set_title("density coefficients")
+    handles = [_marker(BEFORE, "before"), _marker(AFTER, "after: times lambda" if rescaling else "after: not rescaled")]
+    if rescaling is not None:
+        label = f"limit s_coeff = {limit:.4g}"
+        handles.append(axes.axhline(limit, color=LINE, linewidth=1, linestyle="--", zorder=1, label=label))
     # above the panel: points may be anywhere in it
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3)
 
@@ -201,7 +200,7 @@ def plot_learning_curves(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]
         axes.set_ylim(low, high * (high / low) ** 0.25)  # room for the legend
         subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)  # labels of many decades would overlap
         axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
-        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_major_formatter("{x:,.10g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(quantity, parse_math=False)

@@ -21,6 +21,10 @@ SECTIONS = {
     "Results": {"results.txt": ""},
     "Learning curves": {"learning_curves.png": "Loss of the training split and errors of the validation split"},
     "Parity": {"parity.png": "Predictions against labels of held-out splits"},
+    "Density optimisation": {
+        "density_optimization.txt": "",
+        "density_optimization.png": "Energy and gradient against steps, from the initial guess",
+    },
     "References and lambda": {
         "summary.txt": "",
         "normalization.png": "Standard deviations of coefficients and energies, before and after normalisation",
@@ -29,11 +33,10 @@ SECTIONS = {
     "Configuration": {"config.yaml": ""},
 }
 _PLACES = ("root", "dataset", "path", "paths")  # keys of a source
-NOTHING = "ofdft_norm.hydra_app.config_functions.nothing"
 _KINDS = {
     "AtomRefConfig": "atomic",
     "LinearReferencesConfig": "linear",
-    "RescalingConfig": "by statistics of each dimension",
+    "RescalingConfig": "dimension-wise",
     "nothing": "none",
 }
 _STYLE = (
@@ -92,15 +95,25 @@ def _words(path: Path) -> list[tuple[str, str]]:
     def add(node: Any, key: str) -> None:
         if isinstance(node, dict) and node:
             for name, value in node.items():
-                add(value, f"{key}.{name}".strip("."))
+                if name != "_target_":
+                    add(value, f"{key}.{name}".strip("."))
+                elif not key.endswith(kind := _kind(value)):  # the kind of data.loader is "loader"
+                    rows.append((key, kind))
         elif isinstance(node, list) and any(isinstance(value, dict) for value in node):
             for i, value in enumerate(node):
                 add(value, f"{key}[{i}]")
         else:
-            rows.append((key.replace("._target_", ""), _word(node)))
+            rows.append((key, _word(node)))
 
     add(read_plain(path), "")
     return rows
+
+
+def _kind(path: str) -> str:
+    """Returns the name of a class or function in words: ``package.LocalFrames`` is "local frames"."""
+    name = path.rpartition(".")[2]
+    words = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", name.removesuffix("Config"))
+    return _KINDS.get(name, words.lower())
 
 
 def _word(value: Any) -> str:
@@ -108,7 +121,7 @@ def _word(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | dict):
         return ", ".join(map(_word, value)) or "none"
-    return "none" if value is None or value == NOTHING else str(value)
+    return "none" if value is None else str(value)
 
 
 def _headline(folder: Path, config: Any) -> str:
@@ -132,11 +145,8 @@ def _headline(folder: Path, config: Any) -> str:
 def _facts(folder: Path, config: Any) -> list[str]:
     run: Any = read_plain(folder / "run.yaml") if (folder / "run.yaml").is_file() else {}
     date = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime)
-    data, kinds = config["data"], {}
-    for name, node in {**data, "model": config["model"]}.items():
-        if isinstance(node, dict):
-            kind = str(node["_target_"]).rpartition(".")[2]
-            kinds[name] = _KINDS.get(kind, re.sub("(?<=[a-z])(?=[A-Z])", " ", kind).lower())
+    data, nodes = config["data"], {**config["data"], "model": config["model"]}
+    kinds = {name: _kind(str(node["_target_"])) for name, node in nodes.items() if isinstance(node, dict)}
     places = [f"{key} {_word(data['source'][key])}" for key in _PLACES if key in data["source"]]
     return [
         f"Started on {date:%Y-%m-%d at %H:%M}, with ofdft-norm {run.get('package_version', '(unknown)')}",

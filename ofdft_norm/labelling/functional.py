@@ -26,13 +26,13 @@ class Potentials:
 
     @property
     def effective_energy(self) -> Array:
-        """(n_density,) E_H + E_xc + E_ext."""
-        return sum((self.energies[name] for name in EFFECTIVE), np.zeros(()))
+        """(n_density,) E_H + E_xc + E_ext; without E_xc if it was not asked for."""
+        return sum((own for name, own in self.energies.items() if name in EFFECTIVE), np.zeros(()))
 
     @property
     def effective_potential(self) -> Array:
         """(n_density, n_basis) v_eff, the gradient of `effective_energy`."""
-        return sum((self.gradients[name] for name in EFFECTIVE), np.zeros(()))
+        return sum((own for name, own in self.gradients.items() if name in EFFECTIVE), np.zeros(()))
 
 
 def evaluate_potentials(

@@ -1,5 +1,6 @@
 """Density optimisation on toy functionals with known minima, and the exact terms of the energy against labels."""
 
+from runpy import run_path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +17,12 @@ from ofdft_norm.errors import BasisError, BatchError, ConfigError
 from ofdft_norm.example import ExactTerms, density_optimization
 from ofdft_norm.example.density_optimization import (
     N_STAYS,
-    format_optimizations,
     group_samples,
     minimize,
     optimize_density,
-    plot_optimizations,
 )
 from ofdft_norm.labelling import make_labels, read_geometries
+from tests.pages import ROOT
 
 BASIS = BasisInfo([1], ["2x0e+1x1o"])
 
@@ -32,7 +32,7 @@ def quadratic(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.T
     torch.manual_seed(0)
     root = torch.randn(n, n, dtype=torch.float64)
     b, w, start = torch.randn(3, n, dtype=torch.float64)
-    return root @ root.T + torch.eye(n, dtype=torch.float64), b, w, start
+    return root @ root.T + torch.eye(n, dtype=torch.float64), 0.3 * b, w, 0.3 * start
 
 
 def constrained_minimum(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor, electrons: float) -> np.ndarray:
@@ -46,26 +46,29 @@ def constrained_minimum(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor, elect
 def test_a_quadratic_functional_is_minimised_at_a_constant_number_of_electrons():
     a, b, w, start = quadratic(12)
     path = minimize(lambda p: 0.5 * p @ a @ p - b @ p, start, w)
-    np.testing.assert_allclose(path.coeffs, constrained_minimum(a, b, w, float(w @ start)), atol=1e-4)
-    assert path.steps_to_converge is not None
-    assert len(path.energies) == path.steps_to_converge + N_STAYS + 1
+    error = path.coeffs.numpy() - constrained_minimum(a, b, w, float(w @ start))
+    assert np.linalg.norm(error) < density_optimization.SMALL_GRADIENT  # the smallest eigenvalue of A is above 1
+    assert path.converged
+    assert len(path.energies) == path.final_step + N_STAYS + 1
 
 
 def test_functionals_without_a_minimum_do_not_converge():
     _, b, w, start = quadratic(5)
-    assert minimize(lambda p: b @ p, start, w, max_steps=60).steps_to_converge is None
-    flat = minimize(lambda p: -p @ p, 1e-4 * start, w, max_steps=80)  # a small gradient, then it runs away
+    assert not minimize(lambda p: b @ p, start, w, max_steps=60).converged
+    flat = minimize(lambda p: -p @ p, 1e-3 * start, w, max_steps=80)  # a small gradient, then it runs away
+    assert flat.final_step == 0
     assert flat.gradient_norms[0] < density_optimization.SMALL_GRADIENT
-    assert flat.steps_to_converge is None
+    assert not flat.converged
+    assert len(minimize(lambda p: -9 * p @ p, start, w).energies) < 100  # it ends where the energy runs away
 
 
 def test_optimisation_of_a_sample_finds_the_density_of_the_label(monkeypatch):
     a, b, w, start = quadratic(10)
-    truth = torch.from_numpy(constrained_minimum(a, b, w, float(w @ start)))
+    truth = torch.from_numpy(constrained_minimum(a, b, w, 2.0))  # the molecule has two electrons
 
     class ToyTerms:
-        def __init__(self, sample: Any, grid_level: int) -> None:
-            assert sample.mol_id == "hydrogen"
+        def __init__(self, sample: Any, xc: str | None, grid_level: int) -> None:
+            assert (sample.mol_id, xc, grid_level) == ("hydrogen", None, 1)
 
         def __call__(self, coeffs: torch.Tensor) -> torch.Tensor:
             return 0.5 * coeffs @ a @ coeffs
@@ -79,16 +82,19 @@ def test_optimisation_of_a_sample_finds_the_density_of_the_label(monkeypatch):
         OFData.construct_new(BASIS, np.eye(2, 3), [1, 1], truth, **labelled, **options),
     ]
     [group] = group_samples(samples)
-    found = optimize_density(model, group)
-    assert found.energy_error == pytest.approx(0, abs=1e-6)
-    assert found.density_error < 1e-3
+    found = optimize_density(model, group, "e_kin_plus_xc", np.array([4.0, 1.0, 2.0, 0.5, 1.0]))
+    assert found.energy_error == pytest.approx(0, abs=1e-3)
+    assert found.density_error < 0.1
     assert found.initial_density_error == pytest.approx(float((start - truth).norm()))
-    row = format_optimizations({"test": [found]}).splitlines()[1].split()
-    assert row[:4] == ["test", "1", "of", "1"]
-    assert row[5:7] == ["0.0", "0.000"]
-    assert len(plot_optimizations({"test": [found]}).axes) == 2
-    with pytest.raises(ConfigError, match=r"'hydrogen'.*0 ground states"):
-        optimize_density(model, samples[:1])
+    script = run_path(str(ROOT / "scripts" / "optimize_density.py"))
+    _, final, initial = (line.split() for line in script["format_optimizations"]({"test": [found]}).splitlines())
+    assert final[:5] == ["test", "1", "of", "1", str(found.path.final_step)]
+    assert float(final[5]) == pytest.approx(1e3 * abs(found.energy_error), abs=0.05)
+    assert float(initial[-2]) == pytest.approx(found.initial_density_error, abs=5e-4)
+    assert len(script["plot_optimizations"]({"test": [found]}).axes) == 2
+    for key, own, message in (("e_kin", samples[:1], "0 ground states"), ("e_tot", samples, "e_tot in hartree")):
+        with pytest.raises(ConfigError, match=rf"'hydrogen'.*{message}"):
+            optimize_density(model, own, key, np.ones(5))
 
 
 # --- exact terms -----
@@ -108,6 +114,8 @@ def test_exact_terms_are_the_total_energy_minus_the_kinetic_label(tmp_path):
     sample = OFData.construct_new(basis, labels.positions, labels.atomic_numbers, labels.coeffs[3])
     expected = labels.energies["e_tot"][3] - labels.energies["e_kin"][3]
     assert float(ExactTerms(sample)(sample.coeffs)) == pytest.approx(expected, abs=1e-7)
+    without_xc = labels.energies["e_tot"][3] - labels.energies["e_kin_plus_xc"][3]
+    assert float(ExactTerms(sample, xc=None)(sample.coeffs)) == pytest.approx(without_xc, abs=1e-7)
 
 
 def test_the_derivative_of_exact_terms_is_that_of_finite_differences():

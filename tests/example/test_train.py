@@ -140,7 +140,8 @@ def test_report_shows_the_files_of_the_run(run, folder, tmp_path):
     assert f"energy at the ground state on the test split: {error:.1f} mHa" in text
     for name in ("results.txt", "summary.txt"):
         assert (folder / "output" / name).read_text() in text
-    assert "<tr><td>data.source.keep_in_memory</td><td>yes</td></tr>" in page
+    for key, words in {"source.keep_in_memory": "yes", "reference": "atomic", "rescaling": "dimension-wise"}.items():
+        assert f"<tr><td>data.{key}</td><td>{words}</td></tr>" in page
     assert page.count("<img") == 4
     assert re.findall("<h2>(.*?)</h2>", page)[0] == "Results"
     assert not re.findall(r'(?:src|href)="(?!data:)[^"]*"', page)  # nothing else is loaded
