@@ -3,8 +3,6 @@
 The normaliser is stored once: in the model's state dict if the model has `NormalizerMixin`, else in the data module's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

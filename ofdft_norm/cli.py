@@ -3,8 +3,6 @@
 All commands take their input as ``key=value``; labels, pack and report also accept ``--key value``.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex

@@ -45,7 +45,7 @@ from ofdft_norm.config import (
     WrappedData,
 )
 from ofdft_norm.data.ase import is_atoms
-from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.basis import BasisInfo, convert_basis
 from ofdft_norm.data.files import find_package_version
 from ofdft_norm.data.loader import EpochSampler, wrap_loader
 from ofdft_norm.data.parts import DataParts
@@ -228,6 +228,7 @@ class OFDFTDataModule(LightningDataModule):
             [-0.6, -75.2]
         """
         fields = energy_field, forces_field, atomic_numbers_field
+        basis_info = basis_info if isinstance(basis_info, str | None) else convert_basis(basis_info)
         source = WrappedData(datamodule, train, val, test, basis_info, *fields, stress_field=stress_field)
         kwargs.setdefault("pre_transforms", [])
         if datamodule is None and val is None and test is None:

@@ -1,7 +1,5 @@
 """Text tables of one layout, at most 80 columns wide."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate

@@ -1,7 +1,5 @@
 """Units of energy: conversion, and their names in tables and metrics."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple, get_args
 
 from ofdft_norm.errors import ConfigError, did_you_mean

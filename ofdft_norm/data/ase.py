@@ -1,7 +1,5 @@
 """Frames of extended XYZ files, ASE databases and other files of ASE as samples of energies and forces."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

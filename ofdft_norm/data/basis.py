@@ -316,3 +316,8 @@ class BasisInfo:
     def __repr__(self) -> str:
         elements = ", ".join(f"{z}: {i}" for z, i in zip(self.atomic_numbers, self.irreps_per_atom, strict=True))
         return f"BasisInfo({{{elements}}})"
+
+
+def convert_basis(given: Any) -> BasisInfo:
+    """Converts a basis of another class, such as STRUCTURES25's, by its elements and irreps."""
+    return given if isinstance(given, BasisInfo) else BasisInfo(given.atomic_numbers, given.irreps_per_atom)

@@ -1,7 +1,5 @@
 """Data sets over molecules with several samples each (the SCF iterations), and the one over label files."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

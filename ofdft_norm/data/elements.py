@@ -1,7 +1,5 @@
 """The chemical elements by symbol and atomic number."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 

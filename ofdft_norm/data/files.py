@@ -1,7 +1,5 @@
 """Files and folders that are written whole or not at all, plain JSON and YAML, and the package's own folders."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

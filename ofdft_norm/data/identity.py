@@ -4,8 +4,6 @@ It covers class, pickled arguments and source files of their modules; of this pa
 and packs count instead. Changes in modules that these modules import are not detected.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Loaders: their settings, the order of training samples, and a wrapped data module's loaders with our collation."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import os

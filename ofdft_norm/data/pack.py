@@ -1,7 +1,5 @@
 """Packs the labels of a data set into a packed set, and compares the two."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import platform

@@ -12,8 +12,6 @@ atoms, F basis functions, S samples and V = sum of samples x functions::
     coeffs, grad_* (V,)                                 float64 or float32
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The raw data sets of a data module by part; their split in checkpoints; their conversion to another unit or basis."""
 
-from __future__ import annotations
-
 import copy
 import os
 import zlib

@@ -1,7 +1,5 @@
 """Sources of samples: the base class, label files, packed labels, npz files of samples; and the check of a sample."""
 
-from __future__ import annotations
-
 import copy
 import glob
 import hashlib

@@ -1,7 +1,5 @@
 """Splits of a data set: which molecules train, validate and test. A molecule is never divided between parts."""
 
-from __future__ import annotations
-
 import os
 import re
 import zipfile

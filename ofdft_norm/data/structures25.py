@@ -1,7 +1,5 @@
 """STRUCTURES25's data folders as a source of labels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import field
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Data sets and data modules of other packages as a source: their samples, validated, and their own loaders."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import field

@@ -1,7 +1,5 @@
 """Reads and writes groups of small zarr v2 arrays, in a folder or a zip file, a hundred times faster than zarr."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

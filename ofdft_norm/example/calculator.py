@@ -1,7 +1,5 @@
 """An ASE calculator of a trained interatomic potential: relaxation, molecular dynamics, phonons, ... with ASE."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Callbacks of a run: its record, its normalisation, samples out of range; and fewer messages of Lightning."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import re
@@ -73,7 +71,7 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
 class RunRecord(Callback):
     """Writes ``run.yaml`` when training starts, and the same record into every checkpoint; keeps the learning curves.
 
-    The record has the keys `find_package_version`, `statistics_fingerprint` (None for given statistics) and `config`.
+    The record has the keys `package_version`, `statistics_fingerprint` (None for given statistics) and `config`.
 
     Args:
         config: The run's configuration, resolved, of plain types.

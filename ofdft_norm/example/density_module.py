@@ -1,7 +1,5 @@
 """Training of the density network: loss and errors in physical units and original coordinates."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 
@@ -40,7 +38,6 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         energy_weight: Weight of the energies in the loss.
         gradient_weight: Weight of the gradients in the loss.
         learning_rate: Largest learning rate; the schedule warms up over a tenth of the steps and decays to zero.
-        weight_decay: Weight decay of AdamW.
 
     Raises:
         ConfigError: If a weight is negative, a size is not positive, or `n_heads` does not divide `width`.
@@ -48,6 +45,7 @@ class DensityModule(NormalizerMixin, MeasuredModule):
 
     metric_class = LabelErrors
     predicted = ("energy", "gradient")
+    weight_decay = 1e-2
 
     def __init__(
         self,
@@ -59,7 +57,6 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         energy_weight: NonNegative = 20.0,
         gradient_weight: NonNegative = 0.3,
         learning_rate: Positive = 3e-3,
-        weight_decay: NonNegative = 1e-2,
     ) -> None:
         super().__init__()
         check_arguments(DensityModule.__init__, locals(), "model")

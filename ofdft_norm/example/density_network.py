@@ -3,8 +3,6 @@
 The architecture is that of M-OFDFT and STRUCTURES25, which follow Graphormer (Ying et al., arXiv 2106.05234), in small.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The terms of the total energy that need no network: density optimisation adds them to a learned energy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Errors of predictions in physical units, accumulated over samples and processes."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import uuid
@@ -230,11 +228,12 @@ class MeasuredModule(LightningModule):
     """Logs the errors of the validation and test split, over all processes, and the learning rate.
 
     Subclasses define `metric_class`, `predict` and the names of the `predicted` values, and have `self.normalizer`, see
-    `ofdft_norm.NormalizerMixin`. Their hyperparameters have `learning_rate` and, if they like, `weight_decay`.
+    `ofdft_norm.NormalizerMixin`. Their hyperparameters have `learning_rate`.
     """
 
     metric_class: ClassVar[type[PhysicalErrors]]
     predicted: ClassVar[tuple[str, ...]]
+    weight_decay: ClassVar[float] = 0.0
     normalizer: Any
 
     def __init__(self) -> None:
@@ -259,10 +258,8 @@ class MeasuredModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the errors of the split."""
-        self.errors.unit, split = (
-            self.normalizer.unit,
-            "test" if self.trainer.testing else "val",
-        )  # without samples, too
+        self.errors.unit = self.normalizer.unit  # without samples, too
+        split = "test" if self.trainer.testing else "val"
         errors = {name: v for name, v in self.errors.compute().items() if not name.startswith("stress") or v == v}
         self.log_dict({f"{split}/{name}": value.to(torch.float32) for name, value in errors.items()})
         self.errors.reset()
@@ -276,8 +273,8 @@ class MeasuredModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Returns AdamW with warm-up and cosine decay over all steps of the run."""
-        rate, decay = self.hparams["learning_rate"], self.hparams.get("weight_decay", 0.0)
-        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=decay)
+        rate = self.hparams["learning_rate"]
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=self.weight_decay)
         n_steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_up_and_decay, n_steps=n_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

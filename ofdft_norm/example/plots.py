@@ -1,7 +1,5 @@
 """Pictures: gradients, coefficients and energies before and after normalisation, and errors of predictions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An interatomic potential: PyG's SchNet on energies and forces, normalised by one scale; and clusters to train on."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from ofdft_norm.settings import NonNegative, Positive, PositiveInt, check_argume
 
 ELEMENTS = ("Al", "Cu", "Ag")
 _LATTICE = 4.0  # angstrom, between the lattice constants of the three metals
+N_GAUSSIANS = 32  # radial basis functions of a distance
 
 
 def pairs_within(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
@@ -69,7 +68,6 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         hidden_channels: Features of each atom.
         num_filters: Features of each pair.
         num_interactions: Rounds of messages between neighbours.
-        num_gaussians: Radial basis functions of a distance.
         cutoff: Atoms beyond this distance [angstrom] are not neighbours.
         energy_weight: Weight of |E' error| / atoms in the loss.
         forces_weight: Weight of the mean |F' error| in the loss.
@@ -88,7 +86,6 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         hidden_channels: PositiveInt = 64,
         num_filters: PositiveInt = 64,
         num_interactions: PositiveInt = 3,
-        num_gaussians: PositiveInt = 32,
         cutoff: Positive = 6.0,
         energy_weight: NonNegative = 1.0,
         forces_weight: NonNegative = 1.0,
@@ -98,7 +95,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         check_arguments(PotentialModule.__init__, locals(), "model")
         super().__init__()
         self.save_hyperparameters()
-        sizes = (hidden_channels, num_filters, num_interactions, num_gaussians)
+        sizes = (hidden_channels, num_filters, num_interactions, N_GAUSSIANS)
         self.network = SchNet(*sizes, cutoff, interaction_graph=_given_pairs)
 
     def setup(self, stage: str) -> None:

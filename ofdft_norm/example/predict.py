@@ -1,7 +1,5 @@
 """Predictions of a checkpoint for samples, as a table and as a file."""
 
-from __future__ import annotations
-
 import csv
 import inspect
 import io
@@ -192,8 +190,7 @@ def warn_of_extrapolation(columns: Columns, tolerance: float) -> None:
     if far:
         rank_zero_warn(
             f"{len(far)} of {format_count(len(excess), 'sample')}, of {format_count(len(worst), 'molecule')}, have "
-            "coefficients "
-            f"outside of the range of the training split by more than {tolerance:g} of its width; errors may be large: "
+            f"coefficients outside of the training range by more than {tolerance:g} of its width; errors may be large: "
             f"{'; '.join(named)}{'; ...' if len(worst) > 5 else ''} (config: range_tolerance)"
         )
 

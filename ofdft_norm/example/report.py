@@ -1,7 +1,5 @@
 """Report of a run: one HTML page from the files of its folder, without links to other files."""
 
-from __future__ import annotations
-
 import base64
 import html
 import math

@@ -1,7 +1,5 @@
 """Errors of a trained model and of baselines, as a table and as CSV."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections import Counter, defaultdict

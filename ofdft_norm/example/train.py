@@ -1,7 +1,5 @@
 """A training run, from a Hydra configuration to a folder with checkpoints, metrics, results and pictures."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path

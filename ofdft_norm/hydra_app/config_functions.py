@@ -3,8 +3,6 @@
 The Hydra plug-in registers the resolvers in every application; this module is imported when one of them is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Short messages for wrong configurations and data: the error, and the closest valid name."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

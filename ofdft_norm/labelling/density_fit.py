@@ -4,8 +4,6 @@ The basis is even-tempered (`pyscf.df.aug_etb`) and uncontracted. Functions are 
 `BasisInfo`: atom after atom, within an atom sorted by l; p functions x, y, z, other shells m = -l ... l.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

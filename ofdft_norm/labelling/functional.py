@@ -1,7 +1,5 @@
 """Energies of densities in the density basis, and their derivatives with respect to the coefficients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 A set is a folder with ``labels/<mol_id>.zarr.zip``, ``basis_info.json`` and ``provenance.yaml``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import hashlib

@@ -1,7 +1,5 @@
 """Geometries of molecules, from files that ASE reads."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Sequence

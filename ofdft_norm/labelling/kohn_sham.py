@@ -1,7 +1,5 @@
 """Restricted Kohn-Sham calculations that keep every iteration, and the weights with which Fock matrices were mixed."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal

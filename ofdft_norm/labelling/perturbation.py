@@ -4,8 +4,6 @@ They bound a functional from below beside that path. A density that diagonalises
 minimises T_s + tr((F - T + V) Gamma), so dT/dp = -(v_eff + v), up to a multiple of w.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

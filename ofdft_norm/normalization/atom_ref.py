@@ -96,7 +96,7 @@ class AtomRef(Reference):
         name = "scalar_atom_ref" if scalar_only else "atom_ref"
         keys = "gradient_label/mean", f"{name}_atom_type_bias", f"{name}_global_bias"
         gbar, t_z, t_global = map(partial(dataset_statistics.load_statistic, weigher_key), keys)
-        check_basis(dataset_statistics, basis_info, len(gbar))
+        basis_info = check_basis(dataset_statistics, basis_info, len(gbar))
         if scalar_only:
             if basis_info is None:
                 raise ConfigError("scalar_only=True needs basis_info, to select the functions with l = 0")

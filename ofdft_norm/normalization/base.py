@@ -1,7 +1,5 @@
 """Base of references and rescalings: float64 buffers, affine maps of fields, checks of fields, and `Reference`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.basis import BasisInfo, convert_basis
 from ofdft_norm.data.sample import get_field
 from ofdft_norm.errors import ConfigError, NormalizationError, StatisticsError
 from ofdft_norm.statistics.store import DatasetStatistics
@@ -123,10 +121,12 @@ class Reference(Float64Module):
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
 
-def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo | None, n_basis: int) -> None:
-    """Raises StatisticsError for statistics, of n_basis functions, of another basis."""
+def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo | None, n_basis: int) -> BasisInfo | None:
+    """Returns the basis; raises StatisticsError for statistics, of n_basis functions, of another basis."""
+    if not isinstance(basis_info, BasisInfo | None):
+        basis_info = convert_basis(basis_info)
     if basis_info is None or (n_basis == basis_info.n_basis and statistics.basis_info in (basis_info, None)):
-        return
+        return basis_info
     raise StatisticsError(
         f"{statistics.path or 'the statistics'}: made for {statistics.basis_info or f'{n_basis} functions'}, but the "
         f"labels have {basis_info} of {basis_info.n_basis} functions (config: data.statistics.path, "

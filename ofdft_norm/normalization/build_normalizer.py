@@ -1,7 +1,5 @@
 """Builds a normaliser from statistics and settings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

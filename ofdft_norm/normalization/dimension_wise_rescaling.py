@@ -220,7 +220,7 @@ class DimensionWiseRescaling(Float64Module):
         reference = "scalar_atom_ref" if equivariant else "atom_ref"
         names = ("coeffs/mean", "coeffs/std", f"gradient_max_after_{reference}")
         biases, stds, max_grads = map(partial(dataset_statistics.load_statistic, weigher_key), names)
-        check_basis(dataset_statistics, basis_info, len(biases))
+        basis_info = check_basis(dataset_statistics, basis_info, len(biases))
         if equivariant:
             if basis_info is None:
                 raise ConfigError("equivariant=True needs basis_info, which defines the shells")

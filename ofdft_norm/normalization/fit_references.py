@@ -1,7 +1,5 @@
 """Fits linear element references to any data set of samples ([OC22]), on any number of processes."""
 
-from __future__ import annotations
-
 import logging
 import math
 import warnings

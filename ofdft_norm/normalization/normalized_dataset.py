@@ -1,7 +1,5 @@
 """Normalised data: a data set of normalised batches, and the same steps for a batch that a loader has joined."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """The normaliser: reference, rescaling and energy scale composed, with exact inverses."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Given references: energies by element, state dicts, files of other programs; nothing is unpickled."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import math

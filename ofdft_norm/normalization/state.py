@@ -1,7 +1,5 @@
 """A normaliser as plain data for a checkpoint: loads with ``weights_only=True``, without a data set."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Statistics and normaliser as text: number of samples, residuals of the references, and scales."""
 
-from __future__ import annotations
-
 from textwrap import fill
 
 import numpy as np

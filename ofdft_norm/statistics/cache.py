@@ -1,7 +1,5 @@
 """Statistics of a training split: given by path, fitted before, or fitted now."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

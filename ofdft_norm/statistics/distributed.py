@@ -1,7 +1,5 @@
 """Processes of a joint fit (torch.distributed): their shares, errors and results."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The fit of all statistics in two passes: moments of each dimension, then one row for each sample."""
 
-from __future__ import annotations
-
 import datetime
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Passes of a fit over label files or packs (molecule by molecule), any data set of samples, or a loader."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
@@ -147,7 +145,8 @@ class Reader:
         """Makes one pass over the fields of weighers and some others; an error on one rank is an error on all ranks."""
         names: list[str] | None = ["mol_id", "scf_iteration", "has_energy_label", *fields]
         for weigher in weighers:
-            names = None if names is None or weigher.fields is None else [*names, *weigher.fields]
+            own = getattr(weigher, "fields", None)  # other packages' weighers lack it
+            names = None if names is None or own is None else [*names, *own]
         n_samples, unit = 0, " molecules" if self.whole_molecules else " samples"
         hidden = not self.progress or self.ranks.rank > 0
         bar = tqdm(total=self.n_items, desc=what, unit=unit, disable=hidden)

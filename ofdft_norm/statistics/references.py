@@ -4,8 +4,6 @@ Rows are reduced to the R factor of a QR decomposition, and factors stack (TSQR)
 condition number. So 1e-6 hartree are kept in energies of 1e5.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import numpy as np

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ofdft_norm.data.basis import BasisInfo
+from ofdft_norm.data.basis import BasisInfo, convert_basis
 from ofdft_norm.data.files import write_whole
 from ofdft_norm.data.zarr_v2 import ZarrGroup, write_zarr_arrays
 from ofdft_norm.errors import MissingStatisticError, MissingStatisticsFileError, StatisticsError
@@ -147,6 +147,7 @@ class DatasetStatistics:
             StatisticsError: If the data set is empty, a weigher gives no sample weight, or atoms are too few.
             LabelFileError: If a label is malformed; under torch.distributed, on every rank.
         """
+        basis_info = None if basis_info is None else convert_basis(basis_info)
         config = StatisticsConfig(
             weigher_key=atom_ref_fit_sample_weighers[0].summary_string() if atom_ref_fit_sample_weighers else "",
             weighers=atom_ref_fit_sample_weighers,

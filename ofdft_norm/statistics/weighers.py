@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -23,11 +24,12 @@ _CONFIG = "(config: data.statistics.weighers)"
 _SAME = 1e-11
 
 
-class SampleWeigher:
+class SampleWeigher(ABC):
     """Gives each sample a weight; `summary_string()` is the key of its statistics.
 
-    Subclasses implement `get_weights`, and `summary_string` or `key`. Weighers multiply: ``a * b`` gives each sample
-    the product of both weights and joins the keys with ``_times_``.
+    Subclasses implement `get_weights`, and `summary_string` or `key`. Objects of other classes with both methods, such
+    as STRUCTURES25's weighers, are weighers as well. Weighers multiply: ``a * b`` gives each sample the product of both
+    weights and joins the keys with ``_times_``.
 
     Attributes:
         fields: The fields of samples that `get_weights` reads; a fit reads no others. None: not known, all are read.
@@ -35,20 +37,23 @@ class SampleWeigher:
     """
 
     fields: tuple[str, ...] | None = None
-    key: str | None = None
+    key: str
 
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        methods = cls is SampleWeigher and hasattr(other, "get_weights") and hasattr(other, "summary_string")
+        return methods or NotImplemented
+
+    @abstractmethod
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights >= 0 of a batch's (or a single sample's) samples.
 
         Args:
             batch: A batch, or a single sample.
         """
-        raise TypeError(f"{type(self).__name__} does not define get_weights")
 
     def summary_string(self) -> str:
         """Returns the key of this weigher's statistics."""
-        if self.key is None:
-            raise TypeError(f"{type(self).__name__} does not define summary_string")
         return self.key
 
     def __mul__(self, other: SampleWeigher) -> ProductSampleWeigher:
@@ -182,7 +187,7 @@ class ProductSampleWeigher(SampleWeigher):
         if not weighers:
             raise StatisticsError("ProductSampleWeigher needs at least one weigher")
         self.weighers = weighers
-        known = [weigher.fields for weigher in weighers]
+        known = [getattr(weigher, "fields", None) for weigher in weighers]  # other packages' weighers lack it
         self.fields = None if None in known else tuple(name for fields in known for name in fields or ())
         self.key = "_times_".join(weigher.summary_string() for weigher in weighers)
 

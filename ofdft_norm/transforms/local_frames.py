@@ -1,7 +1,5 @@
 """Local frames: each atom's coefficients in axes that rotate with the molecule."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import torch

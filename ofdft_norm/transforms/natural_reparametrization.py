@@ -1,7 +1,5 @@
 """Natural reparametrisation: coordinates in which the overlap of the density basis is the unit matrix."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The overlap of the density basis: the sample's own matrix, or PySCF's integrals over the basis's exponents."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

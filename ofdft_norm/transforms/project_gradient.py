@@ -1,7 +1,5 @@
 """Projection of gradients: a function, and a pre-transform of gradient labels."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import torch

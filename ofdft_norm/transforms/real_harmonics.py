@@ -4,8 +4,6 @@ Functions of one l are ordered m = -l ... l. Signs are PySCF's: Y(l, m) is a pos
 m >= 0 and of Im (x + iy)^|m| for m < 0.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

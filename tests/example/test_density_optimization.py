@@ -1,6 +1,5 @@
 """Density optimisation on toy functionals with known minima, and the exact terms of the energy against labels."""
 
-from runpy import run_path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,19 +9,22 @@ import torch
 
 pytest.importorskip("pyscf")
 
+import optimize_density as optimize_density_script
+from optimize_density import (
+    N_STAYS,
+    format_optimizations,
+    group_samples,
+    minimize,
+    optimize_density,
+    plot_optimizations,
+)
+
 from ofdft_norm import BasisInfo, BasisTransforms, Normalizer, OFData
 from ofdft_norm.data.files import EMBEDDED
 from ofdft_norm.data.packed import PackedDataset, PackedSet
 from ofdft_norm.errors import BasisError, BatchError, ConfigError
-from ofdft_norm.example import ExactTerms, density_optimization
-from ofdft_norm.example.density_optimization import (
-    N_STAYS,
-    group_samples,
-    minimize,
-    optimize_density,
-)
+from ofdft_norm.example import ExactTerms
 from ofdft_norm.labelling import make_labels, read_geometries
-from tests.pages import ROOT
 
 BASIS = BasisInfo([1], ["2x0e+1x1o"])
 
@@ -47,7 +49,7 @@ def test_a_quadratic_functional_is_minimised_at_a_constant_number_of_electrons()
     a, b, w, start = quadratic(12)
     path = minimize(lambda p: 0.5 * p @ a @ p - b @ p, start, w)
     error = path.coeffs.numpy() - constrained_minimum(a, b, w, float(w @ start))
-    assert np.linalg.norm(error) < density_optimization.SMALL_GRADIENT  # the smallest eigenvalue of A is above 1
+    assert np.linalg.norm(error) < optimize_density_script.SMALL_GRADIENT  # the smallest eigenvalue of A is above 1
     assert path.converged
     assert len(path.energies) == path.final_step + N_STAYS + 1
 
@@ -57,7 +59,7 @@ def test_functionals_without_a_minimum_do_not_converge():
     assert not minimize(lambda p: b @ p, start, w, max_steps=60).converged
     flat = minimize(lambda p: -p @ p, 1e-3 * start, w, max_steps=80)  # a small gradient, then it runs away
     assert flat.final_step == 0
-    assert flat.gradient_norms[0] < density_optimization.SMALL_GRADIENT
+    assert flat.gradient_norms[0] < optimize_density_script.SMALL_GRADIENT
     assert not flat.converged
     assert len(minimize(lambda p: -9 * p @ p, start, w).energies) < 100  # it ends where the energy runs away
 
@@ -73,7 +75,7 @@ def test_optimisation_of_a_sample_finds_the_density_of_the_label(monkeypatch):
         def __call__(self, coeffs: torch.Tensor) -> torch.Tensor:
             return 0.5 * coeffs @ a @ coeffs
 
-    monkeypatch.setattr(density_optimization, "ExactTerms", ToyTerms)
+    monkeypatch.setattr(optimize_density_script, "ExactTerms", ToyTerms)
     model: Any = SimpleNamespace(normalizer=Normalizer(), network=lambda batch, coeffs: -(b @ coeffs).reshape(1))
     options = {"ground_state_coeffs": truth, "dual_basis_integrals": w, "mol_id": "hydrogen"}
     labelled = {"energy_label": [float(-b @ truth)], "gradient_label": -b}
@@ -86,12 +88,11 @@ def test_optimisation_of_a_sample_finds_the_density_of_the_label(monkeypatch):
     assert found.energy_error == pytest.approx(0, abs=1e-3)
     assert found.density_error < 0.1
     assert found.initial_density_error == pytest.approx(float((start - truth).norm()))
-    script = run_path(str(ROOT / "scripts" / "optimize_density.py"))
-    _, final, initial = (line.split() for line in script["format_optimizations"]({"test": [found]}).splitlines())
+    _, final, initial = (line.split() for line in format_optimizations({"test": [found]}).splitlines())
     assert final[:5] == ["test", "1", "of", "1", str(found.path.final_step)]
     assert float(final[5]) == pytest.approx(1e3 * abs(found.energy_error), abs=0.05)
     assert float(initial[-2]) == pytest.approx(found.initial_density_error, abs=5e-4)
-    assert len(script["plot_optimizations"]({"test": [found]}).axes) == 2
+    assert len(plot_optimizations({"test": [found]}).axes) == 2
     for key, own, message in (("e_kin", samples[:1], "0 ground states"), ("e_tot", samples, "e_tot in hartree")):
         with pytest.raises(ConfigError, match=rf"'hydrogen'.*{message}"):
             optimize_density(model, own, key, np.ones(5))

@@ -14,18 +14,19 @@ from tests.naive_statistics import Values
 CONSTANT = (ConstantSampleWeigher(),)
 
 
-class FieldWeigher(SampleWeigher):
-    """Takes each sample's weight from its field `weight`; the fit does not know which fields it reads."""
-
-    key = "field"
+class FieldWeigher:
+    """Takes each sample's weight from its field `weight`; a class of another package, with STRUCTURES25's methods."""
 
     def get_weights(self, batch: Data) -> Tensor:
         return batch["weight"]
 
+    def summary_string(self) -> str:
+        return "field"
+
 
 # keys of weighers, and the fields of their weights
 FIELDS = {"field": "weight", "field_other_weight": "other_weight"}
-FIELD_WEIGHERS = (FieldWeigher(), FieldSampleWeigher("other_weight"))
+FIELD_WEIGHERS: Any = (FieldWeigher(), FieldSampleWeigher("other_weight"))
 
 
 def fit(dataset: Any, basis_info: BasisInfo | None, weighers: Sequence[SampleWeigher] = CONSTANT, **kwargs: Any) -> Any:

@@ -1,6 +1,7 @@
 """What the fit does with odd and bad input: weights, elements, labels."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from ofdft_norm import BasisInfo, HasEnergyLabelSampleWeigher, OFData, OFDataset, SampleWeigher
+from ofdft_norm import (
+    BasisInfo,
+    DimensionWiseRescaling,
+    HasEnergyLabelSampleWeigher,
+    OFData,
+    OFDataset,
+    OFDFTDataModule,
+    SampleWeigher,
+)
 from ofdft_norm.errors import BatchError, OFDFTNormError, StatisticsError
 from tests.naive_statistics import naive_statistics
 from tests.statistics.common import FIELD_WEIGHERS, FIELDS, assert_close, assert_same_statistics, fit
@@ -42,6 +51,18 @@ def test_numbers_without_label_are_never_used(basis_info: BasisInfo, samples: li
         sample.gradient_label = torch.full_like(sample.gradient_label, torch.nan)
         sample.energy_label = torch.full_like(sample.energy_label, torch.nan)
     assert_close(fit(samples, basis_info), "constant", expected)
+
+
+def test_a_basis_of_another_class_is_converted(basis_info: BasisInfo, samples: list[OFData]) -> None:
+    foreign: Any = SimpleNamespace(atomic_numbers=basis_info.atomic_numbers, irreps_per_atom=basis_info.irreps_per_atom)
+    statistics = fit(samples, foreign)
+    assert_same_statistics(statistics, fit(samples, basis_info))
+    scales = [
+        DimensionWiseRescaling.from_dataset_statistics(statistics, basis, "constant", equivariant=True).lambda_z
+        for basis in (foreign, basis_info)
+    ]
+    assert torch.equal(*scales)
+    assert OFDFTDataModule.wrap(train=samples, basis_info=foreign).basis_info == basis_info
 
 
 class FixedWeigher(SampleWeigher):

@@ -71,10 +71,7 @@ def test_a_constant_weight_out_of_range_is_refused(weight: Any) -> None:
         ConstantSampleWeigher(weight)
 
 
-class Heavy(SampleWeigher):
-    def __init__(self, weight: float = 1) -> None:
-        self.weight = weight
-
+class Heavy(ConstantSampleWeigher):
     def summary_string(self) -> str:
         return "constant"
 

@@ -4,8 +4,6 @@ Every Hydra application imports this module when it starts, so it does not impor
 ``__init__.py`` beside this file would hide other packages' plug-ins in the namespace `hydra_plugins`.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
