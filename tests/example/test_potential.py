@@ -56,7 +56,7 @@ def test_pairs_are_those_within_the_cutoff_of_one_molecule() -> None:
 def calculator() -> Any:
     """A calculator of an untrained model in float64, with its own unit."""
     torch.manual_seed(0)
-    model = PotentialModule(8, 8, 2, 6, cutoff=4.5).double()
+    model = PotentialModule(8, 8, 2, cutoff=4.5).double()
     model.normalizer = Normalizer(energy_scale=7.0, energy_field="energy", forces_field="forces", unit="kcal/mol")
     return PotentialCalculator(model)
 
@@ -103,7 +103,7 @@ def test_a_batch_of_cells_and_molecules_predicts_as_its_members(calculator: Any)
 
 
 def test_a_calculator_refuses_unknown_elements_and_models_of_densities(calculator: Any, tmp_path: Path) -> None:
-    model = PotentialModule(8, 8, 1, 6)
+    model = PotentialModule(8, 8, 1)
     model.normalizer = Normalizer(LinearReferences(torch.tensor([0.0, -13.6])), energy_field="energy", unit="eV")
     atoms = molecule("H2O", calculator=PotentialCalculator(model))
     with pytest.raises(NormalizationError, match=r"H2O.*no reference energy for the elements \[8\]"):
