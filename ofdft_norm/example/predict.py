@@ -195,9 +195,6 @@ def warn_of_extrapolation(columns: Columns, tolerance: float) -> None:
         )
 
 
-# --- table and files --------------------------------------------------------------------------------------------------
-
-
 def format_table(columns: Columns, unit: str, head: int) -> str:
     """Returns the first predictions as a text table; columns that no prediction fills are left out."""
     names, iterations, energies, labels, excess, dimensions = (columns[name][:head] for name in TABLE)

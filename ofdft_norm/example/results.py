@@ -196,9 +196,6 @@ def evaluate(
     return results, ((energies[0], energies[1]), (derivatives[0], derivatives[1]))
 
 
-# --- table and file ---------------------------------------------------------------------------------------------------
-
-
 def format_table(rows: Sequence[ResultRow]) -> str:
     """Returns mean absolute errors as a text table, split by split; ``-`` where a predictor predicts nothing.
 
