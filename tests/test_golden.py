@@ -4,6 +4,7 @@ They are frozen again only with new embedded labels; the naive statistics of oth
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ TRANSFORMED: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-9}
 
 
 @pytest.fixture(scope="module")
-def natural() -> OFDFTDataModule:
-    """The embedded labels in natural coordinates, without local frames."""
-    return OFDFTDataModule(pre_transforms=[BasisTransforms([NaturalReparametrization()]), ProjectGradient()])
+def natural() -> Iterator[OFDFTDataModule]:
+    """The embedded labels in natural coordinates, without local frames; each molecule is diagonalised once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ofdft_norm.transforms.coordinates._CACHE_BYTES", 2**30)
+        yield OFDFTDataModule(pre_transforms=[BasisTransforms([NaturalReparametrization()]), ProjectGradient()])
 
 
 @pytest.fixture(scope="module")
