@@ -3,8 +3,6 @@
 Label files are written with the zarr library alone, so that readers are tested against another implementation.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

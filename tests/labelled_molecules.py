@@ -1,7 +1,5 @@
 """A folder with a few embedded molecules as label files, and data modules and trainers that write nothing elsewhere."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

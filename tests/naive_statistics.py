@@ -1,7 +1,5 @@
 """A second implementation of all statistics, by plain loops over samples and atoms."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any

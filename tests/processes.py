@@ -5,8 +5,6 @@ it within milliseconds, knows nothing of the tests that ran before, and may be k
 needed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import multiprocessing

@@ -1,7 +1,5 @@
 """SchNet on energies and forces of ASE: exact forces, errors, and the data that each model refuses."""
 
-from __future__ import annotations
-
 import csv
 from itertools import permutations
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several processes: DDP, a run that is resumed in a new process."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
