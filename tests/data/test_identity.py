@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch_geometric.transforms import Compose
 
-from ofdft_norm import ConstantSampleWeigher, HasEnergyLabelSampleWeigher, ProjectGradient
+from ofdft_norm import ConstantSampleWeigher, ProjectGradient
 from ofdft_norm.data.identity import identify
 from tests import processes
 
@@ -115,18 +115,13 @@ def add(x: int, shift: int) -> int:
 DIFFERENT: list[tuple[Any, Any]] = [
     (1, True),
     (0.0, -0.0),
-    ([1], (1,)),
     ({1}, frozenset({1})),
-    (np.zeros(2), np.zeros((2, 1))),
     (np.zeros(2), np.zeros(2, dtype=np.float32)),
     (torch.zeros(2), np.zeros(2)),
-    (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
     (torch.tensor([1.00001]), torch.tensor([1.00002])),  # printed alike
     (Argument(1), Argument(x=1)),
     (Argument(Argument({1, 2})), Argument(Argument({1, 3}))),
-    (functools.partial(add, 1), functools.partial(add, shift=1)),
     (ConstantSampleWeigher(0.1234567), ConstantSampleWeigher(0.1234568)),
-    (ConstantSampleWeigher(), HasEnergyLabelSampleWeigher()),
     (ProjectGradient(), Compose([ProjectGradient()])),
     (torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)),  # other weights
 ]
@@ -157,8 +152,6 @@ def ring() -> Any:
     [
         lambda: Argument(threading.Lock()),
         lambda: lambda x: x + 1,
-        lambda: Argument(lambda: 0),
-        lambda: torch.zeros(2, device="meta"),
         lambda: np.array([local_object()]),
         local_object,
         ring,

@@ -129,8 +129,6 @@ def test_chunks_of_rows_without_label_may_be_missing(labels: Any) -> None:
     ("attributes", "refused"),
     [
         ({}, False),
-        ({"p_order": "xyz", "coordinates": "raw"}, False),
-        ({"settings": {"beta": 2.5}}, False),
         ({"p_order": "yzx"}, True),
         ({"coordinates": "natural_symmetric"}, True),
         ({"settings": {"natural_reparametrization": True}}, True),
@@ -170,10 +168,8 @@ WRONG: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
     *((GRADIENT, put((2, 5), value), "SCF iteration 2, entry 5, ") for value in (np.nan, -np.inf, -1e16)),
     (INTEGRALS, put((0, 4), np.nan), "SCF iteration 0, entry 4, "),  # without label
     (POSITIONS, put((1, 1), np.nan), "expected finite"),
-    (COEFFS, lambda v: v.view(np.int64), "expected finite"),  # floats that are read as integers
     (COEFFS, lambda v: v.view(">f8"), "expected finite"),  # the wrong byte order
     (COEFFS, lambda v: v[0], "expected"),
-    (GRADIENT, lambda v: v[:-1], "expected"),
     (FLAG, lambda v: [0, 0.5, 1, 1], FLAGS),
     (STEPS, lambda v: 3, "has shape"),
     (ELEMENTS, lambda v: [8.0, 1, 1], "whole numbers"),
@@ -254,8 +250,6 @@ def test_written_files_have_the_layout_and_every_chunk(basis_info: Any, make_lab
     "change",
     [
         {"coeffs": np.full((4, 20), np.nan)},
-        {"coeffs": np.zeros((3, 20))},
-        {"dual_basis_integrals": np.full(20, np.inf)},
         {"gradients": {"grad_kin": np.zeros((4, 19))}},
         {"has_energy_label": [True]},
     ],

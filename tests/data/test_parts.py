@@ -13,9 +13,8 @@ from torch_geometric.data import Data
 
 from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.dataset import OFDataset
-from ofdft_norm.data.pack import pack_labels
 from ofdft_norm.data.parts import DataParts
-from ofdft_norm.data.sources import EmbeddedLabels, LabelFiles, PackedLabels
+from ofdft_norm.data.sources import EmbeddedLabels, LabelFiles
 from ofdft_norm.data.split import SplitConfig
 from ofdft_norm.data.wrapped import WrappedData
 from ofdft_norm.errors import ConfigError, SplitError
@@ -108,9 +107,6 @@ def test_the_embedded_labels_are_found_in_another_installation(tmp_path: Path, m
     assert moved["test"].paths[0].parent == copy
 
 
-# --- units ------------------------------------------------------------------------------------------------------------
-
-
 # --- bases ------------------------------------------------------------------------------------------------------------
 
 
@@ -129,17 +125,3 @@ def test_labels_of_a_part_of_a_checkpoints_basis_are_those_built_with_it(
         parts.restore(None, other)
         with pytest.raises(ConfigError, match=r"the checkpoint's normaliser belongs to .*data\.source\.basis_info"):
             _ = parts["train"]
-
-
-def test_packed_sets_that_change_between_two_setups_are_read_again(tmp_path: Path, folder: Path, labels: Any) -> None:
-    files = sorted(folder.glob("*.zip"))
-    packed = pack_labels(OFDataset(files, labels.basis_info), tmp_path / "packed", progress=False)
-    parts = DataParts(PackedLabels(str(packed)), SPLIT, [])
-    before = parts["train"][0].coeffs.clone()
-    shutil.rmtree(packed)
-    for file in files:
-        labels.write(file.name, (8, 1, 1), 2)
-    pack_labels(OFDataset(files, labels.basis_info), packed, progress=False)
-    assert torch.equal(parts["train"][0].coeffs, before)
-    parts.release()
-    assert not torch.equal(parts["train"][0].coeffs[:1], before[:1])
