@@ -3,7 +3,6 @@
 import multiprocessing
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from ofdft_norm.labelling import (
     LabellingError,
     LabelSettings,
     generate_labels,
-    read_geometries,
 )
 from tests import processes
 
@@ -134,29 +132,3 @@ def test_embedded_labels_are_made_again(tmp_path: Path, monkeypatch: pytest.Monk
         # what other linear algebra and other thread counts may change
         for field, tolerance in {"energy_label": 1e-6, "coeffs": 1e-6, "gradient_label": 1e-5}.items():
             np.testing.assert_allclose(found[field], expected[field], rtol=0, atol=tolerance, err_msg=field)
-
-
-def test_embedded_rows_are_thinned_evenly() -> None:
-    perturbed = np.arange(13) % 12 // 5 == 0  # rows 0 ... 4
-    perturbed[0] = perturbed[12] = False
-    assert embedded.kept_rows(perturbed, is_sample=True).tolist() == [0, 2, 3, 4, 5, 8, 12]
-    assert embedded.kept_rows(perturbed, is_sample=False).tolist() == [0, 2, 4, 5, 8, 12]
-
-
-def test_embedded_geometries_are_sampled_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "SAMPLED", ("water",))
-    monkeypatch.setattr(embedded, "N_GEOMETRIES", 12)
-    monkeypatch.setattr(embedded, "relax", lambda geometry: geometry)
-    monkeypatch.setattr(embedded, "sample_normal_modes", partial(embedded.sample_normal_modes, basis="STO-3G"))
-    present = [g for g in read_geometries(EMBEDDED / "geometries.xyz") if g.mol_id in ("water", "water_000", "ethanol")]
-    found = embedded.sample_geometries(present)
-    assert [g.mol_id for g in found] == ["water", "ethanol", *(f"water_{i:03}" for i in range(12))]
-    embedded.write_geometries(tmp_path / "all.xyz", found)
-    again = read_geometries(tmp_path / "all.xyz")
-    for a, b in zip(found, again, strict=True):
-        np.testing.assert_allclose(a.positions, b.positions, atol=1e-7)
-    split = embedded.split_molecules([g.mol_id for g in again])
-    assert split["test_molecules"] == ["ethanol.zarr.zip"]
-    assert split["train"] == ["water.zarr.zip", "water_000.zarr.zip", "water_001.zarr.zip"]
-    assert split["val"] == [f"water_{i:03}.zarr.zip" for i in range(2, 7)]
-    assert split["test"] == [f"water_{i:03}.zarr.zip" for i in range(7, 12)]

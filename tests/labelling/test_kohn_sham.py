@@ -10,7 +10,7 @@ pytest.importorskip("pyscf")
 from pyscf import dft
 
 from ofdft_norm.labelling import Geometry, KohnShamSettings, LabellingError, run_kohn_sham
-from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory, check_functional, find_mixing_weights, find_pulay_weights
+from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory, check_functional
 
 
 @pytest.fixture
@@ -39,21 +39,6 @@ def test_converges_to_the_energies_of_pyscfs_own_loop(trajectory: KohnShamTrajec
     assert energies["e_kin"] == pytest.approx(kinetic, abs=1e-3)
     parts = ("e_kin", "e_hartree", "e_xc", "e_ext", "e_nuc_nuc")
     assert energies["e_tot"] == pytest.approx(sum(energies[name] for name in parts), abs=1e-12)
-
-
-def test_mixing_weights_sum_to_one_and_minimise_the_error() -> None:
-    generator = np.random.default_rng(1)
-    settings = KohnShamSettings(diis_space=3, damping=0.7, damping_threshold=0.0)
-    errors, weights = list(generator.normal(size=(6, 9))), np.zeros(0)
-    for k in range(1, 7):
-        weights = find_mixing_weights(errors[:k], weights, settings)
-        assert (len(weights), weights.sum()) == (k, pytest.approx(1.0))
-    small = [error * 0.1**k for k, error in enumerate(errors[:4])]
-    best = find_pulay_weights(small)
-    steps = generator.normal(size=(50, 4)) * 1e-3
-    others = best + steps - steps.mean(axis=1, keepdims=True)
-    assert best.sum() == pytest.approx(1.0)
-    assert (np.linalg.norm(others @ small, axis=1) >= np.linalg.norm(best @ small)).all()
 
 
 @pytest.mark.parametrize(

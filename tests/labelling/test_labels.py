@@ -8,7 +8,6 @@ import pytest
 
 pytest.importorskip("pyscf")
 
-from ofdft_norm import BasisInfo
 from ofdft_norm.labelling import (
     CheckTolerances,
     KohnShamLabels,
@@ -16,7 +15,7 @@ from ofdft_norm.labelling import (
     check_labels,
     report_table,
 )
-from ofdft_norm.labelling.density_fit import external_potential, integrate_basis, solve_fit
+from ofdft_norm.labelling.density_fit import external_potential, integrate_basis
 from ofdft_norm.labelling.functional import evaluate_potentials
 from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory
 from ofdft_norm.labelling.perturbation import perturb
@@ -156,16 +155,6 @@ def test_checks_refuse_lost_electrons_bad_fits_and_shifted_energies(both: dict[s
 FUNCTIONALS = {"e_xc": "PBE", "e_lda": "LDA,VWN", "e_kinapbe": "GGA_K_APBE"}
 
 
-def test_functions_are_in_the_order_of_the_basis(mol: Any) -> None:
-    basis_info = BasisInfo.from_atomic_numbers_with_even_tempered_basis([1, 8], "6-31G(2df,p)", 2.5)
-    names = mol.ao_labels(fmt=False)
-    functions = basis_info.basis_function_ind(basis_info.atom_indices(WATER.atomic_numbers))
-    assert [atom for atom, *_ in names] == [0] * 116 + [1] * 20 + [2] * 20
-    assert ["spdfg".index(shell[-1]) for _, _, shell, _ in names] == basis_info.l_per_basis_func[functions].tolist()
-    assert [component for *_, component in names[11:17]] == ["x", "y", "z"] * 2
-    assert [component for *_, component in names[35:40]] == ["xy", "yz", "z^2", "xz", "x2-y2"]
-
-
 def test_integrals_agree_with_quadrature(mol: Any, trajectory: KohnShamTrajectory) -> None:
     grid, integrals = trajectory.grid, integrate_basis(mol)
     values = mol.eval_gto("GTOval", grid.coords)
@@ -176,18 +165,6 @@ def test_integrals_agree_with_quadrature(mol: Any, trajectory: KohnShamTrajector
     attraction = -(WATER.atomic_numbers / distances).sum(axis=1)
     expected = (grid.weights * attraction) @ values[:, smooth]
     np.testing.assert_allclose(external_potential(mol)[smooth], expected, rtol=1e-3)
-
-
-def test_solutions_are_those_of_dense_linear_algebra() -> None:
-    generator = np.random.default_rng(2)
-    root, right = generator.normal(size=(7, 7)), generator.normal(size=(3, 7))
-    rows, values = generator.normal(size=(2, 7)), generator.normal(size=(3, 2))
-    metric = root @ root.T + 0.1 * np.eye(7)
-    system = np.block([[metric, rows.T], [rows, np.zeros((2, 2))]])
-    expected = np.linalg.solve(system, np.concatenate([right, values], axis=1).T).T[:, :7]
-    np.testing.assert_allclose(solve_fit(metric, right, rows, values, exactly=True), expected, atol=1e-10)
-    expected = np.linalg.lstsq(np.vstack([metric, rows]), np.hstack([right, values]).T, rcond=None)[0].T
-    np.testing.assert_allclose(solve_fit(metric, right, rows, values, exactly=False), expected, atol=1e-10)
 
 
 def test_each_fit_keeps_its_promises(mol: Any, trajectory: KohnShamTrajectory, both: dict[str, KohnShamLabels]) -> None:
