@@ -115,13 +115,9 @@ def test_devices_change_only_the_device(device):
         check_equal(moved, model())
 
 
-@pytest.mark.parametrize("value", [0.1, [0.1, 0.2], np.array([0.2, 0.1])[::-1], np.array([0.1], ">f8")])
-def test_registered_values_are_exact_copies(value):
+def test_registered_values_are_copies():
     module = Float64Module()
-    module.register_float64("value", value)
-    assert module.value.dtype == torch.float64
-    assert module.value.tolist() == np.asarray(value).tolist()
-    array, tensor = np.ones(2), torch.ones(2, dtype=torch.float64, requires_grad=True)
+    array, tensor = np.ones(4)[::-2], torch.ones(2, dtype=torch.float64, requires_grad=True)
     module.register_float64("a", array)
     module.register_float64("t", tensor)
     array[0] = tensor.data[0] = 5

@@ -342,11 +342,6 @@ def test_what_does_not_fit_is_refused():
 # --- reports -----
 
 
-def table_of(text: str) -> list[list[str]]:
-    assert max(map(len, text.splitlines())) <= 80
-    return [line.split() for line in text.splitlines()]
-
-
 @pytest.mark.parametrize(
     ("compositions", "undetermined"),
     [
@@ -369,7 +364,7 @@ def test_references_by_data_set_have_a_table_of_shifts():
         for z in ([1], [8], [1, 8])
     ]
     text = fit_references_by_dataset(["energy"], data, "level")["energy"].summary("hartree")
-    lines = table_of(text)
+    lines = [line.split() for line in text.splitlines()]
     assert lines[1] == ["H", "hf", "-1.500000", "-0.500000"]
     assert lines[4] == ["O", "pbe", "-12.000000", "+4.000000"]
     assert text.count("fit on 3 samples: rank 2 of 2") == 2

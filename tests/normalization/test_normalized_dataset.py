@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 from ofdft_norm import LinearReferences, Normalizer, OFData, fit_linear_references
 from ofdft_norm.data.sample import JoinedDataset, join_samples
 from ofdft_norm.errors import BatchError, NormalizationError
-from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, choose_batch_dtype
+from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset
 
 FIELDS = ("coeffs", "ground_state_coeffs", "gradient_label", "dual_basis_integrals", "energy_label", "pos")
 
@@ -126,18 +126,6 @@ def test_post_transforms_see_each_batch_also_of_samples_that_are_kept(keep, raw,
         batch = dataset.__getitems__(samples)
         assert (batch.call, batch.n_samples) == (call, len(samples))
     assert raw.read == ([1, 2, 4, 3] if keep else [1, 2, 4, 1, 2, 1, 3])
-
-
-def test_the_dtype_follows_the_weights():
-    precisions = {
-        None: torch.float32,
-        "64-true": torch.float64,
-        "bf16-true": torch.bfloat16,
-        "bf16-mixed": torch.float32,
-    }
-    for precision, expected in {**precisions, "16-true": torch.float16}.items():
-        assert choose_batch_dtype("auto", precision) == expected
-    assert choose_batch_dtype("float64", "16-true") == torch.float64
 
 
 def test_an_overflow_of_float16_is_refused():

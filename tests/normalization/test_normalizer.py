@@ -231,12 +231,6 @@ def test_the_excess_over_the_training_range_equals_a_loop_for_raw_and_normalised
     np.testing.assert_allclose(of_normalised.excess, found.excess, rtol=1e-6, atol=1e-6)
 
 
-def test_statistics_without_a_range_give_none(basis_info):
-    statistics = DatasetStatistics.from_arrays({"has_energy_label/coeffs/mean": np.zeros(3)})
-    assert TrainingRange.from_dataset_statistics(statistics, basis_info) is None
-    assert Normalizer().range_excess(torch.nn.Identity()) is None
-
-
 # --- shapes and dtypes -----
 
 

@@ -80,15 +80,12 @@ def test_an_element_whose_fitted_reference_is_zero_is_not_unseen():
         (lambda: LinearReferences(torch.zeros(5, 2)), StatisticsError, r"shape \(5, 2\), expected a vector"),
         (lambda: LinearReferences(torch.zeros(5), seen_elements=torch.ones(4)), StatisticsError, r"\(4,\), .*\(5,\)"),
         (lambda: LinearReferences(vector({1: math.nan})), StatisticsError, "finite"),
-        (lambda: AtomRef([np.inf], 0.0, [0.0]), StatisticsError, "AtomRef: t_z "),
         (lambda: AtomRef([0.0], 1j, [0.0]), StatisticsError, "AtomRef: t_global "),
-        (lambda: AtomRef([0.0], 0.0, [0.0, np.nan]), StatisticsError, "AtomRef: g_z "),
         (lambda: LinearReferences(vector(), unseen_elements="skip"), ConfigError, "unseen_elements = 'skip'"),
         (lambda: LinearReferencesConfig(values=[0, 1.0], file="a"), ConfigError, "values and file, which exclude"),
         (lambda: LinearReferencesConfig(by="level", base="b"), ConfigError, "by and base, which exclude"),
         (lambda: LinearReferencesConfig(values=[0, 1.0], base="b"), ConfigError, "base and values, which exclude"),
         (lambda: REFERENCES(torch.zeros(3), batch_of([1], [1])), BatchError, r"\(3,\), expected \(2,\)"),
-        (lambda: REFERENCES(torch.zeros(1), Data(pos=torch.zeros(1, 3))), BatchError, "lacks the field"),
     ],
 )
 def test_bad_arguments_are_refused(make, error, message):

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from ofdft_norm import BasisInfo, DatasetStatistics, DimensionWiseRescaling, Normalizer
+from ofdft_norm import DatasetStatistics, DimensionWiseRescaling, Normalizer
 from ofdft_norm.config import AtomRefConfig, LinearReferencesConfig, RescalingConfig
 from ofdft_norm.normalization.build_normalizer import NormalizerSettings, build_normalizer
 from ofdft_norm.normalization.reference_files import references_from_values
@@ -32,26 +32,6 @@ def test_references_of_other_origins_have_a_row_of_their_own(samples, statistics
     default = build_normalizer(statistics, basis_info, NormalizerSettings(AtomRefConfig(), RescalingConfig()))
     expected = r"reference atomic \(rank 4, R2 0\.\d{6}\), rescaling dimension-wise, energy scale 1 hartree$"
     assert re.search(expected, describe_normalizer(default, statistics, KEY))
-
-
-def test_without_anything_but_energies():
-    for std, r2 in ((0.5, "0.960000"), (1e-13, "-"), (0.0, "-")):
-        arrays = {"energy/mean": -40.0, "energy/std": std, "energy_minus_linear_ref/mean": 0.0}
-        arrays |= {"energy_minus_linear_ref/rms": 0.1, "energy_minus_linear_ref/std": 0.1}
-        statistics = DatasetStatistics.from_arrays({f"{KEY}/{key}": np.array(value) for key, value in arrays.items()})
-        text = summarize(statistics, None, Normalizer(unit="eV"))
-        assert "gradient" not in text
-        assert (cells(text, "none")[0], cells(text, "linear ")[3]) == (f"{std:.4f}", r2)
-
-
-def test_many_elements_and_long_names_fit_on_a_screen():
-    n, key = 40, "a_weigher_with_a_long_name_times_another_one"
-    arrays = {"n_samples": 123_456_789, "n_atoms": np.arange(n) + 12_345_678}
-    arrays |= {f"energy/{name}": np.array(123456.78912) for name in ("mean", "std", "mae", "abs_max")}
-    statistics = DatasetStatistics.from_arrays({f"{key}/{k}": np.array(v) for k, v in arrays.items()})
-    text = summarize(statistics, BasisInfo(range(1, n + 1), ["1x0e"] * n), Normalizer(unit="kcal/mol"), key)
-    assert max(map(len, text.splitlines())) <= 80
-    assert all(f"{12_345_678 + i:,}" in text for i in range(n))
 
 
 # --- which molecules set lambda -----
