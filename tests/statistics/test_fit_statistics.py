@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Subset
-from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from ofdft_norm import (
@@ -26,9 +25,8 @@ from ofdft_norm import (
 from ofdft_norm.data import label_file
 from ofdft_norm.data.elements import format_formula
 from ofdft_norm.errors import StatisticsError
-from ofdft_norm.statistics.distributed import Ranks
 from ofdft_norm.statistics.fit_statistics import STATISTICS_VERSION
-from ofdft_norm.statistics.reading import SampleBatch, make_reader
+from ofdft_norm.statistics.reading import SampleBatch
 from ofdft_norm.statistics.references import REFERENCES
 from ofdft_norm.statistics.store import WeigherStatistics
 from tests.naive_statistics import naive_statistics
@@ -118,33 +116,6 @@ def test_both_passes_read_the_samples_that_a_loader_has_drawn(
     torch.manual_seed(1)
     chosen = [many_samples[i] for batch in [*loader.batch_sampler][:2] for i in batch]
     assert_close(found, "constant", naive_statistics(chosen, basis_info, [1.0] * 40))
-
-
-def test_data_sets_are_asked_for_several_samples_at_once(
-    labels: Any, samples: list[OFData], basis_info: BasisInfo
-) -> None:
-    class AtOnce(list[OFData]):
-        def __getitems__(self, indices: list[int]) -> list[OFData]:
-            asked.append(len(indices))
-            return [self[i] for i in indices]
-
-    asked: list[int] = []
-    fit(AtOnce(samples), basis_info)
-    assert asked == [len(samples)] * 2
-    joined = OFDataset(labels.write_several(), labels.basis_info)  # a subset of it gives batches
-    (batch,) = make_reader(Subset(joined, [3, 4, 11]), Ranks()).read(["coeffs"], [], "atomic_numbers")
-    assert batch.names == ["water", "methane", "formaldehyde"]
-
-
-def test_a_batch_of_another_device_stays_there(
-    samples: list[OFData], make_batch: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = make_batch(samples[:3]).to("meta")
-    # stands for a GPU, from which data can be read; in place, as PyG's own
-    monkeypatch.setattr(Data, "cpu", lambda self: self.apply(lambda x: torch.zeros_like(x, device="cpu")))
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.zeros_like(self, device="cpu"))
-    assert SampleBatch(batch, "atomic_numbers", np.arange(3)).data.coeffs.device.type == "cpu"
-    assert batch.coeffs.device.type == "meta"
 
 
 def test_label_files_are_read_molecule_by_molecule_and_twice(labels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
