@@ -69,18 +69,6 @@ def test_a_data_module_serves_a_second_trainer_and_copies(setting):
         assert len(second.predict(model, datamodule=other)) == len(other.test_dataloader())
 
 
-def test_two_data_modules_in_one_process_share_nothing(setting):
-    first, second = setting.datamodule(), setting.datamodule(reference=None, rescaling=None, energy_scale=2.0)
-    first.setup("fit")
-    before = dump_normalizer(first.normalizer)
-    second.setup("fit")
-    second.normalizer.energy_scale.fill_(5.0)
-    second.batch_size = 3
-    assert describe_difference(dump_normalizer(first.normalizer), before) == ""
-    assert difference(first, setting.datamodule()) == ""
-    assert (first.batch_size, second.normalizer.reference) == (8, None)
-
-
 def test_lightnings_tuner_finds_a_learning_rate_and_a_batch_size(setting):
     datamodule, model = setting.datamodule(batch_size=2), TinyModel()
     trainer = setting.trainer(max_epochs=3)
@@ -154,9 +142,6 @@ def test_normalised_data_cannot_be_wrapped(setting):
     datamodule = setting.datamodule()
     with pytest.raises(ConfigError, match="normalised already"):
         OFDFTDataModule.wrap(datamodule)
-    datamodule.setup("fit")
-    with pytest.raises(NormalizationError, match="normalised already"):
-        OFDFTDataModule.wrap(train=datamodule.datasets["train"]).setup("fit")
 
 
 def test_training_goes_on_without_validation_and_other_missing_parts_are_named(setting):
