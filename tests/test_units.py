@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 from scipy import constants
 
@@ -19,13 +17,6 @@ def test_units_agree_with_another_library_s_constants():
 def test_an_unknown_unit_names_the_setting():
     with pytest.raises(ConfigError, match=r"unit = 'ev': expected one of .*did you mean 'eV'\? \(config: data.unit\)"):
         find_factor("ev", "hartree")
-
-
-def test_without_ase_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ase.units", None)
-    with pytest.raises(ImportError, match=r"pip install 'ofdft-norm\[ase\]'"):
-        find_factor("eV", "hartree")
-    assert find_factor("hartree", "hartree") == 1.0
 
 
 def test_units_convert_into_each_other_and_into_themselves_exactly():

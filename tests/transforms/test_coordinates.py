@@ -195,11 +195,3 @@ def test_one_diagonalisation_serves_all_densities_of_a_molecule(monkeypatch: pyt
         to_coordinates(changed, name)
         NaturalReparametrization()(first)
     assert len(calls) == 2
-
-
-def test_few_changes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    coordinates.forget_molecules()
-    monkeypatch.setattr(coordinates, "_CACHE_BYTES", 3.5 * 8 * 45**2)
-    for seed in range(9):
-        NaturalReparametrization()(make_molecule(np.random.default_rng(seed), [6, 8]))
-        assert 0 < sum(value.nbytes for value in coordinates._memory.values()) <= coordinates._CACHE_BYTES
