@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ofdft_norm import BasisInfo
 from ofdft_norm.data.basis import UNKNOWN_ELEMENT, name_dimension
-from ofdft_norm.data.elements import SYMBOLS, find_atomic_number, find_symbol, format_formula
+from ofdft_norm.data.elements import SYMBOLS, find_atomic_number, find_symbol
 from ofdft_norm.errors import BasisError, ConfigError
 
 
@@ -211,11 +211,3 @@ def test_symbols_and_numbers_are_inverse() -> None:
 def test_unknown_elements_are_refused(given: str | int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         find_atomic_number(given) if isinstance(given, str) else find_symbol(given)
-
-
-@pytest.mark.parametrize(
-    ("numbers", "expected"),
-    [([8, 1, 1], "H2O"), ([6, 8, 1, 1, 1, 1], "CH4O"), ([9, 6, 17], "CClF"), ([17, 9, 1], "ClFH"), ([], "")],
-)
-def test_formulas_are_in_hills_order(numbers: list[int], expected: str) -> None:
-    assert format_formula(numbers) == expected
