@@ -15,7 +15,7 @@ from ofdft_norm.labelling import (
     check_labels,
     report_table,
 )
-from ofdft_norm.labelling.density_fit import external_potential, integrate_basis
+from ofdft_norm.labelling.density_fit import external_potential, integrate_basis, solve_fit
 from ofdft_norm.labelling.functional import evaluate_potentials
 from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory
 from ofdft_norm.labelling.perturbation import perturb
@@ -184,6 +184,18 @@ def test_each_fit_keeps_its_promises(mol: Any, trajectory: KohnShamTrajectory, b
     for made in both.values():  # the basis lacks cusps at the nuclei: a hundredth of the electrons is somewhere else
         fitted = mol.eval_gto("GTOval", trajectory.grid.coords) @ made.coeffs[-1]
         assert trajectory.grid.weights @ np.abs(fitted - density) < 0.2
+
+
+def test_solutions_are_those_of_dense_linear_algebra() -> None:
+    generator = np.random.default_rng(2)
+    root, right = generator.normal(size=(7, 7)), generator.normal(size=(3, 7))
+    rows, values = generator.normal(size=(2, 7)), generator.normal(size=(3, 2))
+    metric = root @ root.T + 0.1 * np.eye(7)
+    system = np.block([[metric, rows.T], [rows, np.zeros((2, 2))]])
+    expected = np.linalg.solve(system, np.concatenate([right, values], axis=1).T).T[:, :7]
+    np.testing.assert_allclose(solve_fit(metric, right, rows, values, exactly=True), expected, atol=1e-10)
+    expected = np.linalg.lstsq(np.vstack([metric, rows]), np.hstack([right, values]).T, rcond=None)[0].T
+    np.testing.assert_allclose(solve_fit(metric, right, rows, values, exactly=False), expected, atol=1e-10)
 
 
 def test_potentials_are_the_derivatives_of_the_energies(

@@ -81,6 +81,12 @@ def test_a_run_with_a_checkpoint_uses_its_normalizer_without_training_data(setti
     assert same(rest.normalizer, normalizer)
     with pytest.raises(SplitError, match="train split"):
         loaded.train_dataloader()
+    # a model without any data
+    batch = next(iter(rest.val_dataloader()))
+    expected = normalizer.denormalize_energy(batch.energy_label.double(), batch)
+    shutil.rmtree(setting.labels)
+    alone = type(model).load_from_checkpoint(path, weights_only=True).normalizer
+    assert torch.equal(alone.denormalize_energy(batch.energy_label.double(), batch), expected)
 
 
 def test_the_next_run_starts_from_the_configuration(setting, tmp_path):
