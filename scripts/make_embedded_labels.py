@@ -67,6 +67,7 @@ DALTON = 1822.888486209  # electron masses, CODATA 2018
 def make_embedded(folder: Path, workers: int = 1) -> Path:
     """Makes the whole set in a folder, and returns its packed set; an interrupted run continues."""
     xyz, output = folder / "geometries.xyz", folder / "embedded"
+    folder.mkdir(parents=True, exist_ok=True)
     if not xyz.is_file():
         write_geometries(xyz, sample_geometries(read_geometries(EMBEDDED / "geometries.xyz")))
     made = generate_labels(xyz, folder, SETTINGS, workers=workers, command=_COMMAND)
