@@ -58,6 +58,9 @@ def run_readably(function: Callable[[], R], errors: Errors = EXPECTED_ERRORS, hi
     os.environ |= {_FULL: "1", _OURS: "1"}  # otherwise Hydra prints its own message and exits
     try:
         return function()
+    except BrokenPipeError:  # `head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except errors as error:
         print(explain(error, hints), file=sys.stderr)
         sys.exit(1)
