@@ -157,6 +157,7 @@ class OFDFTDataModule(LightningDataModule):
         self.settings = NormalizerSettings(
             reference, rescaling, energy_scale, energy_scale_per_atom, unseen_elements, unit
         )
+        self._scale_unit = f"{unit} per atom" if energy_scale_per_atom and isinstance(energy_scale, str) else unit
         self.statistics_config = statistics
         self.dtype = dtype
         self.apply = apply
@@ -321,8 +322,7 @@ class OFDFTDataModule(LightningDataModule):
 
     def summary(self) -> str:
         """Returns tables of the statistics and the normaliser; fits what is not fitted yet."""
-        per_atom = self.settings.energy_scale_per_atom and isinstance(self.settings.energy_scale, str)
-        return summarize(self.statistics, self.basis_info, self.normalizer, self.weigher_key, per_atom)
+        return summarize(self.statistics, self.basis_info, self.normalizer, self.weigher_key, self._scale_unit)
 
     @property
     def datasets(self) -> Mapping[str, NormalizedDataset]:
@@ -507,8 +507,7 @@ class OFDFTDataModule(LightningDataModule):
         self._refuse_unseen_elements(normalizer)
         self._own = Settled(normalizer, fitted.statistics, fitted.fingerprint)
         rank_zero_info(f"statistics {'reused' if fitted.reused else 'fitted'}: {fitted.statistics.path or 'in memory'}")
-        per_atom = self.settings.energy_scale_per_atom and isinstance(self.settings.energy_scale, str)
-        rank_zero_info(describe_normalizer(normalizer, fitted.statistics, self.weigher_key, per_atom))
+        rank_zero_info(describe_normalizer(normalizer, fitted.statistics, self.weigher_key, self._scale_unit))
         rank_zero_info("tables: datamodule.summary(), or the command ofdft-norm fit")
         return self._own
 

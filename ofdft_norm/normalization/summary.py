@@ -30,11 +30,11 @@ def summarize(
     basis_info: BasisInfo | None,
     normalizer: Normalizer,
     weigher_key: str = "has_energy_label",
-    per_atom: bool = False,
+    scale_unit: str = "",
 ) -> str:
     """Returns tables of the training split, of the references and of the rescaling; ``-`` for missing values.
 
-    `per_atom` states that the energy scale is one.
+    `scale_unit` is that of the energy scale, by default the normaliser's.
     """
     counts = [_describe_counts(statistics, key, basis_info) for key in statistics.weigher_keys()]
     parts = ["\n".join(counts), tabulate_references(statistics, weigher_key, normalizer)]
@@ -43,12 +43,12 @@ def summarize(
     if isinstance(normalizer.reference, LinearReferences | DatasetReferences):
         parts.append(normalizer.reference.summary(normalizer.unit))
     if (scale := float(normalizer.energy_scale)) != 1:
-        parts.append(f"energy scale: {scale:.6g} {normalizer.unit}{' per atom' if per_atom else ''}")
+        parts.append(f"energy scale: {scale:.6g} {scale_unit or normalizer.unit}")
     return "\n\n".join(part for part in parts if part)
 
 
 def describe_normalizer(
-    normalizer: Normalizer, statistics: DatasetStatistics, weigher_key: str, per_atom: bool = False
+    normalizer: Normalizer, statistics: DatasetStatistics, weigher_key: str, scale_unit: str = ""
 ) -> str:
     """Returns the reference with its rank and R2, the rescaling and the energy scale in one line."""
     weigher = statistics[weigher_key]
@@ -58,7 +58,7 @@ def describe_normalizer(
     rescaling = "none" if normalizer.rescaling is None else "dimension-wise"
     return (
         f"normaliser: reference {REFERENCE_NAMES.get(name, name)}{fit}, rescaling {rescaling}, energy scale "
-        f"{float(normalizer.energy_scale):.6g} {normalizer.unit}{' per atom' if per_atom else ''}"
+        f"{float(normalizer.energy_scale):.6g} {scale_unit or normalizer.unit}"
     )
 
 
