@@ -269,7 +269,7 @@ def make_batch(
 
 def join_samples(samples: Sequence[Any], follow_batch: Sequence[str] = ("coeffs",)) -> Any:
     """Returns the PyG batch of samples of any class, which must have the same fields."""
-    data = [convert_to_data(sample) for sample in samples]
+    data = list(map(convert_to_data, samples))
     fields = set(data[0].keys())
     differing = sorted({name for sample in data[1:] for name in fields ^ set(sample.keys())})
     if differing:

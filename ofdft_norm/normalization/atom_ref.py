@@ -122,7 +122,7 @@ class AtomRef(Reference):
 
     def energy_of(self, sample_or_batch: Data) -> Tensor:
         """Returns E_ref, (n_molecules,) float64 [hartree]."""
-        coeffs, atom_ind = (require_field(name, sample_or_batch) for name in ("coeffs", "atom_ind"))
+        coeffs, atom_ind = require_field("coeffs", sample_or_batch), require_field("atom_ind", sample_or_batch)
         index = get_function_index("coeffs", coeffs, sample_or_batch)
         linear = coeffs.to(torch.float64) * self.gradient_of(index)
         energy = linear.new_zeros(count_molecules(sample_or_batch)).index_add(
