@@ -377,7 +377,8 @@ class OFDFTDataModule(LightningDataModule):
         self._release()
 
     def train_dataloader(self) -> DataLoader:
-        """Loads normalised batches of the training split."""
+        """Loads normalised batches of the training split; refuses held-out elements that this split lacks."""
+        self._refuse_unseen_elements(self.normalizer)
         if self.loader.shuffle and self._sampler is None and self._wrapped is None:
             self._sampler = EpochSampler(self._dataset("train"))
         return self.part_dataloader("train", self._sampler)
@@ -504,7 +505,6 @@ class OFDFTDataModule(LightningDataModule):
         normalizer = build_normalizer(
             fitted.statistics, self.basis_info, self.settings, source, self.weigher_key, train, isolated
         )
-        self._refuse_unseen_elements(normalizer)
         self._own = Settled(normalizer, fitted.statistics, fitted.fingerprint)
         rank_zero_info(f"statistics {'reused' if fitted.reused else 'fitted'}: {fitted.statistics.path or 'in memory'}")
         rank_zero_info(describe_normalizer(normalizer, fitted.statistics, self.weigher_key, self._scale_unit))
@@ -512,7 +512,7 @@ class OFDFTDataModule(LightningDataModule):
         return self._own
 
     def _refuse_unseen_elements(self, normalizer: Normalizer) -> None:
-        """Refuses held-out molecules with elements that the training split lacks, before training starts."""
+        """Refuses held-out molecules with elements that the training split lacks."""
         for part in self.parts.names():
             if part == "train" or not self.source.is_set_up(part):
                 continue
@@ -548,8 +548,6 @@ class OFDFTDataModule(LightningDataModule):
             )
         self._of_run = new
         self._release()
-        if self._is_fitting():
-            self._refuse_unseen_elements(new.normalizer)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

@@ -1,7 +1,5 @@
 """Settings: frozen dataclasses; pydantic validates their values against the annotations when one is made."""
 
-from __future__ import annotations
-
 import functools
 import operator
 import os

@@ -316,8 +316,8 @@ def read_file_states(paths: Sequence[Path], contents: bool = False) -> list[list
     root = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
     files: list[str] = []
     for path in paths:
-        below = sorted(os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
-        files += below if path.is_dir() else [str(path)]
+        walk = os.walk(path) if path.is_dir() else [("", [], [str(path)])]
+        files += sorted(os.path.join(parent, name) for parent, _, names in walk for name in names)
 
     def find(names: Sequence[str]) -> list[Any]:
         return [hash_file(n) if contents else [(s := os.stat(n)).st_size, s.st_mtime_ns] for n in names]
