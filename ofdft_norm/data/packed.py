@@ -18,7 +18,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -274,31 +274,36 @@ class PackedDataset(MoleculeDataset):
 
     def _read_samples(self, molecules: IntArray, iterations: IntArray, fields: Collection[str] | None) -> Any:
         """Joins slices of the sets' arrays; no sample is made. Coefficients are always read."""
+
+        def is_wanted(name: str, large: bool = False) -> bool:
+            # transforms state which large fields they read, and may read all others
+            return fields is None or name in fields or (self.transform is not None and not large)
+
         own = {axis: entries[:, molecules] for axis, entries in self._table.items()}
-        (sets, value, _), sample, n_basis = own["value"], own["sample"][1], own["function"][2]
-        atoms, functions = _ranges(*own["atom"]), _ranges(*own["function"])
-        values = _ranges(sets, value + iterations * n_basis, n_basis)
-        rows = _ranges(sets, sample + iterations, np.ones_like(sample))
-        texts = [packed.arrays["mol_ids"] for packed in self.sets]
-        atomic_numbers = self._gather("atomic_numbers", atoms).long()
-        atom_ind = self.basis_info.atomic_number_to_atom_index[atomic_numbers.numpy()]
-        pos = self._gather("pos", atoms)
-        per_atom = {"pos": pos, "atomic_numbers": atomic_numbers, "atom_ind": torch.from_numpy(atom_ind)}
-        sources = {
-            "coeffs": ("coeffs", values),
-            "ground_state_coeffs": ("coeffs", _ranges(sets, value + (own["sample"][2] - 1) * n_basis, n_basis)),
-            "gradient_label": (self.gradient_key, values),
-            "dual_basis_integrals": ("dual_basis_integrals", functions),
-        }
-        wanted = sources if fields is None else {"coeffs", *fields}
-        per_function = {name: self._gather(*found) for name, found in sources.items() if name in wanted}
-        if fields is None or self.transform is not None:
+        (sets, value, _), sample, n_basis = own["value"], own["sample"], own["function"][2]
+        atoms, values = _ranges(*own["atom"]), _ranges(sets, value + iterations * n_basis, n_basis)
+        numbers = self._gather("atomic_numbers", atoms).long()
+        atom_ind = self.basis_info.atomic_number_to_atom_index[numbers.numpy()]
+        per_atom = {"atomic_numbers": numbers, "atom_ind": torch.from_numpy(atom_ind)}
+        if is_wanted("pos"):
+            per_atom["pos"] = self._gather("pos", atoms)
+        per_function = {"coeffs": self._gather("coeffs", values)}
+        if is_wanted("gradient_label", large=True):
+            per_function["gradient_label"] = self._gather(self.gradient_key, values)
+        if is_wanted("ground_state_coeffs", large=True):
+            last = _ranges(sets, value + (sample[2] - 1) * n_basis, n_basis)
+            per_function["ground_state_coeffs"] = self._gather("coeffs", last)
+        if is_wanted("dual_basis_integrals", large=True):
+            per_function["dual_basis_integrals"] = self._gather("dual_basis_integrals", _ranges(*own["function"]))
+        if is_wanted("basis_function_ind"):
             per_function["basis_function_ind"] = torch.from_numpy(self.basis_info.basis_function_ind(atom_ind))
-        stored = ("has_energy_label", "perturbed", *self.other_energies)
+        texts = list(map(tuple, own["mol_id"].T.tolist()))  # set, first byte, number of bytes
+        names = {(i, at, n): self.sets[i].arrays["mol_ids"][at : at + n].tobytes().decode() for i, at, n in set(texts)}
+        others = ("has_energy_label", "perturbed", *self.other_energies)
+        stored = {"energy_label": self.energy_key, **dict(zip(others, others, strict=True))}
         per_sample = {
-            "energy_label": self._gather(self.energy_key, rows),
-            **{name: self._gather(name, rows) for name in stored},
-            "mol_id": [texts[i][at : at + n].tobytes().decode() for i, at, n in own["mol_id"].T.tolist()],
+            **{name: self._pick(key, sets, sample[1] + iterations) for name, key in stored.items() if is_wanted(name)},
+            "mol_id": list(map(names.__getitem__, texts)),
             "scf_iteration": torch.from_numpy(iterations),
             "basis_info": [self.basis_info] * len(molecules),
             "coordinates": [self.coordinates] * len(molecules),
@@ -306,11 +311,18 @@ class PackedDataset(MoleculeDataset):
         return make_batch(per_atom, per_function, per_sample, own["atom"][2], n_basis)
 
     def _gather(self, name: str, ranges: tuple[int, list[tuple[int, slice]]]) -> Tensor:
-        (n, found), first = ranges, self.sets[0].arrays[name]
+        (n, found), arrays = ranges, list(map(itemgetter(name), map(attrgetter("arrays"), self.sets)))
         # torch's memory: NumPy gets its own from the system more often, which takes longer than the copy
-        joined = torch.empty((n, *first.shape[1:]), dtype=getattr(torch, first.dtype.name))
-        np.concatenate([self.sets[i].arrays[name][where] for i, where in found], out=joined.numpy())
+        joined = torch.empty((n, *arrays[0].shape[1:]), dtype=getattr(torch, arrays[0].dtype.name))
+        np.concatenate([arrays[i][where] for i, where in found], out=joined.numpy())
         return joined
+
+    def _pick(self, name: str, sets: IntArray, rows: IntArray) -> Tensor:
+        """Returns one entry for each sample."""
+        values = np.empty(len(rows), dtype=self.sets[0].arrays[name].dtype)
+        for i, packed in enumerate(self.sets):
+            values[sets == i] = packed.arrays[name][rows[sets == i]]
+        return torch.from_numpy(values)
 
 
 def _ranges(sets: IntArray, starts: IntArray, lengths: IntArray) -> tuple[int, list[tuple[int, slice]]]:
