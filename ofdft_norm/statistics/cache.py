@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from ofdft_norm.data.dataset import MoleculeDataset
 from ofdft_norm.data.identity import identify
 from ofdft_norm.errors import MissingStatisticsFileError, StatisticsError
 from ofdft_norm.statistics import fit_statistics as fit
-from ofdft_norm.statistics.distributed import Ranks, find_ranks
+from ofdft_norm.statistics.distributed import find_ranks
 from ofdft_norm.statistics.fit_statistics import STATISTICS_VERSION, StatisticsConfig
 from ofdft_norm.statistics.store import DatasetStatistics
 from ofdft_norm.statistics.weighers import ConstantSampleWeigher
@@ -60,11 +60,11 @@ def load_or_fit(
     if basis_info is None:
         config = replace(config, weigher_key="constant", weighers=(ConstantSampleWeigher(),), initial_guess_weighers=())
     ranks, path, found = find_ranks(config.rank_timeout), None, None
-    with ranks.together():
+    with ranks.together() as of_ranks:
         dataset = open_dataset()
         described, fingerprint = describe_fit(dataset, basis_info, config, fields)
-    if ranks.group is not None:
-        _refuse_different_ranks(described, ranks)
+        of_ranks.append(described)
+    _refuse_different_ranks(of_ranks)
     if fingerprint is not None:
         default = platformdirs.user_cache_path("ofdft_norm", appauthor=False) / "statistics"
         path = (
@@ -119,9 +119,9 @@ def _log_once(message: str) -> None:
     logger.warning(message)
 
 
-def _refuse_different_ranks(described: dict[str, Any], ranks: Ranks) -> None:
+def _refuse_different_ranks(of_ranks: Sequence[dict[str, Any]]) -> None:
     """Refuses ranks with different data."""
-    mine, *others = ranks.gathered(described)
+    mine, *others = of_ranks
     for rank, theirs in enumerate(others, 1):
         different = [key for key in mine if mine[key] != theirs.get(key)]
         if different:

@@ -41,17 +41,22 @@ class Ranks:
         return values
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Makes an error that one rank raises inside of the block an error on all ranks, at the end of the block."""
+    def together(self) -> Iterator[list[Any]]:
+        """Makes an error that one rank raises inside of the block an error on all ranks, at the end of the block.
+
+        Yields a list: a value that the block appends is replaced by the values of all ranks, in their order.
+        """
         error: Exception | None = None
+        values: list[Any] = []
         try:
-            yield
+            yield values
         except Exception as caught:
             error = caught
-        messages = self.gathered(None if error is None else (type(error).__name__, str(error)))
+        found = self.gathered((None if error is None else (type(error).__name__, str(error)), list(values)))
         if error is not None:
             raise error
-        for rank, message in enumerate(messages):
+        values[:] = [value for _, of_rank in found for value in of_rank]
+        for rank, (message, _) in enumerate(found):
             if message is not None:
                 kinds = {kind.__name__: kind for kind in OFDFTNormError.__subclasses__()}
                 raise kinds.get(message[0], StatisticsError)(f"{message[1]} (raised on rank {rank})")

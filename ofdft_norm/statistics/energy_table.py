@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ofdft_norm.data.basis import MAX_ATOMIC_NUMBER, BasisInfo
 from ofdft_norm.data.elements import format_formula
 from ofdft_norm.errors import StatisticsError
-from ofdft_norm.statistics.moments import WeighedBatch, refuse_value
+from ofdft_norm.statistics.moments import WeighedBatch, refuse_value, split_last_axis
 from ofdft_norm.statistics.reading import Reader, SampleBatch
 from ofdft_norm.statistics.references import (
     ATOM_REFERENCES,
@@ -120,9 +120,10 @@ def read_energy_table(
         }
         parts.append({"elements": elements, **{name: values[used] for name, values in columns.items()}})
 
-    fields = ["pos", *(["coeffs"] if gradients.size else []), *([] if by is None else [by])]
-    reader.for_each(collect, "statistics: energies", weighers, fields, energy_fields)
-    found = list(itertools.chain(*reader.ranks.gathered(parts)))
+    fields = [*(["coeffs"] if gradients.size else []), *([] if by is None else [by])]
+    fields += [] if reader.whole_molecules else ["pos"]  # tells molecules without numbers apart
+    of_ranks = reader.for_each(collect, parts, "statistics: energies", weighers, fields, energy_fields)
+    found = list(itertools.chain(*of_ranks))
     elements = np.unique(np.concatenate([part["elements"] for part in found]))
     elements = elements if basis_info is None else basis_info.atomic_numbers
     for part in found:
@@ -158,16 +159,13 @@ def _composition(
 def _slopes(batch: SampleBatch, gradients: Array, basis_info: BasisInfo | None) -> Array:
     """Returns (S, K_ref, n_slopes) gradient.p."""
     n_samples, n_columns = batch.n_samples, gradients.shape[0] * gradients.shape[1]
-    slopes = np.zeros((n_columns, n_samples))
-    if basis_info is not None and n_columns:
-        sorted_atoms = WeighedBatch(batch, np.ones((1, n_samples)), basis_info)
-        flat = gradients.reshape(n_columns, -1)
-        with np.errstate(all="ignore"):  # values of samples with weight 0 are arbitrary
-            for rows, matrix in sorted_atoms.matrices("coeffs"):
-                of_atoms = matrix @ flat[:, rows.columns].T
-                for total, values in zip(slopes, of_atoms.T, strict=True):
-                    total += np.bincount(rows.samples, weights=values, minlength=n_samples)
-    return slopes.reshape(*gradients.shape[:2], n_samples).transpose(2, 0, 1)
+    if basis_info is None or not n_columns:
+        return np.zeros((n_samples, *gradients.shape[:2]))
+    runs, flat = WeighedBatch(batch, np.ones((1, n_samples)), basis_info), gradients.reshape(n_columns, -1).T
+    functions = split_last_axis(basis_info.basis_function_ind(runs.atom_ind), runs.n_functions)
+    with np.errstate(all="ignore"):  # values of samples with weight 0 are arbitrary
+        slopes = [x @ flat[own] for x, own in zip(runs.matrices("coeffs"), functions, strict=True)]
+    return np.concatenate(slopes).reshape(n_samples, *gradients.shape[:2])
 
 
 def fit_table(

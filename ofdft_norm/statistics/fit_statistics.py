@@ -145,8 +145,8 @@ def _fit_moments(
             moments.update(weighed)
 
     fields = ["coordinates", "coeffs", "gradient_label", *(["ground_state_coeffs"] if len(weighers) > n else [])]
-    reader.for_each(update, "statistics: moments", weighers, fields)
-    found, *of_ranks = zip(*reader.ranks.gathered((coordinates, gradient, coeffs, delta)), strict=True)
+    result = coordinates, gradient, coeffs, delta
+    found, *of_ranks = zip(*reader.for_each(update, result, "statistics: moments", weighers, fields), strict=True)
     for moments, parts in zip((gradient, coeffs, delta), of_ranks, strict=True):
         moments.merge(parts)
     coordinates = set().union(*found)

@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from ofdft_norm.statistics.distributed import Ranks, use_one_thread
 from ofdft_norm.statistics.weighers import SampleWeigher
 
 IntArray = npt.NDArray[np.int64]
+Value = TypeVar("Value")
 Fields = Sequence[str] | None  # None: all
 
 MOLECULES_PER_BATCH = 32
@@ -137,12 +138,16 @@ class Reader:
     def for_each(
         self,
         action: Callable[[SampleBatch], None],
+        result: Value,
         what: str,
         weighers: Sequence[SampleWeigher],
         fields: Sequence[str],
         numbers: Sequence[str] = (),
-    ) -> None:
-        """Makes one pass over the fields of weighers and some others; an error on one rank is an error on all ranks."""
+    ) -> list[Value]:
+        """Makes one pass over the fields of weighers and some others; an error on one rank is an error on all ranks.
+
+        Returns each rank's `result`, which `action` fills.
+        """
         names: list[str] | None = ["mol_id", "scf_iteration", "has_energy_label", *fields]
         for weigher in weighers:
             own = getattr(weigher, "fields", None)  # other packages' weighers lack it
@@ -150,13 +155,15 @@ class Reader:
         n_samples, unit = 0, " molecules" if self.whole_molecules else " samples"
         hidden = not self.progress or self.ranks.rank > 0
         bar = tqdm(total=self.n_items, desc=what, unit=unit, disable=hidden)
-        with self.ranks.together(), torch.no_grad(), use_one_thread(), bar:
+        with self.ranks.together() as of_ranks, torch.no_grad(), use_one_thread(), bar:
             for batch in self.read(names and list(dict.fromkeys(names)), numbers, self.atomic_numbers):
                 action(batch)
                 n_samples += batch.n_samples
                 bar.update(len(np.unique(batch.molecules)) if self.whole_molecules else batch.n_samples)
-        if sum(self.ranks.gathered(n_samples)) == 0:
+            of_ranks.append((n_samples, result))
+        if sum(n for n, _ in of_ranks) == 0:
             raise StatisticsError("the training split has no sample, or a loader of one pass (config: data.split)")
+        return [value for _, value in of_ranks]
 
 
 def make_reader(dataset: Any, ranks: Ranks, n_batches: int | None = None, **options: Any) -> Reader:
@@ -189,12 +196,13 @@ def make_reader(dataset: Any, ranks: Ranks, n_batches: int | None = None, **opti
 
 
 def _make_molecule_reader(dataset: MoleculeDataset, ranks: Ranks, n_used: int, **options: Any) -> Reader:
-    share = np.arange(ranks.rank, n_used, ranks.world_size)
+    # blocks of neighbouring molecules, which are read at once; small ones for small data sets, so that no rank waits
+    size = max(1, min(MOLECULES_PER_BATCH, -(-n_used // ranks.world_size)))
+    blocks = [range(a, min(a + size, n_used)) for a in range(0, n_used, size)][ranks.rank :: ranks.world_size]
 
     def read(names: Fields, numbers: Sequence[str], atomic_numbers: str) -> Iterator[SampleBatch]:
         fields = None if names is None else (*names, *numbers, atomic_numbers)
-        for first in range(0, len(share), MOLECULES_PER_BATCH):
-            own = share[first : first + MOLECULES_PER_BATCH]
+        for own in map(np.array, blocks):
             data = dataset.molecules(own, fields)
             # the samples of a molecule are in the order of their iterations
             iterations, ids = data.scf_iteration.numpy(), data.mol_id
@@ -202,7 +210,7 @@ def _make_molecule_reader(dataset: MoleculeDataset, ranks: Ranks, n_used: int, *
             molecules = own[np.concatenate([[0], np.cumsum(ends)])]
             yield SampleBatch(data, atomic_numbers, molecules * _MOST_SAMPLES + iterations, molecules)
 
-    return Reader(read, ranks, len(share), True, **options)
+    return Reader(read, ranks, sum(map(len, blocks)), True, **options)
 
 
 def make_sample_reader(
