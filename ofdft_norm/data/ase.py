@@ -57,7 +57,7 @@ class FrameFile:
         """All frames."""
         self._refuse_change()
         frames: list[Any] = []
-        with _named(lambda: f"{self.path}@{len(frames)}"):
+        with _name_frame(lambda: f"{self.path}@{len(frames)}"):
             if self.is_database:
                 rows = import_optional("ase.db", "ase").connect(self.path).select(include_data=False, columns=["id"])
                 frames.extend(row.id for row in rows)
@@ -76,7 +76,7 @@ class FrameFile:
         if not self.is_database:
             return self.frames[index]
         self._refuse_change()
-        with _named(lambda: f"{self.path}@{index}"):
+        with _name_frame(lambda: f"{self.path}@{index}"):
             database = import_optional("ase.db", "ase").connect(self.path)
             return database.get_atoms(self.frames[index], add_additional_information=True)
 
@@ -99,7 +99,7 @@ def _read_xyz(path: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _named(where: Callable[[], str]) -> Iterator[None]:
+def _name_frame(where: Callable[[], str]) -> Iterator[None]:
     """Names the frame in all errors of ASE's readers."""
     try:
         yield
@@ -209,7 +209,7 @@ def _find_info(atoms: Any) -> dict[str, Any]:
     return {**atoms.info, **atoms.info.get("key_value_pairs", {})}
 
 
-def _regular_file_at(path: str) -> list[str]:
+def _find_regular_file(path: str) -> list[str]:
     return [path] if os.path.isfile(path) else []  # a pipe would wait for a writer
 
 
@@ -300,7 +300,7 @@ class ASEFiles(Source):
     def _list_frames(self) -> Parts:
         """Returns the frames of the files that are given for each part, in the files' order."""
         given = zip(PARTS, (self.paths, self.val, self.test), strict=True)
-        files = {part: find_files(paths, _regular_file_at, "regular file") for part, paths in given}
+        files = {part: find_files(paths, _find_regular_file, "regular file") for part, paths in given}
         refuse_doubles(files, "data.source")
         for path in (path for found in files.values() for path in found):
             if path not in self._files or self._files[path].has_changed():

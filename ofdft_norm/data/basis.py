@@ -87,7 +87,7 @@ def _as_integers(atomic_numbers: Any, context: str) -> IntArray:
 
 @lru_cache(maxsize=16)
 def _make_once(arguments: str) -> BasisInfo:
-    """Makes a basis of the constructor's arguments as JSON, once in a process: samples carry theirs."""
+    """Makes a basis of the constructor's arguments as JSON, once in a process: every unpickled sample needs it."""
     return BasisInfo(**json.loads(arguments))
 
 

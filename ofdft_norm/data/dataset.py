@@ -146,8 +146,8 @@ class MoleculeDataset(JoinedDataset):
 
     @cached_property
     def _index(self) -> tuple[IntArray, IntArray, IntArray]:
-        """First sample of each molecule; a table of iterations; for each molecule, entry minus sample in the table."""
-        # SCF paths of one length have the same iterations, and there are few lengths
+        """Offsets of samples; a table of iterations; for each molecule, place in the table minus index of a sample."""
+        # the table has the selected iterations of each length of SCF paths: there are few lengths
         lengths, first, length = np.unique(self.n_scf_iterations, return_index=True, return_inverse=True)
         selected = [np.zeros(0, dtype=np.int64)]
         for n, molecule in zip(lengths.tolist(), first.tolist(), strict=True):
@@ -179,8 +179,8 @@ class MoleculeDataset(JoinedDataset):
         for single in list_single_transforms([] if self.transform is None else [self.transform]):
             # pairs of a field that a transform changes, and a field that it reads for that; None: it reads all
             reads = getattr(single, "reads", None)
-            read = [] if fields is None or reads is None else [other for name, other in reads if name in fields]
-            fields = None if fields is None or reads is None else {*fields, *read}
+            if fields is not None:
+                fields = None if reads is None else {*fields, *(other for name, other in reads if name in fields)}
         return apply_transform(self.transform, self._read_molecules(np.asarray(molecules, dtype=np.int64), fields))
 
     def _read_molecules(self, molecules: IntArray, fields: Collection[str] | None) -> Any:
@@ -235,15 +235,15 @@ class OFDataset(MoleculeDataset):
     @property
     def n_scf_iterations(self) -> IntArray:
         """(n_molecules,) length of each SCF path."""
-        self._learn(np.flatnonzero(self._n_scf_iterations < 0).tolist())
+        self._read_headers(np.flatnonzero(self._n_scf_iterations < 0).tolist())
         return self._n_scf_iterations
 
     def elements(self) -> set[int]:
         """Returns the atomic numbers that occur; reads the headers of unread files."""
-        self._learn([molecule for molecule in range(self.n_molecules) if molecule not in self._elements])
+        self._read_headers([molecule for molecule in range(self.n_molecules) if molecule not in self._elements])
         return set().union(*self._elements.values())
 
-    def _learn(self, molecules: Sequence[int]) -> None:
+    def _read_headers(self, molecules: Sequence[int]) -> None:
         for molecule in molecules:
             self._remember(molecule, read_header(self.paths[molecule]))
 
@@ -266,7 +266,7 @@ class OFDataset(MoleculeDataset):
         keys = self.energy_key, self.gradient_key
         labels = read_molecule(self.paths[molecule], *keys, iterations, fields, self.other_energies)
         self._remember(molecule, labels)
-        # results and samples belong together by name
+        # predictions are stored under the name of the molecule, so a name has one geometry
         geometry = hashlib.sha256(labels.pos.tobytes() + labels.atomic_numbers.tobytes()).digest()
         known, file = self._geometries.setdefault(labels.mol_id, (geometry, labels.path))
         if known != geometry:
@@ -312,7 +312,10 @@ def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> A
 
 
 def read_file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]]:
-    """Returns names, below the folder of all, and sizes and times or digests of label files; of folders, all files."""
+    """Returns for each file its name below the common folder, and its size and time, or its digest.
+
+    The files are label files, and all files in label files that are folders.
+    """
     root = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
     files: list[str] = []
     for path in paths:

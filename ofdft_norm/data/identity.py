@@ -26,7 +26,7 @@ def identify(value: Any) -> str | None:
     """Returns a hex digest of an object, equal in every process; None for objects that cannot be pickled."""
     file = io.BytesIO()
     pickler = _Identifier(file, protocol=4)
-    pickler.fast = True  # without references to what was written before: equal strings need not be one object
+    pickler.fast = True  # without references to earlier objects: equal strings may be one object, or several
     try:
         pickler.dump(value)
     except Exception:  # pickling runs the object's own code

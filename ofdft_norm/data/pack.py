@@ -136,7 +136,7 @@ def _make_entries(name: str, batches: Mapping[str, Any], energies: Sequence[str]
         if not (rows == rows[0]).all():
             raise LabelFileError(f"{name}: molecule {mol_id!r}: field {field!r} differs between SCF iterations")
         arrays[field] = first[field][: len(first[field]) // n_samples].numpy()
-    arrays |= {name: first[name].numpy() for name in ("has_energy_label", "perturbed", "coeffs", *energies)}
+    arrays |= {field: first[field].numpy() for field in ("has_energy_label", "perturbed", "coeffs", *energies)}
     for target, batch in batches.items():
         arrays |= {f"e_{target}": batch.energy_label.numpy(), f"grad_{target}": batch.gradient_label.numpy()}
     return str(first.coordinates[0]), arrays
