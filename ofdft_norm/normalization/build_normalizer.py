@@ -106,22 +106,23 @@ def build_normalizer(
             if linear.isolated_atoms == "error":
                 _refuse_other_elements(statistics, weigher_key, isolated_atoms)
         if given is None or linear.base is not None or isolated_atoms is not None:
-            fit = linear.count_by, linear.ridge, given, linear.max_num_elements, isolated_atoms is not None
-            given = LinearReferences.from_dataset_statistics(statistics, basis_info, weigher_key, *fit)
+            options = {name: getattr(linear, name) for name in ("count_by", "ridge", "max_num_elements")}
+            options |= {"base": given, "keep_base": isolated_atoms is not None}
+            given = LinearReferences.from_dataset_statistics(statistics, basis_info, weigher_key, **options)
         given.unseen_elements, given.atomic_numbers_field = linear.unseen_elements, source.atomic_numbers_field
         reference = given
     return Normalizer(
         reference,
         rescaling,
-        _resolve_energy_scale(settings, statistics, weigher_key, reference, basis_info),
-        seen_elements,
-        source.energy_field,
-        source.forces_field,
-        basis_info,
-        statistics.attributes.get("coordinates"),
-        training_range,
-        settings.unit,
-        source.stress_field,
+        energy_scale=_resolve_energy_scale(settings, statistics, weigher_key, reference, basis_info),
+        seen_elements=seen_elements,
+        energy_field=source.energy_field,
+        forces_field=source.forces_field,
+        basis_info=basis_info,
+        coordinates=statistics.attributes.get("coordinates"),
+        training_range=training_range,
+        unit=settings.unit,
+        stress_field=source.stress_field,
     )
 
 

@@ -196,7 +196,7 @@ class LinearReferences(Reference):
         """Largest atomic number that has an entry."""
         return len(self.element_references) - 1
 
-    def energy_of(self, sample_or_batch: Data) -> Tensor:
+    def compute_energy(self, sample_or_batch: Data) -> Tensor:
         """Returns the sum over atoms of ref_Z, (n_molecules,) float64."""
         energies = self.element_references[_read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)]
         return _sum_over_atoms(energies, sample_or_batch)
@@ -332,7 +332,7 @@ class DatasetReferences(Reference):
             fit_report=self.fit_reports[i],
         )
 
-    def dataset_of_atoms(self, batch: Data) -> Tensor:
+    def find_datasets(self, batch: Data) -> Tensor:
         """Returns the index of the data set of each atom; raises NormalizationError for unknown data sets."""
         value = get_field(batch, self.field)
         if value is None:
@@ -345,16 +345,16 @@ class DatasetReferences(Reference):
         molecule = find_molecule_index(batch, "pos")
         return torch.tensor([self.names.index(name) for name in names], device=molecule.device)[molecule]
 
-    def energy_of(self, sample_or_batch: Data) -> Tensor:
+    def compute_energy(self, sample_or_batch: Data) -> Tensor:
         """Returns the sum over atoms of ref_dZ, (n_molecules,) float64."""
         numbers = _read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
-        energies = self.references[self.dataset_of_atoms(sample_or_batch), numbers]
+        energies = self.references[self.find_datasets(sample_or_batch), numbers]
         return _sum_over_atoms(energies, sample_or_batch)
 
     def check_elements(self, sample_or_batch: Data) -> None:
         """Raises NormalizationError for atoms of elements without a reference in their data set."""
         numbers = _read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
-        of_atom = self.dataset_of_atoms(sample_or_batch)
+        of_atom = self.find_datasets(sample_or_batch)
         for i, name in enumerate(self.names):
             unknown = (of_atom == i) & find_unknown(self.seen_elements[i], numbers)
             if unknown.any():

@@ -79,11 +79,9 @@ class NormalizeBatch:
             if ends is None:
                 known = list_fields(batch)
                 raise BatchError(f"the batch has no field {name!r}; it has {known} (config: data.loader.follow_batch)")
-            ends = ends.to(batch[name].device if isinstance(batch[name], Tensor) else "cpu")
-            batch[f"{name}_ptr"] = ends
-            batch[f"{name}_batch"] = torch.arange(count_molecules(batch), device=ends.device).repeat_interleave(
-                ends.diff()
-            )
+            ends = batch[f"{name}_ptr"] = ends.to(batch[name].device if isinstance(batch[name], Tensor) else "cpu")
+            samples = torch.arange(count_molecules(batch), device=ends.device)
+            batch[f"{name}_batch"] = samples.repeat_interleave(ends.diff())
         return batch
 
 
