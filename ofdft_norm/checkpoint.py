@@ -168,10 +168,8 @@ def arguments_from_plain(plain: Mapping[str, Any], given: Mapping[str, Any]) -> 
 def compare_settings(state: Mapping[str, Any], settings: Any) -> str:
     """Describes how the settings of a normaliser differ from those of a checkpoint; empty if they do not."""
     saved = {name: from_plain(value) for name, value in state["arguments"]["saved"].items() if hasattr(settings, name)}
-    present = {name: getattr(settings, name) for name in saved}
-    return "; ".join(
-        f"{name}: {present[name]} against {there}" for name, there in saved.items() if present[name] != there
-    )
+    pairs = ((name, getattr(settings, name), there) for name, there in saved.items())
+    return "; ".join(f"{name}: {present} against {there}" for name, present, there in pairs if present != there)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
