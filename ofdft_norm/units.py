@@ -36,7 +36,7 @@ def find_factor(unit: str, to: str, where: str = "config: data.unit") -> float:
     return float(in_ev[unit] / ase.units.Hartree) / float(in_ev[to] / ase.units.Hartree)
 
 
-def angstrom_per_bohr() -> float:
+def find_angstrom_per_bohr() -> float:
     """Returns ASE's constant."""
     import ase.units
 

@@ -92,7 +92,7 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
     energies |= {name: ks_energies[name] for name in ("e_electron", "e_tot")}
     targets = {name: parts for name, (_, parts) in TARGETS.items() if name in settings.targets}
 
-    def labels_of(rows: IntArray, **others: Any) -> KohnShamLabels:
+    def select_labels(rows: IntArray, **others: Any) -> KohnShamLabels:
         labelled = rows > 0
         return KohnShamLabels(
             mol_id=geometry.mol_id,
@@ -119,7 +119,7 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
         )
 
     own, compared = np.split(np.arange(n, len(densities)), 2)
-    return labels_of(np.concatenate([[0], own, np.arange(1, n)]), compared=labels_of(compared))
+    return select_labels(np.concatenate([[0], own, np.arange(1, n)]), compared=select_labels(compared))
 
 
 def _combine(values: dict[str, Array], parts: dict[str, float]) -> Array:
