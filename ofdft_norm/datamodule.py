@@ -362,7 +362,7 @@ class OFDFTDataModule(LightningDataModule):
         self.source.setup(stage, self.trainer)
         if stage in (None, "fit"):
             if self._own is not None and self.statistics_config.path is None:
-                self._forget_changed_labels(self._own)
+                self._drop_outdated_fit(self._own)
             if self.trainer is None:
                 self._find_or_fit()
 
@@ -511,11 +511,11 @@ class OFDFTDataModule(LightningDataModule):
             if numbers := self.parts[part].elements():
                 normalizer.check_numbers(torch.tensor(sorted(numbers)), f"the {part} split")
 
-    def _forget_changed_labels(self, own: FittedNormalizer) -> None:
+    def _drop_outdated_fit(self, fitted: FittedNormalizer) -> None:
         """Compares the training labels with those of an earlier fit; data without fingerprint are fitted anew."""
         self.parts.release()
-        if own.fingerprint is None or self._compute_fingerprint() != own.fingerprint:
-            if own.fingerprint is not None:
+        if fitted.fingerprint is None or self._compute_fingerprint() != fitted.fingerprint:
+            if fitted.fingerprint is not None:
                 rank_zero_warn("the training labels have changed since the normaliser was fitted: it is fitted anew")
             self._own = None
             self._release()

@@ -134,9 +134,9 @@ class NormalizerMixin:
                     "set model.normalizer"
                 )
             self.model_normalizer.set_copy(normalizer)
-        own = cast(Normalizer, self.model_normalizer.normalizer)
-        device = getattr(self, "device", own.energy_scale.device)
-        return own if own.energy_scale.device == device else own.to(device)
+        found = cast(Normalizer, self.model_normalizer.normalizer)
+        device = getattr(self, "device", found.energy_scale.device)
+        return found if found.energy_scale.device == device else found.to(device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch registers modules before it looks for a property's setter

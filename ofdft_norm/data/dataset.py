@@ -177,7 +177,7 @@ class MoleculeDataset(JoinedDataset):
     def molecules(self, molecules: Sequence[int] | IntArray, fields: Collection[str] | None = None) -> Any:
         """Reads all samples of some molecules as one batch, transformed; other fields than `fields` may be left out."""
         for single in list_single_transforms([] if self.transform is None else [self.transform]):
-            # pairs of a field that a transform changes, and a field that it reads for that; None: it reads all
+            # pairs (field that the transform changes, field that it reads for this change); None: it reads all fields
             reads = getattr(single, "reads", None)
             if fields is not None:
                 fields = None if reads is None else {*fields, *(other for name, other in reads if name in fields)}
@@ -206,8 +206,8 @@ class OFDataset(MoleculeDataset):
 
     Raises:
         ConfigError: If `limit_scf_iterations` is none of these, or `n_scf_iterations` has another length than `paths`.
-        LabelFileError: When a file is read: if it is missing or malformed, has no selected iteration, or another
-            geometry than a file with the same name of the molecule.
+        LabelFileError: When a file is read: if it is missing or malformed, has no selected iteration, or has another
+            geometry than a file of the same `mol_id`.
         BasisError: When a file is read: if the basis lacks one of its elements.
     """
 
@@ -291,10 +291,10 @@ def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> A
     n_rows = [len(labels.rows["coeffs"]) for labels in molecules]
     atom_ind = [basis_info.atom_indices(m.atomic_numbers, f"{m.path}: molecule {m.mol_id!r}") for m in molecules]
     functions = [basis_info.basis_function_ind(indices) for indices in atom_ind]
-    for labels, own in zip(molecules, functions, strict=True):
-        if labels.ground_state_coeffs.shape != own.shape:
+    for labels, n_basis in zip(molecules, map(len, functions), strict=True):
+        if labels.ground_state_coeffs.shape != (n_basis,):
             what = f"{labels.path}: molecule {labels.mol_id!r} has {len(labels.ground_state_coeffs)} coefficients"
-            raise LabelFileError(f"{what}, the basis has {len(own)} functions for it (config: data.source.basis_info)")
+            raise LabelFileError(f"{what}, the basis has {n_basis} functions for it (config: data.source.basis_info)")
 
     def repeat(values: Iterable[npt.NDArray[Any]]) -> Tensor:
         return torch.from_numpy(np.concatenate([v for v, n in zip(values, n_rows, strict=True) for _ in range(n)]))

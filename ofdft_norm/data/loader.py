@@ -24,8 +24,8 @@ class LoaderConfig(Settings):
         pin_memory: Copy batches to page-locked memory, for GPUs.
         persistent_workers: Keep workers alive between epochs.
         prefetch_factor: Batches that each worker reads ahead; None: torch's 2.
-        in_order: Whether batches come in the sampler's order; False: as workers finish them, so that no batch waits
-            for a slow one, and runs cannot be repeated.
+        in_order: Whether batches come in the sampler's order; False: in the order in which workers finish them, so
+            that no batch waits for a slow one, but runs are not reproducible.
         multiprocessing_context: ``fork``, ``spawn`` or ``forkserver``; None: the platform's default.
         shuffle: Whether the training split is shuffled.
         follow_batch: Fields that get a field ``<name>_batch``, the index of each entry's sample, as in PyG's loader.

@@ -162,7 +162,7 @@ def set_field(sample: Any, name: str, value: Any) -> None:
 
 
 def is_sample(value: Any) -> bool:
-    """Returns whether a value is a sample or batch: PyG's `Data`, or of a class with `keys`, as fairchem's."""
+    """Returns whether a value is a sample or batch: PyG's `Data`, or an object with `keys`, such as fairchem's."""
     return isinstance(value, Data) or (hasattr(value, "keys") and not isinstance(value, Mapping))
 
 
@@ -214,7 +214,7 @@ def count_molecules(batch: Data) -> int:
 
 
 def find_periodic_directions(batch: Data) -> Tensor:
-    """Returns (n_molecules, 3) bool: the directions with periodic images; a cell that lacks `pbc` has them."""
+    """Returns (n_molecules, 3) bool: the periodic directions; without `pbc`, the directions with a cell vector."""
     cell, pbc = get_field(batch, "cell"), get_field(batch, "pbc")
     if cell is None:
         return torch.zeros(count_molecules(batch), 3, dtype=torch.bool)
@@ -251,7 +251,7 @@ def make_batch(
     n_atoms: IntArray,
     n_functions: IntArray,
 ) -> Any:
-    """Returns the batch that PyG's ``Batch.from_data_list(samples, ["coeffs"])`` makes, of joined fields."""
+    """Returns the batch of joined fields, equal to that of PyG's ``Batch.from_data_list(samples, ["coeffs"])``."""
     n = len(n_atoms)
     added = {}
     for index, ends, counts in (("coeffs_batch", "coeffs_ptr", n_functions), ("batch", "ptr", n_atoms)):

@@ -253,8 +253,8 @@ def _find_packed_set(path: str) -> list[str]:
 class PackedLabels(LabelFiles):
     """Label files that `ofdft-norm pack` packed into one or several sets.
 
-    Molecules keep the names of their label files, for splits and `exclude`: a random split of a packed folder is that
-    of the folder. Pre-transforms that the sets were packed with are not applied again; they must be the first of
+    Molecules keep the names of their label files, for splits and `exclude`: a random split of a packed folder equals
+    that of the folder. Pre-transforms that were applied before packing are not applied again; they must be the first of
     `data.pre_transforms`, apart from changes of basis.
 
     Attributes:

@@ -131,10 +131,10 @@ class PredictionCollector(Callback):
                 "'energy' and optionally 'gradient' and 'forces' (config: model._target_)"
             )
         n, normalizer = len(outputs["energy"]), cast(Any, pl_module).normalizer
-        own = read_coordinates(batch) if batch.get("coeffs") is not None else ""
+        coordinates = read_coordinates(batch) if batch.get("coeffs") is not None else ""
         gradient, n_basis = outputs.get("gradient"), [0] * n
         if gradient is not None:
-            gradient = change_coordinates(gradient, batch, True, own, self.coordinates or own)
+            gradient = change_coordinates(gradient, batch, True, coordinates, self.coordinates or coordinates)
             n_basis = batch.coeffs_ptr.diff().tolist()
         excess, dimension = _find_range_excess(normalizer, batch, n)
         columns = {
@@ -142,7 +142,7 @@ class PredictionCollector(Callback):
             "scf_iteration": [-1] * n if batch.get("scf_iteration") is None else batch.scf_iteration.reshape(-1),
             "energy": outputs["energy"].double(),
             "energy_label": _read_labels(normalizer, batch),
-            "coordinates": [self.coordinates or own] * n,
+            "coordinates": [self.coordinates or coordinates] * n,
             "range_excess": excess,
             "range_dimension": dimension,
             "n_atoms": batch.ptr.diff(),

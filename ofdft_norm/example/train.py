@@ -143,7 +143,7 @@ def write_results(
         symbol, per = find_unit(unit).symbol, "/angstrom" if datamodule.basis_info is None else ""
         names = f"energy minus reference [{symbol}]", f"{model.predicted[1]} [{symbol}{per}]"
         pairs = zip(names, zip(*(pairs for _, pairs in found), strict=True), strict=True)
-        figures["parity"] = plot_parity({name: dict(zip(splits, own, strict=True)) for name, own in pairs})
+        figures["parity"] = plot_parity({name: dict(zip(splits, points, strict=True)) for name, points in pairs})
         if panels := _make_panels(curves, model, unit):
             figures["learning_curves"] = plot_learning_curves(panels)
     for name, figure in figures.items():
@@ -157,13 +157,13 @@ def write_results(
 
 def _make_panels(curves: Mapping[str, Sequence[tuple[int, float]]], model: MeasuredModule, unit: str) -> Any:
     """Returns the loss and the validation errors of a table as `plot_learning_curves` takes them."""
-    kind, arrays = model.metric_class, {name: tuple(np.array(own).T) for name, own in curves.items()}
+    kind, arrays = model.metric_class, {name: tuple(np.array(curve).T) for name, curve in curves.items()}
     named = dict(zip(kind.QUANTITIES, kind.names(unit), strict=True))
     errors = {" ".join(words): arrays.get(f"val/{named[quantity]}") for quantity, words in HEADINGS[kind].items()}
     panels = {"loss of the training split": {"train": arrays.get("train/loss")}}
     panels[f"mean absolute errors of the validation split [{find_unit(unit).small}]"] = errors
-    known = {name: {k: v for k, v in own.items() if v is not None} for name, own in panels.items()}
-    return {name: own for name, own in known.items() if own}
+    known = {name: {k: v for k, v in panel.items() if v is not None} for name, panel in panels.items()}
+    return {name: panel for name, panel in known.items() if panel}
 
 
 def find_compared_metric(metrics: Mapping[str, float], unit: str) -> float | None:

@@ -25,12 +25,12 @@ class Potentials:
     @property
     def effective_energy(self) -> Array:
         """(n_density,) E_H + E_xc + E_ext; without E_xc if it was not asked for."""
-        return sum((own for name, own in self.energies.items() if name in EFFECTIVE), np.zeros(()))
+        return sum((energy for name, energy in self.energies.items() if name in EFFECTIVE), np.zeros(()))
 
     @property
     def effective_potential(self) -> Array:
         """(n_density, n_basis) v_eff, the gradient of `effective_energy`."""
-        return sum((own for name, own in self.gradients.items() if name in EFFECTIVE), np.zeros(()))
+        return sum((gradient for name, gradient in self.gradients.items() if name in EFFECTIVE), np.zeros(()))
 
 
 def evaluate_potentials(

@@ -77,12 +77,12 @@ def generate_labels(
     folder = Path(output) / "labels"
     found = _read_set(folder, settings)
     result = GenerationResult(kept=[geometry.mol_id for geometry in geometries if geometry.mol_id in found])
-    for own, (other, _) in ((g, found[g.mol_id]) for g in geometries if g.mol_id in found):
-        same_atoms = np.array_equal(own.atomic_numbers, other.atomic_numbers)
-        if not (same_atoms and np.allclose(own.positions, other.positions, atol=1e-9)):
+    for geometry, (other, _) in ((g, found[g.mol_id]) for g in geometries if g.mol_id in found):
+        same_atoms = np.array_equal(geometry.atomic_numbers, other.atomic_numbers)
+        if not (same_atoms and np.allclose(geometry.positions, other.positions, atol=1e-9)):
             raise LabellingError(
-                f"{folder / own.mol_id}{SUFFIX}: has another geometry of {own.mol_id!r}; give another output folder "
-                "(option output), or delete the file"
+                f"{folder / geometry.mol_id}{SUFFIX}: has another geometry of {geometry.mol_id!r}; give another output "
+                "folder (option output), or delete the file"
             )
     # the largest first, so that no large molecule is the last
     missing = sorted((g for g in geometries if g.mol_id not in found), key=lambda g: -g.n_electrons)

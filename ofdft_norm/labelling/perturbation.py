@@ -1,7 +1,7 @@
 """Densities away from the SCF path, of Fock matrices with random local potentials V (Remme et al., JACS 2025).
 
-They bound a functional from below beside that path. A density that diagonalises F + V has a known kinetic gradient: it
-minimises T_s + tr((F - T + V) Gamma), so dT/dp = -(v_eff + v), up to a multiple of w.
+Training on them bounds a functional from below beside that path. The density of the lowest orbitals of F + V minimises
+T_s + tr((F - T + V) Gamma), so its kinetic gradient is known: dT/dp = -(v_eff + v), up to a multiple of w.
 """
 
 from typing import Any

@@ -112,12 +112,12 @@ class Reference(Float64Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not prefix and hasattr(destination, "_metadata"):
-            own = {name: destination.pop(name) for name in self.own_entries if name in destination}
-            destination._metadata[""] |= own
+            entries = {name: destination.pop(name) for name in self.own_entries if name in destination}
+            destination._metadata[""] |= entries
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
-        own = {prefix + name: metadata[name] for name in self.own_entries if name in metadata}
-        state_dict.update(own | state_dict)
+        entries = {prefix + name: metadata[name] for name in self.own_entries if name in metadata}
+        state_dict.update(entries | state_dict)
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
 

@@ -138,7 +138,7 @@ def _refuse_other_elements(statistics: DatasetStatistics, weigher_key: str, know
 
 
 def _find_seen_elements(weigher: WeigherStatistics, basis_info: BasisInfo) -> Tensor:
-    """Returns (119,) bool by atomic number; without atom counts, unseen elements are those with zeros throughout."""
+    """Returns (119,) bool by atomic number; without atom counts, elements with zeros only are unseen."""
     n_atoms = weigher.n_atoms
     if n_atoms is None:
         largest = weigher.load("coeffs/abs_max")

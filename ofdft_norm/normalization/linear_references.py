@@ -48,7 +48,7 @@ class LinearReferencesConfig(Settings):
             (`DatasetReferences`), fitted in passes that are not cached. None: one set of references.
         isolated_atoms: Frames of isolated atoms in the data give the references of their elements, and are left out of
             all parts, see `ASEFiles.isolated_atoms`. Other elements: ``fit`` fits them, with these references kept,
-            ``error`` refuses them. None: such frames are samples as others.
+            ``error`` refuses them. None: such frames are samples like any other.
         ridge: Relative ridge of the fit, or of the correction of a base; 0: the solution of minimum norm.
         count_by: Rows of the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
         unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them 0.
@@ -321,7 +321,7 @@ class DatasetReferences(Reference):
         self.register_float64("common", common)
         self.register_buffer("seen_elements", (references != 0 if seen_elements is None else seen_elements).bool())
 
-    def part(self, name: str) -> LinearReferences:
+    def select_dataset(self, name: str) -> LinearReferences:
         """Returns the references of one data set."""
         i = self.names.index(name)
         return LinearReferences(
@@ -359,7 +359,7 @@ class DatasetReferences(Reference):
             unknown = (of_atom == i) & find_unknown(self.seen_elements[i], numbers)
             if unknown.any():
                 where = f"data set {name!r}: {name_molecules(sample_or_batch, unknown)}"
-                self.part(name).check_numbers(numbers[unknown], where)
+                self.select_dataset(name).check_numbers(numbers[unknown], where)
 
     def summary(self, unit: str = "") -> str:
         """Returns a table of the common references and the shifts of each data set, and the fit of each."""
@@ -369,7 +369,7 @@ class DatasetReferences(Reference):
             for z, i in self.seen_elements.T.nonzero().tolist()
         ]
         header = ["element", "data set", f"common energy per atom{format_unit(unit)}", f"shift{format_unit(unit)}"]
-        fits = (f"\n{name}:\n{self.part(name).summary(unit)}" for name in self.names)
+        fits = (f"\n{name}:\n{self.select_dataset(name).summary(unit)}" for name in self.names)
         return "\n".join([format_rows(header, rows, n_left=2), *fits])
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class FitReport:
     n_atoms: list[int] | None = None
     n_molecules: list[int] | None = None  # rows with each element
     moved: list[float] | None = None  # correction of a base
-    fitted: list[float] | None = None  # references of a fit of all elements, to compare; None: these are
+    fitted: list[float] | None = None  # with isolated atoms: a fit of all elements, to compare
     null_space: list[list[float]] = field(default_factory=list)  # combinations that change the target of no sample
     worst: list[WorstMolecule] = field(default_factory=list)  # largest residuals, at most one of each molecule
 

@@ -66,7 +66,7 @@ class Molecule:
 
 
 def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
-    """Returns each molecule of a sample or batch with the range of its functions; densities in a row are one range."""
+    """Returns each molecule of a sample or batch with the range of its functions; adjacent densities share a range."""
     missing = [n for n in ("pos", "atomic_numbers", "basis_function_ind", "basis_info") if data.get(n) is None]
     if missing:
         raise BatchError(
@@ -333,15 +333,15 @@ def _change_fields(fields: dict[str, Tensor], data: Data, old: Changes, new: Cha
     for molecule, where in molecules:
         rows = {n: as_float64(v[where], n).reshape(-1, len(molecule.functions)) for n, v in fields.items()}
         # values that all densities of a molecule share, such as integrals, are changed once
-        shared = (not own.requires_grad and bool((own == own[:1]).all()) for own in rows.values())
-        distinct = {name: own[:1] if once else own for (name, own), once in zip(rows.items(), shared, strict=True)}
+        shared = (not block.requires_grad and bool((block == block[:1]).all()) for block in rows.values())
+        distinct = {n: block[:1] if once else block for (n, block), once in zip(rows.items(), shared, strict=True)}
         if "dual_basis_integrals" in distinct:
             _check_integrals(distinct["dual_basis_integrals"].detach().cpu(), molecule, old, accuracy)
-        dual = [name in DUAL_VECTORS for name, own in distinct.items() for _ in own]
+        dual = [name in DUAL_VECTORS for name, block in distinct.items() for _ in block]
         joined = torch.cat([*distinct.values()])
         changed = _transform_rows(old, new, molecule, joined, torch.tensor(dual, device=joined.device))
-        for name, own in zip(fields, changed.split([len(own) for own in distinct.values()]), strict=True):
-            out[name].append(own.expand_as(rows[name]).reshape(-1))
+        for name, block in zip(fields, changed.split([len(block) for block in distinct.values()]), strict=True):
+            out[name].append(block.expand_as(rows[name]).reshape(-1))
     return {name: torch.cat(changed) for name, changed in out.items()}
 
 

@@ -62,9 +62,9 @@ def _make_shells(molecule: Molecule) -> dict[str, list[list[Any]]]:
         )
     found = {}
     for number in np.unique(molecule.atomic_numbers):
-        own = basis_info.atom_ind_to_basis_function_ind[int(basis_info.atomic_number_to_atom_index[number])]
-        shells, first = np.unique(basis_info.basis_func_to_shell[own], return_index=True)
-        momenta = basis_info.l_per_basis_func[own][first]
+        functions = basis_info.atom_ind_to_basis_function_ind[int(basis_info.atomic_number_to_atom_index[number])]
+        shells, first = np.unique(basis_info.basis_func_to_shell[functions], return_index=True)
+        momenta = basis_info.l_per_basis_func[functions][first]
         blocks = [(l, exponents[shells[momenta == l]]) for l in np.unique(momenta)]
         found[find_symbol(int(number))] = [[int(l), *np.column_stack([a, np.eye(len(a))]).tolist()] for l, a in blocks]
     return found
