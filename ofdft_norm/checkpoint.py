@@ -28,7 +28,7 @@ from ofdft_norm.transforms.coordinates import BasisTransform, BasisTransforms
 from ofdft_norm.transforms.project_gradient import ProjectGradient
 
 FORMAT, VERSION = "ofdft_norm data module", 2
-MODEL_ENTRY = "model_normalizer._extra_state"  # of a model's state dict, see `ofdft_norm.mixin`
+MODEL_ENTRY = "model_normalizer._extra_state"  # key in a model's state dict, see `ofdft_norm.mixin`
 
 # A checkpoint rebuilds objects of these kinds if this package defines them, and can call nothing else.
 _REBUILT = (Settings, SampleWeigher, ProjectGradient, BasisTransform, BasisTransforms)

@@ -162,8 +162,8 @@ class OFDFTDataModule(LightningDataModule):
         leave_out_atoms = isinstance(reference, LinearReferencesConfig) and reference.isolated_atoms is not None
         self.parts = DataParts(self.source, split, self.pre_transforms, unit, leave_out_atoms)
         self._arguments = arguments_to_plain(arguments)
-        self._own: FittedNormalizer | None = None  # of this module's configuration; stays between runs
-        self._of_run: FittedNormalizer | None = None  # of this run's model or checkpoint; takes precedence
+        self._own: FittedNormalizer | None = None  # from this module's configuration; stays between runs
+        self._of_run: FittedNormalizer | None = None  # from this run's model or checkpoint; takes precedence
         self._of_model: Normalizer | None = None  # the model's normaliser, of which `_of_run` is a copy
         self._basis_info: BasisInfo | None = None
         self._trained_on: Mapping[str, Any] = {}  # the labels of a checkpoint, see `describe_labels`

@@ -56,7 +56,7 @@ class Settings:
         ofdft_norm.errors.ConfigError: data.loader.batch_size = 0: should be greater than or equal to 1
     """
 
-    config_key: ClassVar[str] = "data"  # of the class in the configuration, for messages
+    config_key: ClassVar[str] = "data"  # key of the class in the configuration, for messages
 
     def __init_subclass__(cls, kw_only: bool = False) -> None:
         dataclass(cls, frozen=True, kw_only=kw_only, config=_STRICT)
@@ -97,7 +97,7 @@ def to_builtin(value: Any) -> Any:
         return os.fspath(value)
     if type(value) in (list, tuple):
         entries = [to_builtin(entry) for entry in value]
-        # the list itself where nothing changes: samples that are added to it later are seen
+        # an unchanged list is returned itself, so that samples added to it later are seen
         return value if all(map(operator.is_, entries, value)) else type(value)(entries)
     return value
 
@@ -125,8 +125,7 @@ def _find_entry(steps: Sequence[Any], value: Any) -> str:
     """Returns the entry of a list or mapping that is wrong; pydantic's steps also include the types it tried."""
     entry = ""
     for step in steps:
-        if (isinstance(value, Mapping) and step in value) or (
-            isinstance(value, list | tuple) and isinstance(step, int)
-        ):
+        is_index = isinstance(value, list | tuple) and isinstance(step, int)
+        if is_index or (isinstance(value, Mapping) and step in value):
             entry, value = f"entry {step!r} ", value[step]
     return entry

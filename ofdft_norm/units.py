@@ -50,7 +50,7 @@ class ShownUnit(NamedTuple):
     small: str  # unit of an error
     factor: float  # number of small units in one unit
     suffix: str  # end of an error's name in logs, without a slash, which separates names there
-    decimals: int  # of an energy in a table: a hundredth of chemical accuracy, or less
+    decimals: int  # digits of an energy in tables: the last one is at most a hundredth of chemical accuracy
 
     def energy(self, value: float | None) -> str:
         """Returns an energy as text without its unit; ``-`` for None."""

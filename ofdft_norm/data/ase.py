@@ -195,7 +195,7 @@ class AtomsCheck(SampleCheck):
 def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
     """Returns the numbers of a frame, of its row in a database, and of its calculator, by name."""
     values = dict(atoms.arrays if setting == "forces" else atoms.info)
-    for name in ("key_value_pairs", "data"):  # of a row of a database
+    for name in ("key_value_pairs", "data"):  # entries of a database row
         values.update(atoms.info.get(name, {}))
     if atoms.calc is not None:
         results = {name: atoms.calc.get_property(name, atoms, allow_calculation=False) for name in atoms.calc.results}

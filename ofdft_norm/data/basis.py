@@ -24,7 +24,7 @@ MAX_ATOMIC_NUMBER = 118
 # an index that no array accepts; -1 would silently give the last element's values
 UNKNOWN_ELEMENT = int(np.iinfo(np.int64).min)
 
-SHELL_LETTERS = "spdfghiklmnoq"  # of l = 0 ... LARGEST_L
+SHELL_LETTERS = "spdfghiklmnoq"  # for l = 0 ... LARGEST_L
 LARGEST_L = 12  # beyond any basis in use
 _SHELL = re.compile(r"(\d{1,3})x(\d{1,2})([eo])?")
 _BASIS_KEY = "(config: data.source.basis_info)"

@@ -95,7 +95,7 @@ class ScfSelection:
 class MoleculeDataset(JoinedDataset):
     """Base of data sets over molecules: samples, molecule after molecule, joined and transformed."""
 
-    paths: list[Path]  # (n_molecules,) the label files; of packed labels their names, in the folder of the set
+    paths: list[Path]  # (n_molecules,) label files; packed labels: their names below the folder of the set
     other_energies: Sequence[str] = ()  # fields of the samples, such as e_xc, beside `energy_label`
 
     def __init__(

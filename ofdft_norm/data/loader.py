@@ -133,5 +133,5 @@ def wrap_loader(
     wrapped = copy.copy(loader)
     wrapped.__class__ = type(cls.__name__, (cls,), {"__init__": init, "__module__": cls.__module__})
     wrapped.collate_fn = collate
-    wrapped._iterator = None  # of persistent workers
+    wrapped._iterator = None  # persistent workers of the original are not shared
     return wrapped

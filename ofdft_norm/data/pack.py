@@ -53,8 +53,8 @@ def pack_labels(
 ) -> Path:
     """Packs all SCF iterations of label files, or packed sets, into a new folder, which appears whole or not at all.
 
-    `pre_transforms` are applied in float64. `dtype`, float64 or float32, is that of coefficients and gradients. Of the
-    further `energies` no gradients are packed: ``xc`` is ``e_xc``.
+    `pre_transforms` are applied in float64. `dtype`, float64 or float32, is that of coefficients and gradients. The
+    further `energies` (``xc`` is ``e_xc``) are packed without gradients.
     """
     output = Path(output).absolute()
     if output.exists() or output.is_symlink():

@@ -467,7 +467,7 @@ class SampleDataset(JoinedDataset):
     check: SampleCheck
     what: str
     transform: Transform | None = None
-    indices: Any = None  # of the samples; None: all
+    indices: Any = None  # those of the samples to use; None: all
 
     def __post_init__(self) -> None:
         if isinstance(self.samples, list):  # the caller may change the list after statistics were fitted

@@ -50,11 +50,11 @@ def quiet_lightning() -> None:
     vars(warnings)["formatwarning"] = _format_warning
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
-        if logging.root.handlers:  # of the application
+        if logging.root.handlers:  # the application has configured logging
             logger.handlers.clear()
             logger.propagate = True
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
-        logging.getLogger(f"lightning.{name}").addFilter(_is_news)  # adds it once
+        logging.getLogger(f"lightning.{name}").addFilter(_is_news)  # a second call adds nothing
     warnings.filterwarnings("ignore", _NO_ADVICE)
 
 
@@ -225,5 +225,5 @@ def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
     pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, pixels, step, dataformats="HWC")
-    elif hasattr(logger, "log_image"):  # of W&B's and other loggers
+    elif hasattr(logger, "log_image"):  # W&B's and other loggers have it
         logger.log_image(key=name, images=[pixels], step=step)

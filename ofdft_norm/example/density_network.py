@@ -60,7 +60,7 @@ class DensityNetwork(nn.Module):
         atom_ind, molecule = batch.atom_ind, find_molecule_index(batch, "pos")
         counts = torch.bincount(molecule, minlength=count_molecules(batch))
         place = torch.arange(len(molecule), device=molecule.device) - (counts.cumsum(0) - counts)[molecule]
-        where = molecule, place  # of each atom in arrays (molecule, atom), which are padded to the largest molecule
+        where = molecule, place  # index of each atom in arrays (molecule, atom), padded to the largest molecule
         shape = len(counts), int(counts.max())
 
         features = self.embed(atom_ind, coeffs)

@@ -43,7 +43,7 @@ def get_atomic_numbers(batch: Data) -> Tensor:
     return batch.z if batch.get("atomic_numbers") is None else batch.atomic_numbers
 
 
-MODEL_KEY = "ofdft_norm_model"  # of a checkpoint: the class of its model
+MODEL_KEY = "ofdft_norm_model"  # checkpoint entry with the class of the model
 
 
 class Measured(NamedTuple):
@@ -75,8 +75,9 @@ class PhysicalErrors(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.unit = "hartree"  # `update` sets that of the batch's normaliser
-        # of each labelled sample: error of the energy, size, sums of |derivative's error| and its square, components,
-        # place (1 the ground state, 0 elsewhere on the SCF path, -1 off it), sum of |error of the stress|, components
+        # a row for each labelled sample: error of the energy, size; sums of absolute and of squared errors of the
+        # derivative, number of its components; place (1: ground state, 0: elsewhere on the SCF path, -1: off the path);
+        # sum of absolute errors of the stress, number of its components
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("molecules", [], dist_reduce_fx="cat")
 
@@ -120,7 +121,7 @@ class PhysicalErrors(Metric):
         of_stress = n_stress = torch.zeros_like(true)
         if stress is not None and normalizer.stress_field is not None:
             difference = stress.detach() - normalizer.denormalize_stress(batch[normalizer.stress_field], batch)
-            known = difference.isfinite()  # of periodic samples
+            known = difference.isfinite()  # NaN: not periodic
             of_stress, n_stress = difference.abs().where(known, 0.0).sum(1), known.sum(1)
         columns = (energies[1] - true, size, *sums, place, of_stress, n_stress)
         rows = torch.stack([column.to(true) for column in columns], dim=1)

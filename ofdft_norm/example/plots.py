@@ -30,7 +30,7 @@ Array = npt.NDArray[np.float64]
 
 BEFORE, AFTER, LINE, GRID, JOIN = "#9a9a9a", "#0072b2", "#d55e00", "#bbbbbb", "#dddddd"
 _CURVE_COLORS = (AFTER, LINE, BEFORE, "#009e73")
-MAX_POINTS = 10_000  # of a split in a panel
+MAX_POINTS = 10_000  # points of a split in a panel
 _SPLIT_STYLES = {"val": (BEFORE, "o"), "test": (AFTER, "o"), "test_molecules": (LINE, "^")}
 _SIZES = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "font.size"), 8)
 _STYLE: Any = {

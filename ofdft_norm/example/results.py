@@ -55,7 +55,7 @@ HEADINGS: dict[type[PhysicalErrors], dict[str, tuple[str, str]]] = {
         "stress_mae": ("stress", "per A^3"),
     },
 }
-CHEMICAL_ACCURACY = 0.0016  # hartree, 1 kcal/mol
+CHEMICAL_ACCURACY = 0.0016  # hartree: 1 kcal/mol
 MAX_FILES = 10_000  # baselines read every stored energy, which would take longer than training the example
 
 

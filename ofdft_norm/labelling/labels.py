@@ -24,7 +24,7 @@ Target = Literal["grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe", "grad_to
 TARGET_NAMES: tuple[Target, ...] = get_args(Target)
 DEFAULT_TARGETS: tuple[Target, ...] = ("grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe")
 
-# For each gradient: its energy, and the sum of energies that this one is. Names and formulas are those of
+# For each gradient: its energy, and the signed energies that add up to it. Names and formulas are those of
 # STRUCTURES25; e_kinapbe is the kinetic energy of the functional APBE (libxc: GGA_K_APBE).
 TARGETS: dict[str, tuple[str, dict[str, float]]] = {
     "grad_kin": ("e_kin", {"e_kin": 1.0}),

@@ -265,7 +265,7 @@ class DimensionWiseRescaling(Float64Module):
             folder, value = folder.partition("/")[2], dataset_statistics.load_statistic(*key.split("/", 1))
             if folder in ("coeffs", "coeffs_range") and name in ("mean", "minimum", "maximum"):
                 value = scale * (value - np.where(_is_seen(weigher, folder, basis), pbar, 0.0))
-            elif (folder, name) == ("coeffs", "std") or folder == "initial_guess_delta":  # of differences
+            elif (folder, name) == ("coeffs", "std") or folder == "initial_guess_delta":  # pbar cancels in differences
                 value = scale * value
             elif folder == "gradient_label" or name.startswith("gradient_max_after_"):
                 value = value / (scale + rescaling.epsilon)

@@ -21,7 +21,7 @@ from ofdft_norm.data.sample import (
 from ofdft_norm.errors import BatchError, NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
 
-# of weights; mixed precision keeps them, and batches, in float32
+# dtype of weights; mixed precision keeps weights and batches in float32
 _DTYPE_OF_PRECISION = {"64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
 # fields that stay float64
 _EXACT = ("energy_reference", "pos_float64")

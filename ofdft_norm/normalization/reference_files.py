@@ -99,7 +99,7 @@ def _parse_element(key: Any) -> int:
 
 
 def _parse_energy(value: Any, number: int) -> float:
-    if isinstance(value, Mapping):  # by charge
+    if isinstance(value, Mapping):  # energies by charge of the atom
         value = value.get(0, value.get("0"))
     if isinstance(value, Tensor | np.ndarray) and np.prod(value.shape) == 1:
         value = value.item()
@@ -111,7 +111,7 @@ def _parse_energy(value: Any, number: int) -> float:
 def _as_vector(value: Any) -> Tensor:
     """Returns one real number for each atomic number, of a vector, a column or a row; index 0 must be 0."""
     try:
-        array = np.array(value, dtype=np.float64) if isinstance(value, list) else value  # torch's would be float32
+        array = np.array(value, dtype=np.float64) if isinstance(value, list) else value  # torch would make float32
         tensor = torch.as_tensor(array).cpu().to_dense()
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         raise StatisticsError(f"reference values are no numbers: {value!r:.80} ({_KEY})") from None

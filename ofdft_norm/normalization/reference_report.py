@@ -30,7 +30,7 @@ class FitReport:
     Residuals are those of the samples, by weight. The lists of elements run parallel to `atomic_numbers`.
     """
 
-    rows: str = "samples"  # what a row of the fit is: ``samples``, or ``molecules`` (the mean over the samples of each)
+    rows: str = "samples"  # rows of the fit: ``samples``, or ``molecules`` (each the mean over its samples)
     n_rows: int | None = None
     rank: int | None = None  # of the compositions
     condition_number: float | None = None  # largest over smallest nonzero singular value of the compositions
@@ -120,13 +120,9 @@ def load_linear_problem(statistics: DatasetStatistics, weigher_key: str, count_b
 def tabulate_elements(values: Tensor, seen: Tensor, fit: FitReport | None, unit: str = "") -> str:
     """Returns a table of references, (max_num_elements + 1,), with standard errors, and lines about their fit."""
     in_unit, elements = format_unit(unit), [z for z in seen.nonzero().squeeze(1).tolist() if z > 0]
-    columns = {
-        "element": map(name_element, elements),
-        # beside a fit, the table must stay narrow
-        f"{'energy ' if fit is None or fit.fitted is None else ''}per atom{in_unit}": [
-            f"{float(values[z]):.6f}" for z in elements
-        ],
-    }
+    # a table with a further column of fitted references needs a short heading
+    heading = f"{'energy ' if fit is None or fit.fitted is None else ''}per atom{in_unit}"
+    columns = {"element": map(name_element, elements), heading: [f"{float(values[z]):.6f}" for z in elements]}
     if fit is None:
         return format_rows([*columns], zip(*columns.values(), strict=True)) + "\ngiven values, not fitted"
 

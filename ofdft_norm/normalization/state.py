@@ -30,7 +30,7 @@ _SETTINGS: dict[type[Float64Module], tuple[str, ...]] = {
 }
 _CLASSES = {cls.__name__: cls for cls in _SETTINGS}
 _PARTS = ("reference", "rescaling", "training_range")
-# of states: entries that are not compared, and levels that are not named in differences
+# entries of states that are not compared, and levels that differences do not name
 _NOT_COMPARED = {"package_version", "basis_info", "coordinates", "_extra_state"}
 _LEVELS = ("parts", "settings", "values", "class")
 _OWN_SETTINGS = ("energy_field", "forces_field", "coordinates", "unit", "stress_field")

@@ -29,7 +29,7 @@ from ofdft_norm.transforms.coordinates import read_coordinates
 
 # Fields of energies and atomic numbers.
 FIELDS = ("energy_label", "atomic_numbers")
-# Raised whenever a change of code changes the results of a fit: part of the fingerprint of cached statistics.
+# Increased when a change of code changes the results of a fit: part of the fingerprint of cached statistics.
 STATISTICS_VERSION = 7
 # Attribute of statistics with `Moments.holders` of the gradient, by weigher.
 GRADIENT_HOLDERS = "gradient_holders"

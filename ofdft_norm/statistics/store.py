@@ -357,7 +357,7 @@ class WeigherStatistics:
 
     def __init__(self, statistics: DatasetStatistics, key: str) -> None:
         self.key, self._statistics = key, statistics
-        # samples of positive weight, those of them with label, molecules with such samples
+        # numbers of samples of positive weight, of labelled ones, and of molecules with labelled ones
         self.n_samples: int | None = self.get("n_samples")
         self.n_labelled_samples: int | None = self.get("n_labelled_samples")
         self.n_molecules: int | None = self.get("n_molecules")

@@ -18,7 +18,7 @@ from ofdft_norm.data.sample import count_molecules, find_molecule_index, get_fie
 from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE
 
-_RANGE = f"0, or {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"  # of weights: within it, sums of squares stay finite
+_RANGE = f"0, or {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"  # allowed weights: sums of their squares are finite
 _CONFIG = "(config: data.statistics.weighers)"
 # Coefficients that differ by less than this fraction of the largest one are the same density.
 _SAME = 1e-11
@@ -87,7 +87,7 @@ class ConstantSampleWeigher(SampleWeigher):
         if not (number and (weight == 0 or SMALLEST_SCALE <= weight <= LARGEST_SCALE)):
             raise StatisticsError(f"ConstantSampleWeigher: weight = {weight!r}, expected {_RANGE} {_CONFIG}")
         self.weight = weight
-        # six digits, as STRUCTURES25 names it; more where six do not give the weight back
+        # six digits, as in STRUCTURES25's names; more if six digits do not restore the weight
         names = (f"{weight:.{digits}g}" for digits in range(6, 18))
         self.key = "constant" if weight == 1 else f"constant_{next(n for n in names if float(n) == weight)}"
 

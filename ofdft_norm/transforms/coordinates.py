@@ -40,9 +40,9 @@ from ofdft_norm.settings import check_arguments
 Array = npt.NDArray[np.float64]
 DataT = TypeVar("DataT", bound=Data)
 
-_CACHE_BYTES = 128 * 2**20  # of remembered steps: those of a few large molecules, or of a batch of small ones
+_CACHE_BYTES = 128 * 2**20  # limit of `_memory`: steps of a few large molecules, or of a batch of small ones
 _known: dict[str, BasisTransform] = {}  # by name, see `register`
-_ACCURACY = 1e-5  # of integrals, relative to the largest; labels have at least single precision
+_ACCURACY = 1e-5  # of integrals, relative to the largest one: labels have at least single precision
 
 
 @dataclass(frozen=True)

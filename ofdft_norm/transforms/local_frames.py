@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float64]
 TIE = 1e-10
 # sine of an angle; vectors that enclose a smaller one are collinear
 COLLINEAR = 1e-3
-# neighbours of a single atom, which make its axes those of space: its functions do not change
+# neighbours of a single atom: its axes are those of space, so its functions do not change
 _FIXED = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
