@@ -76,7 +76,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu", weights_only: bool = T
 
 
 def find_data_module_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns the state of an `OFDFTDataModule` or a subclass, if any; raises ConfigError for one of other versions."""
+    """Returns the state of an `OFDFTDataModule` or a subclass, if any; raises ConfigError for another version."""
     for value in checkpoint.values():
         if isinstance(value, Mapping) and (value.get("format") == FORMAT or {"normalizer", "arguments"} <= set(value)):
             if value.get("version") != VERSION:

@@ -381,7 +381,7 @@ class OFDFTDataModule(LightningDataModule):
         return self.part_dataloader("train", self._sampler)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Loads normalised batches of the validation split; training without one goes on without validation."""
+        """Loads normalised batches of the validation split; training without this split has no validation."""
         return [] if self._is_fitting() and "val" not in self.parts.names() else self.part_dataloader("val")
 
     def test_dataloader(self) -> DataLoader:
@@ -412,7 +412,7 @@ class OFDFTDataModule(LightningDataModule):
         return self._call_hooks("on_before_batch_transfer", batch, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalises a batch on its device if ``apply="batch"``; then calls a wrapped data module's and the model's."""
+        """Normalises a batch on its device if ``apply="batch"``; then calls the other modules' hooks."""
         if self.apply == "batch" and isinstance(batch, Data):
             if self._on_device is None:
                 moved = copy.deepcopy(self.normalizer).to(batch.ptr.device)
@@ -565,7 +565,7 @@ class OFDFTDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes the checkpoint's normaliser for this run; warns if the configuration would give another.
+        """Uses the checkpoint's normaliser in this run; warns if the configuration would give another.
 
         Raises:
             ConfigError: If the checkpoint was trained on another target, or with other pre-transforms, or is damaged.

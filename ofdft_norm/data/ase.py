@@ -37,7 +37,7 @@ class FrameFile:
         return {name: value for name, value in self.__dict__.items() if name != "frames"}
 
     def list_files(self) -> list[Path]:
-        """Returns the file and, of an SQLite database in WAL mode, the file of its latest changes."""
+        """Returns the file, and the file with the latest changes of an SQLite database in WAL mode."""
         log = Path(f"{self.path}-wal")
         return [Path(self.path), log] if self.is_database and log.exists() and log.stat().st_size else [Path(self.path)]
 
@@ -205,7 +205,7 @@ def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
 
 
 def _find_info(atoms: Any) -> dict[str, Any]:
-    """Returns the entries of `info` and, of a row of a database, its key-value pairs."""
+    """Returns the entries of `info`, and the key-value pairs of a database row."""
     return {**atoms.info, **atoms.info.get("key_value_pairs", {})}
 
 

@@ -124,7 +124,7 @@ class _Molecules(Dataset[Any]):
 
 
 def _make_entries(name: str, batches: Mapping[str, Any], energies: Sequence[str]) -> tuple[str, dict[str, Array]]:
-    """Returns coordinates and entries of all arrays but the offsets of a molecule."""
+    """Returns the name of a molecule's coordinates, and its entries of all arrays except the offsets."""
     first = next(iter(batches.values()))
     mol_id, n_samples = first.mol_id[0], len(first.energy_label)
     unknown = sorted(set(first.keys()).difference(_STORED, _IMPLIED, energies))

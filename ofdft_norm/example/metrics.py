@@ -88,9 +88,9 @@ class PhysicalErrors(Metric):
 
     @staticmethod
     def _compare(normalizer: Normalizer, batch: Data, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns labels and predictions of the derivative, (2, n, ...), the elements of its n entries; size and place.
+        """Returns labels and predictions of the derivative, (2, n, ...), the elements of its n entries, size and place.
 
-        Size and place are those of the samples, see `rows`.
+        Size and place have one entry for each sample and are columns of `rows`.
         """
         raise NotImplementedError
 

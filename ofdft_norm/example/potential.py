@@ -153,7 +153,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
 
 
 def labelled_clusters(n: int, seed: int = 0) -> list[Any]:
-    """Returns shaken pieces of a crystal of random composition, with energies [eV] and forces [eV/angstrom] of EMT."""
+    """Returns clusters of displaced atoms of random elements, with energies [eV] and forces [eV/angstrom] of EMT."""
     ase, build, emt = (import_optional(name, "ase") for name in ("ase", "ase.build", "ase.calculators.emt"))
     rng = np.random.default_rng(seed)
     crystal = build.bulk("Cu", a=_LATTICE, cubic=True).repeat((2, 2, 1)).positions

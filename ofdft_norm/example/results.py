@@ -77,7 +77,7 @@ class ResultRow:
 
 
 def make_reference_predictor(normalizer: Normalizer) -> Predictor:
-    """Predicts the normaliser's reference: E' = 0, and g' = 0 or F' = 0."""
+    """Returns a predictor of the normaliser's reference: E' = 0, and g' = 0 or F' = 0."""
 
     def predict(batch: Data) -> tuple[Tensor, ...]:
         energy = normalizer.denormalize_energy(torch.zeros_like(batch.energy_reference), batch)
@@ -89,9 +89,9 @@ def make_reference_predictor(normalizer: Normalizer) -> Predictor:
 
 
 def fit_baseline(energies: Sequence[StoredEnergies], batches: Iterable[Data], normalizer: Normalizer) -> Predictor:
-    """Predicts E = sum over atoms of a_Z + c + sum_i b_i E_i(p), by least squares over the training ground states.
+    """Returns a predictor of E = sum over atoms of a_Z + c + sum_i b_i E_i(p), fitted to the ground states of batches.
 
-    E_i are stored energies of the densities. Gradients are NaN: it predicts none.
+    E_i are stored energies of the densities. The fit is by least squares. Predicted gradients are NaN.
     """
     n_types = cast(BasisInfo, normalizer.basis_info).n_types
 

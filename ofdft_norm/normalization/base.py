@@ -63,14 +63,14 @@ class Affine(NamedTuple):
     scale: Tensor | None = None
 
     def normalize(self, values: Tensor) -> Tensor:
-        """Returns x' of x."""
+        """Returns x' for x."""
         values = values.to(torch.float64)
         if self.origin is not None:
             values = values - self.origin.reshape(values.shape)
         return values if self.scale is None else values / self.scale
 
     def denormalize(self, values: Tensor) -> Tensor:
-        """Returns x of x'."""
+        """Returns x for x'."""
         values = self.denormalize_difference(values)
         return values if self.origin is None else values + self.origin.reshape(values.shape)
 
@@ -122,7 +122,7 @@ class Reference(Float64Module):
 
 
 def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo | None, n_basis: int) -> BasisInfo | None:
-    """Returns the basis; raises StatisticsError for statistics, of n_basis functions, of another basis."""
+    """Returns the basis; raises StatisticsError if the statistics, of n_basis functions, have another one."""
     if not isinstance(basis_info, BasisInfo | None):
         basis_info = convert_basis(basis_info)
     if basis_info is None or (n_basis == basis_info.n_basis and statistics.basis_info in (basis_info, None)):

@@ -297,7 +297,7 @@ class DimensionWiseRescaling(Float64Module):
 
 
 def _is_seen(weigher: WeigherStatistics, folder: str, basis: BasisInfo) -> Array:
-    """Returns which entries belong to elements with atoms; others are 0. The range is that of all samples."""
+    """Returns which entries belong to elements with atoms; `coeffs_range` has those of all samples."""
     low, high = (weigher.get(f"coeffs_range/{limit}") for limit in ("minimum", "maximum"))
     if folder == "coeffs_range" and low is not None and high is not None:
         return (low != 0) | (high != 0)

@@ -194,7 +194,7 @@ class BasisTransform(_Change):
 
     @abstractmethod
     def step(self, molecule: Molecule, before: Steps) -> Step:
-        """Returns the step of a molecule that follows other steps."""
+        """Returns the step of a molecule, which follows the steps `before`."""
 
     def check(self, step: Step, molecule: Molecule) -> None:
         """Refuses a step that does not fit the settings: another instance of the same name may have made it."""

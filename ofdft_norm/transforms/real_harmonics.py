@@ -14,7 +14,7 @@ Array = npt.NDArray[np.float64]
 
 
 def evaluate_harmonics(l_max: int, directions: Array) -> Array:
-    """Returns the harmonics of l = 0 ... l_max at (..., 3) unit vectors, (..., (l_max+1)^2), scaled by l alone."""
+    """Returns (..., (l_max+1)^2) Schmidt semi-normalised harmonics of l = 0 ... l_max at (..., 3) unit vectors."""
     x, y, z = np.moveaxis(directions, -1, 0)
     values = np.empty(((l_max + 1) ** 2, *x.shape))
     around, in_plane = np.ones_like(x) + 0j, x + 1j * y
