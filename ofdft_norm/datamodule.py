@@ -266,7 +266,7 @@ class OFDFTDataModule(LightningDataModule):
             reference: A linear reference by default.
             **kwargs: For the constructor.
         """
-        source = ASEFiles(paths, val, test, split_key, energy, forces, stored_unit, stress=stress)
+        source = ASEFiles(paths, val, test, split_key, energy, forces, unit=stored_unit, stress=stress)
         return cls(source, reference, None, unit=unit, **kwargs)
 
     # --- what users read ----------------------------------------------------------------------------------------
@@ -599,7 +599,7 @@ class OFDFTDataModule(LightningDataModule):
         self._use_for_run(fitted, "checkpoint", compare_settings(state, self.settings))
         if resuming and state["fingerprint"] not in (None, self._compute_fingerprint()):
             rank_zero_warn(
-                "the training labels have changed since the checkpoint was written: training goes on with the "
+                "the training labels have changed since the checkpoint was written: training continues with the "
                 "checkpoint's statistics (config: data.source, data.split, data.statistics)"
             )
         return fitted

@@ -194,7 +194,7 @@ class LabelFiles(Source):
         """Returns the label files of train, val and test.
 
         Raises:
-            SplitError: If a label file is reached twice, is a copy of another one, or fits no or several entries.
+            SplitError: If a label file is listed twice or copies another one, or an entry fits no or several files.
         """
         files, where = self._select_files(), split.file or str(self.paths)
         if split.file is None:

@@ -104,7 +104,7 @@ class WrappedData(Source):
                 self._molecules.setdefault(str(i if name is None else name), []).append(i)
             return split_randomly(list(self._molecules), split, "the wrapped data set")
         if split not in _NO_SPLIT:
-            raise ConfigError(f"data.split = {split}: wrapped data come split, and a split file lists label files")
+            raise ConfigError(f"data.split = {split}: wrapped data have a split, and a split file lists label files")
         if self.datamodule is None:
             return {part: [part] for part in PARTS if (data := getattr(self, part)) is not None and len(data)}
         found = {part: [part] for part in _STAGES if _is_defined(self.datamodule, f"{part}_dataloader")}
@@ -138,7 +138,7 @@ class WrappedData(Source):
         energy = "energy" if self.energy_field == "energy_label" else self.energy_field
         fields = self.energy_field, self.forces_field, self.atomic_numbers_field
         keys = energy, self.forces_field, self.stress_field
-        return AtomsCheck(*fields, part != "predict", self.basis(), self.stress_field, keys)
+        return AtomsCheck(*fields, part != "predict", self.basis(), stress=self.stress_field, keys=keys)
 
     def is_set_up(self, part: str) -> bool:
         """Returns whether the wrapped data module has a part without a further set-up."""

@@ -55,7 +55,7 @@ def write_report(folder: Path, output: Path, overwrite: bool = False) -> Path:
         page = _make_page(folder)
     except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{folder}: config.yaml, run.yaml or results.csv is damaged or not of ofdft-norm train: {error}"
+            f"{folder}: config.yaml, run.yaml or results.csv is damaged, or not written by ofdft-norm train: {error}"
         ) from error
     write_text(output, page)
     return output

@@ -161,7 +161,7 @@ class _Change(BaseTransform):
         """
         molecules, before = molecules_of(sample), self._find_earlier(find_transforms(read_coordinates(sample)))
         if len(molecules) != 1:
-            raise BatchError(f"matrix() is of one molecule, and the batch has {len(molecules)}: give it samples")
+            raise BatchError(f"matrix() needs one molecule, and the batch has {len(molecules)}: give it samples")
         molecule, after = molecules[0][0], _check_order((*before, *self.changes))
         unit = torch.eye(len(molecule.functions), dtype=torch.float64)
         pairs, dual = ((before, after), (after, before)), torch.zeros(len(unit), dtype=torch.bool)
