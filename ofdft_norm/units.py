@@ -52,7 +52,7 @@ class ShownUnit(NamedTuple):
     suffix: str  # end of an error's name in logs, without a slash, which separates names there
     decimals: int  # digits of an energy in tables: the last one is at most a hundredth of chemical accuracy
 
-    def energy(self, value: float | None) -> str:
+    def format_energy(self, value: float | None) -> str:
         """Returns an energy as text without its unit; ``-`` for None."""
         return "-" if value is None else f"{round(value, self.decimals) + 0.0:.{self.decimals}f}"
 

@@ -312,10 +312,7 @@ def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> A
 
 
 def read_file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]]:
-    """Returns for each file its name below the common folder, and its size and time, or its digest.
-
-    The files are label files, and all files in label files that are folders.
-    """
+    """Returns for each file, also in folders, its name below the common folder, and size and time, or digest."""
     root = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
     files: list[str] = []
     for path in paths:

@@ -144,7 +144,7 @@ class WrappedData(Source):
         """Returns whether the wrapped data module has a part without a further set-up."""
         if self.datamodule is None or set(self._stages).intersection(_STAGES[part]):
             return True
-        if self._stages:  # a module that ignores the stage has this data already, and would split it anew
+        if self._stages:  # a module that ignores stages has this part already; another setup would split its data again
             with suppress(Exception):
                 return bool(_call_loader_hook(self.datamodule, f"{part}_dataloader"))
         return False

@@ -250,7 +250,8 @@ def to_xyz(columns: Columns, facts: Mapping[str, Any]) -> bytes:
     ase, singlepoint = import_optional("ase", "ase"), import_optional("ase.calculators.singlepoint", "ase")
     angstrom = 1.0 if facts["length_unit"] == "angstrom" else find_angstrom_per_bohr()
     name, suffix, ev = facts["energy_name"], facts["unit"].replace("/", "_per_"), find_factor(facts["unit"], "eV")
-    frames, forces = [], columns["forces"] if len(columns["forces"]) else np.full_like(columns["pos"], np.nan)
+    forces = columns["forces"] if len(columns["forces"]) else np.full_like(columns["pos"], np.nan)
+    frames = []
     ends = np.cumsum(columns["n_atoms"])[:-1]
     atoms = (np.split(array, ends) for array in (columns["atomic_numbers"], angstrom * columns["pos"], forces))
     rows = zip(*(columns[column].tolist() for column in TABLE), strict=True)

@@ -127,9 +127,8 @@ def _describe_result(folder: Path, config: Any) -> str:
     if not (folder / "results.csv").is_file():
         return "The folder has no results: training has not ended."
     unit = config["data"]["unit"]
-    rows = {
-        row.split: row for row in read_csv(folder / "results.csv", unit) if row.predictor == MODEL and not row.group
-    }
+    found = read_csv(folder / "results.csv", unit)
+    rows = {row.split: row for row in found if row.predictor == MODEL and not row.group}
     if not rows:
         return "The run has no held-out split."
     split = "test" if "test" in rows else list(rows)[-1]

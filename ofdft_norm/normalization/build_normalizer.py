@@ -72,13 +72,13 @@ def build_normalizer(
     settings: NormalizerSettings,
     source: Source = Source(),  # noqa: B008 (frozen)
     weigher_key: str = "has_energy_label",
-    dataset: Callable[[], Any] | None = None,
+    open_dataset: Callable[[], Any] | None = None,
     isolated_atoms: Mapping[int, float] | None = None,
 ) -> Normalizer:
     """Builds the normaliser of some settings from statistics of the training split, with energies in `settings.unit`.
 
-    `source` has the names of the samples' fields. `dataset` opens the training split for references that are not in
-    the statistics; `isolated_atoms` are the energies by atomic number of `settings.reference.isolated_atoms`.
+    `source` has the names of the samples' fields. `open_dataset` opens the training split for references that are not
+    in the statistics; `isolated_atoms` are the energies by atomic number of `settings.reference.isolated_atoms`.
     """
     rescaling = training_range = seen_elements = None
     if basis_info is not None:
@@ -94,11 +94,11 @@ def build_normalizer(
     reference: Reference | None = None
     if isinstance(settings.reference, AtomRefConfig):
         reference = AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, settings.reference.scalar_only)
-    elif (linear := settings.reference) is not None and linear.by is not None and dataset is not None:
+    elif (linear := settings.reference) is not None and linear.by is not None and open_dataset is not None:
         names, energy = ("max_num_elements", "ridge", "unseen_elements", "count_by"), source.energy_field
         options = {name: getattr(linear, name) for name in names}
         options |= {"atomic_numbers_field": source.atomic_numbers_field, "distributed": True}
-        reference = fit_references_by_dataset([energy], dataset(), linear.by, **options)[energy]
+        reference = fit_references_by_dataset([energy], open_dataset(), linear.by, **options)[energy]
     elif linear is not None:
         given = read_given_references(linear, settings.unit)
         if isolated_atoms is not None:

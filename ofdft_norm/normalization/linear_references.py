@@ -180,7 +180,8 @@ class LinearReferences(Reference):
         if ridge > 0 or base is not None:
             problem = load_linear_problem(dataset_statistics, weigher_key, count_by)
             start, left, right = references[numbers].numpy(), problem[:-1, :-1], problem[:-1, -1]
-            free, correction = ~seen[numbers].numpy() if keep_base else np.full(len(start), True), np.zeros(len(start))
+            free = ~seen[numbers].numpy() if keep_base else np.full(len(start), True)  # elements that are fitted
+            correction = np.zeros(len(start))
             correction[free] = solve_least_squares(left[:, free], right - left @ start, ridge).x
             if keep_base:
                 report = replace(report, fitted=values[present].tolist())

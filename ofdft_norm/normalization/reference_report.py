@@ -53,7 +53,7 @@ class FitReport:
         """Inverse of `dataclasses.asdict`."""
         return cls(**{**content, "worst": [WorstMolecule(**entry) for entry in content["worst"]]})
 
-    def line(self, unit: str = "") -> str:
+    def format_line(self, unit: str = "") -> str:
         """Returns size, rank and errors of the fit in one line; `unit` in brackets."""
         size = "" if self.n_rows is None else f" on {format_count(self.n_rows, self.rows.removesuffix('s'))}"
         ridge = f", ridge {self.ridge:g}" if self.ridge else ""
@@ -138,7 +138,7 @@ def tabulate_elements(values: Tensor, seen: Tensor, fit: FitReport | None, unit:
     free = np.abs(np.array(fit.null_space).reshape(-1, len(fit.atomic_numbers))).max(axis=0, initial=0) >= _ZERO
     undetermined = {z for z, is_free in zip(fit.atomic_numbers, free, strict=True) if is_free}
     columns[""] = ["not determined alone" if z in undetermined else "" for z in elements]
-    sentences = [fit.line(in_unit)]
+    sentences = [fit.format_line(in_unit)]
     if fit.moved is not None:
         moves = (f"{name_element(z)} {by:+.3g}" for z, by in zip(fit.atomic_numbers, fit.moved, strict=True))
         sentences.append(f"correction of the base{in_unit}: {', '.join(moves)}")

@@ -80,7 +80,7 @@ def tabulate_references(statistics: DatasetStatistics, weigher_key: str, normali
     rows = [
         [
             REFERENCE_NAMES.get(name, name),
-            *(unit.energy(value) for value in (found.std, found.mae, found.abs_max)),
+            *(unit.format_energy(value) for value in (found.std, found.mae, found.abs_max)),
             "-" if name == "none" else format_number(weigher.compute_r_squared(found), ".6f"),
             format_number(weigher.get(f"{name}_rank"), ".0f"),
             "used" if name == used else "",

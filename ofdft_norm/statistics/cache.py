@@ -44,8 +44,8 @@ def load_or_fit(
 ) -> FittedStatistics:
     """Returns the statistics of a training split; under torch.distributed all ranks must call this.
 
-    The data set is opened only if no statistics are given by path. Without a basis every sample counts. `origin` gives
-    attributes of fitted statistics; given statistics with other attributes are refused.
+    The data set is opened only if no statistics are given by path. Without a basis every sample counts. `origin` has
+    attributes of fitted statistics, such as the unit; given statistics with other values of these are refused.
     """
     if config.path is not None:
         given = DatasetStatistics(Path(config.path).expanduser())

@@ -100,7 +100,8 @@ def fit_statistics(
             [[make_reference_gradient(name, gbar, basis_info) for name in ATOM_REFERENCES] for gbar in means]
         )
     table = read_energy_table(reader, weighers, [energy_field], basis_info, gradients)
-    names, n_worst = (LINEAR_REFERENCES if basis_info is None else REFERENCES), N_WORST if config.residuals else None
+    names = LINEAR_REFERENCES if basis_info is None else REFERENCES
+    n_worst = N_WORST if config.residuals else None
     found, worst = fit_table(table, keys, names, with_bias=config.with_bias, n_worst=n_worst)
     arrays |= found
     _refuse_non_finite(arrays)
@@ -123,7 +124,10 @@ def fit_statistics(
 def _fit_moments(
     reader: Reader, basis_info: BasisInfo, weighers: Sequence[SampleWeigher], n: int
 ) -> tuple[Arrays, dict[str, Any], str | None]:
-    """Makes the first pass; returns arrays, `Moments.holders` of the gradient by weigher, and the coordinates."""
+    """Makes the first pass; the weighers from the n-th on are those of the initial guess.
+
+    Returns arrays, `Moments.holders` of the gradient by weigher, and the coordinates.
+    """
     coordinates: set[str] = set()
     # rows of weights: n of labelled samples, n of all samples, 1 that counts every sample, the initial guess's
     gradient = Moments("gradient_label", slice(0, n), basis_info.n_basis)

@@ -62,7 +62,7 @@ class SampleWeigher(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary_string()!r})"
 
-    def _field(self, batch: Data, name: str) -> Any:
+    def _require_field(self, batch: Data, name: str) -> Any:
         value = get_field(batch, name)
         if value is None:
             what = f"the weigher {self.summary_string()!r} needs the field {name!r}, which the sample lacks"
@@ -104,7 +104,7 @@ class HasEnergyLabelSampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        return self._field(batch, "has_energy_label").to(torch.float64)
+        return self._require_field(batch, "has_energy_label").to(torch.float64)
 
 
 class FieldSampleWeigher(SampleWeigher):
@@ -121,7 +121,7 @@ class FieldSampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        return torch.as_tensor(self._field(batch, self.field)).reshape(-1).to(torch.float64)
+        return torch.as_tensor(self._require_field(batch, self.field)).reshape(-1).to(torch.float64)
 
 
 class MinSCFIterationSampleWeigher(SampleWeigher):
@@ -139,7 +139,7 @@ class MinSCFIterationSampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        return (self._field(batch, "scf_iteration") >= self.min_scf_iteration).to(torch.float64)
+        return (self._require_field(batch, "scf_iteration") >= self.min_scf_iteration).to(torch.float64)
 
 
 class InitialGuessOnlySampleWeigher(SampleWeigher):
@@ -150,7 +150,7 @@ class InitialGuessOnlySampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        return (self._field(batch, "scf_iteration") == 0).to(torch.float64)
+        return (self._require_field(batch, "scf_iteration") == 0).to(torch.float64)
 
 
 class GroundStateOnlySampleWeigher(SampleWeigher):
@@ -164,7 +164,7 @@ class GroundStateOnlySampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        coeffs, ground_state = (self._field(batch, name).detach() for name in self.fields)
+        coeffs, ground_state = (self._require_field(batch, name).detach() for name in self.fields)
         same = max(_SAME, 4 * torch.finfo(coeffs.dtype).eps)
         coeffs, ground_state = (values.to("cpu", torch.float64).numpy() for values in (coeffs, ground_state))
         first = np.searchsorted(find_molecule_index(batch).cpu().numpy(), np.arange(count_molecules(batch)))
