@@ -482,8 +482,8 @@ class OFDFTDataModule(LightningDataModule):
         if self._is_fitting():
             return None
         raise ConfigError(
-            f"{path}: the checkpoint has no normaliser, and statistics of the labels of this run would not be those of "
-            "training: use a checkpoint that was trained with an OFDFTDataModule (config: ckpt_path)"
+            f"{path}: the checkpoint has no normaliser, and statistics of the labels of this run would differ from "
+            "those of training: use a checkpoint that was trained with an OFDFTDataModule (config: ckpt_path)"
         )
 
     def _fit(self) -> FittedNormalizer:

@@ -26,7 +26,7 @@ _PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 
 class FrameFile:
-    """The frames of a file, kept in memory; of a database the identifiers of its rows; pickled without frames."""
+    """The frames of a file, kept in memory; for a database, the identifiers of its rows. Pickled without frames."""
 
     def __init__(self, path: str) -> None:
         self.path = path

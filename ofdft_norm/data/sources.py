@@ -506,8 +506,8 @@ class SampleFile(Source):
 
     The file has `n_atoms` (n_samples,); `pos` (n_atoms_of_all, 3) [bohr]; `atomic_numbers` (n_atoms_of_all,);
     `coeffs` (n_basis_of_all,); and optionally `dual_basis_integrals` (n_basis_of_all,) [electrons], `mol_id`
-    (n_samples,) and `coordinates`, one word for the coordinates of coefficients and integrals: ``raw`` (the density
-    basis as it is, also where it is missing), or those of `ofdft_norm.transforms`.
+    (n_samples,) and `coordinates`, the name of the coordinates of coefficients and integrals: ``raw`` (the default) for
+    the density basis itself, or a name of `ofdft_norm.transforms`.
 
     Attributes:
         path: The npz file.

@@ -1,4 +1,4 @@
-"""Data sets and data modules of other packages as a source: their samples, validated, and their own loaders."""
+"""A source of samples of other packages: their data sets, or data modules, which keep their own loaders."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -111,8 +111,8 @@ class PredictionCollector(Callback):
     `forces`, (n_atom, 3), in the unit of the normaliser. `arrays` returns, one entry for each sample: `mol_id`,
     `scf_iteration` (-1: not known), `energy`, `energy_label` (NaN: none), `coordinates` of the coefficients,
     `range_excess`, the distance from the training range in units of its width (NaN: not known), `range_dimension`, the
-    coefficient with that distance, `n_atoms`, `n_basis` (0: no gradient). One after the other, the samples'
-    `atomic_numbers`, `pos`, `gradient` and `forces`. Gradients are in `coordinates`; None: those of the samples.
+    coefficient with that distance, `n_atoms`, `n_basis` (0: no gradient). The arrays `atomic_numbers`, `pos`,
+    `gradient` and `forces` are concatenated over samples. Gradients are in `coordinates`; None: those of the samples.
     """
 
     def __init__(self, coordinates: str | None = None) -> None:

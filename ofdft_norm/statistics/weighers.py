@@ -228,5 +228,5 @@ def find_labelled(batch: Data, required: bool = True) -> Tensor:
     """Returns (S,) bool: whether the energy and gradient labels of each sample may be used."""
     flags = get_field(batch, "has_energy_label")
     if flags is None and required:
-        raise BatchError("the sample lacks the field 'has_energy_label': whether its labels may be used")
+        raise BatchError("the sample lacks the field 'has_energy_label', which states whether its labels may be used")
     return torch.ones(count_molecules(batch), dtype=torch.bool) if flags is None else flags.cpu().reshape(-1) != 0
