@@ -28,7 +28,7 @@ from ofdft_norm.transforms.coordinates import BasisTransform, BasisTransforms
 from ofdft_norm.transforms.project_gradient import ProjectGradient
 
 FORMAT, VERSION = "ofdft_norm data module", 2
-MODEL_ENTRY = "model_normalizer._extra_state"  # of a model's state dict, see `ofdft_norm.mixin`
+MODEL_ENTRY = "model_normalizer._extra_state"  # key in a model's state dict, see `ofdft_norm.mixin`
 
 # A checkpoint rebuilds objects of these kinds if this package defines them, and can call nothing else.
 _REBUILT = (Settings, SampleWeigher, ProjectGradient, BasisTransform, BasisTransforms)
@@ -76,7 +76,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu", weights_only: bool = T
 
 
 def find_data_module_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns the state of an `OFDFTDataModule` or a subclass, if any; raises ConfigError for one of other versions."""
+    """Returns the state of an `OFDFTDataModule` or a subclass, if any; raises ConfigError for another version."""
     for value in checkpoint.values():
         if isinstance(value, Mapping) and (value.get("format") == FORMAT or {"normalizer", "arguments"} <= set(value)):
             if value.get("version") != VERSION:
@@ -168,10 +168,8 @@ def arguments_from_plain(plain: Mapping[str, Any], given: Mapping[str, Any]) -> 
 def compare_settings(state: Mapping[str, Any], settings: Any) -> str:
     """Describes how the settings of a normaliser differ from those of a checkpoint; empty if they do not."""
     saved = {name: from_plain(value) for name, value in state["arguments"]["saved"].items() if hasattr(settings, name)}
-    present = {name: getattr(settings, name) for name in saved}
-    return "; ".join(
-        f"{name}: {present[name]} against {there}" for name, there in saved.items() if present[name] != there
-    )
+    pairs = ((name, getattr(settings, name), there) for name, there in saved.items())
+    return "; ".join(f"{name}: {present} against {there}" for name, present, there in pairs if present != there)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def _run_hydra(command: str, words: Sequence[str]) -> None:
         sys.argv = started  # Lightning starts the other processes of a run with these words
         try:
             HYDRA_COMMANDS[command](cfg)
-        except Exception as error:  # Hydra would print a line before it
+        except Exception as error:  # Hydra prints a line before any other exception
             raise SystemExit(error) from error
 
     sys.argv = [started[0], *words]

@@ -53,10 +53,7 @@ from ofdft_norm.data.sample import collate_joined
 from ofdft_norm.data.sources import Source
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.mixin import copy_normalizer, get_model_normalizer
-from ofdft_norm.normalization.build_normalizer import (
-    NormalizerSettings,
-    build_normalizer,
-)
+from ofdft_norm.normalization.build_normalizer import NormalizerSettings, build_normalizer
 from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset, choose_batch_dtype
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.state import describe_difference, dump_normalizer, load_normalizer
@@ -72,7 +69,7 @@ Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 
 @dataclass
-class Settled:
+class FittedNormalizer:
     """A normaliser, with its statistics and their fingerprint if they are known."""
 
     normalizer: Normalizer
@@ -165,9 +162,9 @@ class OFDFTDataModule(LightningDataModule):
         leave_out_atoms = isinstance(reference, LinearReferencesConfig) and reference.isolated_atoms is not None
         self.parts = DataParts(self.source, split, self.pre_transforms, unit, leave_out_atoms)
         self._arguments = arguments_to_plain(arguments)
-        self._own: Settled | None = None  # of this module's configuration
-        self._of_run: Settled | None = None  # of the present run's model or checkpoint
-        self._of_model: Normalizer | None = None  # the model's normaliser that `_of_run` is a copy of
+        self._own: FittedNormalizer | None = None  # from this module's configuration; stays between runs
+        self._of_run: FittedNormalizer | None = None  # from this run's model or checkpoint; takes precedence
+        self._of_model: Normalizer | None = None  # the model's normaliser, of which `_of_run` is a copy
         self._basis_info: BasisInfo | None = None
         self._trained_on: Mapping[str, Any] = {}  # the labels of a checkpoint, see `describe_labels`
         self._release()
@@ -269,7 +266,7 @@ class OFDFTDataModule(LightningDataModule):
             reference: A linear reference by default.
             **kwargs: For the constructor.
         """
-        source = ASEFiles(paths, val, test, split_key, energy, forces, stored_unit, stress=stress)
+        source = ASEFiles(paths, val, test, split_key, energy, forces, unit=stored_unit, stress=stress)
         return cls(source, reference, None, unit=unit, **kwargs)
 
     # --- what users read ----------------------------------------------------------------------------------------
@@ -277,25 +274,26 @@ class OFDFTDataModule(LightningDataModule):
     @property
     def normalizer(self) -> Normalizer:
         """The normaliser; without a model, a checkpoint or given statistics, it is fitted at the first use."""
-        return self._settle().normalizer
+        return self._find_or_fit().normalizer
 
     @property
     def has_normalizer(self) -> bool:
         """Whether the normaliser is known, so that reading it starts no fit."""
-        return self._settled is not None
+        return self._find_fitted() is not None
 
     @property
     def statistics(self) -> DatasetStatistics:
         """Statistics of the training split: a checkpoint's, or given, cached, or fitted at the first use."""
-        settled = self._settle()
-        if settled.statistics is None:  # a model has a normaliser without statistics
-            settled = self._own or self._fit()
-        return cast(DatasetStatistics, settled.statistics)
+        fitted = self._find_or_fit()
+        if fitted.statistics is None:  # a model has a normaliser without statistics
+            fitted = self._own or self._fit()
+        return cast(DatasetStatistics, fitted.statistics)
 
     @property
     def fingerprint(self) -> str | None:
         """Identifies the data of the statistics; None for given statistics and data without identity."""
-        return None if self._settled is None else self._settled.fingerprint
+        fitted = self._find_fitted()
+        return None if fitted is None else fitted.fingerprint
 
     @property
     def basis_info(self) -> BasisInfo | None:
@@ -332,8 +330,8 @@ class OFDFTDataModule(LightningDataModule):
     @property
     def batch_size(self) -> int:
         """Samples in a batch, on each rank; Lightning's batch size finder sets it."""
-        theirs = self.parts.loader("train")
-        return getattr(theirs, "batch_size", None) or self.loader.batch_size
+        loader = self.parts.loader("train")
+        return getattr(loader, "batch_size", None) or self.loader.batch_size
 
     @batch_size.setter
     def batch_size(self, batch_size: int) -> None:
@@ -364,9 +362,9 @@ class OFDFTDataModule(LightningDataModule):
         self.source.setup(stage, self.trainer)
         if stage in (None, "fit"):
             if self._own is not None and self.statistics_config.path is None:
-                self._forget_changed_labels(self._own)
+                self._drop_outdated_fit(self._own)
             if self.trainer is None:
-                self._settle()
+                self._find_or_fit()
 
     def teardown(self, stage: str | None = None) -> None:
         """Frees the data sets; the normaliser stays, and a model that was trained keeps it."""
@@ -384,7 +382,7 @@ class OFDFTDataModule(LightningDataModule):
         return self.part_dataloader("train", self._sampler)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Loads normalised batches of the validation split; training without one goes on without validation."""
+        """Loads normalised batches of the validation split; training without this split has no validation."""
         return [] if self._is_fitting() and "val" not in self.parts.names() else self.part_dataloader("val")
 
     def test_dataloader(self) -> DataLoader:
@@ -398,24 +396,24 @@ class OFDFTDataModule(LightningDataModule):
     def part_dataloader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader:
         """Loads normalised batches of any part: those of `parts.names()`, or ``all`` samples; in order by default."""
         normalizer = self.normalizer  # first: all ranks fit together
-        theirs = self.parts.loader(part)
-        if theirs is None:
+        loader = self.parts.loader(part)
+        if loader is None:
             return DataLoader(self._dataset(part), sampler=sampler, collate_fn=collate_joined, **self.loader.keywords())
         if self.apply == "dataset":
-            return wrap_loader(theirs, self._make_transform(normalizer))
-        if not theirs.collate_fn.joins:  # type: ignore[union-attr]
+            return wrap_loader(loader, self._make_transform(normalizer))
+        if not loader.collate_fn.joins:  # type: ignore[union-attr]
             raise ConfigError(
                 "data.apply=batch normalises batches of PyG, and the wrapped data module has a collate function of its "
                 "own: choose data.apply=dataset, which normalises its samples (config: data.apply)"
             )
-        return theirs
+        return loader
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Calls the hooks of a wrapped data module and of the model."""
         return self._call_hooks("on_before_batch_transfer", batch, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalises a batch on its device if ``apply="batch"``; then calls a wrapped data module's and the model's."""
+        """Normalises a batch on its device if ``apply="batch"``; then calls the other modules' hooks."""
         if self.apply == "batch" and isinstance(batch, Data):
             if self._on_device is None:
                 moved = copy.deepcopy(self.normalizer).to(batch.ptr.device)
@@ -424,7 +422,7 @@ class OFDFTDataModule(LightningDataModule):
         return self._call_hooks("on_after_batch_transfer", batch, dataloader_idx)
 
     def _call_hooks(self, name: str, batch: Any, dataloader_idx: int) -> Any:
-        """Lightning calls the data module's hook instead of the model's: so this module passes the batch on."""
+        """Calls a hook of the wrapped data module and of the model: Lightning calls only the data module's."""
         for owner in (self._wrapped, None if self.trainer is None else self.trainer.lightning_module):
             if owner is not None and is_overridden(name, owner):
                 batch = getattr(owner, name)(batch, dataloader_idx)
@@ -458,54 +456,48 @@ class OFDFTDataModule(LightningDataModule):
 
     # --- the normaliser -----------------------------------------------------------------------------------------
 
-    @property
-    def _settled(self) -> Settled | None:
-        """The normaliser of this run's model or checkpoint, else this module's own; None: not known yet."""
+    def _find_fitted(self) -> FittedNormalizer | None:
+        """Returns the normaliser of this run's model or checkpoint, else this module's own; None: not known yet."""
         of_model = None if self.trainer is None else get_model_normalizer(self.trainer)
         if of_model is not None and of_model is not self._of_model:
             self._of_model = of_model
             # a copy: the model moves its own to its device
-            self._replace(Settled(load_normalizer(dump_normalizer(of_model))), "model")
+            self._use_for_run(FittedNormalizer(load_normalizer(dump_normalizer(of_model))), "model")
         return self._of_run or self._own
 
-    def _settle(self) -> Settled:
-        found = self._settled
+    def _find_or_fit(self) -> FittedNormalizer:
+        found = self._find_fitted()
         if found is None and self.trainer is not None and self.trainer.ckpt_path is not None:
-            found = self._take_from_file(self.trainer.ckpt_path)
+            found = self._read_from_checkpoint(self.trainer.ckpt_path)
         return found or self._fit()
 
-    def _take_from_file(self, path: Any) -> Settled | None:
-        """Reads the normaliser from the run's checkpoint, where Lightning did not hand it over.
+    def _read_from_checkpoint(self, path: Any) -> FittedNormalizer | None:
+        """Reads the normaliser from the run's checkpoint if Lightning has not passed it to `load_state_dict`.
 
         Lightning finds a data module's state by the class name, so it ignores the state of a subclass or base class.
         """
         state = find_normalizer_state(read_checkpoint(path))
         if state is not None:
-            self._replace(Settled(load_normalizer(state)), "checkpoint")
+            self._use_for_run(FittedNormalizer(load_normalizer(state)), "checkpoint")
             return self._of_run or self._own
         if self._is_fitting():
             return None
         raise ConfigError(
-            f"{path}: the checkpoint has no normaliser, and statistics of the labels of this run would not be those of "
-            "training: use a checkpoint that was trained with an OFDFTDataModule (config: ckpt_path)"
+            f"{path}: the checkpoint has no normaliser, and statistics of the labels of this run would differ from "
+            "those of training: use a checkpoint that was trained with an OFDFTDataModule (config: ckpt_path)"
         )
 
-    def _fit(self) -> Settled:
+    def _fit(self) -> FittedNormalizer:
         """Fits, or reads, this module's own statistics, and builds the normaliser."""
         source, train = self.source, partial(self.parts.__getitem__, "train")
         self.settings.check(self.basis_info)
-        fitted = load_or_fit(
-            train,
-            self.basis_info,
-            self.statistics_config,
-            self.parts.labels,
-            (source.energy_field, source.atomic_numbers_field),
-        )
+        fields = (source.energy_field, source.atomic_numbers_field)
+        fitted = load_or_fit(train, self.basis_info, self.statistics_config, self.parts.labels, fields)
         isolated = self.parts.isolated_energies() if self.parts.leave_out_atoms else None
         normalizer = build_normalizer(
             fitted.statistics, self.basis_info, self.settings, source, self.weigher_key, train, isolated
         )
-        self._own = Settled(normalizer, fitted.statistics, fitted.fingerprint)
+        self._own = FittedNormalizer(normalizer, fitted.statistics, fitted.fingerprint)
         rank_zero_info(f"statistics {'reused' if fitted.reused else 'fitted'}: {fitted.statistics.path or 'in memory'}")
         rank_zero_info(describe_normalizer(normalizer, fitted.statistics, self.weigher_key, self._scale_unit))
         rank_zero_info("tables: datamodule.summary(), or the command ofdft-norm fit")
@@ -519,11 +511,11 @@ class OFDFTDataModule(LightningDataModule):
             if numbers := self.parts[part].elements():
                 normalizer.check_numbers(torch.tensor(sorted(numbers)), f"the {part} split")
 
-    def _forget_changed_labels(self, own: Settled) -> None:
+    def _drop_outdated_fit(self, fitted: FittedNormalizer) -> None:
         """Compares the training labels with those of an earlier fit; data without fingerprint are fitted anew."""
         self.parts.release()
-        if own.fingerprint is None or self._compute_fingerprint() != own.fingerprint:
-            if own.fingerprint is not None:
+        if fitted.fingerprint is None or self._compute_fingerprint() != fitted.fingerprint:
+            if fitted.fingerprint is not None:
                 rank_zero_warn("the training labels have changed since the normaliser was fitted: it is fitted anew")
             self._own = None
             self._release()
@@ -532,9 +524,9 @@ class OFDFTDataModule(LightningDataModule):
         fields = (self.source.energy_field, self.source.atomic_numbers_field)
         return describe_fit(self.parts["train"], self.basis_info, self.statistics_config, fields)[1]
 
-    def _replace(self, new: Settled, owner: str, settings: str = "") -> None:
-        """Takes a model's or checkpoint's normaliser for this run; warns if it differs from the configured one."""
-        difference = settings or self.settings.describe_difference(new.normalizer)
+    def _use_for_run(self, new: FittedNormalizer, owner: str, difference: str = "") -> None:
+        """Uses a model's or checkpoint's normaliser in this run; warns if it differs from the configured one."""
+        difference = difference or self.settings.describe_difference(new.normalizer)
         present = self._of_run or self._own
         if present is not None:
             before, after = dump_normalizer(present.normalizer), dump_normalizer(new.normalizer)
@@ -553,17 +545,17 @@ class OFDFTDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns statistics, settings, split, and the normaliser if no model holds it, as plain data."""
-        settled = self._settled
-        if settled is None:
+        fitted = self._find_fitted()
+        if fitted is None:
             return {}
-        statistics = settled.statistics
+        statistics = fitted.statistics
         slot = getattr(getattr(self.trainer, "lightning_module", None), "model_normalizer", None)
         return {
             "format": FORMAT,
             "version": VERSION,
             "package_version": find_package_version(),
-            "fingerprint": settled.fingerprint,
-            "normalizer": dump_normalizer(settled.normalizer) if slot is None else None,
+            "fingerprint": fitted.fingerprint,
+            "normalizer": dump_normalizer(fitted.normalizer) if slot is None else None,
             "statistics": None if statistics is None else statistics_to_state(statistics),
             "arguments": self._arguments,
             "labels": describe_labels(self.parts),
@@ -571,7 +563,7 @@ class OFDFTDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes the checkpoint's normaliser for this run; warns if the configuration would give another.
+        """Uses the checkpoint's normaliser in this run; warns if the configuration would give another.
 
         Raises:
             ConfigError: If the checkpoint was trained on another target, or with other pre-transforms, or is damaged.
@@ -584,13 +576,13 @@ class OFDFTDataModule(LightningDataModule):
             if state_dict["normalizer"] is None and of_model is None:
                 raise ConfigError("the model's entry with the normaliser is missing from the checkpoint")
             state = state_dict["normalizer"] or dump_normalizer(cast(Normalizer, of_model))
-            settled = self._restore(state_dict, state)
+            fitted = self._restore(state_dict, state)
             if self.trainer is None:
-                self._own, self._of_run = settled, None
+                self._own, self._of_run = fitted, None
             else:
-                self._of_run = settled
+                self._of_run = fitted
 
-    def _restore(self, state: Mapping[str, Any], normalizer_state: Mapping[str, Any]) -> Settled:
+    def _restore(self, state: Mapping[str, Any], normalizer_state: Mapping[str, Any]) -> FittedNormalizer:
         refuse_other_labels(state, describe_labels(self.parts))
         normalizer = load_normalizer(normalizer_state)
         self._trained_on = state["labels"]
@@ -600,15 +592,15 @@ class OFDFTDataModule(LightningDataModule):
         statistics = None
         if state["statistics"] is not None:
             statistics = statistics_from_state(state["statistics"], normalizer.basis_info)
-        settled = Settled(normalizer, statistics, state["fingerprint"])
+        fitted = FittedNormalizer(normalizer, statistics, state["fingerprint"])
         self._of_model = get_model_normalizer(self.trainer)
-        self._replace(settled, "checkpoint", compare_settings(state, self.settings))
+        self._use_for_run(fitted, "checkpoint", compare_settings(state, self.settings))
         if resuming and state["fingerprint"] not in (None, self._compute_fingerprint()):
             rank_zero_warn(
-                "the training labels have changed since the checkpoint was written: training goes on with the "
+                "the training labels have changed since the checkpoint was written: training continues with the "
                 "checkpoint's statistics (config: data.source, data.split, data.statistics)"
             )
-        return settled
+        return fitted
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -18,8 +18,8 @@ class ModelNormalizer(nn.Module):
     """A model's normaliser, or none yet: one entry of the model's state dict, of plain data.
 
     The normaliser is not a submodule: its buffers would be missing or unexpected keys in strict loading, depending on
-    whether the model has one yet. It moves with the model all the same. A deep copy without a normaliser, such as the
-    average of Lightning's `WeightAveraging`, which is made before training, has that of the original.
+    whether the model has one yet. It still moves with the model. A deep copy without a normaliser, such as the average
+    of Lightning's `WeightAveraging`, which is made before training, has the normaliser of the original.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ def get_model_normalizer(trainer: Any) -> Normalizer | None:
 
 
 def copy_normalizer(module: Any, *_: Any) -> None:
-    """Gives a model that never read its normaliser that of its data module, when it is saved or was trained."""
+    """Copies the data module's normaliser to a model that has not read it, when it is saved and after training."""
     if not isinstance(module, NormalizerMixin):
         return
     datamodule = getattr(getattr(module, "_trainer", None), "datamodule", None)
@@ -134,9 +134,9 @@ class NormalizerMixin:
                     "set model.normalizer"
                 )
             self.model_normalizer.set_copy(normalizer)
-        own = cast(Normalizer, self.model_normalizer.normalizer)
-        device = getattr(self, "device", own.energy_scale.device)
-        return own if own.energy_scale.device == device else own.to(device)
+        found = cast(Normalizer, self.model_normalizer.normalizer)
+        device = getattr(self, "device", found.energy_scale.device)
+        return found if found.energy_scale.device == device else found.to(device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch registers modules before it looks for a property's setter

@@ -54,23 +54,23 @@ class Settings:
         ofdft_norm.errors.ConfigError: data.loader.batch_size = 0: should be greater than or equal to 1
     """
 
-    config_key: ClassVar[str] = "data"  # of the class in the configuration, for messages
+    config_key: ClassVar[str] = "data"  # key of the class in the configuration, for messages
 
     def __init_subclass__(cls, kw_only: bool = False) -> None:
         dataclass(cls, frozen=True, kw_only=kw_only, config=_STRICT)
         init = cls.__init__
 
         @functools.wraps(init)
-        def checked(self: Settings, *args: Any, **kwargs: Any) -> None:
+        def validate_and_init(self: Settings, *args: Any, **kwargs: Any) -> None:
             names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
             args, kwargs = to_builtin(args), {name: to_builtin(value) for name, value in kwargs.items()}
             try:
                 init(self, *args, **kwargs)
             except ValidationError as error:
                 given = {**dict(zip(names, args, strict=False)), **kwargs}
-                raise ConfigError(_message(error, given, cls.config_key, names)) from None
+                raise ConfigError(_format_message(error, given, cls.config_key, names)) from None
 
-        cls.__init__ = checked  # type: ignore[assignment,method-assign]
+        cls.__init__ = validate_and_init  # type: ignore[assignment,method-assign]
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], key: str) -> None:
@@ -82,7 +82,7 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], key
     try:
         TypeAdapter(hint, config=_STRICT).validate_python(tuple(given.values()))
     except ValidationError as error:
-        raise ConfigError(_message(error, given, key, list(given))) from None
+        raise ConfigError(_format_message(error, given, key, list(given))) from None
 
 
 def to_builtin(value: Any) -> Any:
@@ -95,12 +95,12 @@ def to_builtin(value: Any) -> Any:
         return os.fspath(value)
     if type(value) in (list, tuple):
         entries = [to_builtin(entry) for entry in value]
-        # the list itself where nothing changes: samples that are added to it later are seen
+        # an unchanged list is returned itself, so that samples added to it later are seen
         return value if all(map(operator.is_, entries, value)) else type(value)(entries)
     return value
 
 
-def _message(error: ValidationError, values: Mapping[str, Any], key: str, names: Sequence[str]) -> str:
+def _format_message(error: ValidationError, values: Mapping[str, Any], key: str, names: Sequence[str]) -> str:
     """Returns pydantic's findings as lines such as ``data.rescaling.s_grad = 0: should be greater than 0``."""
     lines: dict[str, list[str]] = {}
     for detail in error.errors():
@@ -114,17 +114,16 @@ def _message(error: ValidationError, values: Mapping[str, Any], key: str, names:
             what = f"no such setting{did_you_mean(name, names)}"
         shown = f" = {values[name]!r:.80}" if name in values else ""
         alternatives = lines.setdefault(f"{key}.{name}{shown}".removeprefix("."), [])
-        if (text := _entry(inner, values.get(name)) + what) not in alternatives:
+        if (text := _find_entry(inner, values.get(name)) + what) not in alternatives:
             alternatives.append(text)
     return "\n".join(": ".join(filter(None, [start, " or ".join(what)])) for start, what in lines.items())
 
 
-def _entry(steps: Sequence[Any], value: Any) -> str:
+def _find_entry(steps: Sequence[Any], value: Any) -> str:
     """Returns the entry of a list or mapping that is wrong; pydantic's steps also include the types it tried."""
     entry = ""
     for step in steps:
-        if (isinstance(value, Mapping) and step in value) or (
-            isinstance(value, list | tuple) and isinstance(step, int)
-        ):
+        is_index = isinstance(value, list | tuple) and isinstance(step, int)
+        if is_index or (isinstance(value, Mapping) and step in value):
             entry, value = f"entry {step!r} ", value[step]
     return entry

@@ -36,7 +36,7 @@ def find_factor(unit: str, to: str, where: str = "config: data.unit") -> float:
     return float(in_ev[unit] / ase.units.Hartree) / float(in_ev[to] / ase.units.Hartree)
 
 
-def angstrom_per_bohr() -> float:
+def find_angstrom_per_bohr() -> float:
     """Returns ASE's constant."""
     import ase.units
 
@@ -50,9 +50,9 @@ class ShownUnit(NamedTuple):
     small: str  # unit of an error
     factor: float  # number of small units in one unit
     suffix: str  # end of an error's name in logs, without a slash, which separates names there
-    decimals: int  # of an energy in a table: a hundredth of chemical accuracy, or less
+    decimals: int  # digits of an energy in tables: the last one is at most a hundredth of chemical accuracy
 
-    def energy(self, value: float | None) -> str:
+    def format_energy(self, value: float | None) -> str:
         """Returns an energy as text without its unit; ``-`` for None."""
         return "-" if value is None else f"{round(value, self.decimals) + 0.0:.{self.decimals}f}"
 

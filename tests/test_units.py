@@ -2,7 +2,7 @@ import pytest
 from scipy import constants
 
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.units import ENERGY_UNITS, angstrom_per_bohr, find_factor, find_unit
+from ofdft_norm.units import ENERGY_UNITS, find_angstrom_per_bohr, find_factor, find_unit
 
 
 def test_units_agree_with_another_library_s_constants():
@@ -24,5 +24,5 @@ def test_units_convert_into_each_other_and_into_themselves_exactly():
         assert find_factor(unit, unit) == 1.0
         for other in ENERGY_UNITS:
             assert find_factor(unit, other) * find_factor(other, unit) == pytest.approx(1, rel=1e-15)
-    assert angstrom_per_bohr() == pytest.approx(constants.value("Bohr radius") / constants.angstrom, rel=1e-8)
+    assert find_angstrom_per_bohr() == pytest.approx(constants.value("Bohr radius") / constants.angstrom, rel=1e-8)
     assert [find_unit(unit).suffix for unit in ENERGY_UNITS] == ["mHa", "meV", "kcal_per_mol"]

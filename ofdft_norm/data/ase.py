@@ -26,7 +26,7 @@ _PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 
 class FrameFile:
-    """The frames of a file, kept in memory; of a database the identifiers of its rows; pickled without frames."""
+    """The frames of a file, kept in memory; for a database, the identifiers of its rows. Pickled without frames."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class FrameFile:
         return {name: value for name, value in self.__dict__.items() if name != "frames"}
 
     def list_files(self) -> list[Path]:
-        """Returns the file and, of an SQLite database in WAL mode, the file of its latest changes."""
+        """Returns the file, and the file with the latest changes of an SQLite database in WAL mode."""
         log = Path(f"{self.path}-wal")
         return [Path(self.path), log] if self.is_database and log.exists() and log.stat().st_size else [Path(self.path)]
 
@@ -57,7 +57,7 @@ class FrameFile:
         """All frames."""
         self._refuse_change()
         frames: list[Any] = []
-        with _named(lambda: f"{self.path}@{len(frames)}"):
+        with _name_frame(lambda: f"{self.path}@{len(frames)}"):
             if self.is_database:
                 rows = import_optional("ase.db", "ase").connect(self.path).select(include_data=False, columns=["id"])
                 frames.extend(row.id for row in rows)
@@ -76,7 +76,7 @@ class FrameFile:
         if not self.is_database:
             return self.frames[index]
         self._refuse_change()
-        with _named(lambda: f"{self.path}@{index}"):
+        with _name_frame(lambda: f"{self.path}@{index}"):
             database = import_optional("ase.db", "ase").connect(self.path)
             return database.get_atoms(self.frames[index], add_additional_information=True)
 
@@ -99,7 +99,7 @@ def _read_xyz(path: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _named(where: Callable[[], str]) -> Iterator[None]:
+def _name_frame(where: Callable[[], str]) -> Iterator[None]:
     """Names the frame in all errors of ASE's readers."""
     try:
         yield
@@ -195,7 +195,7 @@ class AtomsCheck(SampleCheck):
 def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
     """Returns the numbers of a frame, of its row in a database, and of its calculator, by name."""
     values = dict(atoms.arrays if setting == "forces" else atoms.info)
-    for name in ("key_value_pairs", "data"):  # of a row of a database
+    for name in ("key_value_pairs", "data"):  # entries of a database row
         values.update(atoms.info.get(name, {}))
     if atoms.calc is not None:
         results = {name: atoms.calc.get_property(name, atoms, allow_calculation=False) for name in atoms.calc.results}
@@ -205,11 +205,11 @@ def _find_values(atoms: Any, setting: str) -> dict[str, Any]:
 
 
 def _find_info(atoms: Any) -> dict[str, Any]:
-    """Returns the entries of `info` and, of a row of a database, its key-value pairs."""
+    """Returns the entries of `info`, and the key-value pairs of a database row."""
     return {**atoms.info, **atoms.info.get("key_value_pairs", {})}
 
 
-def _regular_file_at(path: str) -> list[str]:
+def _find_regular_file(path: str) -> list[str]:
     return [path] if os.path.isfile(path) else []  # a pipe would wait for a writer
 
 
@@ -300,7 +300,7 @@ class ASEFiles(Source):
     def _list_frames(self) -> Parts:
         """Returns the frames of the files that are given for each part, in the files' order."""
         given = zip(PARTS, (self.paths, self.val, self.test), strict=True)
-        files = {part: find_files(paths, _regular_file_at, "regular file") for part, paths in given}
+        files = {part: find_files(paths, _find_regular_file, "regular file") for part, paths in given}
         refuse_doubles(files, "data.source")
         for path in (path for found in files.values() for path in found):
             if path not in self._files or self._files[path].has_changed():

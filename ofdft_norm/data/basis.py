@@ -24,7 +24,7 @@ MAX_ATOMIC_NUMBER = 118
 # an index that no array accepts; -1 would silently give the last element's values
 UNKNOWN_ELEMENT = int(np.iinfo(np.int64).min)
 
-SHELL_LETTERS = "spdfghiklmnoq"  # of l = 0 ... LARGEST_L
+SHELL_LETTERS = "spdfghiklmnoq"  # for l = 0 ... LARGEST_L
 LARGEST_L = 12  # beyond any basis in use
 _SHELL = re.compile(r"(\d{1,3})x(\d{1,2})([eo])?")
 _BASIS_KEY = "(config: data.source.basis_info)"
@@ -67,8 +67,8 @@ def name_dimension(basis_info: BasisInfo, dimension: int) -> str:
     """Returns the name of a dimension of the basis, such as ``"F 3d, m = -1"``."""
     element = int(np.searchsorted(basis_info.offsets, dimension, side="right")) - 1
     l, m = int(basis_info.l_per_basis_func[dimension]), int(basis_info.m_per_basis_func[dimension])
-    own = basis_info.atom_ind_to_basis_function_ind[element]
-    before = own[(own <= dimension) & (basis_info.l_per_basis_func[own] == l)]
+    functions = basis_info.atom_ind_to_basis_function_ind[element]
+    before = functions[(functions <= dimension) & (basis_info.l_per_basis_func[functions] == l)]
     shell = len(np.unique(basis_info.basis_func_to_shell[before]))
     name = f"{find_symbol(int(basis_info.atomic_numbers[element]))} {shell}{SHELL_LETTERS[l]}"
     return name if l == 0 else f"{name}, m = {m}"
@@ -87,7 +87,7 @@ def _as_integers(atomic_numbers: Any, context: str) -> IntArray:
 
 @lru_cache(maxsize=16)
 def _make_once(arguments: str) -> BasisInfo:
-    """Makes a basis of the constructor's arguments as JSON, once in a process: samples carry theirs."""
+    """Makes a basis of the constructor's arguments as JSON, once in a process: every unpickled sample needs it."""
     return BasisInfo(**json.loads(arguments))
 
 
@@ -207,9 +207,9 @@ class BasisInfo:
             raise BasisError("from_mol: the molecule has Cartesian functions (mol.cart), expected spherical ones")
         momenta: dict[int, list[int]] = {}
         for atom in range(mol.natm):
-            own = [int(mol.bas_angular(i)) for i in mol.atom_shell_ids(atom) for _ in range(mol.bas_nctr(i))]
+            found = [int(mol.bas_angular(i)) for i in mol.atom_shell_ids(atom) for _ in range(mol.bas_nctr(i))]
             number = find_atomic_number(mol.atom_pure_symbol(atom))
-            if momenta.setdefault(number, own) != own:
+            if momenta.setdefault(number, found) != found:
                 raise BasisError(f"from_mol: atoms of element {number} have different functions")
         return cls(sorted(momenta), [format_irreps(momenta[z]) for z in sorted(momenta)])
 
@@ -240,8 +240,8 @@ class BasisInfo:
             raise BasisError(f"PySCF has no orbital basis {basis!r} for {numbers}: {error} {_BASIS_KEY}") from error
         mol = df.addons.make_auxmol(orbital, df.aug_etb(orbital, beta=beta))
         shells = [sorted(mol.atom_shell_ids(atom), key=mol.bas_angular) for atom in range(mol.natm)]
-        irreps = [format_irreps(int(mol.bas_angular(i)) for i in own) for own in shells]
-        return cls(numbers, irreps, [[float(mol.bas_exp(i)[0]) for i in own] for own in shells])
+        irreps = [format_irreps(int(mol.bas_angular(i)) for i in atom_shells) for atom_shells in shells]
+        return cls(numbers, irreps, [[float(mol.bas_exp(i)[0]) for i in atom_shells] for atom_shells in shells])
 
     @classmethod
     def from_dataset_info_yaml(cls, path: str | Path, atomic_numbers: Sequence[int] | npt.NDArray[Any]) -> BasisInfo:
@@ -286,7 +286,7 @@ class BasisInfo:
         described = {"atomic_numbers": self.atomic_numbers.tolist(), "irreps_per_atom": list(self.irreps_per_atom)}
         if self.exponent_per_shell is not None:
             shells = self.split_field_by_atom_type(self.basis_func_to_shell)
-            described["exponents_per_atom"] = [self.exponent_per_shell[np.unique(own)].tolist() for own in shells]
+            described["exponents_per_atom"] = [self.exponent_per_shell[np.unique(s)].tolist() for s in shells]
         return described
 
     @cached_property

@@ -95,7 +95,7 @@ class ScfSelection:
 class MoleculeDataset(JoinedDataset):
     """Base of data sets over molecules: samples, molecule after molecule, joined and transformed."""
 
-    paths: list[Path]  # (n_molecules,) the label files; of packed labels their names, in the folder of the set
+    paths: list[Path]  # (n_molecules,) label files; packed labels: their names below the folder of the set
     other_energies: Sequence[str] = ()  # fields of the samples, such as e_xc, beside `energy_label`
 
     def __init__(
@@ -146,8 +146,8 @@ class MoleculeDataset(JoinedDataset):
 
     @cached_property
     def _index(self) -> tuple[IntArray, IntArray, IntArray]:
-        """First sample of each molecule; a table of iterations; for each molecule, entry minus sample in the table."""
-        # SCF paths of one length have the same iterations, and there are few lengths
+        """Offsets of samples; a table of iterations; for each molecule, place in the table minus index of a sample."""
+        # the table has the selected iterations of each length of SCF paths: there are few lengths
         lengths, first, length = np.unique(self.n_scf_iterations, return_index=True, return_inverse=True)
         selected = [np.zeros(0, dtype=np.int64)]
         for n, molecule in zip(lengths.tolist(), first.tolist(), strict=True):
@@ -177,10 +177,10 @@ class MoleculeDataset(JoinedDataset):
     def molecules(self, molecules: Sequence[int] | IntArray, fields: Collection[str] | None = None) -> Any:
         """Reads all samples of some molecules as one batch, transformed; other fields than `fields` may be left out."""
         for single in list_single_transforms([] if self.transform is None else [self.transform]):
-            # pairs of a field that a transform changes, and a field that it reads for that; None: it reads all
+            # pairs (field that the transform changes, field that it reads for this change); None: it reads all fields
             reads = getattr(single, "reads", None)
-            read = [] if fields is None or reads is None else [other for name, other in reads if name in fields]
-            fields = None if fields is None or reads is None else {*fields, *read}
+            if fields is not None:
+                fields = None if reads is None else {*fields, *(other for name, other in reads if name in fields)}
         return apply_transform(self.transform, self._read_molecules(np.asarray(molecules, dtype=np.int64), fields))
 
     def _read_molecules(self, molecules: IntArray, fields: Collection[str] | None) -> Any:
@@ -206,8 +206,8 @@ class OFDataset(MoleculeDataset):
 
     Raises:
         ConfigError: If `limit_scf_iterations` is none of these, or `n_scf_iterations` has another length than `paths`.
-        LabelFileError: When a file is read: if it is missing or malformed, has no selected iteration, or another
-            geometry than a file with the same name of the molecule.
+        LabelFileError: When a file is read: if it is missing or malformed, has no selected iteration, or has another
+            geometry than a file of the same `mol_id`.
         BasisError: When a file is read: if the basis lacks one of its elements.
     """
 
@@ -235,15 +235,15 @@ class OFDataset(MoleculeDataset):
     @property
     def n_scf_iterations(self) -> IntArray:
         """(n_molecules,) length of each SCF path."""
-        self._learn(np.flatnonzero(self._n_scf_iterations < 0).tolist())
+        self._read_headers(np.flatnonzero(self._n_scf_iterations < 0).tolist())
         return self._n_scf_iterations
 
     def elements(self) -> set[int]:
         """Returns the atomic numbers that occur; reads the headers of unread files."""
-        self._learn([molecule for molecule in range(self.n_molecules) if molecule not in self._elements])
+        self._read_headers([molecule for molecule in range(self.n_molecules) if molecule not in self._elements])
         return set().union(*self._elements.values())
 
-    def _learn(self, molecules: Sequence[int]) -> None:
+    def _read_headers(self, molecules: Sequence[int]) -> None:
         for molecule in molecules:
             self._remember(molecule, read_header(self.paths[molecule]))
 
@@ -266,7 +266,7 @@ class OFDataset(MoleculeDataset):
         keys = self.energy_key, self.gradient_key
         labels = read_molecule(self.paths[molecule], *keys, iterations, fields, self.other_energies)
         self._remember(molecule, labels)
-        # results and samples belong together by name
+        # predictions are stored under the name of the molecule, so a name has one geometry
         geometry = hashlib.sha256(labels.pos.tobytes() + labels.atomic_numbers.tobytes()).digest()
         known, file = self._geometries.setdefault(labels.mol_id, (geometry, labels.path))
         if known != geometry:
@@ -291,10 +291,10 @@ def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> A
     n_rows = [len(labels.rows["coeffs"]) for labels in molecules]
     atom_ind = [basis_info.atom_indices(m.atomic_numbers, f"{m.path}: molecule {m.mol_id!r}") for m in molecules]
     functions = [basis_info.basis_function_ind(indices) for indices in atom_ind]
-    for labels, own in zip(molecules, functions, strict=True):
-        if labels.ground_state_coeffs.shape != own.shape:
+    for labels, n_basis in zip(molecules, map(len, functions), strict=True):
+        if labels.ground_state_coeffs.shape != (n_basis,):
             what = f"{labels.path}: molecule {labels.mol_id!r} has {len(labels.ground_state_coeffs)} coefficients"
-            raise LabelFileError(f"{what}, the basis has {len(own)} functions for it (config: data.source.basis_info)")
+            raise LabelFileError(f"{what}, the basis has {n_basis} functions for it (config: data.source.basis_info)")
 
     def repeat(values: Iterable[npt.NDArray[Any]]) -> Tensor:
         return torch.from_numpy(np.concatenate([v for v, n in zip(values, n_rows, strict=True) for _ in range(n)]))
@@ -312,7 +312,7 @@ def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> A
 
 
 def read_file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]]:
-    """Returns names, below the folder of all, and sizes and times or digests of label files; of folders, all files."""
+    """Returns for each file, also in folders, its name below the common folder, and size and time, or digest."""
     root = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
     files: list[str] = []
     for path in paths:

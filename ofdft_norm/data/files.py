@@ -99,7 +99,7 @@ def write_zip(path: str | Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_plain(path: str | Path) -> Any:
-    """Reads a JSON file, or else a YAML file, of finite numbers; makes no object; raises OSError or ValueError."""
+    """Reads plain values from a JSON file, or else a YAML file; raises OSError, or ValueError, also for NaN."""
     parse: Callable[[str], Any] = json.loads if Path(path).suffix == ".json" else yaml.safe_load
     try:
         value = parse(Path(path).read_text(encoding="utf-8"))

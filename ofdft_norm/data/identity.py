@@ -26,7 +26,7 @@ def identify(value: Any) -> str | None:
     """Returns a hex digest of an object, equal in every process; None for objects that cannot be pickled."""
     file = io.BytesIO()
     pickler = _Identifier(file, protocol=4)
-    pickler.fast = True  # without references to what was written before: equal strings need not be one object
+    pickler.fast = True  # without references to earlier objects: equal strings may be one object, or several
     try:
         pickler.dump(value)
     except Exception:  # pickling runs the object's own code
@@ -50,11 +50,11 @@ class _Identifier(pickle.Pickler):
         if isinstance(value, FunctionType) or (isinstance(value, type) and value.__module__ != "builtins"):
             if attrgetter(value.__qualname__)(sys.modules[value.__module__]) is not value:  # lambdas and locals raise
                 raise pickle.PicklingError(f"{value!r} is not found under its name")
-            return value.__qualname__, list(map(_origin, value.__mro__ if isinstance(value, type) else (value,)))
+            return value.__qualname__, list(map(_find_origin, value.__mro__ if isinstance(value, type) else (value,)))
         return None
 
 
-def _origin(value: Any) -> tuple[str, ...]:
+def _find_origin(value: Any) -> tuple[str, ...]:
     """Returns the module of a class or function, version of its package and digest of its source, where it has them."""
     module = value.__module__
     name = "__main__" if module == "__mp_main__" else module  # a spawned process's name of the main script
@@ -66,7 +66,7 @@ def _origin(value: Any) -> tuple[str, ...]:
     version = find_package_version(top)
     if version == NOT_INSTALLED and not has_source:
         raise pickle.PicklingError(f"module {module!r} has no source file, as in a notebook")
-    return name, version, _digest(file, os.stat(file).st_mtime_ns) if has_source else ""
+    return name, version, _hash_version(file, os.stat(file).st_mtime_ns) if has_source else ""
 
 
-_digest = functools.cache(lambda file, mtime_ns: hash_file(file))
+_hash_version = functools.cache(lambda file, mtime_ns: hash_file(file))  # once for each time of modification

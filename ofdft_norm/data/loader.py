@@ -24,8 +24,8 @@ class LoaderConfig(Settings):
         pin_memory: Copy batches to page-locked memory, for GPUs.
         persistent_workers: Keep workers alive between epochs.
         prefetch_factor: Batches that each worker reads ahead; None: torch's 2.
-        in_order: Whether batches come in the sampler's order; False: as workers finish them, so that no batch waits
-            for a slow one, and runs cannot be repeated.
+        in_order: Whether batches come in the sampler's order; False: in the order in which workers finish them, so
+            that no batch waits for a slow one, but runs are not reproducible.
         multiprocessing_context: ``fork``, ``spawn`` or ``forkserver``; None: the platform's default.
         shuffle: Whether the training split is shuffled.
         follow_batch: Fields that get a field ``<name>_batch``, the index of each entry's sample, as in PyG's loader.
@@ -76,25 +76,26 @@ class EpochSampler(RandomSampler):
 
 
 class WrappedCollate:
-    """Collates as a wrapped loader does; checks samples before, and applies functions of samples or batches.
+    """Checks samples, applies functions, and collates as the wrapped loader does.
 
-    PyG's and torch's default collations give the functions batches; other ones get changed samples of their own class.
+    If the wrapped loader collates with PyG's or torch's default function, the functions are applied to the batch. If it
+    has another collate function, they are applied to each sample before, which keeps its class.
     """
 
-    def __init__(self, theirs: Any, check: Callable[[Any], Data], functions: Sequence[Callable[[Any], Any]]) -> None:
-        self.theirs = theirs
+    def __init__(self, collate: Any, check: Callable[[Any], Data], functions: Sequence[Callable[[Any], Any]]) -> None:
+        self.collate = collate
         self.check = check
         self.functions = list(functions)
-        self.joins = type(theirs) is Collater or theirs is default_collate
+        self.joins = type(collate) is Collater or collate is default_collate
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         """Returns the batch of the wrapped loader, with the functions applied."""
         if not self.joins:
-            return self.theirs([self._apply_to_sample(sample) for sample in samples])
-        follow = dict.fromkeys(["coeffs", *(getattr(self.theirs, "follow_batch", None) or ())])
+            return self.collate([self._apply_to_sample(sample) for sample in samples])
+        follow = dict.fromkeys(["coeffs", *(getattr(self.collate, "follow_batch", None) or ())])
         batch = self._apply(join_samples([self.check(sample) for sample in samples], list(follow)))
-        # only now: the functions may have needed them
-        for name in set(getattr(self.theirs, "exclude_keys", None) or ()).intersection(batch.keys()):
+        # removed last: the functions may need them
+        for name in set(getattr(self.collate, "exclude_keys", None) or ()).intersection(batch.keys()):
             del batch[name]
         return batch
 
@@ -114,14 +115,13 @@ class WrappedCollate:
 
 
 def wrap_loader(
-    theirs: DataLoader, *functions: Callable[[Any], Any], check: Callable[[Any], Data] = convert_to_data
+    loader: DataLoader, *functions: Callable[[Any], Any], check: Callable[[Any], Data] = convert_to_data
 ) -> DataLoader:
     """Returns a shallow copy of a loader that applies functions to each batch, in this order; see `WrappedCollate`."""
-    collate = WrappedCollate(theirs.collate_fn, check, functions)
-    if isinstance(theirs.collate_fn, WrappedCollate):
-        inner = theirs.collate_fn
-        collate = WrappedCollate(inner.theirs, inner.check, [*inner.functions, *functions])
-    cls = type(theirs)
+    collate = WrappedCollate(loader.collate_fn, check, functions)
+    if isinstance(inner := loader.collate_fn, WrappedCollate):
+        collate = WrappedCollate(inner.collate, inner.check, [*inner.functions, *functions])
+    cls = type(loader)
 
     # For several processes Lightning makes a loader of the same class and arguments with another sampler. PyG's loader
     # ignores a collate function that it is given: so the class of the copy sets it.
@@ -130,8 +130,8 @@ def wrap_loader(
         cls.__init__(self, *args, **kwargs)
         self.collate_fn = collate
 
-    wrapped = copy.copy(theirs)
+    wrapped = copy.copy(loader)
     wrapped.__class__ = type(cls.__name__, (cls,), {"__init__": init, "__module__": cls.__module__})
     wrapped.collate_fn = collate
-    wrapped._iterator = None  # of persistent workers
+    wrapped._iterator = None  # persistent workers of the original are not shared
     return wrapped

@@ -53,8 +53,8 @@ def pack_labels(
 ) -> Path:
     """Packs all SCF iterations of label files, or packed sets, into a new folder, which appears whole or not at all.
 
-    `pre_transforms` are applied in float64. `dtype`, float64 or float32, is that of coefficients and gradients. Of the
-    further `energies` no gradients are packed: ``xc`` is ``e_xc``.
+    `pre_transforms` are applied in float64. `dtype`, float64 or float32, is that of coefficients and gradients. The
+    further `energies` (``xc`` is ``e_xc``) are packed without gradients.
     """
     output = Path(output).absolute()
     if output.exists() or output.is_symlink():
@@ -124,7 +124,7 @@ class _Molecules(Dataset[Any]):
 
 
 def _make_entries(name: str, batches: Mapping[str, Any], energies: Sequence[str]) -> tuple[str, dict[str, Array]]:
-    """Returns coordinates and entries of all arrays but the offsets of a molecule."""
+    """Returns the name of a molecule's coordinates, and its entries of all arrays except the offsets."""
     first = next(iter(batches.values()))
     mol_id, n_samples = first.mol_id[0], len(first.energy_label)
     unknown = sorted(set(first.keys()).difference(_STORED, _IMPLIED, energies))
@@ -136,7 +136,7 @@ def _make_entries(name: str, batches: Mapping[str, Any], energies: Sequence[str]
         if not (rows == rows[0]).all():
             raise LabelFileError(f"{name}: molecule {mol_id!r}: field {field!r} differs between SCF iterations")
         arrays[field] = first[field][: len(first[field]) // n_samples].numpy()
-    arrays |= {name: first[name].numpy() for name in ("has_energy_label", "perturbed", "coeffs", *energies)}
+    arrays |= {field: first[field].numpy() for field in ("has_energy_label", "perturbed", "coeffs", *energies)}
     for target, batch in batches.items():
         arrays |= {f"e_{target}": batch.energy_label.numpy(), f"grad_{target}": batch.gradient_label.numpy()}
     return str(first.coordinates[0]), arrays

@@ -126,7 +126,7 @@ class OFData(Data):
         return split_axis(values, self.n_basis_per_atom.tolist(), axis, "the sample")
 
 
-# PyG remembers batch classes by the name of the sample's class: STRUCTURES25's OFData would get batches of ours.
+# PyG caches batch classes by the name of the sample's class, and STRUCTURES25's class is called OFData, too.
 OFData.__name__ = "OFDFTNormData"
 
 
@@ -134,7 +134,8 @@ def _real_tensor(value: Any, field: str, shape: tuple[int, ...], where: str) -> 
     """Returns a real tensor; Python numbers do not pass through torch's default dtype (float32)."""
     if not isinstance(value, Tensor):
         array = np.asarray(value)
-        value = torch.from_numpy(np.require(array, requirements="W")) if array.dtype.kind in "biufc" else torch.zeros(0)
+        is_number = array.dtype.kind in "biufc"  # other values become an empty tensor, which is refused below
+        value = torch.from_numpy(np.require(array, requirements="W")) if is_number else torch.zeros(0)
     if value.is_complex() or not (value.shape == shape or value.numel() == 1 == math.prod(shape)):
         what = f"{where}: field {field!r} has dtype {value.dtype} and shape {tuple(value.shape)}"
         raise LabelFileError(f"{what}, expected real numbers of shape {shape} (config: data.source.basis_info)")
@@ -161,7 +162,7 @@ def set_field(sample: Any, name: str, value: Any) -> None:
 
 
 def is_sample(value: Any) -> bool:
-    """Returns whether a value is a sample or batch: PyG's `Data`, or of a class with `keys`, as fairchem's."""
+    """Returns whether a value is a sample or batch: PyG's `Data`, or an object with `keys`, such as fairchem's."""
     return isinstance(value, Data) or (hasattr(value, "keys") and not isinstance(value, Mapping))
 
 
@@ -200,7 +201,7 @@ def find_molecule_index(batch: Data, field: str = "coeffs") -> Tensor:
 
 
 def count_molecules(batch: Data) -> int:
-    """Returns the number of samples of a batch; 1 for a single sample."""
+    """Returns the number of samples of a batch, each SCF iteration a molecule of its own; 1 for a single sample."""
     for name in ("ptr", "coeffs_ptr"):
         if (boundaries := get_field(batch, name)) is not None:
             return len(boundaries) - 1
@@ -213,7 +214,7 @@ def count_molecules(batch: Data) -> int:
 
 
 def find_periodic_directions(batch: Data) -> Tensor:
-    """Returns (n_molecules, 3) bool: the directions with periodic images; a cell that lacks `pbc` has them."""
+    """Returns (n_molecules, 3) bool: the periodic directions; without `pbc`, the directions with a cell vector."""
     cell, pbc = get_field(batch, "cell"), get_field(batch, "pbc")
     if cell is None:
         return torch.zeros(count_molecules(batch), 3, dtype=torch.bool)
@@ -253,7 +254,7 @@ def make_batch(
     n_atoms: IntArray,
     n_functions: IntArray,
 ) -> Any:
-    """Returns the batch that PyG's ``Batch.from_data_list(samples, ["coeffs"])`` makes, of joined fields."""
+    """Returns the batch of joined fields, equal to that of PyG's ``Batch.from_data_list(samples, ["coeffs"])``."""
     n = len(n_atoms)
     added = {}
     for index, ends, counts in (("coeffs_batch", "coeffs_ptr", n_functions), ("batch", "ptr", n_atoms)):
@@ -262,7 +263,7 @@ def make_batch(
     atoms, functions = added["ptr"], added["coeffs_ptr"]
     batch = copy(_EMPTY)
     batch._store._mapping.update({**per_atom, **per_function, **per_sample, **added})
-    # `from_data_list` notes this for taking samples out again
+    # for ``batch[i]``, as `from_data_list` stores it
     batch._num_graphs = n
     by_sample = dict.fromkeys(per_sample, torch.arange(n + 1))
     batch._slice_dict = dict.fromkeys(per_atom, atoms) | dict.fromkeys(per_function, functions) | by_sample

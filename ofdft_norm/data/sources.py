@@ -133,13 +133,13 @@ def list_paths(paths: str | Sequence[str] | None) -> list[str]:
     return list(map(os.path.expanduser, [] if paths is None else [paths] if isinstance(paths, str) else paths))
 
 
-def find_files(patterns: str | Sequence[str] | None, at: Callable[[str], Sequence[str]], kind: str) -> list[str]:
-    """Returns the files that `at` finds at paths, or at the matches of patterns; `kind` names them in the error."""
+def find_files(patterns: str | Sequence[str] | None, find: Callable[[str], Sequence[str]], kind: str) -> list[str]:
+    """Returns the files that `find` returns for each path or match of a pattern; `kind` names them in the error."""
     files: list[str] = []
     for pattern in list_paths(patterns):
         before = len(files)
         for path in [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern)):
-            files += at(str(Path(path)))
+            files += find(str(Path(path)))
         if len(files) == before:
             raise ConfigError(f"{pattern}: no {kind} there (config: data.source.paths)")
     return files
@@ -178,9 +178,9 @@ class LabelFiles(Source):
         return BasisInfo.from_json(self.basis_info)
 
     def _list_files(self) -> Iterable[str]:
-        return set(find_files(self.paths, _label_files_at, "label file (*.zarr, *.zarr.zip)"))
+        return set(find_files(self.paths, _find_label_files, "label file (*.zarr, *.zarr.zip)"))
 
-    def _geometry_of(self, path: str) -> Hashable | None:
+    def _read_geometry(self, path: str) -> Hashable | None:
         """Returns the geometry of a label file, to compare; None: it cannot be read."""
         with suppress(LabelFileError):  # reported when the file is used
             header = read_header(path)
@@ -194,24 +194,24 @@ class LabelFiles(Source):
         """Returns the label files of train, val and test.
 
         Raises:
-            SplitError: If a label file is reached twice, is a copy of another one, or fits no or several entries.
+            SplitError: If a label file is listed twice or copies another one, or an entry fits no or several files.
         """
-        files, where = self._selected(), split.file or str(self.paths)
+        files, where = self._select_files(), split.file or str(self.paths)
         if split.file is None:
             parts = split_randomly(files, split, where)
         else:
             parts, iterations = locate_entries(self._read_entries(split.file), files, self.exclude, where)
             self._scf_iterations.update(iterations)
-        refuse_doubles(parts, where, self._geometry_of)
+        refuse_doubles(parts, where, self._read_geometry)
         return parts
 
     def everything(self) -> list[str]:
         """Returns all label files."""
-        files = self._selected()
-        refuse_doubles({"all": files}, str(self.paths), self._geometry_of)
+        files = self._select_files()
+        refuse_doubles({"all": files}, str(self.paths), self._read_geometry)
         return files
 
-    def _selected(self) -> list[str]:
+    def _select_files(self) -> list[str]:
         """Returns the label files that are not excluded, in sorted order."""
         found, excluded = self._list_files(), set(self.exclude)
         if unknown := sorted(excluded.difference(map(os.path.basename, found))):
@@ -221,14 +221,14 @@ class LabelFiles(Source):
 
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns the data set of some label files; raises SplitError if one does not exist."""
-        # a pipe is neither of the two
+        # a named pipe is neither a file nor a folder
         if missing := [path for path in members if not os.path.isfile(path) and not os.path.isdir(path)]:
             raise make_list_error(str(self.paths), f"missing label files of the {part} split", missing)
         counts = [self._scf_iterations[path] for path in members if path in self._scf_iterations]
         known = counts if len(counts) == len(members) else None
-        return OFDataset(members, self.basis(), **self._options(transforms), n_scf_iterations=known)
+        return OFDataset(members, self.basis(), **self._collect_options(transforms), n_scf_iterations=known)
 
-    def _options(self, transforms: Sequence[Transform]) -> dict[str, Any]:
+    def _collect_options(self, transforms: Sequence[Transform]) -> dict[str, Any]:
         names = ("energy_key", "gradient_key", "limit_scf_iterations", "keep_initial_guess")
         return {"transform": compose(transforms), **dict(zip(names, attrgetter(*names)(self), strict=True))}
 
@@ -239,22 +239,22 @@ class LabelFiles(Source):
         return f"({paths}, {sorted(self.exclude)}, {split!r}, {hashlib.sha256(content).hexdigest()!r})"
 
 
-def _label_files_at(path: str) -> list[str]:
+def _find_label_files(path: str) -> list[str]:
     if path.endswith(SUFFIXES):
         return [path]
     names = os.listdir(path) if os.path.isdir(path) else []
     return [os.path.join(path, name) for name in names if name.endswith(SUFFIXES)]
 
 
-def _packed_set_at(path: str) -> list[str]:
+def _find_packed_set(path: str) -> list[str]:
     return [os.path.abspath(path)] if os.path.isfile(os.path.join(path, META)) else []
 
 
 class PackedLabels(LabelFiles):
     """Label files that `ofdft-norm pack` packed into one or several sets.
 
-    Molecules keep the names of their label files, for splits and `exclude`: a random split of a packed folder is that
-    of the folder. Pre-transforms that the sets were packed with are not applied again; they must be the first of
+    Molecules keep the names of their label files, for splits and `exclude`: a random split of a packed folder equals
+    that of the folder. Pre-transforms that were applied before packing are not applied again; they must be the first of
     `data.pre_transforms`, apart from changes of basis.
 
     Attributes:
@@ -280,7 +280,7 @@ class PackedLabels(LabelFiles):
         if self._opened:
             return self._opened
         sets, places = [], {}
-        for i, folder in enumerate(dict.fromkeys(find_files(self.paths, _packed_set_at, f"packed set ({META})"))):
+        for i, folder in enumerate(dict.fromkeys(find_files(self.paths, _find_packed_set, f"packed set ({META})"))):
             sets.append(PackedSet(folder, self.verify))
             for molecule, name in enumerate(sets[i].names()):
                 places[os.path.join(folder, name)] = i, molecule
@@ -299,7 +299,7 @@ class PackedLabels(LabelFiles):
         self.sets()
         return self._places
 
-    def _geometry_of(self, path: str) -> Hashable | None:
+    def _read_geometry(self, path: str) -> Hashable | None:
         found = self._places.get(path)  # None: refused when it is opened
         return found and tuple(array.tobytes() for array in self._opened[found[0]].geometry(found[1]))
 
@@ -313,7 +313,7 @@ class PackedLabels(LabelFiles):
             molecules[i].append(molecule)
         meta, where = sets[0].meta, str(sets[0].folder)
         remaining = find_remaining_transforms(transforms, meta["applied"], where, meta["coordinates"])
-        return PackedDataset(sets, molecules, **self._options(remaining))
+        return PackedDataset(sets, molecules, **self._collect_options(remaining))
 
 
 class EmbeddedLabels(PackedLabels):
@@ -336,7 +336,7 @@ class EmbeddedLabels(PackedLabels):
         """Returns the parts of the set's own split file if the settings of the split are the defaults."""
         if split != SplitConfig():
             return super().parts(split)
-        selected, parts = self._selected(), {}
+        selected, parts = self._select_files(), {}
         files = dict(zip(map(os.path.basename, selected), selected, strict=True))
         for part, names in read_plain(EMBEDDED / "split.yaml").items():
             parts[part] = list(map(files.__getitem__, filter(files.__contains__, names)))
@@ -376,24 +376,23 @@ class SampleCheck:
         fields = data._store  # classes of other packages may log fields that are set in another way
         numbers = self._check_atomic_numbers(fields, where)
         flag, of_atoms = fields.get("has_energy_label"), (len(numbers), 3)
-        labelled = flag is None or bool(torch.as_tensor(flag).all())
+        has_label = flag is None or bool(torch.as_tensor(flag).all())
         # field, shape, and the setting that names it if it is required
         checks: list[tuple[str | None, tuple[int, ...] | None, str]] = [("pos", of_atoms, ""), ("cell", None, "")]
-        if labelled:
+        if has_label:
             settings = ("energy_field", "forces_field") if self.labelled else ("", "")
             checks += [(self.energy, (), settings[0]), (self.forces, of_atoms, settings[1])]
         if self.basis_info is not None:
             n_basis = _add_indices(fields, numbers, self.basis_info, where)
-            names = [name for name in PER_FUNCTION if labelled or name != "gradient_label"]
+            names = [name for name in PER_FUNCTION if has_label or name != "gradient_label"]
             checks += [(name, (n_basis,), "basis_info" if name == "coeffs" else "") for name in names]
         for name, shape, setting in checks:
             if name is not None and (setting or name in fields):
                 value = _check_numbers(fields, name, shape, where, setting)
                 fields[name] = value if value.is_floating_point() else value.to(torch.float64)
         if self.stress is not None:
-            wanted = (
-                labelled and bool(find_periodic_directions(data).all()) and (self.labelled or self.stress in fields)
-            )
+            periodic = bool(find_periodic_directions(data).all())
+            wanted = has_label and periodic and (self.labelled or self.stress in fields)
             nan = torch.full((1, 6), torch.nan, dtype=torch.float64)
             fields[self.stress] = _check_stress(fields, self.stress, where) if wanted else nan
         return data
@@ -468,10 +467,10 @@ class SampleDataset(JoinedDataset):
     check: SampleCheck
     what: str
     transform: Transform | None = None
-    indices: Any = None  # of the samples; None: all
+    indices: Any = None  # those of the samples to use; None: all
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, list):  # read as it was when its statistics were fitted
+        if isinstance(self.samples, list):  # the caller may change the list after statistics were fitted
             self.samples = list(self.samples)
         self.indices = range(len(self.samples)) if self.indices is None else self.indices
 
@@ -485,7 +484,7 @@ class SampleDataset(JoinedDataset):
         """Reads samples as one batch."""
         indices = [self.indices[i] for i in samples]
         found = read_items(self.samples, indices)
-        if not isinstance(self.samples, MoleculeDataset):  # it validates its samples
+        if not isinstance(self.samples, MoleculeDataset):  # which validates its own samples
             found = found.to_data_list() if isinstance(found, Batch) else found
             found = [self.check(sample, self._name(i)) for sample, i in zip(found, indices, strict=True)]
             found = join_samples(found)
@@ -507,8 +506,8 @@ class SampleFile(Source):
 
     The file has `n_atoms` (n_samples,); `pos` (n_atoms_of_all, 3) [bohr]; `atomic_numbers` (n_atoms_of_all,);
     `coeffs` (n_basis_of_all,); and optionally `dual_basis_integrals` (n_basis_of_all,) [electrons], `mol_id`
-    (n_samples,) and `coordinates`, one word for the coordinates of coefficients and integrals: ``raw`` (the density
-    basis as it is, also where it is missing), or those of `ofdft_norm.transforms`.
+    (n_samples,) and `coordinates`, the name of the coordinates of coefficients and integrals: ``raw`` (the default) for
+    the density basis itself, or a name of `ofdft_norm.transforms`.
 
     Attributes:
         path: The npz file.

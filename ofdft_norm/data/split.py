@@ -127,7 +127,7 @@ def locate_entries(
 ) -> tuple[Parts, dict[str, int]]:
     """Finds the label files of a split, or else uses names as paths; also returns known numbers of SCF iterations.
 
-    An entry of a data set that is the name of a folder above some files is one of these.
+    If a folder above some of the files has the name of an entry's data set, the entry is one of these files.
     """
     by_name: dict[str, list[Path]] = {}
     for path in map(Path, files):
@@ -169,7 +169,7 @@ def parse_shard(shard: str) -> tuple[int, int]:
 
 
 def select_shard(members: Sequence[str], shard: str) -> list[str]:
-    """Returns the members of one of N shards: the name of a label file decides, so that no other file matters."""
+    """Returns the members of one of N shards; the shard of a label file depends on its name alone."""
     k, n = parse_shard(shard)
     return [member for member in members if zlib.crc32(os.path.basename(member).encode()) % n == k - 1]
 

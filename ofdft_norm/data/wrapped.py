@@ -1,4 +1,4 @@
-"""Data sets and data modules of other packages as a source: their samples, validated, and their own loaders."""
+"""A source of samples of other packages: their data sets, or data modules, which keep their own loaders."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +19,7 @@ from ofdft_norm.data.split import PARTS, Parts, SplitConfig, split_randomly
 from ofdft_norm.errors import ConfigError, SplitError
 
 _STAGES = {"train": ("fit",), "val": ("fit", "validate"), "test": ("test",), "predict": ("predict",)}
-# settings of a split that a configuration has if it asks for none
+# settings that ask for no split: the defaults, and those of `OFDFTDataModule.wrap`
 _NO_SPLIT = (SplitConfig(), SplitConfig(1.0, 0.0, 0.0))
 
 
@@ -65,7 +65,7 @@ class WrappedData(Source):
         if (self.datamodule is None) == (self.train is None):
             raise ConfigError("data.source needs either a datamodule or a train data set")
 
-    # of label files, or ASE's
+    # as in ASE's files, or in label files
     length_unit = property(lambda self: "angstrom" if self.basis_info is None else "bohr")
 
     def basis(self) -> BasisInfo | None:
@@ -104,7 +104,7 @@ class WrappedData(Source):
                 self._molecules.setdefault(str(i if name is None else name), []).append(i)
             return split_randomly(list(self._molecules), split, "the wrapped data set")
         if split not in _NO_SPLIT:
-            raise ConfigError(f"data.split = {split}: wrapped data come split, and a split file lists label files")
+            raise ConfigError(f"data.split = {split}: wrapped data have a split, and a split file lists label files")
         if self.datamodule is None:
             return {part: [part] for part in PARTS if (data := getattr(self, part)) is not None and len(data)}
         found = {part: [part] for part in _STAGES if _is_defined(self.datamodule, f"{part}_dataloader")}
@@ -119,8 +119,8 @@ class WrappedData(Source):
     def open(self, part: str, members: Sequence[str], transforms: Sequence[Transform]) -> Dataset:
         """Returns a part's data set; samples are validated when they are read."""
         if self.datamodule is not None:
-            loader = self._ask_for_loader(part)
-            dataset, indices = loader.dataset, _selected(loader)
+            loader = self._get_loader(part)
+            dataset, indices = loader.dataset, _find_indices(loader)
         elif self._molecules:
             dataset, indices = self.train, sorted(i for member in members for i in self._molecules[member])
         else:
@@ -132,28 +132,28 @@ class WrappedData(Source):
         if self.datamodule is None:
             return None
         check = partial(self._check(part), where=f"a sample of the {part} data")
-        return wrap_loader(self._ask_for_loader(part), check=check)
+        return wrap_loader(self._get_loader(part), check=check)
 
     def _check(self, part: str) -> AtomsCheck:
         energy = "energy" if self.energy_field == "energy_label" else self.energy_field
         fields = self.energy_field, self.forces_field, self.atomic_numbers_field
         keys = energy, self.forces_field, self.stress_field
-        return AtomsCheck(*fields, part != "predict", self.basis(), self.stress_field, keys)
+        return AtomsCheck(*fields, part != "predict", self.basis(), stress=self.stress_field, keys=keys)
 
     def is_set_up(self, part: str) -> bool:
         """Returns whether the wrapped data module has a part without a further set-up."""
         if self.datamodule is None or set(self._stages).intersection(_STAGES[part]):
             return True
-        if self._stages:  # a module that ignores the stage has this data already, and would split it anew
+        if self._stages:  # a module that ignores stages has this part already; another setup would split its data again
             with suppress(Exception):
-                return bool(_only_loader(self.datamodule, f"{part}_dataloader"))
+                return bool(_call_loader_hook(self.datamodule, f"{part}_dataloader"))
         return False
 
-    def _ask_for_loader(self, part: str) -> DataLoader:
+    def _get_loader(self, part: str) -> DataLoader:
         """Returns the wrapped data module's own loader; raises SplitError if it is of another kind than expected."""
         if not self.is_set_up(part):  # outside of a run
             self.setup(_STAGES[part][0], self.datamodule.trainer)
-        return _only_loader(self.datamodule, f"{part}_dataloader")
+        return _call_loader_hook(self.datamodule, f"{part}_dataloader")
 
 
 def _is_defined(datamodule: Any, hook: str) -> bool:
@@ -162,7 +162,7 @@ def _is_defined(datamodule: Any, hook: str) -> bool:
     return method is not None and not str(method.__module__).startswith(("lightning.", "pytorch_lightning."))
 
 
-def _only_loader(datamodule: Any, hook: str) -> DataLoader:
+def _call_loader_hook(datamodule: Any, hook: str) -> DataLoader:
     loader = getattr(datamodule, hook)()
     if isinstance(loader, list | tuple) and len(loader) == 1:
         loader = loader[0]
@@ -175,7 +175,7 @@ def _only_loader(datamodule: Any, hook: str) -> DataLoader:
     return loader
 
 
-def _selected(loader: DataLoader) -> list[int] | None:
+def _find_indices(loader: DataLoader) -> list[int] | None:
     """Returns the samples that a loader with a subset's sampler reads; None: all."""
     indices = getattr(getattr(loader.batch_sampler, "sampler", None), "indices", None)
     return None if indices is None else [int(i) for i in indices]

@@ -50,11 +50,11 @@ def quiet_lightning() -> None:
     vars(warnings)["formatwarning"] = _format_warning
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
-        if logging.root.handlers:  # of the application
+        if logging.root.handlers:  # the application has configured logging
             logger.handlers.clear()
             logger.propagate = True
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
-        logging.getLogger(f"lightning.{name}").addFilter(_is_news)  # adds it once
+        logging.getLogger(f"lightning.{name}").addFilter(_is_news)  # a second call adds nothing
     warnings.filterwarnings("ignore", _NO_ADVICE)
 
 
@@ -86,7 +86,7 @@ class RunRecord(Callback):
         self.folder = Path(folder)
         self.curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
-    def _record(self, trainer: Trainer) -> dict[str, Any]:
+    def _make_record(self, trainer: Trainer) -> dict[str, Any]:
         fingerprint = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
         return {"package_version": find_package_version(), "statistics_fingerprint": fingerprint, "config": self.config}
 
@@ -97,7 +97,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file, on rank 0; a checkpoint to resume from has been read by now."""
         if trainer.is_global_zero:
-            write_text(self.folder / "run.yaml", yaml.safe_dump(self._record(trainer), sort_keys=False))
+            write_text(self.folder / "run.yaml", yaml.safe_dump(self._make_record(trainer), sort_keys=False))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the metrics of training and validation to the curves; validation has ended by now."""
@@ -106,13 +106,13 @@ class RunRecord(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the record to a checkpoint."""
-        checkpoint[CHECKPOINT_KEY] = self._record(trainer)
+        checkpoint[CHECKPOINT_KEY] = self._make_record(trainer)
 
 
 class LogNormalization(Callback):
     """Logs the normalisation once, at the start of training: scalars, summary and the plot of gradient ranges.
 
-    Every logger gets the scalars of `normalization_scalars`; TensorBoard and loggers with a `log_image` method (such as
+    Every logger gets the scalars of `collect_scalars`; TensorBoard and loggers with a `log_image` method (such as
     W&B's) also get the plot, TensorBoard the summary.
 
     Args:
@@ -139,7 +139,7 @@ class LogNormalization(Callback):
         _ = datamodule.statistics  # all ranks fit together
         if not trainer.is_global_zero:
             return
-        scalars, step = normalization_scalars(datamodule), trainer.global_step
+        scalars, step = collect_scalars(datamodule), trainer.global_step
         draws = self.plots and datamodule.basis_info is not None
         figure = plot_gradient_ranges(datamodule) if draws else None
         for logger in trainer.loggers:
@@ -200,7 +200,7 @@ class CountOutOfRange(Callback):
             )
 
 
-def normalization_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
+def collect_scalars(datamodule: OFDFTDataModule) -> dict[str, float]:
     """Returns the size of the training split, residuals of the reference, and how many dimensions each limit sets."""
     statistics, normalizer, unit = datamodule.statistics, datamodule.normalizer, find_unit(datamodule.unit)
     found = statistics[datamodule.weigher_key]
@@ -225,5 +225,5 @@ def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
     pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, pixels, step, dataformats="HWC")
-    elif hasattr(logger, "log_image"):  # of W&B's and other loggers
+    elif hasattr(logger, "log_image"):  # W&B's and other loggers have it
         logger.log_image(key=name, images=[pixels], step=step)

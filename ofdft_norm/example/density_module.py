@@ -12,7 +12,7 @@ from ofdft_norm.data.basis import BasisInfo
 from ofdft_norm.data.sample import find_molecule_index
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.density_network import DensityNetwork
-from ofdft_norm.example.metrics import LabelErrors, MeasuredModule, sums_over_molecules
+from ofdft_norm.example.metrics import LabelErrors, MeasuredModule, sum_over_molecules
 from ofdft_norm.mixin import NormalizerMixin
 from ofdft_norm.normalization.state import load_normalizer
 from ofdft_norm.settings import NonNegative, Positive, PositiveInt, check_arguments
@@ -123,7 +123,7 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         difference = self.normalizer.gradient_difference(gradient, batch)
         difference = torch.where(labelled[find_molecule_index(batch)], difference, 0.0)
         # the offset keeps the square root differentiable at zero
-        norms = (sums_over_molecules(difference.square(), batch) + NORM_OFFSET).sqrt() - math.sqrt(NORM_OFFSET)
+        norms = (sum_over_molecules(difference.square(), batch) + NORM_OFFSET).sqrt() - math.sqrt(NORM_OFFSET)
         n_labelled = labelled.sum().clamp(min=1)
         terms = {"energy": errors.abs().sum() / n_labelled, "gradient": norms.sum() / n_labelled}
         loss = self.hparams["energy_weight"] * terms["energy"] + self.hparams["gradient_weight"] * terms["gradient"]

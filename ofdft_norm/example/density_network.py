@@ -46,12 +46,12 @@ class DensityNetwork(nn.Module):
         self.width, self.n_types, self.coeff_scale = width, basis_info.n_types, coeff_scale
         sizes = basis_info.basis_dim_per_atom.tolist()
         self.register_buffer("dims", torch.tensor(sizes), persistent=False)
-        self.embeddings = nn.ModuleList(_perceptron(size, width, width) for size in sizes)
+        self.embeddings = nn.ModuleList(_make_perceptron(size, width, width) for size in sizes)
         self.distances = GaussianFeatures(basis_info.n_types, n_gaussians)
         self.surroundings = nn.Linear(n_gaussians, width)
-        self.biases = _perceptron(n_gaussians, n_gaussians, n_layers * n_heads)
+        self.biases = _make_perceptron(n_gaussians, n_gaussians, n_layers * n_heads)
         self.layers = nn.ModuleList(AttentionLayer(width, n_heads) for _ in range(n_layers))
-        self.readout = nn.Sequential(nn.LayerNorm(width), *_perceptron(width, width, 1))
+        self.readout = nn.Sequential(nn.LayerNorm(width), *_make_perceptron(width, width, 1))
         for parameter in self.readout[-1].parameters():  # training starts at the reference: E' = 0
             nn.init.zeros_(parameter)
 
@@ -60,7 +60,7 @@ class DensityNetwork(nn.Module):
         atom_ind, molecule = batch.atom_ind, find_molecule_index(batch, "pos")
         counts = torch.bincount(molecule, minlength=count_molecules(batch))
         place = torch.arange(len(molecule), device=molecule.device) - (counts.cumsum(0) - counts)[molecule]
-        where = molecule, place  # of each atom in arrays (molecule, atom), which are padded to the largest molecule
+        where = molecule, place  # index of each atom in arrays (molecule, atom), padded to the largest molecule
         shape = len(counts), int(counts.max())
 
         features = self.embed(atom_ind, coeffs)
@@ -125,7 +125,7 @@ class AttentionLayer(nn.Module):
         self.n_heads = n_heads
         self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.project, self.combine = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.update = _perceptron(width, 2 * width, width)
+        self.update = _make_perceptron(width, 2 * width, width)
 
     def forward(self, features: Tensor, bias: Tensor, where: tuple[Tensor, Tensor]) -> Tensor:
         """Returns (n_atom, width) features; `bias` is (molecule, head, atom, atom), and `where` the atoms' places."""
@@ -138,5 +138,5 @@ class AttentionLayer(nn.Module):
         return features + self.update(self.second_norm(features))
 
 
-def _perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+def _make_perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))

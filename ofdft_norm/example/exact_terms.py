@@ -48,7 +48,7 @@ class ExactTerms:
             self.grid.coords, self.grid.weights = np.zeros((0, 3)), np.zeros(0)
         else:
             self.grid.build()
-        self._values: dict[int, npt.NDArray[np.float64]] = {}  # of the basis functions on the grid
+        self._values: dict[int, npt.NDArray[np.float64]] = {}  # basis functions on the grid, by block
 
     def __call__(self, coeffs: Tensor) -> Tensor:
         """Returns the energy of (n_basis,) coefficients of the density basis, a scalar [hartree]."""

@@ -32,22 +32,22 @@ def error_name(quantity: str, unit: str) -> str:
     return f"{quantity}_{find_unit(unit).suffix}"
 
 
-def sums_over_molecules(values: Tensor, batch: Data, of: str = "coeffs") -> Tensor:
+def sum_over_molecules(values: Tensor, batch: Data, of: str = "coeffs") -> Tensor:
     """Sums a field, with an entry for each function or (`of` = "pos") each atom, over each molecule: (n_molecules,)."""
     by_entry = values.reshape(len(values), -1).sum(1)
     return values.new_zeros(count_molecules(batch)).index_add(0, find_molecule_index(batch, of), by_entry)
 
 
-def numbers_of_atoms(batch: Data) -> Tensor:
+def get_atomic_numbers(batch: Data) -> Tensor:
     """Returns the (n_atom,) atomic numbers, which PyG's data sets call `z`."""
     return batch.z if batch.get("atomic_numbers") is None else batch.atomic_numbers
 
 
-MODEL_KEY = "ofdft_norm_model"  # of a checkpoint: the class of its model
+MODEL_KEY = "ofdft_norm_model"  # checkpoint entry with the class of the model
 
 
 class Measured(NamedTuple):
-    """Predictions and labels of n labelled samples, whose derivatives have m components, in the normaliser's unit."""
+    """Predictions and labels of n samples and of the m components of their derivatives, in the normaliser's unit."""
 
     rows: Tensor  # (n, 8), see `PhysicalErrors`
     molecules: Tensor  # (n,) numbers of the molecules, the same in every process
@@ -58,8 +58,9 @@ class Measured(NamedTuple):
 class PhysicalErrors(Metric):
     """Base class: errors of energies and their derivatives, in the small unit of the normaliser, such as mHa.
 
-    Each labelled sample counts once. Samples without `mol_id` count as molecules of their own. `compute` returns the
-    `QUANTITIES` of a subclass. `DERIVATIVE` is the name of the derivative, `OF` the field with as many entries.
+    Each labelled sample counts once. Samples without `mol_id` are separate molecules. `compute` returns the
+    `QUANTITIES` of a subclass. `DERIVATIVE` is the name of the derivative, `OF` a field with one entry for each of its
+    rows, and `SIZE` the size of a molecule by which energies are divided.
     """
 
     full_state_update = False
@@ -74,8 +75,9 @@ class PhysicalErrors(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.unit = "hartree"  # `update` sets that of the batch's normaliser
-        # of each labelled sample: error of the energy, size, sums of |derivative's error| and its square, components,
-        # place (1 the ground state, 0 elsewhere on the SCF path, -1 off it), sum of |error of the stress|, components
+        # a row for each labelled sample: error of the energy, size; sums of absolute and of squared errors of the
+        # derivative, number of its components; place (1: ground state, 0: elsewhere on the SCF path, -1: off the path);
+        # sum of absolute errors of the stress, number of its components
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("molecules", [], dist_reduce_fx="cat")
 
@@ -86,9 +88,9 @@ class PhysicalErrors(Metric):
 
     @staticmethod
     def _compare(normalizer: Normalizer, batch: Data, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns labels and predictions of the derivative, (2, n, ...), the elements of its n entries; size and place.
+        """Returns labels and predictions of the derivative, (2, n, ...), the elements of its n entries, size and place.
 
-        Size and place are those of the samples, see `rows`.
+        Size and place have one entry for each sample and are columns of `rows`.
         """
         raise NotImplementedError
 
@@ -115,18 +117,18 @@ class PhysicalErrors(Metric):
         errors = (derivatives[1] - derivatives[0]).reshape(len(elements), -1)
         counted = torch.ones_like(errors) * (elements == (elements if element is None else element))[:, None]
         each = (counted * errors.abs(), counted * errors.square(), counted)
-        sums = [sums_over_molecules(values, batch, cls.OF) for values in each]
+        sums = [sum_over_molecules(values, batch, cls.OF) for values in each]
         of_stress = n_stress = torch.zeros_like(true)
         if stress is not None and normalizer.stress_field is not None:
             difference = stress.detach() - normalizer.denormalize_stress(batch[normalizer.stress_field], batch)
-            known = difference.isfinite()  # of periodic samples
+            known = difference.isfinite()  # NaN: not periodic
             of_stress, n_stress = difference.abs().where(known, 0.0).sum(1), known.sum(1)
         columns = (energies[1] - true, size, *sums, place, of_stress, n_stress)
         rows = torch.stack([column.to(true) for column in columns], dim=1)
         measured = labelled & (sums[2] > 0)
         pairs = derivatives[:, measured[find_molecule_index(batch, cls.OF)]].reshape(2, -1)
         energies = (energies - batch.energy_reference)[:, measured]
-        return Measured(rows[measured], _molecule_keys(batch, measured), energies, pairs)
+        return Measured(rows[measured], _hash_molecules(batch, measured), energies, pairs)
 
     def update(self, normalizer: Normalizer, batch: Data, *predicted: Tensor) -> None:
         """Adds a normalised batch with predictions, see `measure`."""
@@ -137,10 +139,10 @@ class PhysicalErrors(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Returns the errors by name; NaN without any labelled sample."""
         rows = dim_zero_cat(self.rows) if len(self.rows) else torch.zeros(0, 8, dtype=torch.float64)
-        return self.errors_of(self.unit, rows, dim_zero_cat(self.molecules) if len(self.rows) else torch.zeros(0))
+        return self.compute_errors(self.unit, rows, dim_zero_cat(self.molecules) if len(self.rows) else torch.zeros(0))
 
     @classmethod
-    def errors_of(cls, unit: str, rows: Tensor, molecules: Tensor) -> dict[str, Tensor]:
+    def compute_errors(cls, unit: str, rows: Tensor, molecules: Tensor) -> dict[str, Tensor]:
         """Returns the errors of samples by name, from their `rows` and `molecules`."""
         if len(rows) == 0:
             rows, molecules = rows.new_full((1, 8), torch.nan), molecules.new_zeros(1)
@@ -151,7 +153,7 @@ class PhysicalErrors(Metric):
             "energy_median": errors.abs().quantile(0.5),
             "energy_rmse": errors.square().mean().sqrt(),
             "energy_mae_ground_state": errors[place == 1].abs().mean(),
-            "energy_mae_along_path": (path - means_by_group(path, molecules[place >= 0])).abs().mean(),
+            "energy_mae_along_path": (path - average_by_group(path, molecules[place >= 0])).abs().mean(),
             f"energy_mae_per_{cls.SIZE}": (errors.abs() / sizes).mean(),
             f"energy_rmse_per_{cls.SIZE}": (errors / sizes).square().mean().sqrt(),
             f"{cls.DERIVATIVE}_mae": absolute.sum() / components.sum(),
@@ -159,9 +161,8 @@ class PhysicalErrors(Metric):
             f"{cls.DERIVATIVE}_norm": squares.sqrt().mean(),
             "stress_mae": of_stress.sum() / n_stress.sum(),
         }
-        return {
-            name: find_unit(unit).factor * values[q] for name, q in zip(cls.names(unit), cls.QUANTITIES, strict=True)
-        }
+        names, factor = zip(cls.names(unit), cls.QUANTITIES, strict=True), find_unit(unit).factor
+        return {name: factor * values[quantity] for name, quantity in names}
 
 
 class LabelErrors(PhysicalErrors):
@@ -195,7 +196,7 @@ class LabelErrors(PhysicalErrors):
             place = GroundStateOnlySampleWeigher().get_weights(batch)
         if batch.get("perturbed") is not None:
             place = torch.where(batch.perturbed.cpu(), -1.0, place)
-        electrons = sums_over_molecules(original.dual_basis_integrals * original.coeffs, batch)
+        electrons = sum_over_molecules(original.dual_basis_integrals * original.coeffs, batch)
         return gradients, numbers.to(gradients.device)[batch.basis_function_ind], electrons, place
 
 
@@ -214,8 +215,8 @@ class EnergyForceErrors(PhysicalErrors):
     def _compare(normalizer: Normalizer, batch: Data, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compares forces."""
         label = normalizer.denormalize_forces(batch[normalizer.forces_field], batch)
-        n_atoms = sums_over_molecules(torch.ones_like(label[:, 0]), batch, "pos")
-        return torch.stack([label, predicted]), numbers_of_atoms(batch), n_atoms, torch.zeros_like(n_atoms)
+        n_atoms = sum_over_molecules(torch.ones_like(label[:, 0]), batch, "pos")
+        return torch.stack([label, predicted]), get_atomic_numbers(batch), n_atoms, torch.zeros_like(n_atoms)
 
     @classmethod
     def names(cls, unit: str) -> tuple[str, ...]:
@@ -280,11 +281,11 @@ class MeasuredModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def means_by_group(values: Tensor, keys: Tensor) -> Tensor:
+def average_by_group(values: Tensor, keys: Tensor) -> Tensor:
     """Returns, for each value, the mean of all values with the same key.
 
     Examples:
-        >>> means_by_group(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([7, 3, 3])).tolist()
+        >>> average_by_group(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([7, 3, 3])).tolist()
         [1.0, 4.0, 4.0]
     """
     _, index, counts = keys.unique(return_inverse=True, return_counts=True)
@@ -305,7 +306,7 @@ def warm_up_and_decay(step: int, n_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _molecule_keys(batch: Data, labelled: Tensor) -> Tensor:
+def _hash_molecules(batch: Data, labelled: Tensor) -> Tensor:
     """Returns a number for the molecule of each labelled sample, the same in every process."""
     names = batch.get("mol_id") or [uuid.uuid4().hex for _ in labelled]
     names = [names] if isinstance(names, str) else names

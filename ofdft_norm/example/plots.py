@@ -30,7 +30,7 @@ Array = npt.NDArray[np.float64]
 
 BEFORE, AFTER, LINE, GRID, JOIN = "#9a9a9a", "#0072b2", "#d55e00", "#bbbbbb", "#dddddd"
 _CURVE_COLORS = (AFTER, LINE, BEFORE, "#009e73")
-MAX_POINTS = 10_000  # of a split in a panel
+MAX_POINTS = 10_000  # points of a split in a panel
 _SPLIT_STYLES = {"val": (BEFORE, "o"), "test": (AFTER, "o"), "test_molecules": (LINE, "^")}
 _SIZES = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "font.size"), 8)
 _STYLE: Any = {
@@ -40,7 +40,7 @@ _STYLE: Any = {
 }
 
 
-def gradient_ranges(datamodule: OFDFTDataModule) -> tuple[Array, Array]:
+def compute_gradient_ranges(datamodule: OFDFTDataModule) -> tuple[Array, Array]:
     """Returns max |g|, in the normaliser's unit, and max |g'| of each dimension, (n_basis,) each."""
     found, normalizer = datamodule.statistics[datamodule.weigher_key], datamodule.normalizer
     labels, reference, scale = found.gradient_label, normalizer.reference, float(normalizer.energy_scale)
@@ -62,15 +62,15 @@ def plot_gradient_ranges(datamodule: OFDFTDataModule) -> Figure:
     The data need a density basis.
     """
     basis_info, rescaling = cast(BasisInfo, datamodule.basis_info), datamodule.normalizer.rescaling
-    before, after = gradient_ranges(datamodule)
-    elements = _seen(before, basis_info)
+    before, after = compute_gradient_ranges(datamodule)
+    elements = _find_seen(before, basis_info)
     figure, panels = _new_figure([1] * len(elements), 1.45 * max(len(elements), 1) + 0.9)
     positive = np.concatenate([before[before > 0], after[after > 0], [1e-3]])
     limits = (max(positive.min() / 2, 1e-6), positive.max() * 20)
     unit, scale = find_unit(datamodule.unit).symbol, float(datamodule.normalizer.energy_scale)
     handles = [
-        _marker(BEFORE, f"before: labels after data.pre_transforms [{unit}]"),
-        _marker(AFTER, f"after: normalised [{unit}{'' if scale == 1 else f' / {scale:.4g} {unit}'}]"),
+        _mark(BEFORE, f"before: labels after data.pre_transforms [{unit}]"),
+        _mark(AFTER, f"after: normalised [{unit}{'' if scale == 1 else f' / {scale:.4g} {unit}'}]"),
     ]
     for axes, (name, index) in zip(panels, elements.items(), strict=False):
         dimension, momenta = np.arange(len(index)), basis_info.l_per_basis_func[index]
@@ -117,7 +117,7 @@ def _draw_coefficients(axes: Axes, datamodule: OFDFTDataModule, basis_info: Basi
     limit = 1.0 if rescaling is None else rescaling.s_coeff
     positive = np.concatenate([before[before > 0], after[after > 0], [limit]])
     low, ticks, position = max(positive.min() / 2, 1e-6), dict[float, str](), 0
-    for name, index in _seen(before, basis_info).items():
+    for name, index in _find_seen(before, basis_info).items():
         x = position + np.arange(len(index))
         axes.vlines(x, np.maximum(before[index], low), np.maximum(after[index], low), color=JOIN, lw=0.6, zorder=0)
         _draw_points(axes, x, before[index], after[index], size=6)
@@ -129,7 +129,7 @@ def _draw_coefficients(axes: Axes, datamodule: OFDFTDataModule, basis_info: Basi
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set(xlabel="dimensions, element by element", ylabel="standard deviation (no unit)")
     axes.set_title("density coefficients")
-    handles = [_marker(BEFORE, "before"), _marker(AFTER, "after: times lambda" if rescaling else "after: not rescaled")]
+    handles = [_mark(BEFORE, "before"), _mark(AFTER, "after: times lambda" if rescaling else "after: not rescaled")]
     if rescaling is not None:
         label = f"limit s_coeff = {limit:.4g}"
         handles.append(axes.axhline(limit, color=LINE, linewidth=1, linestyle="--", zorder=1, label=label))
@@ -208,7 +208,7 @@ def plot_learning_curves(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]
     return figure
 
 
-def _seen(values: Array, basis_info: BasisInfo) -> dict[str, npt.NDArray[np.int64]]:
+def _find_seen(values: Array, basis_info: BasisInfo) -> dict[str, npt.NDArray[np.int64]]:
     """Returns the basis functions of each element in the data, by its symbol."""
     names = (find_symbol(int(number)) for number in basis_info.atomic_numbers)
     functions = zip(names, basis_info.atom_ind_to_basis_function_ind, strict=True)
@@ -228,7 +228,7 @@ def _new_figure(heights: Sequence[int], height: float, sharey: bool = True) -> t
     return figure, list(figure.subplots(len(heights), 1, squeeze=False, sharey=share, height_ratios=heights)[:, 0])
 
 
-def _marker(color: str, label: str) -> Line2D:
+def _mark(color: str, label: str) -> Line2D:
     return Line2D([], [], color=color, marker="o", markersize=4, linestyle="", label=label)
 
 

@@ -12,7 +12,7 @@ from torch_geometric.utils import to_dense_batch
 from ofdft_norm.data.files import import_optional
 from ofdft_norm.data.sample import VOIGT, find_periodic_directions
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.example.metrics import EnergyForceErrors, MeasuredModule, numbers_of_atoms
+from ofdft_norm.example.metrics import EnergyForceErrors, MeasuredModule, get_atomic_numbers
 from ofdft_norm.mixin import NormalizerMixin
 from ofdft_norm.settings import NonNegative, Positive, PositiveInt, check_arguments
 
@@ -21,7 +21,7 @@ _LATTICE = 4.0  # angstrom, between the lattice constants of the three metals
 N_GAUSSIANS = 32  # radial basis functions of a distance
 
 
-def pairs_within(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
+def find_pairs(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
     """Returns (2, n_pairs) senders and receivers, and the (n_pairs, 3) lattice vectors of the receivers' images.
 
     ASE finds the periodic images; SchNet's own neighbour list knows none, and needs a compiled extension.
@@ -47,7 +47,7 @@ def pairs_within(cutoff: float, batch: Data) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(np.concatenate(edges, axis=1), device=device), lattice
 
 
-def volumes(batch: Data) -> Tensor:
+def compute_volumes(batch: Data) -> Tensor:
     """Returns (n_molecules,) volumes of the cells; NaN where a molecule is not periodic in all three directions."""
     periodic = find_periodic_directions(batch).all(dim=1).to(batch.pos.device)
     cells = batch.cell.reshape(-1, 3, 3) if periodic.any() else batch.pos.new_zeros(len(periodic), 3, 3)
@@ -116,14 +116,14 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         # validation and prediction switch gradients off, but forces are gradients
         with torch.inference_mode(False), torch.enable_grad():
             pos, molecule = batch.pos.clone().requires_grad_(), batch.batch.clone()
-            (senders, receivers), images = (values.clone() for values in pairs_within(self.hparams["cutoff"], batch))
+            (senders, receivers), images = (values.clone() for values in find_pairs(self.hparams["cutoff"], batch))
             strain = pos.new_zeros(batch.num_graphs, 3, 3).requires_grad_()
             vectors = pos[receivers] + images - pos[senders]
             vectors = vectors + (vectors[:, None] @ strain[molecule[senders]])[:, 0]
             pairs = torch.stack([senders, receivers]), vectors.norm(dim=1)
-            energy = self.network(numbers_of_atoms(batch).clone(), pairs, molecule).reshape(-1)
+            energy = self.network(get_atomic_numbers(batch).clone(), pairs, molecule).reshape(-1)
             gradient, virial = torch.autograd.grad(energy.sum(), (pos, strain), create_graph=self.training)
-        volume = volumes(batch)[:, None]
+        volume = compute_volumes(batch)[:, None]
         stress = virial[:, VOIGT[0], VOIGT[1]] / volume.nan_to_num(1.0)  # NaN would spread to all gradients
         return energy, -gradient, torch.where(volume.isnan(), torch.nan, stress)
 
@@ -143,7 +143,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         loss = self.hparams["energy_weight"] * of_energy + self.hparams["forces_weight"] * of_forces
         if (name := self.normalizer.stress_field) is not None:
             known = batch[name].isfinite().all(1)
-            errors = (volumes(batch) / n_atoms)[known, None] * (stress - batch[name])[known]
+            errors = (compute_volumes(batch) / n_atoms)[known, None] * (stress - batch[name])[known]
             loss = loss + self.hparams["stress_weight"] * errors.abs().sum() / max(errors.numel(), 1)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(energy))
         return loss
@@ -153,7 +153,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
 
 
 def labelled_clusters(n: int, seed: int = 0) -> list[Any]:
-    """Returns shaken pieces of a crystal of random composition, with energies [eV] and forces [eV/angstrom] of EMT."""
+    """Returns clusters of displaced atoms of random elements, with energies [eV] and forces [eV/angstrom] of EMT."""
     ase, build, emt = (import_optional(name, "ase") for name in ("ase", "ase.build", "ase.calculators.emt"))
     rng = np.random.default_rng(seed)
     crystal = build.bulk("Cu", a=_LATTICE, cubic=True).repeat((2, 2, 1)).positions

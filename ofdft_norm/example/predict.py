@@ -24,13 +24,13 @@ from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError, format_count
 from ofdft_norm.example.callbacks import CHECKPOINT_KEY, quiet_lightning
 from ofdft_norm.example.density_module import DensityModule
-from ofdft_norm.example.metrics import MODEL_KEY, numbers_of_atoms
+from ofdft_norm.example.metrics import MODEL_KEY, get_atomic_numbers
 from ofdft_norm.example.potential import PotentialModule
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.weighers import find_labelled
 from ofdft_norm.tables import format_rows
 from ofdft_norm.transforms.coordinates import change_coordinates, find_transforms, read_coordinates
-from ofdft_norm.units import angstrom_per_bohr, find_factor, find_unit
+from ofdft_norm.units import find_angstrom_per_bohr, find_factor, find_unit
 
 Columns = dict[str, npt.NDArray[Any]]
 TABLE = ("mol_id", "scf_iteration", "energy", "energy_label", "range_excess", "range_dimension")
@@ -111,8 +111,8 @@ class PredictionCollector(Callback):
     `forces`, (n_atom, 3), in the unit of the normaliser. `arrays` returns, one entry for each sample: `mol_id`,
     `scf_iteration` (-1: not known), `energy`, `energy_label` (NaN: none), `coordinates` of the coefficients,
     `range_excess`, the distance from the training range in units of its width (NaN: not known), `range_dimension`, the
-    coefficient with that distance, `n_atoms`, `n_basis` (0: no gradient). One after the other, the samples'
-    `atomic_numbers`, `pos`, `gradient` and `forces`. Gradients are in `coordinates`; None: those of the samples.
+    coefficient with that distance, `n_atoms`, `n_basis` (0: no gradient). The arrays `atomic_numbers`, `pos`,
+    `gradient` and `forces` are concatenated over samples. Gradients are in `coordinates`; None: those of the samples.
     """
 
     def __init__(self, coordinates: str | None = None) -> None:
@@ -131,23 +131,23 @@ class PredictionCollector(Callback):
                 "'energy' and optionally 'gradient' and 'forces' (config: model._target_)"
             )
         n, normalizer = len(outputs["energy"]), cast(Any, pl_module).normalizer
-        own = read_coordinates(batch) if batch.get("coeffs") is not None else ""
+        coordinates = read_coordinates(batch) if batch.get("coeffs") is not None else ""
         gradient, n_basis = outputs.get("gradient"), [0] * n
         if gradient is not None:
-            gradient = change_coordinates(gradient, batch, True, own, self.coordinates or own)
+            gradient = change_coordinates(gradient, batch, True, coordinates, self.coordinates or coordinates)
             n_basis = batch.coeffs_ptr.diff().tolist()
-        excess, dimension = _range_excess(normalizer, batch, n)
+        excess, dimension = _find_range_excess(normalizer, batch, n)
         columns = {
             "mol_id": batch.get("mol_id") or [""] * n,
             "scf_iteration": [-1] * n if batch.get("scf_iteration") is None else batch.scf_iteration.reshape(-1),
             "energy": outputs["energy"].double(),
-            "energy_label": _labels(normalizer, batch),
-            "coordinates": [self.coordinates or own] * n,
+            "energy_label": _read_labels(normalizer, batch),
+            "coordinates": [self.coordinates or coordinates] * n,
             "range_excess": excess,
             "range_dimension": dimension,
             "n_atoms": batch.ptr.diff(),
             "n_basis": n_basis,
-            "atomic_numbers": numbers_of_atoms(batch),
+            "atomic_numbers": get_atomic_numbers(batch),
             "pos": batch.pos.double(),
             "gradient": torch.empty(0) if gradient is None else gradient.double(),
             "forces": torch.empty(0, 3) if outputs.get("forces") is None else outputs["forces"].double(),
@@ -160,7 +160,7 @@ class PredictionCollector(Callback):
         return {name: np.concatenate(parts) for name, parts in self._columns.items()}
 
 
-def _labels(normalizer: Normalizer, batch: Any) -> torch.Tensor:
+def _read_labels(normalizer: Normalizer, batch: Any) -> torch.Tensor:
     """Returns the samples' energies; NaN if they have none."""
     labels, energy = torch.full_like(batch.energy_reference, torch.nan), batch.get(normalizer.energy_field)
     if energy is None:
@@ -169,7 +169,7 @@ def _labels(normalizer: Normalizer, batch: Any) -> torch.Tensor:
     return torch.where(labelled, normalizer.denormalize_energy(energy.reshape(-1), batch), labels)
 
 
-def _range_excess(normalizer: Normalizer, batch: Any, n: int) -> tuple[list[float], list[str]]:
+def _find_range_excess(normalizer: Normalizer, batch: Any, n: int) -> tuple[list[float], list[str]]:
     """Returns the distance of each sample from the training range, and the name of the coefficient with it."""
     found, basis_info = normalizer.range_excess(batch), normalizer.basis_info
     if found is None or basis_info is None:
@@ -182,7 +182,7 @@ def warn_of_extrapolation(columns: Columns, tolerance: float) -> None:
     """Warns, once, of samples that are outside of the training range by more than `tolerance` of its width."""
     excess, names = columns["range_excess"], columns["mol_id"]
     far = sorted(np.flatnonzero(excess > tolerance), key=lambda i: -excess[i])
-    worst = {str(names[i]): i for i in reversed(far)}  # of each molecule
+    worst = {str(names[i]): i for i in reversed(far)}  # one sample of each molecule
     named = [
         f"{name!r} by {excess[i]:.1f} (SCF {columns['scf_iteration'][i]}, {columns['range_dimension'][i]})"
         for name, i in list(reversed(worst.items()))[:5]
@@ -203,15 +203,15 @@ def format_table(columns: Columns, unit: str, head: int) -> str:
         "molecule": list(names),
         "SCF": ["" if iteration < 0 else str(iteration) for iteration in iterations],
         f"energy [{units.symbol}]": [f"{energy:.6f}" for energy in energies],
-        f"error [{units.small}]": [_number(error, 3) for error in units.factor * (energies - labels)],
-        "excess": [_number(distance, 2) for distance in excess],
+        f"error [{units.small}]": [_format_number(error, 3) for error in units.factor * (energies - labels)],
+        "excess": [_format_number(distance, 2) for distance in excess],
         "in": list(dimensions),
     }
     kept = {heading: texts for heading, texts in cells.items() if heading == "molecule" or any(texts)}
     return format_rows(list(kept), zip(*kept.values(), strict=True))
 
 
-def _number(value: float, decimals: int) -> str:
+def _format_number(value: float, decimals: int) -> str:
     return "" if np.isnan(value) else f"{value:.{decimals}f}"
 
 
@@ -248,9 +248,10 @@ def to_xyz(columns: Columns, facts: Mapping[str, Any]) -> bytes:
     Other energies, and all labels, have keys of their own that end in their unit, such as ``e_kin_hartree``.
     """
     ase, singlepoint = import_optional("ase", "ase"), import_optional("ase.calculators.singlepoint", "ase")
-    angstrom = 1.0 if facts["length_unit"] == "angstrom" else angstrom_per_bohr()
+    angstrom = 1.0 if facts["length_unit"] == "angstrom" else find_angstrom_per_bohr()
     name, suffix, ev = facts["energy_name"], facts["unit"].replace("/", "_per_"), find_factor(facts["unit"], "eV")
-    frames, forces = [], columns["forces"] if len(columns["forces"]) else np.full_like(columns["pos"], np.nan)
+    forces = columns["forces"] if len(columns["forces"]) else np.full_like(columns["pos"], np.nan)
+    frames = []
     ends = np.cumsum(columns["n_atoms"])[:-1]
     atoms = (np.split(array, ends) for array in (columns["atomic_numbers"], angstrom * columns["pos"], forces))
     rows = zip(*(columns[column].tolist() for column in TABLE), strict=True)

@@ -52,22 +52,22 @@ def write_report(folder: Path, output: Path, overwrite: bool = False) -> Path:
     if output.exists() and not (overwrite and output.is_file()):
         raise ConfigError(f"{output}: exists already (config: overwrite=true replaces it)")
     try:
-        page = _page(folder)
+        page = _make_page(folder)
     except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{folder}: config.yaml, run.yaml or results.csv is damaged or not of ofdft-norm train: {error}"
+            f"{folder}: config.yaml, run.yaml or results.csv is damaged, or not written by ofdft-norm train: {error}"
         ) from error
     write_text(output, page)
     return output
 
 
-def _page(folder: Path) -> str:
+def _make_page(folder: Path) -> str:
     title, config = html.escape(f"Run {folder.resolve().name}"), read_plain(folder / "config.yaml")
-    facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in _facts(folder, config))
-    headline = html.escape(_headline(folder, config))
+    facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in _describe_run(folder, config))
+    headline = html.escape(_describe_result(folder, config))
     body = [f"<h1>{title}</h1>", f"<p><strong>{headline}</strong></p>", f"<ul>{facts}</ul>"]
     for section, files in SECTIONS.items():
-        shown = [_element(folder / name, caption) for name, caption in files.items() if (folder / name).is_file()]
+        shown = [_make_element(folder / name, caption) for name, caption in files.items() if (folder / name).is_file()]
         if shown:
             body += [f"<section><h2>{section}</h2>", *shown, "</section>"]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
@@ -75,18 +75,18 @@ def _page(folder: Path) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}{style}</head>\n<body>' + "\n".join(body) + "</body></html>\n"
 
 
-def _element(path: Path, caption: str) -> str:
+def _make_element(path: Path, caption: str) -> str:
     if path.suffix == ".png":
         data = base64.b64encode(path.read_bytes()).decode()
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     if path.suffix == ".yaml":
-        cells = (f"<tr><td>{html.escape(key)}</td><td>{html.escape(text)}</td></tr>" for key, text in _words(path))
+        cells = (f"<tr><td>{html.escape(key)}</td><td>{html.escape(text)}</td></tr>" for key, text in _list_rows(path))
         return f"<table>{''.join(cells)}</table>"
     return f"<pre>{html.escape(path.read_text(encoding='utf-8'))}</pre>"
 
 
-def _words(path: Path) -> list[tuple[str, str]]:
+def _list_rows(path: Path) -> list[tuple[str, str]]:
     """Returns the key and the value, in words, of every setting of a run."""
     rows: list[tuple[str, str]] = []
 
@@ -95,41 +95,40 @@ def _words(path: Path) -> list[tuple[str, str]]:
             for name, value in node.items():
                 if name != "_target_":
                     add(value, f"{key}.{name}".strip("."))
-                elif not key.endswith(kind := _kind(value)):  # the kind of data.loader is "loader"
+                elif not key.endswith(kind := _name_kind(value)):  # the kind of data.loader is "loader"
                     rows.append((key, kind))
         elif isinstance(node, list) and any(isinstance(value, dict) for value in node):
             for i, value in enumerate(node):
                 add(value, f"{key}[{i}]")
         else:
-            rows.append((key, _word(node)))
+            rows.append((key, _format_value(node)))
 
     add(read_plain(path), "")
     return rows
 
 
-def _kind(path: str) -> str:
+def _name_kind(path: str) -> str:
     """Returns the name of a class or function in words: ``package.LocalFrames`` is "local frames"."""
     name = path.rpartition(".")[2]
     words = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", name.removesuffix("Config"))
     return _KINDS.get(name, words.lower())
 
 
-def _word(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | dict):
-        return ", ".join(map(_word, value)) or "none"
+        return ", ".join(map(_format_value, value)) or "none"
     return "none" if value is None else str(value)
 
 
-def _headline(folder: Path, config: Any) -> str:
+def _describe_result(folder: Path, config: Any) -> str:
     """Returns the model's error on the test split, or on the last held-out one, in a sentence."""
     if not (folder / "results.csv").is_file():
         return "The folder has no results: training has not ended."
     unit = config["data"]["unit"]
-    rows = {
-        row.split: row for row in read_csv(folder / "results.csv", unit) if row.predictor == MODEL and not row.group
-    }
+    found = read_csv(folder / "results.csv", unit)
+    rows = {row.split: row for row in found if row.predictor == MODEL and not row.group}
     if not rows:
         return "The run has no held-out split."
     split = "test" if "test" in rows else list(rows)[-1]
@@ -140,12 +139,12 @@ def _headline(folder: Path, config: Any) -> str:
     return f"Mean absolute error of the {what} on the {split} split: {error:.1f} {small}."
 
 
-def _facts(folder: Path, config: Any) -> list[str]:
+def _describe_run(folder: Path, config: Any) -> list[str]:
     run: Any = read_plain(folder / "run.yaml") if (folder / "run.yaml").is_file() else {}
     date = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime)
     data, nodes = config["data"], {**config["data"], "model": config["model"]}
-    kinds = {name: _kind(str(node["_target_"])) for name, node in nodes.items() if isinstance(node, dict)}
-    places = [f"{key} {_word(data['source'][key])}" for key in _PLACES if key in data["source"]]
+    kinds = {name: _name_kind(str(node["_target_"])) for name, node in nodes.items() if isinstance(node, dict)}
+    places = [f"{key} {_format_value(data['source'][key])}" for key in _PLACES if key in data["source"]]
     return [
         f"Started on {date:%Y-%m-%d at %H:%M}, with ofdft-norm {run.get('package_version', '(unknown)')}",
         f"Data set: {', '.join([kinds['source'], *places])}",

@@ -24,7 +24,7 @@ from ofdft_norm.data.sample import find_molecule_index
 from ofdft_norm.data.sources import Source
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import LabelFileError, format_count
-from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, error_name, numbers_of_atoms
+from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, error_name, get_atomic_numbers
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, HasEnergyLabelSampleWeigher, find_labelled
 from ofdft_norm.tables import format_rows
@@ -38,7 +38,7 @@ StoredEnergies = dict[tuple[str, int], float]  # by molecule and SCF iteration
 
 REFERENCE_ONLY = "reference only"
 MODEL = "model"
-# energies of the labels, multiples of which a linear baseline adds to one energy for each element and a constant
+# linear baselines: one energy for each element, a constant, and a multiple of each of these energies of the labels
 BASELINES: dict[str, tuple[str, ...]] = {"composition": (), "composition + T_TF + T_vW": ("e_kin_tf", "e_kin_vw")}
 
 # headings, in two lines, of the errors that a table shows; the CSV file has all errors
@@ -55,7 +55,7 @@ HEADINGS: dict[type[PhysicalErrors], dict[str, tuple[str, str]]] = {
         "stress_mae": ("stress", "per A^3"),
     },
 }
-CHEMICAL_ACCURACY = 0.0016  # hartree, 1 kcal/mol
+CHEMICAL_ACCURACY = 0.0016  # hartree: 1 kcal/mol
 MAX_FILES = 10_000  # baselines read every stored energy, which would take longer than training the example
 
 
@@ -76,8 +76,8 @@ class ResultRow:
 # --- baselines --------------------------------------------------------------------------------------------------------
 
 
-def reference_only(normalizer: Normalizer) -> Predictor:
-    """Predicts the normaliser's reference: E' = 0, and g' = 0 or F' = 0."""
+def make_reference_predictor(normalizer: Normalizer) -> Predictor:
+    """Returns a predictor of the normaliser's reference: E' = 0, and g' = 0 or F' = 0."""
 
     def predict(batch: Data) -> tuple[Tensor, ...]:
         energy = normalizer.denormalize_energy(torch.zeros_like(batch.energy_reference), batch)
@@ -88,10 +88,10 @@ def reference_only(normalizer: Normalizer) -> Predictor:
     return predict
 
 
-def linear_baseline(energies: Sequence[StoredEnergies], batches: Iterable[Data], normalizer: Normalizer) -> Predictor:
-    """Predicts E = sum over atoms of a_Z + c + sum_i b_i E_i(p), by least squares over the training ground states.
+def fit_baseline(energies: Sequence[StoredEnergies], batches: Iterable[Data], normalizer: Normalizer) -> Predictor:
+    """Returns a predictor of E = sum over atoms of a_Z + c + sum_i b_i E_i(p), fitted to the ground states of batches.
 
-    E_i are stored energies of the densities. Gradients are NaN: it predicts none.
+    E_i are stored energies of the densities. The fit is by least squares. Predicted gradients are NaN.
     """
     n_types = cast(BasisInfo, normalizer.basis_info).n_types
 
@@ -137,7 +137,7 @@ def read_energies(source: Source, key: str, unit: str) -> StoredEnergies | None:
     return energies
 
 
-def baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
+def fit_all_baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
     """Returns predictors that a model should be better than, fitted on the training split, by name."""
     normalizer, predictors = datamodule.normalizer, dict[str, Predictor]()
     if datamodule.basis_info is not None and datamodule.source.energy_key is not None:
@@ -145,8 +145,8 @@ def baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
             energies = [read_energies(datamodule.source, key, datamodule.unit) for key in keys]
             known = [energy for energy in energies if energy is not None]
             if len(known) == len(keys):
-                predictors[name] = linear_baseline(known, split_batches(datamodule, "train"), normalizer)
-    return {**predictors, REFERENCE_ONLY: reference_only(normalizer)}
+                predictors[name] = fit_baseline(known, split_batches(datamodule, "train"), normalizer)
+    return {**predictors, REFERENCE_ONLY: make_reference_predictor(normalizer)}
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -163,9 +163,9 @@ def evaluate(
 ) -> tuple[list[ResultRow], tuple[Pairs, Pairs]]:
     """Measures predictors on the labelled samples of a split, in this process alone.
 
-    Returns the errors of each predictor, then those of the last one by `config_type` of the samples and by element, of
-    which only derivatives have errors; and labels and predictions of the last one: of energies minus the reference, and
-    of components of derivatives.
+    Returns the errors of each predictor, then the errors of the last one by `config_type` of the samples and by element
+    (of derivatives only). Also returns labels and predictions of the last one: energies minus the reference, and
+    components of derivatives.
     """
     kind: type[PhysicalErrors] = EnergyForceErrors if normalizer.basis_info is None else LabelErrors
     found: dict[tuple[str, str], list[Any]] = defaultdict(list)  # rows and molecules, by predictor and group
@@ -176,7 +176,7 @@ def evaluate(
             measured = kind.measure(normalizer, batch, *predicted)
             found[name, ""].append(measured[:2])
         points.append(measured[2:])
-        for number in numbers_of_atoms(batch).unique().tolist():
+        for number in get_atomic_numbers(batch).unique().tolist():
             of_element = kind.measure(normalizer, batch, torch.nan * predicted[0], predicted[1], element=number)
             found[name, f"element={find_symbol(number)}"].append(of_element[:2])
         labelled = find_labelled(batch, required=False).tolist()
@@ -189,7 +189,7 @@ def evaluate(
     for (name, group), several in sorted(found.items(), key=lambda item: bool(item[0][1])):
         if not group or groups[group.partition("=")[0]] > 1:
             rows, molecules = (torch.cat(values) for values in zip(*several, strict=True))
-            errors = {error: float(v) for error, v in kind.errors_of(normalizer.unit, rows, molecules).items()}
+            errors = {error: float(v) for error, v in kind.compute_errors(normalizer.unit, rows, molecules).items()}
             sizes = len(molecules.unique()), len(rows)
             results.append(ResultRow(split, name, group, *sizes, errors, normalizer.unit, kind))
     energies, derivatives = (torch.cat(values, 1).numpy() for values in zip(*points, strict=True))
@@ -213,13 +213,13 @@ def format_table(rows: Sequence[ResultRow]) -> str:
         n = of_split[0].n_molecules
         cells.append([f"{split} ({n} {noun[n != 1]})", *[""] * len(headings)])
         for row in of_split:
-            errors = (_cell(row.errors[names[quantity]]) for quantity in headings)
+            errors = (_format_cell(row.errors[names[quantity]]) for quantity in headings)
             cells.append([", ".join(filter(None, [row.predictor, row.group])), *errors])
     return format_rows(["", *(first for first, _ in headings.values())], cells)
 
 
 def describe_accuracy(rows: Sequence[ResultRow]) -> str:
-    """Returns by how much the model misses chemical accuracy at the ground states of each held-out split, as a text."""
+    """Returns a text with the distance from chemical accuracy at the ground states of each held-out split."""
     unit, texts = rows[0].unit, []
     limit = CHEMICAL_ACCURACY * find_factor("hartree", unit) * find_unit(unit).factor
     for row in rows:
@@ -230,7 +230,7 @@ def describe_accuracy(rows: Sequence[ResultRow]) -> str:
     return f"chemical accuracy ({limit:.1f} {find_unit(unit).small}) of {', '.join(texts)}" if texts else ""
 
 
-def _cell(error: float) -> str:
+def _format_cell(error: float) -> str:
     return "-" if math.isnan(error) else f"{error:.{1 if error < 1e4 else 0}f}"
 
 

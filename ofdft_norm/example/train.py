@@ -29,9 +29,9 @@ from ofdft_norm.example.results import (
     HEADINGS,
     MODEL,
     Predictor,
-    baselines,
     describe_accuracy,
     evaluate,
+    fit_all_baselines,
     format_table,
     split_batches,
     write_csv,
@@ -66,18 +66,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
     model: LightningModule = instantiate(cfg.model)
     trainer, record = _make_trainer(cfg, output_dir)
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-    metrics = _floats(trainer.callback_metrics)
+    metrics = _to_floats(trainer.callback_metrics)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     if best is not None:  # with ckpt_path, Lightning would test averaged weights as they were before the average
         model = type(model).load_from_checkpoint(best)
     if "test" in datamodule.parts.names():
         trainer.test(model, datamodule=datamodule, verbose=False)  # the results have these metrics
-        metrics.update(_floats(trainer.callback_metrics))
+        metrics.update(_to_floats(trainer.callback_metrics))
     _ = datamodule.statistics  # on every rank: a resumed run may fit them only now, and all ranks fit together
     if trainer.is_global_zero:
         log.info("results of %s:", "the best checkpoint" if best is not None else "the last weights")
         metrics.update(write_results(model, datamodule, output_dir, trainer.loggers, record.curves))
-        compared = compared_by(metrics, datamodule.unit)
+        compared = find_compared_metric(metrics, datamodule.unit)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and compared is not None:
                 logger.log_hyperparams(dict(model.hparams), {"hp_metric": compared})
@@ -131,7 +131,7 @@ def write_results(
     splits = sorted(set(datamodule.parts.names()) - {"train"}, key=lambda part: (part != "val", part))
     if isinstance(model, MeasuredModule) and splits:
         normalizer, unit = datamodule.normalizer, datamodule.unit
-        predictors: dict[str, Predictor] = {**baselines(datamodule), MODEL: model.cpu().eval().predict}
+        predictors: dict[str, Predictor] = {**fit_all_baselines(datamodule), MODEL: model.cpu().eval().predict}
         found = [evaluate(predictors, split_batches(datamodule, split), normalizer, split) for split in splits]
         rows = [row for of_split, _ in found for row in of_split]
         accuracy = describe_accuracy(rows)
@@ -143,8 +143,8 @@ def write_results(
         symbol, per = find_unit(unit).symbol, "/angstrom" if datamodule.basis_info is None else ""
         names = f"energy minus reference [{symbol}]", f"{model.predicted[1]} [{symbol}{per}]"
         pairs = zip(names, zip(*(pairs for _, pairs in found), strict=True), strict=True)
-        figures["parity"] = plot_parity({name: dict(zip(splits, own, strict=True)) for name, own in pairs})
-        if panels := _panels(curves, model, unit):
+        figures["parity"] = plot_parity({name: dict(zip(splits, points, strict=True)) for name, points in pairs})
+        if panels := _make_panels(curves, model, unit):
             figures["learning_curves"] = plot_learning_curves(panels)
     for name, figure in figures.items():
         save_figure(figure, output_dir / f"{name}.png")
@@ -155,22 +155,22 @@ def write_results(
     return errors
 
 
-def _panels(curves: Mapping[str, Sequence[tuple[int, float]]], model: MeasuredModule, unit: str) -> Any:
+def _make_panels(curves: Mapping[str, Sequence[tuple[int, float]]], model: MeasuredModule, unit: str) -> Any:
     """Returns the loss and the validation errors of a table as `plot_learning_curves` takes them."""
-    kind, arrays = model.metric_class, {name: tuple(np.array(own).T) for name, own in curves.items()}
+    kind, arrays = model.metric_class, {name: tuple(np.array(curve).T) for name, curve in curves.items()}
     named = dict(zip(kind.QUANTITIES, kind.names(unit), strict=True))
     errors = {" ".join(words): arrays.get(f"val/{named[quantity]}") for quantity, words in HEADINGS[kind].items()}
     panels = {"loss of the training split": {"train": arrays.get("train/loss")}}
     panels[f"mean absolute errors of the validation split [{find_unit(unit).small}]"] = errors
-    known = {name: {k: v for k, v in own.items() if v is not None} for name, own in panels.items()}
-    return {name: own for name, own in known.items() if own}
+    known = {name: {k: v for k, v in panel.items() if v is not None} for name, panel in panels.items()}
+    return {name: panel for name, panel in known.items() if panel}
 
 
-def compared_by(metrics: Mapping[str, float], unit: str) -> float | None:
+def find_compared_metric(metrics: Mapping[str, float], unit: str) -> float | None:
     """Returns the metric by which TensorBoard compares runs: the energy error of the first held-out split, if any."""
     results, error = "results/", f"/{error_name('energy_mae', unit)}"
     return next((v for name, v in metrics.items() if name.startswith(results) and name.endswith(error)), None)
 
 
-def _floats(metrics: Any) -> dict[str, float]:
+def _to_floats(metrics: Any) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}

@@ -19,7 +19,7 @@ Errors = tuple[type[Exception], ...]
 
 EXPECTED_ERRORS: Errors = (HydraException, OmegaConfBaseException, OFDFTNormError, OSError, ImportError)
 _FULL = "HYDRA_FULL_ERROR"
-_OURS = "OFDFT_NORM_SHORT_ERRORS"  # this package has set _FULL, not the user; the run's other processes inherit both
+_SHORT = "OFDFT_NORM_SHORT_ERRORS"  # set if this package has set _FULL, not the user; other processes inherit both
 
 
 def readable_errors(main: Callable[P, R]) -> Callable[P, R]:
@@ -52,10 +52,10 @@ def readable_errors(main: Callable[P, R]) -> Callable[P, R]:
 
 def run_readably(function: Callable[[], R], errors: Errors = EXPECTED_ERRORS, hints: bool = False) -> R:
     """Calls a function; prints one of the errors as a short message and exits with code 1; see `explain`."""
-    if os.environ.get(_FULL) == "1" and _OURS not in os.environ:
+    if os.environ.get(_FULL) == "1" and _SHORT not in os.environ:
         return function()
-    before = {name: os.environ[name] for name in (_FULL, _OURS) if name in os.environ}
-    os.environ |= {_FULL: "1", _OURS: "1"}  # otherwise Hydra prints its own message and exits
+    before = {name: os.environ[name] for name in (_FULL, _SHORT) if name in os.environ}
+    os.environ |= {_FULL: "1", _SHORT: "1"}  # otherwise Hydra prints its own message and exits
     try:
         return function()
     except BrokenPipeError:  # `head` has read enough
@@ -65,7 +65,7 @@ def run_readably(function: Callable[[], R], errors: Errors = EXPECTED_ERRORS, hi
         print(explain(error, hints), file=sys.stderr)
         sys.exit(1)
     finally:
-        for name in (_FULL, _OURS):
+        for name in (_FULL, _SHORT):
             os.environ.pop(name, None)
         os.environ |= before
 

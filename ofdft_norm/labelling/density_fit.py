@@ -36,7 +36,7 @@ def integrate_coulomb(mol: Any) -> Array:
     return np.asarray(mol.intor("int2c2e", hermi=1))
 
 
-def external_potential(mol: Any) -> Array:
+def integrate_external(mol: Any) -> Array:
     """Returns v_ext, the attraction of each basis function to the nuclei, (n_basis,) in hartree."""
     gto = import_optional("pyscf.gto", "labels")
     attraction = gto.intor_cross("int2c2e", mol, gto.fakemol_for_charges(mol.atom_coords()))
@@ -59,7 +59,7 @@ def fit_densities(
     ``constrained`` minimises the self-energy under w.p = N and v_ext.p = E_ext. The kinetic label is below the
     Kohn-Sham kinetic energy by 1e-3 to 1e-2 hartree (0.13 for F2), by nearly the same amount in all iterations.
     """
-    coulomb, external = integrate_coulomb(mol), external_potential(mol)
+    coulomb, external = integrate_coulomb(mol), integrate_external(mol)
     three_centre = import_optional("pyscf.df.incore", "labels").aux_e2(orbital_mol, mol, "int3c2e", aosym="s2ij")
     pairs = np.tril_indices(orbital_mol.nao)
     weights = np.where(pairs[0] == pairs[1], 1.0, 2.0)  # the packed triangle holds every off-diagonal pair once

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofdft_norm.data.files import import_optional
-from ofdft_norm.labelling.density_fit import external_potential, integrate_coulomb
+from ofdft_norm.labelling.density_fit import integrate_coulomb, integrate_external
 from ofdft_norm.labelling.kohn_sham import check_functional
 
 Array = npt.NDArray[np.float64]
@@ -25,12 +25,12 @@ class Potentials:
     @property
     def effective_energy(self) -> Array:
         """(n_density,) E_H + E_xc + E_ext; without E_xc if it was not asked for."""
-        return sum((own for name, own in self.energies.items() if name in EFFECTIVE), np.zeros(()))
+        return sum((energy for name, energy in self.energies.items() if name in EFFECTIVE), np.zeros(()))
 
     @property
     def effective_potential(self) -> Array:
         """(n_density, n_basis) v_eff, the gradient of `effective_energy`."""
-        return sum((own for name, own in self.gradients.items() if name in EFFECTIVE), np.zeros(()))
+        return sum((gradient for name, gradient in self.gradients.items() if name in EFFECTIVE), np.zeros(()))
 
 
 def evaluate_potentials(
@@ -80,6 +80,6 @@ def evaluate_potentials(
             if is_gga[name]:
                 fields[1:] = 2.0 * weights * derivatives[1].reshape(densities[0].shape) * densities[1:]
             gradients[name] += (fields @ values).sum(axis=0)
-    hartree, external = coeffs @ (integrate_coulomb(mol) if coulomb is None else coulomb), external_potential(mol)
+    hartree, external = coeffs @ (integrate_coulomb(mol) if coulomb is None else coulomb), integrate_external(mol)
     energies |= {"e_hartree": 0.5 * np.einsum("kn,kn->k", coeffs, hartree), "e_ext": coeffs @ external}
     return Potentials(energies, gradients | {"e_hartree": hartree, "e_ext": np.broadcast_to(external, coeffs.shape)})

@@ -77,12 +77,12 @@ def generate_labels(
     folder = Path(output) / "labels"
     found = _read_set(folder, settings)
     result = GenerationResult(kept=[geometry.mol_id for geometry in geometries if geometry.mol_id in found])
-    for own, (other, _) in ((g, found[g.mol_id]) for g in geometries if g.mol_id in found):
-        same_atoms = np.array_equal(own.atomic_numbers, other.atomic_numbers)
-        if not (same_atoms and np.allclose(own.positions, other.positions, atol=1e-9)):
+    for geometry, (other, _) in ((g, found[g.mol_id]) for g in geometries if g.mol_id in found):
+        same_atoms = np.array_equal(geometry.atomic_numbers, other.atomic_numbers)
+        if not (same_atoms and np.allclose(geometry.positions, other.positions, atol=1e-9)):
             raise LabellingError(
-                f"{folder / own.mol_id}{SUFFIX}: has another geometry of {own.mol_id!r}; give another output folder "
-                "(option output), or delete the file"
+                f"{folder / geometry.mol_id}{SUFFIX}: has another geometry of {geometry.mol_id!r}; give another output "
+                "folder (option output), or delete the file"
             )
     # the largest first, so that no large molecule is the last
     missing = sorted((g for g in geometries if g.mol_id not in found), key=lambda g: -g.n_electrons)
@@ -90,9 +90,9 @@ def generate_labels(
     label = partial(_label_molecule, folder, settings, tolerances)
     with (
         tqdm(total=len(geometries), initial=len(result.kept), desc="labels", disable=not progress) as bar,
-        _mapped_by(workers) as mapped,
+        _make_map(workers) as map_molecules,
     ):
-        for geometry, outcome in zip(missing, mapped(label, missing), strict=True):
+        for geometry, outcome in zip(missing, map_molecules(label, missing), strict=True):
             if isinstance(outcome, CheckReport):
                 result.made[geometry.mol_id] = outcome
             else:
@@ -123,7 +123,7 @@ def _label_molecule(
 
 
 @contextlib.contextmanager
-def _mapped_by(workers: int) -> Iterator[Callable[..., Iterator[CheckReport | str]]]:
+def _make_map(workers: int) -> Iterator[Callable[..., Iterator[CheckReport | str]]]:
     """Yields `map`, in several processes of one thread each if `workers` is above 1."""
     if workers == 1:
         yield map
@@ -159,8 +159,8 @@ def _read_set(folder: Path, settings: LabelSettings) -> dict[str, tuple[Geometry
         ]
         if differing:
             raise LabellingError(
-                f"{path}: was made with other settings ({'; '.join(differing)}), and a set has one kind; give another "
-                "output folder (option output), or delete the file"
+                f"{path}: was made with other settings ({'; '.join(differing)}), and a set needs equal ones; give "
+                "another output folder (option output), or delete the file"
             )
         found[mol_id] = geometry, report
     return found
@@ -191,7 +191,7 @@ def _describe_set(
     except (ValueError, KeyError, TypeError) as error:
         raise LabellingError(f"{path}: not a provenance file of `ofdft-norm labels` ({error!r}); delete it") from error
 
-    def extreme(choose: Callable[..., CheckReport], name: str) -> dict[str, Any]:
+    def find_extreme(choose: Callable[..., CheckReport], name: str) -> dict[str, Any]:
         report = choose(reports, key=operator.attrgetter(name))
         return {"mol_id": report.mol_id, "value": getattr(report, name)}
 
@@ -206,12 +206,12 @@ def _describe_set(
         "units": {"energies": "hartree", "positions": "bohr", "gradients": "hartree"},
         "settings": to_jsonable_python(settings),
         "tolerances": asdict(tolerances),
-        "largest": {name: extreme(max, name) for name in ("electrons", "fit_residual", "finite_difference")},
+        "largest": {name: find_extreme(max, name) for name in ("electrons", "fit_residual", "finite_difference")},
         # T_of - T_KS of the converged densities, hartree
         "kinetic_shift": {
             "mean": sum(report.kinetic_shift for report in reports) / len(reports),
-            "lowest": extreme(min, "kinetic_shift"),
-            "highest": extreme(max, "kinetic_shift"),
+            "lowest": find_extreme(min, "kinetic_shift"),
+            "highest": find_extreme(max, "kinetic_shift"),
         },
         "runs": [*earlier, *([] if run is None else [{"date": now, **run, "software": software}])],
     }

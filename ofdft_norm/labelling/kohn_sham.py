@@ -120,7 +120,7 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
     mean_field.grids.level = settings.grid_level
     mean_field.grids.build(with_non0tab=True)
     overlap = mean_field.get_ovlp()
-    root = inverse_root(overlap)
+    root = compute_inverse_root(overlap)
     density, weights, change = np.asarray(mean_field.get_init_guess(key=settings.initial_guess)), np.zeros(0), np.inf
     iterations: list[KohnShamIteration] = []
     focks: list[Array] = []
@@ -158,7 +158,7 @@ def evaluate_density(mean_field: Any, density: Array) -> tuple[dict[str, float],
     return energies, core + np.asarray(effective)
 
 
-def inverse_root(overlap: Array) -> Array:
+def compute_inverse_root(overlap: Array) -> Array:
     """Returns S^(-1/2) of a symmetric positive matrix S."""
     values, vectors = np.linalg.eigh(overlap)
     return np.asarray((vectors / np.sqrt(values)) @ vectors.T)

@@ -24,7 +24,7 @@ Target = Literal["grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe", "grad_to
 TARGET_NAMES: tuple[Target, ...] = get_args(Target)
 DEFAULT_TARGETS: tuple[Target, ...] = ("grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe")
 
-# For each gradient: its energy, and the sum of energies that this one is. Names and formulas are those of
+# For each gradient: its energy, and the signed energies that add up to it. Names and formulas are those of
 # STRUCTURES25; e_kinapbe is the kinetic energy of the functional APBE (libxc: GGA_K_APBE).
 TARGETS: dict[str, tuple[str, dict[str, float]]] = {
     "grad_kin": ("e_kin", {"e_kin": 1.0}),
@@ -56,7 +56,7 @@ class KohnShamLabels(LabelFileContent):
     """Labels of a molecule, and the Coulomb self-energies (n_scf,) of its residual densities in hartree.
 
     Row 0 is the initial guess: it has coefficients, but neither energies nor gradients (zeros). The rows of perturbed
-    Fock matrices follow, then the SCF iterations. `compared` has a row for each perturbed one, of nearly the same
+    Fock matrices follow, then the SCF iterations. `compared` has, for each perturbed row, the labels of nearly the same
     potential, for `check_labels`.
     """
 
@@ -80,7 +80,7 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
     with_gradient["e_kinapbe"] = "GGA_K_APBE"
     potentials = evaluate_potentials(coeffs, mol, trajectory.grid, functionals, energies_alone=energies_alone)
     ks_energies = {name: np.array([d.energies[name] for d in densities]) for name in densities[0].energies}
-    # the kinetic energy makes the total energy that of Kohn and Sham
+    # with this kinetic energy, the total energy is that of the Kohn-Sham calculation
     energies = {**potentials.energies, "e_kin": ks_energies["e_electron"] - potentials.effective_energy}
     effective = potentials.effective_potential
     # Gamma_k minimises T_s + tr(V Gamma), V the potential of its Fock matrix, a mixture of those of earlier iterations,
@@ -92,7 +92,7 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
     energies |= {name: ks_energies[name] for name in ("e_electron", "e_tot")}
     targets = {name: parts for name, (_, parts) in TARGETS.items() if name in settings.targets}
 
-    def labels_of(rows: IntArray, **others: Any) -> KohnShamLabels:
+    def select_labels(rows: IntArray, **others: Any) -> KohnShamLabels:
         labelled = rows > 0
         return KohnShamLabels(
             mol_id=geometry.mol_id,
@@ -118,8 +118,8 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
             **others,
         )
 
-    own, compared = np.split(np.arange(n, len(densities)), 2)
-    return labels_of(np.concatenate([[0], own, np.arange(1, n)]), compared=labels_of(compared))
+    kept, compared = np.split(np.arange(n, len(densities)), 2)
+    return select_labels(np.concatenate([[0], kept, np.arange(1, n)]), compared=select_labels(compared))
 
 
 def _combine(values: dict[str, Array], parts: dict[str, float]) -> Array:

@@ -1,7 +1,7 @@
 """Densities away from the SCF path, of Fock matrices with random local potentials V (Remme et al., JACS 2025).
 
-They bound a functional from below beside that path. A density that diagonalises F + V has a known kinetic gradient: it
-minimises T_s + tr((F - T + V) Gamma), so dT/dp = -(v_eff + v), up to a multiple of w.
+Training on them bounds a functional from below beside that path. The density of the lowest orbitals of F + V minimises
+T_s + tr((F - T + V) Gamma), so its kinetic gradient is known: dT/dp = -(v_eff + v), up to a multiple of w.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from ofdft_norm.labelling.geometries import seeded_generator
 from ofdft_norm.labelling.kohn_sham import (
     KohnShamIteration,
     KohnShamTrajectory,
+    compute_inverse_root,
     evaluate_density,
     fill_orbitals,
-    inverse_root,
 )
 
 Array = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ def perturb(
     mean_field, orbital_mol = trajectory.mean_field, trajectory.mol
     rows, columns = np.tril_indices(orbital_mol.nao)
     packed = import_optional("pyscf.df.incore", "labels").aux_e2(orbital_mol, mol, "int3c1e", aosym="s2ij") @ coeffs.T
-    root, densities = inverse_root(mean_field.get_ovlp()), []
+    root, densities = compute_inverse_root(mean_field.get_ovlp()), []
     for values in packed.T:
         fock = trajectory.fock.copy()
         fock[rows, columns] += values

@@ -116,21 +116,20 @@ class AtomRef(Reference):
             BatchError: If a batch lacks `coeffs_batch`.
             NormalizationError: If the sample lacks a field, or its coefficients have the wrong length.
         """
-        return self.as_output(self.energy_of(sample_or_batch), sample_or_batch["coeffs"])
+        return self.as_output(self.compute_energy(sample_or_batch), sample_or_batch["coeffs"])
 
     forward = sample_forward
 
-    def energy_of(self, sample_or_batch: Data) -> Tensor:
+    def compute_energy(self, sample_or_batch: Data) -> Tensor:
         """Returns E_ref, (n_molecules,) float64 [hartree]."""
         coeffs, atom_ind = require_field("coeffs", sample_or_batch), require_field("atom_ind", sample_or_batch)
         index = get_function_index("coeffs", coeffs, sample_or_batch)
-        linear = coeffs.to(torch.float64) * self.gradient_of(index)
-        energy = linear.new_zeros(count_molecules(sample_or_batch)).index_add(
-            0, find_molecule_index(sample_or_batch), linear
-        )
+        linear = coeffs.to(torch.float64) * self.find_gradient(index)
+        energy = linear.new_zeros(count_molecules(sample_or_batch))
+        energy = energy.index_add(0, find_molecule_index(sample_or_batch), linear)
         return energy.index_add(0, find_molecule_index(sample_or_batch, "pos"), self.t_z[atom_ind]) + self.t_global
 
-    def gradient_of(self, basis_function_ind: Tensor) -> Tensor:
+    def find_gradient(self, basis_function_ind: Tensor) -> Tensor:
         """Returns gbar of each basis function, (n_basis,) float64 [hartree]."""
         return self.g_z.index_select(0, basis_function_ind)
 

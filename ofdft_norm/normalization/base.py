@@ -57,27 +57,27 @@ class Float64Module(nn.Module):
 
 
 class Affine(NamedTuple):
-    """x' = (x - origin) / unit, and x = unit x' + origin, in float64; None: origin 0, unit 1."""
+    """x' = (x - origin) / scale, and x = scale x' + origin, in float64; None: origin 0, scale 1."""
 
     origin: Tensor | None = None
-    unit: Tensor | None = None
+    scale: Tensor | None = None
 
     def normalize(self, values: Tensor) -> Tensor:
-        """Returns x' of x."""
+        """Returns x' for x."""
         values = values.to(torch.float64)
         if self.origin is not None:
             values = values - self.origin.reshape(values.shape)
-        return values if self.unit is None else values / self.unit
+        return values if self.scale is None else values / self.scale
 
     def denormalize(self, values: Tensor) -> Tensor:
-        """Returns x of x'."""
+        """Returns x for x'."""
         values = self.denormalize_difference(values)
         return values if self.origin is None else values + self.origin.reshape(values.shape)
 
     def denormalize_difference(self, values: Tensor) -> Tensor:
         """Returns the difference of two x from the difference of their x': the origin cancels."""
         values = values.to(torch.float64)
-        return values if self.unit is None else values * self.unit
+        return values if self.scale is None else values * self.scale
 
 
 class Reference(Float64Module):
@@ -90,11 +90,11 @@ class Reference(Float64Module):
     depends_on_coeffs = False
     own_entries: tuple[str, ...] = ()
 
-    def energy_of(self, sample_or_batch: Data) -> Tensor:
-        """Returns E_ref, (n_molecules,) float64 [hartree], of raw samples; elements are not checked."""
+    def compute_energy(self, sample_or_batch: Data) -> Tensor:
+        """Returns E_ref, (n_molecules,) float64 [hartree], of raw samples, without a check of the elements."""
         raise NotImplementedError
 
-    def gradient_of(self, basis_function_ind: Tensor) -> Tensor | None:
+    def find_gradient(self, basis_function_ind: Tensor) -> Tensor | None:
         """Returns dE_ref/dp of each basis function, (n_basis,) float64 [hartree]; None if it is 0."""
         return None
 
@@ -105,24 +105,24 @@ class Reference(Float64Module):
         """Raises NormalizationError for atomic numbers without a reference; `where` names their origin."""
 
     def energy(self, sample_or_batch: Data) -> Tensor:
-        """Returns E_ref of each molecule, (n_molecules,) float64 [hartree], of raw samples."""
+        """Returns `compute_energy` of raw samples after `check_elements`."""
         self.check_elements(sample_or_batch)
-        return self.energy_of(sample_or_batch)
+        return self.compute_energy(sample_or_batch)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not prefix and hasattr(destination, "_metadata"):
-            own = {name: destination.pop(name) for name in self.own_entries if name in destination}
-            destination._metadata[""] |= own
+            entries = {name: destination.pop(name) for name in self.own_entries if name in destination}
+            destination._metadata[""] |= entries
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
-        own = {prefix + name: metadata[name] for name in self.own_entries if name in metadata}
-        state_dict.update(own | state_dict)
+        entries = {prefix + name: metadata[name] for name in self.own_entries if name in metadata}
+        state_dict.update(entries | state_dict)
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
 
 def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo | None, n_basis: int) -> BasisInfo | None:
-    """Returns the basis; raises StatisticsError for statistics, of n_basis functions, of another basis."""
+    """Returns the basis; raises StatisticsError if the statistics, of n_basis functions, have another one."""
     if not isinstance(basis_info, BasisInfo | None):
         basis_info = convert_basis(basis_info)
     if basis_info is None or (n_basis == basis_info.n_basis and statistics.basis_info in (basis_info, None)):

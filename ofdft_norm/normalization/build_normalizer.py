@@ -72,13 +72,13 @@ def build_normalizer(
     settings: NormalizerSettings,
     source: Source = Source(),  # noqa: B008 (frozen)
     weigher_key: str = "has_energy_label",
-    dataset: Callable[[], Any] | None = None,
+    open_dataset: Callable[[], Any] | None = None,
     isolated_atoms: Mapping[int, float] | None = None,
 ) -> Normalizer:
     """Builds the normaliser of some settings from statistics of the training split, with energies in `settings.unit`.
 
-    `source` has the names of the samples' fields. `dataset` opens the training split for references that are not in
-    the statistics; `isolated_atoms` are the energies by atomic number of `settings.reference.isolated_atoms`.
+    `source` has the names of the samples' fields. `open_dataset` opens the training split for references that are not
+    in the statistics; `isolated_atoms` are the energies by atomic number of `settings.reference.isolated_atoms`.
     """
     rescaling = training_range = seen_elements = None
     if basis_info is not None:
@@ -94,11 +94,11 @@ def build_normalizer(
     reference: Reference | None = None
     if isinstance(settings.reference, AtomRefConfig):
         reference = AtomRef.from_dataset_statistics(statistics, basis_info, weigher_key, settings.reference.scalar_only)
-    elif (linear := settings.reference) is not None and linear.by is not None and dataset is not None:
+    elif (linear := settings.reference) is not None and linear.by is not None and open_dataset is not None:
         names, energy = ("max_num_elements", "ridge", "unseen_elements", "count_by"), source.energy_field
         options = {name: getattr(linear, name) for name in names}
         options |= {"atomic_numbers_field": source.atomic_numbers_field, "distributed": True}
-        reference = fit_references_by_dataset([energy], dataset(), linear.by, **options)[energy]
+        reference = fit_references_by_dataset([energy], open_dataset(), linear.by, **options)[energy]
     elif linear is not None:
         given = read_given_references(linear, settings.unit)
         if isolated_atoms is not None:
@@ -106,22 +106,23 @@ def build_normalizer(
             if linear.isolated_atoms == "error":
                 _refuse_other_elements(statistics, weigher_key, isolated_atoms)
         if given is None or linear.base is not None or isolated_atoms is not None:
-            fit = linear.count_by, linear.ridge, given, linear.max_num_elements, isolated_atoms is not None
-            given = LinearReferences.from_dataset_statistics(statistics, basis_info, weigher_key, *fit)
+            options = {name: getattr(linear, name) for name in ("count_by", "ridge", "max_num_elements")}
+            options |= {"base": given, "keep_base": isolated_atoms is not None}
+            given = LinearReferences.from_dataset_statistics(statistics, basis_info, weigher_key, **options)
         given.unseen_elements, given.atomic_numbers_field = linear.unseen_elements, source.atomic_numbers_field
         reference = given
     return Normalizer(
         reference,
         rescaling,
-        _resolve_energy_scale(settings, statistics, weigher_key, reference, basis_info),
-        seen_elements,
-        source.energy_field,
-        source.forces_field,
-        basis_info,
-        statistics.attributes.get("coordinates"),
-        training_range,
-        settings.unit,
-        source.stress_field,
+        energy_scale=_resolve_energy_scale(settings, statistics, weigher_key, reference, basis_info),
+        seen_elements=seen_elements,
+        energy_field=source.energy_field,
+        forces_field=source.forces_field,
+        basis_info=basis_info,
+        coordinates=statistics.attributes.get("coordinates"),
+        training_range=training_range,
+        unit=settings.unit,
+        stress_field=source.stress_field,
     )
 
 
@@ -137,7 +138,7 @@ def _refuse_other_elements(statistics: DatasetStatistics, weigher_key: str, know
 
 
 def _find_seen_elements(weigher: WeigherStatistics, basis_info: BasisInfo) -> Tensor:
-    """Returns (119,) bool by atomic number; without atom counts, unseen elements are those with zeros throughout."""
+    """Returns (119,) bool by atomic number; without atom counts, elements with zeros only are unseen."""
     n_atoms = weigher.n_atoms
     if n_atoms is None:
         largest = weigher.load("coeffs/abs_max")

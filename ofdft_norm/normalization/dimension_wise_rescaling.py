@@ -127,12 +127,12 @@ class DimensionWiseRescaling(Float64Module):
         by_gradient = rescaled & (self.max_grads * self.coeff_stds <= self.s_coeff * self.s_grad)
         return {"gradient": by_gradient, "coefficient": rescaled & ~by_gradient, "unscaled": ~rescaled}
 
-    def maps(self, index: Tensor) -> dict[str, Affine]:
+    def make_affines(self, index: Tensor) -> dict[str, Affine]:
         """Returns how each field of some basis functions is rescaled; w' = w / lambda, so that w'.p' + w.pbar = w.p."""
         # index_select is several times faster than indexing
-        bias, scale = self.coeff_biases.index_select(0, index), self.lambda_z.index_select(0, index)
-        duals = {"gradient_label": Affine(None, scale + self.epsilon), "dual_basis_integrals": Affine(None, scale)}
-        return dict.fromkeys(VECTORS, Affine(bias, scale.reciprocal())) | duals
+        bias, lambdas = self.coeff_biases.index_select(0, index), self.lambda_z.index_select(0, index)
+        duals = {"gradient_label": Affine(None, lambdas + self.epsilon), "dual_basis_integrals": Affine(None, lambdas)}
+        return dict.fromkeys(VECTORS, Affine(bias, lambdas.reciprocal())) | duals
 
     # --- samples and batches --------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class DimensionWiseRescaling(Float64Module):
         return self._map("gradient_label", gradient, sample, Affine.denormalize)
 
     def _map(self, field: str, values: Tensor, sample: Data, function: Callable[[Affine, Tensor], Tensor]) -> Tensor:
-        affine = self.maps(get_function_index(field, values, sample))[field]
+        affine = self.make_affines(get_function_index(field, values, sample))[field]
         return self.as_output(function(affine, values), values)
 
     # --- statistics -----------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class DimensionWiseRescaling(Float64Module):
             folder, value = folder.partition("/")[2], dataset_statistics.load_statistic(*key.split("/", 1))
             if folder in ("coeffs", "coeffs_range") and name in ("mean", "minimum", "maximum"):
                 value = scale * (value - np.where(_is_seen(weigher, folder, basis), pbar, 0.0))
-            elif (folder, name) == ("coeffs", "std") or folder == "initial_guess_delta":  # of differences
+            elif (folder, name) == ("coeffs", "std") or folder == "initial_guess_delta":  # pbar cancels in differences
                 value = scale * value
             elif folder == "gradient_label" or name.startswith("gradient_max_after_"):
                 value = value / (scale + rescaling.epsilon)
@@ -297,7 +297,7 @@ class DimensionWiseRescaling(Float64Module):
 
 
 def _is_seen(weigher: WeigherStatistics, folder: str, basis: BasisInfo) -> Array:
-    """Returns which entries belong to elements with atoms; others are 0. The range is that of all samples."""
+    """Returns which entries belong to elements with atoms; `coeffs_range` has those of all samples."""
     low, high = (weigher.get(f"coeffs_range/{limit}") for limit in ("minimum", "maximum"))
     if folder == "coeffs_range" and low is not None and high is not None:
         return (low != 0) | (high != 0)

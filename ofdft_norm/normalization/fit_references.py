@@ -205,7 +205,7 @@ def _fit_target(
             message = "references of %r: the compositions have rank %d for the %d elements %s: minimum norm is chosen"
             logger.warning(message, target, report.rank, len(elements), elements)
         if options.log_metrics:
-            logger.info("references of %r: %s", target, report.line())
+            logger.info("references of %r: %s", target, report.format_line())
     return statistics, references
 
 

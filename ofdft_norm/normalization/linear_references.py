@@ -48,7 +48,7 @@ class LinearReferencesConfig(Settings):
             (`DatasetReferences`), fitted in passes that are not cached. None: one set of references.
         isolated_atoms: Frames of isolated atoms in the data give the references of their elements, and are left out of
             all parts, see `ASEFiles.isolated_atoms`. Other elements: ``fit`` fits them, with these references kept,
-            ``error`` refuses them. None: such frames are samples as others.
+            ``error`` refuses them. None: such frames are samples like any other.
         ridge: Relative ridge of the fit, or of the correction of a base; 0: the solution of minimum norm.
         count_by: Rows of the fit: every ``molecule``, with the mean of its samples, or every ``sample``.
         unseen_elements: ``error`` refuses atoms of elements without a reference, ``zero`` gives them 0.
@@ -180,7 +180,8 @@ class LinearReferences(Reference):
         if ridge > 0 or base is not None:
             problem = load_linear_problem(dataset_statistics, weigher_key, count_by)
             start, left, right = references[numbers].numpy(), problem[:-1, :-1], problem[:-1, -1]
-            free, correction = ~seen[numbers].numpy() if keep_base else np.full(len(start), True), np.zeros(len(start))
+            free = ~seen[numbers].numpy() if keep_base else np.full(len(start), True)  # elements that are fitted
+            correction = np.zeros(len(start))
             correction[free] = solve_least_squares(left[:, free], right - left @ start, ridge).x
             if keep_base:
                 report = replace(report, fitted=values[present].tolist())
@@ -196,7 +197,7 @@ class LinearReferences(Reference):
         """Largest atomic number that has an entry."""
         return len(self.element_references) - 1
 
-    def energy_of(self, sample_or_batch: Data) -> Tensor:
+    def compute_energy(self, sample_or_batch: Data) -> Tensor:
         """Returns the sum over atoms of ref_Z, (n_molecules,) float64."""
         energies = self.element_references[_read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)]
         return _sum_over_atoms(energies, sample_or_batch)
@@ -321,7 +322,7 @@ class DatasetReferences(Reference):
         self.register_float64("common", common)
         self.register_buffer("seen_elements", (references != 0 if seen_elements is None else seen_elements).bool())
 
-    def part(self, name: str) -> LinearReferences:
+    def select_dataset(self, name: str) -> LinearReferences:
         """Returns the references of one data set."""
         i = self.names.index(name)
         return LinearReferences(
@@ -332,7 +333,7 @@ class DatasetReferences(Reference):
             fit_report=self.fit_reports[i],
         )
 
-    def dataset_of_atoms(self, batch: Data) -> Tensor:
+    def find_datasets(self, batch: Data) -> Tensor:
         """Returns the index of the data set of each atom; raises NormalizationError for unknown data sets."""
         value = get_field(batch, self.field)
         if value is None:
@@ -345,21 +346,21 @@ class DatasetReferences(Reference):
         molecule = find_molecule_index(batch, "pos")
         return torch.tensor([self.names.index(name) for name in names], device=molecule.device)[molecule]
 
-    def energy_of(self, sample_or_batch: Data) -> Tensor:
+    def compute_energy(self, sample_or_batch: Data) -> Tensor:
         """Returns the sum over atoms of ref_dZ, (n_molecules,) float64."""
         numbers = _read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
-        energies = self.references[self.dataset_of_atoms(sample_or_batch), numbers]
+        energies = self.references[self.find_datasets(sample_or_batch), numbers]
         return _sum_over_atoms(energies, sample_or_batch)
 
     def check_elements(self, sample_or_batch: Data) -> None:
         """Raises NormalizationError for atoms of elements without a reference in their data set."""
         numbers = _read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
-        of_atom = self.dataset_of_atoms(sample_or_batch)
+        of_atom = self.find_datasets(sample_or_batch)
         for i, name in enumerate(self.names):
             unknown = (of_atom == i) & find_unknown(self.seen_elements[i], numbers)
             if unknown.any():
                 where = f"data set {name!r}: {name_molecules(sample_or_batch, unknown)}"
-                self.part(name).check_numbers(numbers[unknown], where)
+                self.select_dataset(name).check_numbers(numbers[unknown], where)
 
     def summary(self, unit: str = "") -> str:
         """Returns a table of the common references and the shifts of each data set, and the fit of each."""
@@ -369,7 +370,7 @@ class DatasetReferences(Reference):
             for z, i in self.seen_elements.T.nonzero().tolist()
         ]
         header = ["element", "data set", f"common energy per atom{format_unit(unit)}", f"shift{format_unit(unit)}"]
-        fits = (f"\n{name}:\n{self.part(name).summary(unit)}" for name in self.names)
+        fits = (f"\n{name}:\n{self.select_dataset(name).summary(unit)}" for name in self.names)
         return "\n".join([format_rows(header, rows, n_left=2), *fits])
 
     def get_extra_state(self) -> dict[str, Any]:

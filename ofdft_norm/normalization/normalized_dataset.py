@@ -21,7 +21,7 @@ from ofdft_norm.data.sample import (
 from ofdft_norm.errors import BatchError, NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
 
-# of weights; mixed precision keeps them, and batches, in float32
+# dtype of weights; mixed precision keeps weights and batches in float32
 _DTYPE_OF_PRECISION = {"64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
 # fields that stay float64
 _EXACT = ("energy_reference", "pos_float64")
@@ -79,11 +79,9 @@ class NormalizeBatch:
             if ends is None:
                 known = list_fields(batch)
                 raise BatchError(f"the batch has no field {name!r}; it has {known} (config: data.loader.follow_batch)")
-            ends = ends.to(batch[name].device if isinstance(batch[name], Tensor) else "cpu")
-            batch[f"{name}_ptr"] = ends
-            batch[f"{name}_batch"] = torch.arange(count_molecules(batch), device=ends.device).repeat_interleave(
-                ends.diff()
-            )
+            ends = batch[f"{name}_ptr"] = ends.to(batch[name].device if isinstance(batch[name], Tensor) else "cpu")
+            samples = torch.arange(count_molecules(batch), device=ends.device)
+            batch[f"{name}_batch"] = samples.repeat_interleave(ends.diff())
         return batch
 
 

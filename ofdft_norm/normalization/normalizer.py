@@ -147,9 +147,9 @@ class Normalizer(Float64Module):
             keys = "(config: data.pre_transforms, data.statistics.path)"
             raise NormalizationError(f"{describe(raw)}: field 'coordinates' is {what} {keys}")
         n = count_molecules(raw)
-        energy = self.energy_scale.new_zeros(n) if self.reference is None else self.reference.energy_of(raw)
+        energy = self.energy_scale.new_zeros(n) if self.reference is None else self.reference.compute_energy(raw)
         fields = {"energy_reference": energy, "normalized": torch.ones(n, dtype=torch.bool, device=energy.device)}
-        for name, affine in self._affines(raw, energy).items():
+        for name, affine in self._make_affines(raw, energy).items():
             fields[name] = affine.normalize(raw[name]).to(dtype)
         added: dict[str, str | None] = {"energy_reference": None, "normalized": None}
         if self.rescaling is not None:
@@ -179,14 +179,14 @@ class Normalizer(Float64Module):
         batch = sample_or_batch
         if (energy_reference := get_field(batch, "energy_reference")) is None:
             raise make_state_error(batch)
-        affines = self._affines(batch, energy_reference)
+        affines = self._make_affines(batch, energy_reference)
         out = _copy_with_fields(batch, {name: affine.denormalize(batch[name]) for name, affine in affines.items()})
         for name in ADDED_FIELDS:
             if name in out:
                 del out[name]
         return out if coordinates is None else to_coordinates(out, coordinates)
 
-    def _affines(self, batch: Fields, energy_reference: Tensor) -> dict[str, Affine]:
+    def _make_affines(self, batch: Fields, energy_reference: Tensor) -> dict[str, Affine]:
         """Checks the shapes of the fields that a batch has, and returns their affine maps: this class's formulas."""
         affines, n = {}, energy_reference.numel()
         if (energy := get_field(batch, self.energy_field)) is not None:
@@ -194,26 +194,26 @@ class Normalizer(Float64Module):
             affines[self.energy_field] = Affine(energy_reference, self.energy_scale)
         if self.forces_field is not None and (forces := get_field(batch, self.forces_field)) is not None:
             check_shape(self.forces_field, forces, batch, (find_molecule_index(batch, "pos").numel(), 3))
-            affines[self.forces_field] = Affine(unit=self.energy_scale)  # references do not depend on positions
+            affines[self.forces_field] = Affine(scale=self.energy_scale)  # references do not depend on positions
         if self.stress_field is not None and (stress := get_field(batch, self.stress_field)) is not None:
             check_shape(self.stress_field, stress, batch, (n, 6), (n, 3, 3))
-            affines[self.stress_field] = Affine(unit=self.energy_scale)
+            affines[self.stress_field] = Affine(scale=self.energy_scale)
         of_functions: dict[str, Affine] = {}
         for name in PER_FUNCTION:
             if (values := get_field(batch, name)) is not None:
                 index = get_function_index(name, values, batch)
-                of_functions = of_functions or self._function_affines(index)
+                of_functions = of_functions or self._make_function_affines(index)
                 affines[name] = of_functions[name]
         if "coeffs" in affines:
             find_molecule_index(batch)  # raises BatchError if a batch lacks coeffs_batch
         return affines
 
-    def _function_affines(self, index: Tensor) -> dict[str, Affine]:
+    def _make_function_affines(self, index: Tensor) -> dict[str, Affine]:
         """Returns the affine map of each field of some basis functions."""
-        affines = dict.fromkeys(PER_FUNCTION, Affine()) if self.rescaling is None else self.rescaling.maps(index)
-        unit = affines["gradient_label"].unit
-        origin = None if self.reference is None else self.reference.gradient_of(index)
-        affines["gradient_label"] = Affine(origin, self.energy_scale if unit is None else unit * self.energy_scale)
+        affines = self.rescaling.make_affines(index) if self.rescaling else dict.fromkeys(PER_FUNCTION, Affine())
+        scale = affines["gradient_label"].scale
+        origin = None if self.reference is None else self.reference.find_gradient(index)
+        affines["gradient_label"] = Affine(origin, self.energy_scale if scale is None else scale * self.energy_scale)
         return affines
 
     # --- single quantities ----------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class Normalizer(Float64Module):
         moved = coeffs.to(torch.float64) - stored_coeffs.to(torch.float64)
         if self.rescaling is not None:
             moved = moved / self.rescaling.lambda_z.index_select(0, index)
-        gradient = self.reference.gradient_of(index)
+        gradient = self.reference.find_gradient(index)
         if gradient is None:
             return energies
         change = torch.zeros_like(stored).index_add(0, find_molecule_index(batch), gradient * moved)
@@ -285,7 +285,7 @@ class Normalizer(Float64Module):
     def _denormalize_field(
         self, field: str, values: Tensor, batch: Data, coordinates: str | None, difference: bool = False
     ) -> Tensor:
-        affine = self._function_affines(get_function_index(field, values, batch))[field]
+        affine = self._make_function_affines(get_function_index(field, values, batch))[field]
         values = affine.denormalize_difference(values) if difference else affine.denormalize(values)
         if coordinates is None:
             return values
@@ -385,16 +385,16 @@ def check_indices(batch: Data, basis_info: BasisInfo | None) -> None:
     """
     expected: dict[str, IntArray] = {}
     if get_field(batch, "batch") is not None:
-        molecule = _integers(batch, "batch")
+        molecule = _read_integers(batch, "batch")
         n_atoms = next((len(batch[n]) for n in ("pos", "atomic_numbers", "z") if get_field(batch, n) is not None), 0)
         expected["batch"] = np.resize(np.sort(molecule.clip(0, count_molecules(batch) - 1)), n_atoms or len(molecule))
     if basis_info is not None and not any(get_field(batch, name) is None for name in ("atomic_numbers", "atom_ind")):
-        atom_ind = basis_info.atom_indices(_integers(batch, "atomic_numbers"), describe(batch))
+        atom_ind = basis_info.atom_indices(_read_integers(batch, "atomic_numbers"), describe(batch))
         expected |= {"atom_ind": atom_ind, "basis_function_ind": basis_info.basis_function_ind(atom_ind)}
         if "batch" in expected:
             expected["coeffs_batch"] = np.repeat(expected["batch"], basis_info.basis_dim_per_atom[atom_ind])
     for name, values in expected.items():
-        found = values if get_field(batch, name) is None else _integers(batch, name)
+        found = values if get_field(batch, name) is None else _read_integers(batch, name)
         if found.shape != values.shape:
             what = f"{len(found)} entries, expected {len(values)}"
         elif len(wrong := np.flatnonzero(found != values)):
@@ -407,7 +407,7 @@ def check_indices(batch: Data, basis_info: BasisInfo | None) -> None:
         )
 
 
-def _integers(batch: Data, name: str) -> IntArray:
+def _read_integers(batch: Data, name: str) -> IntArray:
     values: IntArray = batch[name].detach().cpu().numpy()
     if values.dtype.kind not in "iu" or values.ndim != 1:
         what = f"{values.dtype} of shape {values.shape}, expected (n,) integers"

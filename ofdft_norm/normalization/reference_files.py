@@ -99,7 +99,7 @@ def _parse_element(key: Any) -> int:
 
 
 def _parse_energy(value: Any, number: int) -> float:
-    if isinstance(value, Mapping):  # by charge
+    if isinstance(value, Mapping):  # energies by charge of the atom
         value = value.get(0, value.get("0"))
     if isinstance(value, Tensor | np.ndarray) and np.prod(value.shape) == 1:
         value = value.item()
@@ -111,7 +111,7 @@ def _parse_energy(value: Any, number: int) -> float:
 def _as_vector(value: Any) -> Tensor:
     """Returns one real number for each atomic number, of a vector, a column or a row; index 0 must be 0."""
     try:
-        array = np.array(value, dtype=np.float64) if isinstance(value, list) else value  # torch's would be float32
+        array = np.array(value, dtype=np.float64) if isinstance(value, list) else value  # torch would make float32
         tensor = torch.as_tensor(array).cpu().to_dense()
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         raise StatisticsError(f"reference values are no numbers: {value!r:.80} ({_KEY})") from None
@@ -149,7 +149,7 @@ def create_element_references(
     if (file is None) == (state_dict is None):
         raise ConfigError("create_element_references needs either a file or a state_dict (config: data.reference.file)")
     factor = find_factor(unit, "hartree", _UNIT_KEY)
-    return _references_of(state_dict, "state_dict", factor) if file is None else _read_file(file, target, factor)
+    return _make_references(state_dict, "state_dict", factor) if file is None else _read_file(file, target, factor)
 
 
 def read_given_references(config: LinearReferencesConfig, unit: str) -> LinearReferences | None:
@@ -170,10 +170,10 @@ def _read_file(file: str | Path, target: str | None, factor: float) -> LinearRef
         (name,) = content
     if name not in content:
         raise ConfigError(f"{file}: target is {target!r}, expected {sorted(content)} (config: data.reference.target)")
-    return _references_of(content[name], f"{file}: {name!r}" if name else str(file), factor)
+    return _make_references(content[name], f"{file}: {name!r}" if name else str(file), factor)
 
 
-def _references_of(content: Any, where: str, factor: float = 1.0) -> LinearReferences:
+def _make_references(content: Any, where: str, factor: float = 1.0) -> LinearReferences:
     """Makes references, times a factor, from a state dict, a vector, or the values of `references_from_values`."""
     try:
         if isinstance(content, Tensor | np.ndarray):
@@ -181,7 +181,7 @@ def _references_of(content: Any, where: str, factor: float = 1.0) -> LinearRefer
         elif not isinstance(content, Mapping) or "element_references" not in content:
             references = references_from_values(content)
         else:
-            # of a state dict's entries those that other packages lack are in its metadata
+            # entries of a state dict that other packages lack are in its metadata
             entries = {**getattr(content, "_metadata", {}).get("", {}), **content}
             report, seen = entries.get(EXTRA_STATE), entries.get("seen_elements")
             seen = None if seen is None else _as_vector(seen)
@@ -303,10 +303,9 @@ def load_references_from_config(
         raise StatisticsError(f"{file}: has the references of a single target; expected <target>: {{file: {file}}}")
     names = [*entries, *in_file, *fit["targets"]]
     if not names or len(set(names)) < len(names):
-        raise ConfigError(
-            f"references of the targets {sorted(names)}: expected 'file', 'fit', or an entry, for each once"
-        )
-    references = {target: _references_of(content, f"{file}: {target!r}") for target, content in in_file.items()}
+        expected = "expected 'file', 'fit', or an entry, for each once"
+        raise ConfigError(f"references of the targets {sorted(names)}: {expected}")
+    references = {target: _make_references(content, f"{file}: {target!r}") for target, content in in_file.items()}
     references |= {target: _read_target(target, entry) for target, entry in entries.items()}
     if fit["targets"]:
         references |= fit_linear_references(dataset=dataset, **{"seed": seed, **fit})
@@ -320,7 +319,7 @@ def _read_target(target: str, entry: Any) -> LinearReferences:
     """Reads the entry of one target: values, or a mapping with a file, values or a state dict and options."""
     sources = {"file", "values", "state_dict"}.intersection(entry if isinstance(entry, Mapping) else ())
     if not sources:
-        return _references_of(entry, target)
+        return _make_references(entry, target)
     if len(sources) > 1 or not {*entry} <= {*sources, "target", "unit", "unseen_elements"}:
         expected = "one of file, values, state_dict, and perhaps target, unit, unseen_elements"
         raise ConfigError(f"{target} has the keys {[*entry]}: expected {expected}")
@@ -328,6 +327,6 @@ def _read_target(target: str, entry: Any) -> LinearReferences:
     if "file" in entry:
         references = create_element_references(entry["file"], target=entry.get("target"), unit=unit)
     else:
-        references = _references_of(entry[sources.pop()], target, find_factor(unit, "hartree", _UNIT_KEY))
+        references = _make_references(entry[sources.pop()], target, find_factor(unit, "hartree", _UNIT_KEY))
     references.unseen_elements = check_unseen_policy(entry.get("unseen_elements", "error"))
     return references

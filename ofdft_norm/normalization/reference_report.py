@@ -30,7 +30,7 @@ class FitReport:
     Residuals are those of the samples, by weight. The lists of elements run parallel to `atomic_numbers`.
     """
 
-    rows: str = "samples"  # what a row of the fit is: ``samples``, or ``molecules`` (the mean over the samples of each)
+    rows: str = "samples"  # rows of the fit: ``samples``, or ``molecules`` (each the mean over its samples)
     n_rows: int | None = None
     rank: int | None = None  # of the compositions
     condition_number: float | None = None  # largest over smallest nonzero singular value of the compositions
@@ -44,7 +44,7 @@ class FitReport:
     n_atoms: list[int] | None = None
     n_molecules: list[int] | None = None  # rows with each element
     moved: list[float] | None = None  # correction of a base
-    fitted: list[float] | None = None  # references of a fit of all elements, to compare; None: these are
+    fitted: list[float] | None = None  # with isolated atoms: a fit of all elements, to compare
     null_space: list[list[float]] = field(default_factory=list)  # combinations that change the target of no sample
     worst: list[WorstMolecule] = field(default_factory=list)  # largest residuals, at most one of each molecule
 
@@ -53,7 +53,7 @@ class FitReport:
         """Inverse of `dataclasses.asdict`."""
         return cls(**{**content, "worst": [WorstMolecule(**entry) for entry in content["worst"]]})
 
-    def line(self, unit: str = "") -> str:
+    def format_line(self, unit: str = "") -> str:
         """Returns size, rank and errors of the fit in one line; `unit` in brackets."""
         size = "" if self.n_rows is None else f" on {format_count(self.n_rows, self.rows.removesuffix('s'))}"
         ridge = f", ridge {self.ridge:g}" if self.ridge else ""
@@ -120,13 +120,9 @@ def load_linear_problem(statistics: DatasetStatistics, weigher_key: str, count_b
 def tabulate_elements(values: Tensor, seen: Tensor, fit: FitReport | None, unit: str = "") -> str:
     """Returns a table of references, (max_num_elements + 1,), with standard errors, and lines about their fit."""
     in_unit, elements = format_unit(unit), [z for z in seen.nonzero().squeeze(1).tolist() if z > 0]
-    columns = {
-        "element": map(name_element, elements),
-        # beside a fit, the table must stay narrow
-        f"{'energy ' if fit is None or fit.fitted is None else ''}per atom{in_unit}": [
-            f"{float(values[z]):.6f}" for z in elements
-        ],
-    }
+    # a table with a further column of fitted references needs a short heading
+    heading = f"{'energy ' if fit is None or fit.fitted is None else ''}per atom{in_unit}"
+    columns = {"element": map(name_element, elements), heading: [f"{float(values[z]):.6f}" for z in elements]}
     if fit is None:
         return format_rows([*columns], zip(*columns.values(), strict=True)) + "\ngiven values, not fitted"
 
@@ -142,7 +138,7 @@ def tabulate_elements(values: Tensor, seen: Tensor, fit: FitReport | None, unit:
     free = np.abs(np.array(fit.null_space).reshape(-1, len(fit.atomic_numbers))).max(axis=0, initial=0) >= _ZERO
     undetermined = {z for z, is_free in zip(fit.atomic_numbers, free, strict=True) if is_free}
     columns[""] = ["not determined alone" if z in undetermined else "" for z in elements]
-    sentences = [fit.line(in_unit)]
+    sentences = [fit.format_line(in_unit)]
     if fit.moved is not None:
         moves = (f"{name_element(z)} {by:+.3g}" for z, by in zip(fit.atomic_numbers, fit.moved, strict=True))
         sentences.append(f"correction of the base{in_unit}: {', '.join(moves)}")

@@ -30,10 +30,10 @@ _SETTINGS: dict[type[Float64Module], tuple[str, ...]] = {
 }
 _CLASSES = {cls.__name__: cls for cls in _SETTINGS}
 _PARTS = ("reference", "rescaling", "training_range")
-# of states: entries that are not compared, and levels that are not named in differences
+# entries of states that are not compared, and levels that differences do not name
 _NOT_COMPARED = {"package_version", "basis_info", "coordinates", "_extra_state"}
 _LEVELS = ("parts", "settings", "values", "class")
-_OWN = ("energy_field", "forces_field", "coordinates", "unit", "stress_field")
+_OWN_SETTINGS = ("energy_field", "forces_field", "coordinates", "unit", "stress_field")
 
 
 def dump_normalizer(normalizer: Normalizer) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def dump_normalizer(normalizer: Normalizer) -> dict[str, Any]:
         "version": VERSION,
         "package_version": find_package_version(),
         "parts": {name: _part_to_state(getattr(normalizer, name)) for name in _PARTS},
-        "settings": {name: getattr(normalizer, name) for name in _OWN},
+        "settings": {name: getattr(normalizer, name) for name in _OWN_SETTINGS},
         "energy_scale": normalizer.energy_scale.detach().cpu(),
         "seen_elements": None if normalizer.seen_elements is None else normalizer.seen_elements.cpu(),
         "basis_info": None if normalizer.basis_info is None else normalizer.basis_info.to_dict(),

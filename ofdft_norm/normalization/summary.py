@@ -80,7 +80,7 @@ def tabulate_references(statistics: DatasetStatistics, weigher_key: str, normali
     rows = [
         [
             REFERENCE_NAMES.get(name, name),
-            *(unit.energy(value) for value in (found.std, found.mae, found.abs_max)),
+            *(unit.format_energy(value) for value in (found.std, found.mae, found.abs_max)),
             "-" if name == "none" else format_number(weigher.compute_r_squared(found), ".6f"),
             format_number(weigher.get(f"{name}_rank"), ".0f"),
             "used" if name == used else "",
@@ -113,9 +113,9 @@ def tabulate_lambda(weigher: WeigherStatistics, rescaling: DimensionWiseRescalin
     holders = find_lambda_holders(weigher, rescaling, basis_info)
     scale, rows = rescaling.lambda_z.cpu().numpy(), []
     for name in sorted(set(holders.values())):
-        own = [dimension for dimension, holder in holders.items() if holder == name]
-        most = max(own, key=scale.__getitem__)
-        rows.append([name, str(len(own)), f"{scale[most]:.4g}", name_dimension(basis_info, most)])
+        dimensions = [dimension for dimension, holder in holders.items() if holder == name]
+        most = max(dimensions, key=scale.__getitem__)
+        rows.append([name, str(len(dimensions)), f"{scale[most]:.4g}", name_dimension(basis_info, most)])
     rows.sort(key=lambda row: -int(row[1]))
     title = f"gradients of {len(rows)} molecules set lambda; those with the most dimensions:"
     header = ["molecule", "dimensions", "largest lambda", "in dimension"]
@@ -125,10 +125,10 @@ def tabulate_lambda(weigher: WeigherStatistics, rescaling: DimensionWiseRescalin
 def find_lambda_holders(
     weigher: WeigherStatistics, rescaling: DimensionWiseRescaling, basis_info: BasisInfo
 ) -> dict[int, str]:
-    """Returns for each dimension with a lambda that a gradient sets the name of the molecule with this gradient.
+    """Returns the name of the molecule with the largest gradient, for each dimension where this gradient sets lambda.
 
-    Rescalings of other statistics have no such molecules. In the equivariant variant the gradient may be that of
-    another component of the shell, and without the mean.
+    A rescaling of other statistics has no such molecules. In the equivariant variant, the gradient may be the component
+    of another dimension of the shell, and the mean is not subtracted for l > 0.
     """
     if weigher.gradient_holders is None:
         return {}
@@ -136,9 +136,9 @@ def find_lambda_holders(
     limits = np.stack([weigher.load("gradient_label/minimum"), weigher.load("gradient_label/maximum")])
     found: dict[int, str] = {}
     for dimension in rescaling.branches()["gradient"].nonzero().squeeze(1).tolist():
-        own, largest = shell == shell[dimension], float(rescaling.max_grads[dimension])
+        in_shell, largest = shell == shell[dimension], float(rescaling.max_grads[dimension])
         for origin in (gradient.mean, np.zeros(len(shell))):
-            equal = np.isclose(np.abs(limits - origin)[:, own], largest, rtol=1e-9, atol=0)
+            equal = np.isclose(np.abs(limits - origin)[:, in_shell], largest, rtol=1e-9, atol=0)
             if equal.any():
-                found.setdefault(dimension, str(names[:, own][equal][0]))
+                found.setdefault(dimension, str(names[:, in_shell][equal][0]))
     return found

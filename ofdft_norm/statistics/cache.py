@@ -44,8 +44,8 @@ def load_or_fit(
 ) -> FittedStatistics:
     """Returns the statistics of a training split; under torch.distributed all ranks must call this.
 
-    The data set is opened only if no statistics are given by path. Without a basis every sample counts. `origin` gives
-    attributes of fitted statistics; given statistics with other attributes are refused.
+    The data set is opened only if no statistics are given by path. Without a basis every sample counts. `origin` has
+    attributes of fitted statistics, such as the unit; given statistics with other values of these are refused.
     """
     if config.path is not None:
         given = DatasetStatistics(Path(config.path).expanduser())
@@ -67,9 +67,8 @@ def load_or_fit(
     _refuse_different_ranks(of_ranks)
     if fingerprint is not None:
         default = platformdirs.user_cache_path("ofdft_norm", appauthor=False) / "statistics"
-        path = (
-            Path(config.dir or os.environ.get("OFDFT_NORM_CACHE") or default).expanduser() / f"{fingerprint[:32]}.npz"
-        )
+        folder = Path(config.dir or os.environ.get("OFDFT_NORM_CACHE") or default).expanduser()
+        path = folder / f"{fingerprint[:32]}.npz"
         if ranks.rank == 0:
             try:
                 found = DatasetStatistics(path)
@@ -121,11 +120,11 @@ def _log_once(message: str) -> None:
 
 def _refuse_different_ranks(of_ranks: Sequence[dict[str, Any]]) -> None:
     """Refuses ranks with different data."""
-    mine, *others = of_ranks
-    for rank, theirs in enumerate(others, 1):
-        different = [key for key in mine if mine[key] != theirs.get(key)]
+    first, *others = of_ranks
+    for rank, other in enumerate(others, 1):
+        different = [key for key in first if first[key] != other.get(key)]
         if different:
-            files = [set(map(json.dumps, (d["samples"] or {}).get("files", []))) for d in (mine, theirs)]
+            files = [set(map(json.dumps, (d["samples"] or {}).get("files", []))) for d in (first, other)]
             what = f"ranks 0 and {rank} have different {different}, such as {sorted(files[0] ^ files[1])[:5]}"
             expected = "expected the same files; if only times differ, compare contents"
             raise StatisticsError(f"{what}: {expected} (config: data.source.paths, data.statistics.fingerprint)")

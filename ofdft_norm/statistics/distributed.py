@@ -66,7 +66,7 @@ def find_ranks(minutes: float = DEFAULT_MINUTES) -> Ranks:
     """Returns this process's place in the default process group; without a group, that of a single process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
-    return Ranks(dist.get_rank(), dist.get_world_size(), _own_group(dist.group.WORLD, minutes), minutes)
+    return Ranks(dist.get_rank(), dist.get_world_size(), _make_group(dist.group.WORLD, minutes), minutes)
 
 
 @contextmanager
@@ -81,6 +81,6 @@ def use_one_thread() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _own_group(world: Any, minutes: float) -> Any:
+def _make_group(world: Any, minutes: float) -> Any:
     """Returns a second group with gloo, made once: it accepts CPU tensors and has the timeout of a fit."""
     return dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))

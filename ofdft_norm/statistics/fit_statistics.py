@@ -29,7 +29,7 @@ from ofdft_norm.transforms.coordinates import read_coordinates
 
 # Fields of energies and atomic numbers.
 FIELDS = ("energy_label", "atomic_numbers")
-# Raised whenever a change of code changes the results of a fit: part of the fingerprint of cached statistics.
+# Increased when a change of code changes the results of a fit: part of the fingerprint of cached statistics.
 STATISTICS_VERSION = 7
 # Attribute of statistics with `Moments.holders` of the gradient, by weigher.
 GRADIENT_HOLDERS = "gradient_holders"
@@ -97,10 +97,11 @@ def fit_statistics(
         _refuse_non_finite(arrays)
         means = [arrays[f"{key}/gradient_label/mean"] for key in keys[:n]]
         gradients = np.array(
-            [[make_reference_gradient(n, gbar, basis_info) for n in ATOM_REFERENCES] for gbar in means]
+            [[make_reference_gradient(name, gbar, basis_info) for name in ATOM_REFERENCES] for gbar in means]
         )
     table = read_energy_table(reader, weighers, [energy_field], basis_info, gradients)
-    names, n_worst = (LINEAR_REFERENCES if basis_info is None else REFERENCES), N_WORST if config.residuals else None
+    names = LINEAR_REFERENCES if basis_info is None else REFERENCES
+    n_worst = N_WORST if config.residuals else None
     found, worst = fit_table(table, keys, names, with_bias=config.with_bias, n_worst=n_worst)
     arrays |= found
     _refuse_non_finite(arrays)
@@ -123,11 +124,15 @@ def fit_statistics(
 def _fit_moments(
     reader: Reader, basis_info: BasisInfo, weighers: Sequence[SampleWeigher], n: int
 ) -> tuple[Arrays, dict[str, Any], str | None]:
-    """Makes the first pass; returns arrays, `Moments.holders` of the gradient by weigher, and the coordinates."""
+    """Makes the first pass; the weighers from the n-th on are those of the initial guess.
+
+    Returns arrays, `Moments.holders` of the gradient by weigher, and the coordinates.
+    """
     coordinates: set[str] = set()
+    # rows of weights: n of labelled samples, n of all samples, 1 that counts every sample, the initial guess's
     gradient = Moments("gradient_label", slice(0, n), basis_info.n_basis)
-    coeffs = Moments("coeffs", slice(n, 2 * n + 1), basis_info.n_basis)  # the last row counts every sample
-    delta = Moments("initial_guess_delta", slice(2 * n + 1, 1 + n + len(weighers)), basis_info.n_basis)
+    coeffs = Moments("coeffs", slice(n, 2 * n + 1), basis_info.n_basis)
+    delta = Moments("initial_guess_delta", slice(2 * n + 1, n + 1 + len(weighers)), basis_info.n_basis)
 
     def update(batch: SampleBatch) -> None:
         if get_field(batch.data, "coordinates") is not None:
@@ -146,10 +151,10 @@ def _fit_moments(
 
     fields = ["coordinates", "coeffs", "gradient_label", *(["ground_state_coeffs"] if len(weighers) > n else [])]
     result = coordinates, gradient, coeffs, delta
-    found, *of_ranks = zip(*reader.for_each(update, result, "statistics: moments", weighers, fields), strict=True)
+    names, *of_ranks = zip(*reader.for_each(update, result, "statistics: moments", weighers, fields), strict=True)
     for moments, parts in zip((gradient, coeffs, delta), of_ranks, strict=True):
         moments.merge(parts)
-    coordinates = set().union(*found)
+    coordinates = set().union(*names)
     if len(coordinates) > 1:
         raise StatisticsError(f"samples of the training split have the coordinates {sorted(coordinates)}, expected one")
     arrays: Arrays = {}
@@ -161,7 +166,7 @@ def _fit_moments(
         gbar, low, high = (of_gradient[name] for name in ("mean", "minimum", "maximum"))
         largest = np.maximum(high - gbar, gbar - low)
         by_folder = {"coeffs": coeffs.results(k), "coeffs_range": limits, "gradient_label": of_gradient}
-        arrays |= {f"{key}/{folder}/{name}": v for folder, of in by_folder.items() for name, v in of.items()}
+        arrays |= {f"{key}/{folder}/{name}": v for folder, found in by_folder.items() for name, v in found.items()}
         arrays[f"{key}/gradient_max_after_atom_ref"] = largest
         arrays[f"{key}/gradient_max_after_scalar_atom_ref"] = np.where(scalar, largest, of_gradient["abs_max"])
         holders[key] = gradient.holders[:, k].tolist()

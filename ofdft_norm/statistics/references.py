@@ -47,7 +47,7 @@ def reduce_rows(rows: Array) -> Array:
 
 
 def reduce_linear_problem(compositions: Array, energy: Array) -> Array:
-    """Returns (n_types + 1, n_types + 1): the fit of energies to compositions N alone, reduced.
+    """Reduces the fit of energies E to compositions N to a matrix (n_types + 1, n_types + 1).
 
     The first rows are [H | h] with H = (N^T N)^(1/2), which is unique for every rank: min |H x - h| has the solutions
     of min |N x - E|. The last row holds the norm of the part of E that no reference reaches.

@@ -233,11 +233,11 @@ class DatasetStatistics:
     def _find(self, weigher_key: str, statistic_key: str) -> Array | None:
         key = f"{weigher_key}/{statistic_key}"
         folder, _, name = key.rpartition("/")
-        uncentred = self._arrays.get(f"{folder}/std")
+        stored = self._arrays.get(f"{folder}/std")
         centred = f"{folder}/rms" in self._arrays or "/energy_minus_" not in folder
-        if name in ("std", "rms") and uncentred is not None and not centred:
+        if name in ("std", "rms") and stored is not None and not centred:
             mean = self._arrays[f"{folder}/mean"] if name == "std" else 0.0
-            return np.sqrt(np.maximum(np.square(uncentred) - np.square(mean), 0))
+            return np.sqrt(np.maximum(np.square(stored) - np.square(mean), 0))
         array = self._arrays.get(key)
         return None if array is None else array.copy()
 
@@ -357,7 +357,7 @@ class WeigherStatistics:
 
     def __init__(self, statistics: DatasetStatistics, key: str) -> None:
         self.key, self._statistics = key, statistics
-        # samples of positive weight, those of them with label, molecules with such samples
+        # numbers of samples of positive weight, of labelled ones, and of molecules with labelled ones
         self.n_samples: int | None = self.get("n_samples")
         self.n_labelled_samples: int | None = self.get("n_labelled_samples")
         self.n_molecules: int | None = self.get("n_molecules")
@@ -365,7 +365,7 @@ class WeigherStatistics:
         self.n_atoms: Array | None = self.get("n_atoms")
         self.n_molecules_per_element: Array | None = self.get("n_molecules_per_element")
         self.n_labelled_samples_per_element: Array | None = self.get("n_labelled_samples_per_element")
-        # `row_factor` of rows [1 | composition | energy] of samples
+        # `reduce_rows` of weighted rows [1 | composition | energy] of samples
         self.energy_factor: Array | None = self.get("energy_factor")
         # `mae` and `abs_max` are deviations from the mean energy
         self.energy = self.residual("none")

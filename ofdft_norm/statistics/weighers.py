@@ -18,7 +18,7 @@ from ofdft_norm.data.sample import count_molecules, find_molecule_index, get_fie
 from ofdft_norm.errors import BatchError, StatisticsError
 from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE
 
-_RANGE = f"0, or {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"  # of weights: within it, sums of squares stay finite
+_RANGE = f"0, or {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"  # allowed weights: sums of their squares are finite
 _CONFIG = "(config: data.statistics.weighers)"
 # Coefficients that differ by less than this fraction of the largest one are the same density.
 _SAME = 1e-11
@@ -62,7 +62,7 @@ class SampleWeigher(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary_string()!r})"
 
-    def _field(self, batch: Data, name: str) -> Any:
+    def _require_field(self, batch: Data, name: str) -> Any:
         value = get_field(batch, name)
         if value is None:
             what = f"the weigher {self.summary_string()!r} needs the field {name!r}, which the sample lacks"
@@ -87,7 +87,7 @@ class ConstantSampleWeigher(SampleWeigher):
         if not (number and (weight == 0 or SMALLEST_SCALE <= weight <= LARGEST_SCALE)):
             raise StatisticsError(f"ConstantSampleWeigher: weight = {weight!r}, expected {_RANGE} {_CONFIG}")
         self.weight = weight
-        # six digits, as STRUCTURES25 names it; more where six do not give the weight back
+        # six digits, as in STRUCTURES25's names; more if six digits do not restore the weight
         names = (f"{weight:.{digits}g}" for digits in range(6, 18))
         self.key = "constant" if weight == 1 else f"constant_{next(n for n in names if float(n) == weight)}"
 
@@ -104,7 +104,7 @@ class HasEnergyLabelSampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        return self._field(batch, "has_energy_label").to(torch.float64)
+        return self._require_field(batch, "has_energy_label").to(torch.float64)
 
 
 class FieldSampleWeigher(SampleWeigher):
@@ -121,7 +121,7 @@ class FieldSampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        return torch.as_tensor(self._field(batch, self.field)).reshape(-1).to(torch.float64)
+        return torch.as_tensor(self._require_field(batch, self.field)).reshape(-1).to(torch.float64)
 
 
 class MinSCFIterationSampleWeigher(SampleWeigher):
@@ -139,7 +139,7 @@ class MinSCFIterationSampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        return (self._field(batch, "scf_iteration") >= self.min_scf_iteration).to(torch.float64)
+        return (self._require_field(batch, "scf_iteration") >= self.min_scf_iteration).to(torch.float64)
 
 
 class InitialGuessOnlySampleWeigher(SampleWeigher):
@@ -150,7 +150,7 @@ class InitialGuessOnlySampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        return (self._field(batch, "scf_iteration") == 0).to(torch.float64)
+        return (self._require_field(batch, "scf_iteration") == 0).to(torch.float64)
 
 
 class GroundStateOnlySampleWeigher(SampleWeigher):
@@ -164,7 +164,7 @@ class GroundStateOnlySampleWeigher(SampleWeigher):
 
     def get_weights(self, batch: Data) -> Tensor:
         """Returns (n_samples,) float64 weights."""
-        coeffs, ground_state = (self._field(batch, name).detach() for name in self.fields)
+        coeffs, ground_state = (self._require_field(batch, name).detach() for name in self.fields)
         same = max(_SAME, 4 * torch.finfo(coeffs.dtype).eps)
         coeffs, ground_state = (values.to("cpu", torch.float64).numpy() for values in (coeffs, ground_state))
         first = np.searchsorted(find_molecule_index(batch).cpu().numpy(), np.arange(count_molecules(batch)))
@@ -228,5 +228,5 @@ def find_labelled(batch: Data, required: bool = True) -> Tensor:
     """Returns (S,) bool: whether the energy and gradient labels of each sample may be used."""
     flags = get_field(batch, "has_energy_label")
     if flags is None and required:
-        raise BatchError("the sample lacks the field 'has_energy_label': whether its labels may be used")
+        raise BatchError("the sample lacks the field 'has_energy_label', which states whether its labels may be used")
     return torch.ones(count_molecules(batch), dtype=torch.bool) if flags is None else flags.cpu().reshape(-1) != 0

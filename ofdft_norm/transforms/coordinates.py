@@ -40,9 +40,9 @@ from ofdft_norm.settings import check_arguments
 Array = npt.NDArray[np.float64]
 DataT = TypeVar("DataT", bound=Data)
 
-_CACHE_BYTES = 128 * 2**20  # of remembered steps: those of a few large molecules, or of a batch of small ones
-_known: dict[str, BasisTransform] = {}
-_ACCURACY = 1e-5  # of integrals, relative to the largest; labels have at least single precision
+_CACHE_BYTES = 128 * 2**20  # limit of `_memory`: steps of a few large molecules, or of a batch of small ones
+_known: dict[str, BasisTransform] = {}  # by name, see `register`
+_ACCURACY = 1e-5  # of integrals, relative to the largest one: labels have at least single precision
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Molecule:
 
 
 def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
-    """Returns each molecule of a sample or batch with the range of its functions; densities in a row are one range."""
+    """Returns each molecule of a sample or batch with the range of its functions; adjacent densities share a range."""
     missing = [n for n in ("pos", "atomic_numbers", "basis_function_ind", "basis_info") if data.get(n) is None]
     if missing:
         raise BatchError(
@@ -77,10 +77,10 @@ def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
     names = exact, "atomic_numbers", "basis_function_ind"
     pos, numbers, functions = (data[name].detach().cpu().numpy() for name in names)
     # a sample without coefficients has a change of basis, too
-    ranges = [slice(0, len(functions))] if count_molecules(data) == 1 else _ranges(data, "coeffs")
-    overlaps = _overlaps(data, [where.stop - where.start for where in ranges])
+    ranges = [slice(0, len(functions))] if count_molecules(data) == 1 else _find_ranges(data, "coeffs")
+    overlaps = _split_overlaps(data, [where.stop - where.start for where in ranges])
     found: list[tuple[Molecule, slice]] = []
-    for i, (atoms, where) in enumerate(zip(_ranges(data, "pos"), ranges, strict=True)):
+    for i, (atoms, where) in enumerate(zip(_find_ranges(data, "pos"), ranges, strict=True)):
         basis_info = data["basis_info"][i] if isinstance(data["basis_info"], list) else data["basis_info"]
         atoms_of = pos[atoms].astype(np.float64), numbers[atoms]
         molecule = Molecule(name_sample(data, i) or f"sample {i}", *atoms_of, basis_info, functions[where], overlaps[i])
@@ -91,12 +91,12 @@ def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
     return found
 
 
-def _ranges(data: Data, field: str) -> list[slice]:
+def _find_ranges(data: Data, field: str) -> list[slice]:
     ends = torch.bincount(find_molecule_index(data, field).cpu(), minlength=count_molecules(data)).cumsum(0).tolist()
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _overlaps(data: Data, sizes: list[int]) -> list[npt.NDArray[Any] | None]:
+def _split_overlaps(data: Data, sizes: list[int]) -> list[npt.NDArray[Any] | None]:
     """Returns each molecule's own overlap, from matrices that PyG joined in any shape."""
     if data.get("overlap_matrix") is None:
         return [None] * len(sizes)
@@ -140,10 +140,10 @@ class _Change(BaseTransform):
 
     changes_basis = True
     works_on_batches = True
-    reads = (("gradient_label", "dual_basis_integrals"),)  # which show wrong axes
+    reads = (("gradient_label", "dual_basis_integrals"),)  # integrals show whether labels have other axes
     changes: Changes
 
-    def _before(self, found: Changes) -> Changes:
+    def _find_earlier(self, found: Changes) -> Changes:
         """Returns the changes of a sample before this one, which the sample may have already."""
         return ()
 
@@ -159,13 +159,14 @@ class _Change(BaseTransform):
         Raises:
             BatchError: If the sample is a batch of several molecules, or lacks a field.
         """
-        molecules, before = molecules_of(sample), self._before(find_transforms(read_coordinates(sample)))
+        molecules, before = molecules_of(sample), self._find_earlier(find_transforms(read_coordinates(sample)))
         if len(molecules) != 1:
-            raise BatchError(f"matrix() is of one molecule, and the batch has {len(molecules)}: give it samples")
-        unit = torch.eye(len(molecules[0][0].functions), dtype=torch.float64)
-        ends, dual = (before, _chain((*before, *self.changes))), torch.zeros(len(unit), dtype=torch.bool)
-        there, back = (_between(*pair, molecules[0][0], unit, dual) for pair in (ends, ends[::-1]))
-        return there.T.contiguous(), back.T.contiguous()
+            raise BatchError(f"matrix() needs one molecule, and the batch has {len(molecules)}: give it samples")
+        molecule, after = molecules[0][0], _check_order((*before, *self.changes))
+        unit = torch.eye(len(molecule.functions), dtype=torch.float64)
+        pairs, dual = ((before, after), (after, before)), torch.zeros(len(unit), dtype=torch.bool)
+        matrix, inverse = (_transform_rows(old, new, molecule, unit, dual).T for old, new in pairs)
+        return matrix.contiguous(), inverse.contiguous()
 
     def inverse(self, data: DataT) -> DataT:
         """Returns a copy in the coordinates before this change: undoes it.
@@ -176,11 +177,11 @@ class _Change(BaseTransform):
         Raises:
             ConfigError: If the data are in other coordinates than those after this change.
         """
-        before = self._before(find_transforms(read_coordinates(data)))
+        before = self._find_earlier(find_transforms(read_coordinates(data)))
         after = (*before, *self.changes)
-        if read_coordinates(data) != name_of(after):
+        if read_coordinates(data) != name_coordinates(after):
             raise ConfigError(f"{self!r} cannot be undone: the sample is in the coordinates {read_coordinates(data)!r}")
-        return _move(data.__copy__(), after, before)
+        return _move_fields(data.__copy__(), after, before)
 
 
 class BasisTransform(_Change):
@@ -193,7 +194,7 @@ class BasisTransform(_Change):
 
     @abstractmethod
     def step(self, molecule: Molecule, before: Steps) -> Step:
-        """Returns the step of a molecule that follows other steps."""
+        """Returns the step of a molecule, which follows the steps `before`."""
 
     def check(self, step: Step, molecule: Molecule) -> None:
         """Refuses a step that does not fit the settings: another instance of the same name may have made it."""
@@ -203,13 +204,13 @@ class BasisTransform(_Change):
         """This change alone."""
         return (self,)
 
-    def _before(self, found: Changes) -> Changes:
+    def _find_earlier(self, found: Changes) -> Changes:
         return tuple(change for change in found if change.name != self.name)
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample or batch (already a copy of the caller's) in changed coordinates, in float64."""
         found = find_transforms(read_coordinates(data))
-        return _move(data, found, _chain((*found, self)))
+        return _move_fields(data, found, _check_order((*found, self)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -238,12 +239,12 @@ class BasisTransforms(_Change):
 
     def __init__(self, transforms: Sequence[BasisTransform]) -> None:
         check_arguments(BasisTransforms.__init__, locals(), "data.pre_transforms")
-        self.changes = _chain(tuple(transforms))
-        self.coordinates = name_of(self.changes)
+        self.changes = _check_order(tuple(transforms))
+        self.coordinates = name_coordinates(self.changes)
 
     def forward(self, data: DataT) -> DataT:
         """Returns the sample or batch (already a copy of the caller's) in these coordinates, in float64."""
-        return _move(data, find_transforms(read_coordinates(data)), self.changes)
+        return _move_fields(data, find_transforms(read_coordinates(data)), self.changes)
 
     def __repr__(self) -> str:
         return f"BasisTransforms([{', '.join(map(repr, self.changes))}])"
@@ -257,7 +258,7 @@ def register(*transforms: BasisTransform) -> None:
     _known.update({transform.name: transform for transform in transforms})
 
 
-def name_of(transforms: Changes) -> str:
+def name_coordinates(transforms: Changes) -> str:
     """Returns the name of the coordinates after some changes."""
     return "+".join(transform.name for transform in transforms) or RAW
 
@@ -270,7 +271,7 @@ def find_transforms(coordinates: str) -> Changes:
     return tuple(_known[name] for name in names)
 
 
-def _chain(changes: Changes) -> Changes:
+def _check_order(changes: Changes) -> Changes:
     """Checks the order of changes; canonical natural coordinates belong to no atom, so they come last."""
     names = [change.name for change in changes]
     kinds = {"natural" if name.startswith("natural") else name for name in names}
@@ -293,7 +294,7 @@ def read_coordinates(data: Data) -> str:
 
 def to_coordinates(data: DataT, coordinates: str) -> DataT:
     """Returns a copy of a sample or batch, not normalised, in the named coordinates."""
-    return _move(data.__copy__(), find_transforms(read_coordinates(data)), find_transforms(coordinates))
+    return _move_fields(data.__copy__(), find_transforms(read_coordinates(data)), find_transforms(coordinates))
 
 
 def change_coordinates(values: Tensor, data: Data, dual: bool, start: str, target: str) -> Tensor:
@@ -304,7 +305,7 @@ def change_coordinates(values: Tensor, data: Data, dual: bool, start: str, targe
     field = "gradient_label" if dual else "coeffs"
     if start == target:
         return as_float64(values, field)
-    return _change({field: values}, data, find_transforms(start), find_transforms(target))[field]
+    return _change_fields({field: values}, data, find_transforms(start), find_transforms(target))[field]
 
 
 def forget_molecules() -> None:
@@ -312,46 +313,47 @@ def forget_molecules() -> None:
     _memory.clear()
 
 
-def _move(data: DataT, old: Changes, new: Changes) -> DataT:
+def _move_fields(data: DataT, old: Changes, new: Changes) -> DataT:
     """Changes a sample's or batch's fields, in place."""
     fields = {name: data[name] for name in PER_FUNCTION if data.get(name) is not None}
-    if fields and name_of(old) != name_of(new):
-        for name, value in _change(fields, data, old, new).items():
-            data[name] = value
-    data.coordinates = name_of(new) if data.get("ptr") is None else [name_of(new)] * count_molecules(data)
+    if fields and name_coordinates(old) != name_coordinates(new):
+        for field, values in _change_fields(fields, data, old, new).items():
+            data[field] = values
+    name = name_coordinates(new)
+    data.coordinates = name if data.get("ptr") is None else [name] * count_molecules(data)
     return register_fields(data, {"coordinates": None})
 
 
-def _change(fields: dict[str, Tensor], data: Data, old: Changes, new: Changes) -> dict[str, Tensor]:
+def _change_fields(fields: dict[str, Tensor], data: Data, old: Changes, new: Changes) -> dict[str, Tensor]:
     """Changes (n_basis,) fields of a sample or batch; all vectors of all densities of one molecule together."""
     molecules, out = molecules_of(data), {name: list[Tensor]() for name in fields}
-    # a batch that was normalised had been cast to the dtype of its positions
+    # integrals of a normalised batch have been cast to the training dtype, as its positions have
     dtypes = data["pos"].dtype, fields.get("dual_basis_integrals", data["pos"]).dtype
     accuracy = max(_ACCURACY, *(2 * torch.finfo(dtype).eps for dtype in dtypes))
     for molecule, where in molecules:
         rows = {n: as_float64(v[where], n).reshape(-1, len(molecule.functions)) for n, v in fields.items()}
         # values that all densities of a molecule share, such as integrals, are changed once
-        shared = (not own.requires_grad and bool((own == own[:1]).all()) for own in rows.values())
-        distinct = {name: own[:1] if once else own for (name, own), once in zip(rows.items(), shared, strict=True)}
+        shared = (not block.requires_grad and bool((block == block[:1]).all()) for block in rows.values())
+        distinct = {n: block[:1] if once else block for (n, block), once in zip(rows.items(), shared, strict=True)}
         if "dual_basis_integrals" in distinct:
             _check_integrals(distinct["dual_basis_integrals"].detach().cpu(), molecule, old, accuracy)
-        dual = [name in DUAL_VECTORS for name, own in distinct.items() for _ in own]
+        dual = [name in DUAL_VECTORS for name, block in distinct.items() for _ in block]
         joined = torch.cat([*distinct.values()])
-        changed = _between(old, new, molecule, joined, torch.tensor(dual, device=joined.device))
-        for name, own in zip(fields, changed.split([len(own) for own in distinct.values()]), strict=True):
-            out[name].append(own.expand_as(rows[name]).reshape(-1))
+        changed = _transform_rows(old, new, molecule, joined, torch.tensor(dual, device=joined.device))
+        for name, block in zip(fields, changed.split([len(block) for block in distinct.values()]), strict=True):
+            out[name].append(block.expand_as(rows[name]).reshape(-1))
     return {name: torch.cat(changed) for name, changed in out.items()}
 
 
-def _between(old: Changes, new: Changes, molecule: Molecule, rows: Tensor, dual: Tensor) -> Tensor:
+def _transform_rows(old: Changes, new: Changes, molecule: Molecule, rows: Tensor, dual: Tensor) -> Tensor:
     """Brings rows of one molecule from old coordinates to new ones, via the last coordinates that both share."""
-    old, new = _in_normal_order(old), _in_normal_order(new)
+    old, new = _sort_commuting(old), _sort_commuting(new)
     common = len(list(takewhile(lambda pair: pair[0].name == pair[1].name, zip(old, new, strict=False))))
-    back, forth = _steps(old, molecule)[common:], _steps(new, molecule)[common:]
+    back, forth = _find_steps(old, molecule)[common:], _find_steps(new, molecule)[common:]
     return apply_steps(forth, apply_steps(back, rows, dual, inverse=True), dual)
 
 
-def _in_normal_order(changes: Changes) -> Changes:
+def _sort_commuting(changes: Changes) -> Changes:
     """Returns the same changes with symmetric natural reparametrisation before local frames.
 
     (R S R^T)^(1/2) R = R S^(1/2) for the orthogonal R of local frames: so the overlap needs no rotation, and one
@@ -363,11 +365,11 @@ def _in_normal_order(changes: Changes) -> Changes:
     return tuple(sorted(changes, key=lambda change: commuting.index(change.name)))
 
 
-def _steps(changes: Changes, molecule: Molecule) -> Steps:
+def _find_steps(changes: Changes, molecule: Molecule) -> Steps:
     """Returns the steps of a molecule; the steps of the last molecules stay in memory."""
     steps: Steps = ()
     for n, change in enumerate(changes, 1):
-        key = name_of(changes[:n]), molecule.key
+        key = name_coordinates(changes[:n]), molecule.key
         step = cast("Step", _memory.remember(key, partial(change.step, molecule, steps)))
         change.check(step, molecule)
         steps = (*steps, step)
@@ -393,12 +395,13 @@ def _check_integrals(rows: Tensor, molecule: Molecule, changes: Changes, accurac
     """Refuses labels of another basis or in other axes: compares their integrals with computed ones."""
     if molecule.basis_info.exponent_per_shell is None:
         return
-    key = f"integrals {name_of(changes)}", molecule.key
-    expected = cast("Tensor", _memory.remember(key, partial(_integrals, molecule, changes)))
+    key = f"integrals {name_coordinates(changes)}", molecule.key
+    expected = cast("Tensor", _memory.remember(key, partial(_compute_integrals, molecule, changes)))
     difference = (rows - expected).abs()
     if not (difference <= accuracy * expected.abs().max()).all():
         row, i = divmod(int(difference.argmax()), len(expected))
-        how = f"other axes than those of {name_of(changes)!r}" if changes else "other coordinates than they state"
+        stated = name_coordinates(changes)
+        how = f"other axes than those of {stated!r}" if changes else "other coordinates than they state"
         raise BasisError(
             f"molecule {molecule.name!r}: field 'dual_basis_integrals' has {rows[row, i]:.6g} for basis function {i} "
             f"({name_dimension(molecule.basis_info, int(molecule.functions[i]))}), expected {expected[i]:.6g}: the "
@@ -406,10 +409,10 @@ def _check_integrals(rows: Tensor, molecule: Molecule, changes: Changes, accurac
         )
 
 
-def _integrals(molecule: Molecule, changes: Changes) -> Tensor:
+def _compute_integrals(molecule: Molecule, changes: Changes) -> Tensor:
     """Returns the integrals of the basis functions: (2 pi / a)^(3/4) for a normalised s Gaussian, 0 for l > 0."""
     basis_info, functions = molecule.basis_info, molecule.functions
     exponents = cast("Array", basis_info.exponent_per_shell)[basis_info.basis_func_to_shell[functions]]
     raw = np.where(basis_info.l_per_basis_func[functions] == 0, (2 * np.pi / exponents) ** 0.75, 0.0)
     dual = torch.ones(1, dtype=torch.bool)
-    return _between((), changes, molecule, torch.from_numpy(raw)[None], dual)[0]
+    return _transform_rows((), changes, molecule, torch.from_numpy(raw)[None], dual)[0]

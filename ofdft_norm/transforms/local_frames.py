@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ofdft_norm.errors import BasisError
 from ofdft_norm.transforms.coordinates import BasisTransform, Molecule, Step, Steps, register
-from ofdft_norm.transforms.real_harmonics import rotations_of_harmonics
+from ofdft_norm.transforms.real_harmonics import compute_wigner_matrices
 
 Array = npt.NDArray[np.float64]
 
@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float64]
 TIE = 1e-10
 # sine of an angle; vectors that enclose a smaller one are collinear
 COLLINEAR = 1e-3
-# neighbours of a single atom, which make its axes those of space: its functions do not change
+# neighbours of a single atom: its axes are those of space, so its functions do not change
 _FIXED = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
@@ -66,7 +66,7 @@ class LocalFrames(BasisTransform):
         atom = np.repeat(np.arange(len(axes)), basis_info.basis_dim_per_atom[element])
         l_of, m_of = basis_info.l_per_basis_func[functions], basis_info.m_per_basis_func[functions]
         tensors = []
-        for l, rotations in enumerate(rotations_of_harmonics(int(l_of.max(initial=0)), polar)):
+        for l, rotations in enumerate(compute_wigner_matrices(int(l_of.max(initial=0)), polar)):
             shells = np.flatnonzero(l_of == l).reshape(-1, 2 * l + 1)
             if l and len(shells):
                 blocks = rotations[:, :, m_of[shells[0]] + l]  # p functions have the order x, y, z
@@ -76,7 +76,7 @@ class LocalFrames(BasisTransform):
 
 def find_local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str = "") -> Array:
     """Returns the axes x, y, z of each atom as rows, (n_atom, 3, 3); see `LocalFrames`."""
-    neighbours = _neighbours(pos, atomic_numbers, where)
+    neighbours = _find_directions(pos, atomic_numbers, where)
     fixed = np.broadcast_to(_FIXED, (len(pos), 3, 3))
     directions = np.concatenate([neighbours, fixed], axis=1)
     x = directions[:, 0]
@@ -87,7 +87,7 @@ def find_local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: st
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-def _neighbours(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str) -> Array:
+def _find_directions(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str) -> Array:
     """Returns each atom's unit vectors to the others, (n_atom, n_atom - 1, 3): heavy ones first, by distance."""
     with np.errstate(invalid="ignore"):
         vectors = pos - pos[:, None]
@@ -100,10 +100,11 @@ def _neighbours(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str) -
     distances[itself] = np.inf
     by_distance = np.argsort(distances, axis=1, kind="stable")
     ascending = np.take_along_axis(distances, by_distance, axis=1)
+    # the rank of a neighbour is its distance, or that of the first of several at equal distances
     ascending[:, 1:][np.diff(ascending, axis=1) <= TIE * ascending[:, :-1]] = 0.0
     ranks = np.empty_like(distances)
     np.put_along_axis(ranks, by_distance, np.maximum.accumulate(ascending, axis=1), axis=1)
-    kinds = np.broadcast_to(atomic_numbers == 1, itself.shape) + 2 * itself
+    kinds = np.broadcast_to(atomic_numbers == 1, itself.shape) + 2 * itself  # 0 heavy, 1 hydrogen, 2 or 3 itself
     order = np.lexsort((ranks, kinds), axis=1)[:, :-1, None]  # stable: ties keep their order
     return np.asarray(np.take_along_axis(vectors / distances[:, :, None], order, axis=1))
 

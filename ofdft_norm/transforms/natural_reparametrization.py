@@ -16,8 +16,8 @@ Orthogonalization = Literal["symmetric", "canonical"]
 
 
 @dataclass(frozen=True)
-class Stretch(Step):
-    """T = U diag(s) V^T with orthogonal U and V: U = V, or the unit matrix; its tensors are s^2, ascending, and V."""
+class OverlapRoot(Step):
+    """T = U diag(s) V^T with U = V if symmetric, else U = 1; its tensors are s^2, ascending, and the orthogonal V."""
 
     symmetric: bool
 
@@ -66,8 +66,8 @@ class NaturalReparametrization(BasisTransform):
         """``natural_symmetric`` or ``natural_canonical``."""
         return f"natural_{self.orthogonalization}"
 
-    def step(self, molecule: Molecule, before: Steps) -> Stretch:
-        """Returns M^T of the overlap in the coordinates before, T^-T S T^-1."""
+    def step(self, molecule: Molecule, before: Steps) -> OverlapRoot:
+        """Returns M^T of the overlap T^-T S T^-1, with T the steps before."""
         overlap = torch.from_numpy(compute_overlap(molecule))
         if before:
             dual = torch.ones(len(overlap), dtype=torch.bool)
@@ -76,7 +76,7 @@ class NaturalReparametrization(BasisTransform):
         symmetric = self.orthogonalization == "symmetric"
         if not symmetric:
             vectors *= np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0))
-        return Stretch((torch.from_numpy(values), torch.from_numpy(vectors)), symmetric)
+        return OverlapRoot((torch.from_numpy(values), torch.from_numpy(vectors)), symmetric)
 
     def check(self, step: Step, molecule: Molecule) -> None:
         """Refuses an overlap that is not positive definite, or too close to it."""

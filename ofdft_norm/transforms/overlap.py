@@ -18,20 +18,21 @@ _SYMMETRIC = 1e-6  # relative to the largest entry; a matrix has at least single
 def compute_overlap(molecule: Molecule) -> Array:
     """Returns the overlap matrix S of a molecule's density basis, (n_basis, n_basis); symmetric, finite numbers."""
     if molecule.overlap is not None:
-        return _checked(molecule.overlap, molecule.name)
+        return _check_overlap(molecule.overlap, molecule.name)
     gto = import_optional("pyscf.gto", "labels")
     # gto.M takes a third of the time of a small molecule's integrals
-    tables = gto.make_env(_atoms(molecule), _basis(molecule), np.zeros(gto.mole.PTR_ENV_START))
+    tables = gto.make_env(_make_atoms(molecule), _make_shells(molecule), np.zeros(gto.mole.PTR_ENV_START))
     return np.asarray(gto.getints("int1e_ovlp_sph", *tables, hermi=1))
 
 
 def pyscf_molecule(molecule: Molecule) -> Any:
     """Returns PySCF's molecule with the density basis, functions in the same order."""
     gto = import_optional("pyscf.gto", "labels")
-    return gto.M(atom=_atoms(molecule), basis=_basis(molecule), unit="Bohr", spin=None, cart=False, verbose=0)
+    atoms, shells = _make_atoms(molecule), _make_shells(molecule)
+    return gto.M(atom=atoms, basis=shells, unit="Bohr", spin=None, cart=False, verbose=0)
 
 
-def _checked(overlap: npt.NDArray[Any], name: str) -> Array:
+def _check_overlap(overlap: npt.NDArray[Any], name: str) -> Array:
     finite = np.where(np.isfinite(overlap), overlap, np.nan)
     wrong = np.iscomplexobj(overlap) | ~(np.abs(finite - finite.T) <= _SYMMETRIC * np.nanmax(np.abs(finite), initial=0))
     if wrong.any():
@@ -43,11 +44,11 @@ def _checked(overlap: npt.NDArray[Any], name: str) -> Array:
     return overlap.astype(np.float64, copy=False)
 
 
-def _atoms(molecule: Molecule) -> list[tuple[str, tuple[float, ...]]]:
+def _make_atoms(molecule: Molecule) -> list[tuple[str, tuple[float, ...]]]:
     return [(find_symbol(int(z)), tuple(r)) for z, r in zip(molecule.atomic_numbers, molecule.pos, strict=True)]
 
 
-def _basis(molecule: Molecule) -> dict[str, list[list[Any]]]:
+def _make_shells(molecule: Molecule) -> dict[str, list[list[Any]]]:
     """Returns the shells of each element as PySCF takes them: angular momentum, then exponents with coefficients.
 
     Shells of equal angular momentum become one shell of PySCF, contracted with the unit matrix: this halves the time.
@@ -61,9 +62,9 @@ def _basis(molecule: Molecule) -> dict[str, list[list[Any]]]:
         )
     found = {}
     for number in np.unique(molecule.atomic_numbers):
-        own = basis_info.atom_ind_to_basis_function_ind[int(basis_info.atomic_number_to_atom_index[number])]
-        shells, first = np.unique(basis_info.basis_func_to_shell[own], return_index=True)
-        momenta = basis_info.l_per_basis_func[own][first]
+        functions = basis_info.atom_ind_to_basis_function_ind[int(basis_info.atomic_number_to_atom_index[number])]
+        shells, first = np.unique(basis_info.basis_func_to_shell[functions], return_index=True)
+        momenta = basis_info.l_per_basis_func[functions][first]
         blocks = [(l, exponents[shells[momenta == l]]) for l in np.unique(momenta)]
         found[find_symbol(int(number))] = [[int(l), *np.column_stack([a, np.eye(len(a))]).tolist()] for l, a in blocks]
     return found

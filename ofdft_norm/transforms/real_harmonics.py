@@ -14,7 +14,7 @@ Array = npt.NDArray[np.float64]
 
 
 def evaluate_harmonics(l_max: int, directions: Array) -> Array:
-    """Returns the harmonics of l = 0 ... l_max at (..., 3) unit vectors, (..., (l_max+1)^2), scaled by l alone."""
+    """Returns (..., (l_max+1)^2) Schmidt semi-normalised harmonics of l = 0 ... l_max at (..., 3) unit vectors."""
     x, y, z = np.moveaxis(directions, -1, 0)
     values = np.empty(((l_max + 1) ** 2, *x.shape))
     around, in_plane = np.ones_like(x) + 0j, x + 1j * y
@@ -42,7 +42,7 @@ def _directions_and_inverses(l_max: int) -> tuple[Array, list[Array]]:
     return directions, [np.asarray(np.linalg.pinv(values[:, l * l : (l + 1) ** 2])) for l in range(l_max + 1)]
 
 
-def rotations_of_harmonics(l_max: int, rotations: Array) -> list[Array]:
+def compute_wigner_matrices(l_max: int, rotations: Array) -> list[Array]:
     """Returns the Wigner matrices D of (..., 3, 3) rotations R for l = 0 ... l_max: Y(R r) = D Y(r).
 
     The coefficients c of a function c.Y(r) become D c if positions are given in rotated axes, R r. The values of all

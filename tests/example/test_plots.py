@@ -8,7 +8,7 @@ import pytest
 
 from ofdft_norm import AtomRef, DatasetStatistics, DimensionWiseRescaling, Normalizer, OFDataset, ProjectGradient
 from ofdft_norm.example.plots import (
-    gradient_ranges,
+    compute_gradient_ranges,
     plot_gradient_ranges,
     plot_learning_curves,
     plot_normalization,
@@ -51,14 +51,14 @@ def by_dimension(samples, field, reduced):
 )
 def test_ranges_are_the_largest_gradients_of_the_normalised_samples(make, options):
     datamodule = make(**options)
-    before, after = gradient_ranges(datamodule)
+    before, after = compute_gradient_ranges(datamodule)
     for got, samples in ((before, datamodule.samples), (after, datamodule.normalized)):
         largest = by_dimension(samples, "gradient_label", lambda values: np.abs(values).max())
         np.testing.assert_allclose(got, largest, rtol=1e-8, atol=1e-12)
 
 
 def test_gradient_plot_has_a_panel_for_each_element_with_its_data(make, labels, tmp_path):
-    figure, (before, after) = plot_gradient_ranges(make()), gradient_ranges(make())
+    figure, (before, after) = plot_gradient_ranges(make()), compute_gradient_ranges(make())
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["H", "C", "O"]
     for axes, index in zip(figure.axes, labels.basis_info.atom_ind_to_basis_function_ind, strict=True):
         drawn = [collection.get_offsets()[:, 1] for collection in axes.collections[1:]]

@@ -25,7 +25,7 @@ from ofdft_norm.data.sample import join_samples
 from ofdft_norm.errors import ConfigError, NormalizationError
 from ofdft_norm.example import PotentialCalculator, PotentialModule, labelled_clusters, potential_calculator
 from ofdft_norm.example.metrics import EnergyForceErrors
-from ofdft_norm.example.potential import pairs_within
+from ofdft_norm.example.potential import find_pairs
 from ofdft_norm.example.predict import predict
 from ofdft_norm.example.train import train
 from ofdft_norm.units import find_factor
@@ -43,7 +43,7 @@ def clusters() -> list[Any]:
 def test_pairs_are_those_within_the_cutoff_of_one_molecule() -> None:
     rng = np.random.default_rng(0)
     pos, batch = torch.tensor(rng.uniform(0, 3, (9, 3))), torch.tensor([0] * 5 + [1] * 4)
-    edges, images = pairs_within(2.0, Batch(pos=pos, batch=batch, ptr=torch.tensor([0, 5, 9])))
+    edges, images = find_pairs(2.0, Batch(pos=pos, batch=batch, ptr=torch.tensor([0, 5, 9])))
     pairs = ((i, j) for i, j in permutations(range(9), 2) if batch[i] == batch[j])
     expected = {(i, j) for i, j in pairs if float((pos[i] - pos[j]).norm()) <= 2.0}
     assert set(map(tuple, edges.T.tolist())) == expected

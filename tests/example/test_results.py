@@ -14,10 +14,10 @@ from ofdft_norm.example.results import (
     ResultRow,
     describe_accuracy,
     evaluate,
+    fit_baseline,
     format_table,
-    linear_baseline,
+    make_reference_predictor,
     read_csv,
-    reference_only,
     write_csv,
 )
 from tests.processes import on_ranks
@@ -131,7 +131,7 @@ def test_the_reference_and_its_parity_against_numpy(predicted):
         slope @ sample.coeffs.numpy() + 0.3 + normalizer.reference.t_z.numpy()[sample.atom_ind].sum()
         for sample, slope in zip(samples, slopes, strict=True)
     ]
-    predictor = reference_only(normalizer)
+    predictor = make_reference_predictor(normalizer)
     [row, *of_elements], (of_energies, gradients) = evaluate({"ref": predictor}, batches, normalizer, "val")
     assert row.errors == pytest.approx(naive_errors(samples, energies, slopes), rel=1e-6)
     assert [row.group for row in of_elements] == ["element=H", "element=O"]
@@ -168,7 +168,7 @@ def test_linear_baselines_find_planted_weights_at_ground_states(make_sample, mak
             known |= {(sample.mol_id, i): float(value)} if i != 3 else {}
         samples.append(sample)
     batch = make_batch([Normalizer().normalize(sample) for sample in samples])
-    energies, differences = linear_baseline(stored, [batch], Normalizer(basis_info=BASIS))(batch)
+    energies, differences = fit_baseline(stored, [batch], Normalizer(basis_info=BASIS))(batch)
     used = batch.has_energy_label & (batch.scf_iteration % 2 == 1)
     np.testing.assert_allclose(energies[used], batch.energy_label[used], rtol=1e-8)
     assert torch.isnan(energies).tolist() == [i == 3 for i in range(24)]

@@ -20,7 +20,7 @@ from ofdft_norm.data.packed import PackedDataset, PackedSet
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import DensityModule
 from ofdft_norm.example.report import write_report
-from ofdft_norm.example.train import compared_by, train
+from ofdft_norm.example.train import find_compared_metric, train
 from tests.hydra.composing import composed as composed_by_name
 
 SPLIT = {
@@ -93,8 +93,8 @@ def test_tensorboard_has_pictures_and_the_error_by_which_runs_are_compared(run, 
     assert events.Scalars("hp_metric")[-1].value == pytest.approx(run[1]["results/val/energy_mae_mHa"])
     assert 0 < max(event.value for event in events.Scalars("train/learning_rate")) <= run[0].model.learning_rate
     metrics = {"results/val/energy_mae_meV": 2.0, "results/test/energy_mae_meV": 1.0}
-    assert compared_by(metrics, "eV") == 2.0
-    assert compared_by({"train/loss": 3.0}, "eV") is None
+    assert find_compared_metric(metrics, "eV") == 2.0
+    assert find_compared_metric({"train/loss": 3.0}, "eV") is None
 
 
 def test_logged_errors_are_those_of_the_labels_in_hartree(run, folder):

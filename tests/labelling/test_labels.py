@@ -15,7 +15,7 @@ from ofdft_norm.labelling import (
     check_labels,
     report_table,
 )
-from ofdft_norm.labelling.density_fit import external_potential, integrate_basis, solve_fit
+from ofdft_norm.labelling.density_fit import integrate_basis, integrate_external, solve_fit
 from ofdft_norm.labelling.functional import evaluate_potentials
 from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory
 from ofdft_norm.labelling.perturbation import perturb
@@ -164,7 +164,7 @@ def test_integrals_agree_with_quadrature(mol: Any, trajectory: KohnShamTrajector
     distances = np.linalg.norm(grid.coords[:, None] - WATER.positions, axis=-1)
     attraction = -(WATER.atomic_numbers / distances).sum(axis=1)
     expected = (grid.weights * attraction) @ values[:, smooth]
-    np.testing.assert_allclose(external_potential(mol)[smooth], expected, rtol=1e-3)
+    np.testing.assert_allclose(integrate_external(mol)[smooth], expected, rtol=1e-3)
 
 
 def test_each_fit_keeps_its_promises(mol: Any, trajectory: KohnShamTrajectory, both: dict[str, KohnShamLabels]) -> None:
@@ -172,8 +172,8 @@ def test_each_fit_keeps_its_promises(mol: Any, trajectory: KohnShamTrajectory, b
     e_ext = [iteration.energies["e_ext"] for iteration in trajectory.iterations]
     np.testing.assert_allclose(exact.coeffs @ integrate_basis(mol), 10.0, atol=1e-10)
     path = ~exact.perturbed
-    np.testing.assert_allclose(exact.coeffs[path] @ external_potential(mol), e_ext, atol=1e-7)
-    np.testing.assert_allclose(least_squares.coeffs[path] @ external_potential(mol), e_ext, atol=1e-4)
+    np.testing.assert_allclose(exact.coeffs[path] @ integrate_external(mol), e_ext, atol=1e-7)
+    np.testing.assert_allclose(least_squares.coeffs[path] @ integrate_external(mol), e_ext, atol=1e-4)
     assert 1e-4 < abs(least_squares.coeffs[-1] @ integrate_basis(mol) - 10.0) < 5e-3
     assert (least_squares.fit_residuals > 0).all()
     assert (least_squares.fit_residuals <= exact.fit_residuals + 1e-12).all()

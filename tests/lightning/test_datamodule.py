@@ -13,7 +13,7 @@ from torch import Tensor
 from ofdft_norm import AtomRef, OFDFTDataModule
 from ofdft_norm.config import SplitConfig, StatisticsConfig
 from ofdft_norm.errors import ConfigError, NormalizationError, SplitError, StatisticsError
-from ofdft_norm.example.callbacks import normalization_scalars
+from ofdft_norm.example.callbacks import collect_scalars
 from ofdft_norm.normalization.state import describe_difference, dump_normalizer
 from ofdft_norm.units import find_factor
 from tests.lightning.conftest import Setting, TinyModel
@@ -213,7 +213,7 @@ def test_label_files_are_read_in_the_unit_that_is_asked_for(setting):
         torch.testing.assert_close(EV * gradients[0], gradients[1], rtol=1e-9, atol=1e-9)
     assert "eV" in ev.summary()
     assert "Ha" not in ev.summary()
-    found, expected = normalization_scalars(ev), ev.statistics["has_energy_label"].residual("atom_ref")
+    found, expected = collect_scalars(ev), ev.statistics["has_energy_label"].residual("atom_ref")
     for name in ("mean", "std"):
         logged = found[f"normalization/reference_residual_{name}_meV"]
         assert logged == pytest.approx(1000 * getattr(expected, name), rel=1e-10)

@@ -219,7 +219,7 @@ def test_references_by_data_set_come_from_the_configuration():
     for i, sample in enumerate(data):
         sample.level = "ab"[i // 4]
     config = LinearReferencesConfig(by="level", count_by="sample")
-    normalizer = build(data, config, energy_scale="mae", dataset=lambda: data)
+    normalizer = build(data, config, energy_scale="mae", open_dataset=lambda: data)
     left = [float(m.energy) - float(normalizer.reference.energy(m)) for m in data]
     assert normalizer.reference.names == ["a", "b"]
     assert float(normalizer.energy_scale) == pytest.approx(np.abs(left).mean(), rel=1e-9)

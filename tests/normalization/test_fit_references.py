@@ -301,7 +301,7 @@ def test_references_by_data_set_fit_best_with_the_smallest_shifts(pbe, ccsd, one
     references = fit_references_by_dataset(["energy"], data, count_by=count_by)["energy"]
     np.testing.assert_allclose(references.common[[1, 6, 8]], common, atol=1e-8)
     for name in ("pbe", "ccsd"):
-        own, part = [m for m in data if m.dataset == name], references.part(name)
+        own, part = [m for m in data if m.dataset == name], references.select_dataset(name)
         elements = {int(z) for m in own for z in m.z}
         assert set(part.seen_elements.nonzero().squeeze(1).tolist()) == elements
         for z, value in zip([1, 6, 8], expected[name], strict=True):
@@ -309,7 +309,7 @@ def test_references_by_data_set_fit_best_with_the_smallest_shifts(pbe, ccsd, one
         errors = fit(own, count_by=count_by).fit_report.standard_errors
         assert part.fit_report.standard_errors == pytest.approx(errors)
     batch = Batch.from_data_list(data)
-    sums = torch.stack([references.part(m.dataset).element_references[m.z].sum() for m in data])
+    sums = torch.stack([references.select_dataset(m.dataset).element_references[m.z].sum() for m in data])
     torch.testing.assert_close(references.energy(batch), sums, rtol=0, atol=1e-10)
     left = (batch.energy - sums).numpy()
     residuals = {"mean": left.mean(), "std": left.std(), "rms": np.sqrt((left**2).mean()), "mae": np.abs(left).mean()}

@@ -14,7 +14,7 @@ from ofdft_norm.transforms import transforms_by_default
 from ofdft_norm.transforms.coordinates import molecules_of
 from ofdft_norm.transforms.local_frames import find_local_axes
 from ofdft_norm.transforms.overlap import compute_overlap
-from ofdft_norm.transforms.real_harmonics import rotations_of_harmonics
+from ofdft_norm.transforms.real_harmonics import compute_wigner_matrices
 from tests.transforms.conftest import TO_E3NN, Array, block_diagonal, make_molecule, random_rotation, rotated, wigner
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -169,6 +169,6 @@ def test_positions_without_axes_are_refused(value: list[float]) -> None:
 @given(seed=SEEDS)
 def test_wigner_matrices_are_those_of_e3nn(seed: int) -> None:
     rotation = random_rotation(np.random.default_rng(seed))
-    for l, found in enumerate(rotations_of_harmonics(6, rotation)):
+    for l, found in enumerate(compute_wigner_matrices(6, rotation)):
         # e3nn takes angles by arc cosine, which keeps eight digits near the poles
         np.testing.assert_allclose(found, wigner(l, TO_E3NN @ rotation @ TO_E3NN.T), atol=1e-7)
