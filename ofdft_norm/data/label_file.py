@@ -68,10 +68,10 @@ class LabelFileContent:
     coeffs: Array  # (n_scf, n_basis)
     gradients: Mapping[str, Array]  # by name (grad_kin, ...) (n_scf, n_basis) [hartree]
     dual_basis_integrals: Array  # (n_basis,) [electrons]
-    energies: Mapping[str, Array]  # by name (e_kin, ...) those of the expanded densities, (n_scf,) [hartree]
-    ks_energies: Mapping[str, Array]  # the same of the Kohn-Sham densities
+    energies: Mapping[str, Array]  # by name (e_kin, ...), of the fitted densities, (n_scf,) [hartree]
+    ks_energies: Mapping[str, Array]  # by name, of the Kohn-Sham densities, (n_scf,) [hartree]
     has_energy_label: Array  # (n_scf,)
-    perturbed: Array | None = None  # (n_scf,); None: no row is
+    perturbed: Array | None = None  # (n_scf,); None: no row is perturbed
     attributes: Mapping[str, Any] = field(default_factory=dict)
     density_basis: str = "even_tempered_2.5"
     orbital_basis: str = "6-31G(2df,p)"
@@ -99,10 +99,10 @@ class _LabelFile:
         text = name.item() if name.size == 1 and name.dtype.kind in "USiu" else ""
         self.mol_id = text.decode(errors="surrogateescape") if isinstance(text, bytes) else str(text)
         if not self.mol_id.isprintable() or not self.mol_id:
-            raise self.error(f"array {_MOL_ID!r} is {name.tolist()!r}, expected a name of printable characters")
+            raise self.make_error(f"array {_MOL_ID!r} is {name.tolist()!r}, expected a name of printable characters")
         self.where = f"{group.path}: molecule {self.mol_id!r}"
 
-    def error(self, what: str) -> LabelFileError:
+    def make_error(self, what: str) -> LabelFileError:
         return LabelFileError(f"{self.where}: {what}: {_REMEDY}")
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ class _LabelFile:
             known = [n.rpartition("/")[2] for n in self.group.arrays() if n.startswith(f"{folder}/")]
             setting = {"e_": "energy_key", "gr": "gradient_key"}.get(key[:2])
             config = f" (config: data.source.{setting})" if setting else ""
-        raise self.error(f"lacks the array {name!r}, {folder} has {known}{config}")
+        raise self.make_error(f"lacks the array {name!r}, {folder} has {known}{config}")
 
     def read(
         self, name: str, shape: tuple[int, ...] | None = None, row: int | None = None, may_lack: Rows | bool = False
@@ -121,27 +121,27 @@ class _LabelFile:
         """Reads numbers or text, or one row of them, after checking the shape of the whole array."""
         found = self.shape(name)
         if shape is not None and found != shape:
-            raise self.error(f"array {name!r} has shape {found}, expected {shape} to fit {_COEFFS!r}")
+            raise self.make_error(f"array {name!r} has shape {found}, expected {shape} to fit {_COEFFS!r}")
         return self.group.read(name, row, may_lack)
 
-    def numbers(self, name: str, shape: tuple[int, ...], **options: Any) -> FloatArray:
+    def read_numbers(self, name: str, shape: tuple[int, ...], **options: Any) -> FloatArray:
         values = self.read(name, shape, **options)
         if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:
-            raise self.error(f"array {name!r} has dtype {values.dtype}, expected float64, float32 or integers")
+            raise self.make_error(f"array {name!r} has dtype {values.dtype}, expected float64, float32 or integers")
         return values.astype(np.float64, copy=False)
 
-    def header(self) -> LabelHeader:
-        numbers, path = self.read(_ATOMIC_NUMBERS), self.shape(_COEFFS)
+    def read_header(self) -> LabelHeader:
+        numbers, shape = self.read(_ATOMIC_NUMBERS), self.shape(_COEFFS)
         if numbers.ndim != 1 or numbers.size == 0 or numbers.dtype.kind not in "iu":
-            raise self.error(f"array {_ATOMIC_NUMBERS!r} is {numbers.tolist()}, expected whole numbers (n_atom,)")
-        if len(path) != 2 or 0 in path:
-            raise self.error(f"array {_COEFFS!r} has shape {path}, expected (SCF iterations, basis functions)")
-        n_steps = self.group.read(_N_SCF_STEPS) if _N_SCF_STEPS in self.group else np.array(path[0])
-        if n_steps.ravel().tolist() != [path[0]]:
-            raise self.error(f"array {_N_SCF_STEPS!r} is {n_steps.tolist()}, but {_COEFFS!r} has shape {path}")
-        pos = self.numbers(_POSITIONS, (len(numbers), 3))
+            raise self.make_error(f"array {_ATOMIC_NUMBERS!r} is {numbers.tolist()}, expected whole numbers (n_atom,)")
+        if len(shape) != 2 or 0 in shape:
+            raise self.make_error(f"array {_COEFFS!r} has shape {shape}, expected (SCF iterations, basis functions)")
+        n_steps = self.group.read(_N_SCF_STEPS) if _N_SCF_STEPS in self.group else np.array(shape[0])
+        if n_steps.ravel().tolist() != [shape[0]]:
+            raise self.make_error(f"array {_N_SCF_STEPS!r} is {n_steps.tolist()}, but {_COEFFS!r} has shape {shape}")
+        pos = self.read_numbers(_POSITIONS, (len(numbers), 3))
         self.check_range(_POSITIONS, pos, np.zeros(len(pos), dtype=np.int64))
-        return LabelHeader(self.mol_id, pos, numbers.astype(np.int64), path[0])
+        return LabelHeader(self.mol_id, pos, numbers.astype(np.int64), shape[0])
 
     def check_meaning(self) -> None:
         """Refuses labels in other coordinates or another order of p functions, as ofdft_norm 0.2 wrote them."""
@@ -149,21 +149,21 @@ class _LabelFile:
         settings = attributes.get("settings")
         natural = isinstance(settings, dict) and settings.get("natural_reparametrization") is True
         if natural or (attributes.get("p_order", "xyz"), attributes.get("coordinates", "raw")) != ("xyz", "raw"):
-            raise self.error("expected p_order 'xyz' and coordinates 'raw', but ofdft_norm 0.2 wrote this file")
+            raise self.make_error("expected p_order 'xyz' and coordinates 'raw', but ofdft_norm 0.2 wrote this file")
 
-    def labelled(self, energy: str, gradient: str, n_rows: int, n_basis: int) -> Rows:
+    def find_labelled(self, energy: str, gradient: str, n_rows: int, n_basis: int) -> Rows:
         """Returns which rows have labels; without `has_energy_label` all but a first row of zeros."""
         if _HAS_LABEL in self.group:
             flags = self.read(_HAS_LABEL, (n_rows,))
             if flags.dtype.kind not in "biuf" or not ((flags == 0) | (flags == 1)).all():
-                raise self.error(f"array {_HAS_LABEL!r} is {flags.tolist()[:10]}, expected booleans, or 0 and 1")
+                raise self.make_error(f"array {_HAS_LABEL!r} is {flags.tolist()[:10]}, expected booleans, or 0 and 1")
             return flags.astype(bool)
         found = np.ones(n_rows, dtype=bool)
-        first = self.numbers(gradient, (n_rows, n_basis), row=0, may_lack=True)
-        found[0] = self.numbers(energy, (n_rows,), may_lack=True)[0] != 0 or first.any()
+        first = self.read_numbers(gradient, (n_rows, n_basis), row=0, may_lack=True)
+        found[0] = self.read_numbers(energy, (n_rows,), may_lack=True)[0] != 0 or first.any()
         return found
 
-    def perturbed(self, n_rows: int) -> Rows:
+    def find_perturbed(self, n_rows: int) -> Rows:
         """Returns which rows are densities off the SCF path."""
         return self.read(_PERTURBED, (n_rows,)).astype(bool) if _PERTURBED in self.group else np.zeros(n_rows, bool)
 
@@ -176,13 +176,13 @@ class _LabelFile:
         if len(bad):
             row, column = bad[0].tolist()
             what = f"array {name!r} is {rows[row, column]} at SCF iteration {iterations[row]}, entry {column}"
-            raise self.error(f"{what}, expected finite numbers of at most {LARGEST_LABEL:g}")
+            raise self.make_error(f"{what}, expected finite numbers of at most {LARGEST_LABEL:g}")
 
 
 def read_header(path: str | Path) -> LabelHeader:
     """Reads the geometry and the length of the SCF path of a label file."""
     with _open_label_file(Path(path)) as file:
-        return file.header()
+        return file.read_header()
 
 
 def read_molecule(
@@ -193,40 +193,40 @@ def read_molecule(
     fields: Collection[str] | None = None,
     other_energies: Sequence[str] = (),
 ) -> MoleculeLabels:
-    """Reads a label file, or some of its SCF iterations, which may be a function of their number.
+    """Reads a label file, or some of its SCF iterations; a function returns these for the length of the path.
 
-    Gradients and integrals are read if they are among the `fields`, or these are None. Only energies and gradients
-    without label may lack chunks.
+    Gradients and integrals are read if `fields` is None or has them. Only rows without label may lack chunks, and only
+    of energies and gradients.
     """
     with _open_label_file(Path(path)) as file:
         file.check_meaning()
-        header = file.header()
+        header = file.read_header()
         n_rows, n_basis = file.shape(_COEFFS)
         chosen = scf_iterations(n_rows) if callable(scf_iterations) else scf_iterations
         rows = np.arange(n_rows) if chosen is None else np.asarray(chosen, dtype=np.int64)
         if rows.min() < 0 or rows.max() >= n_rows:
-            raise file.error(f"has {n_rows} SCF iterations, not all of {rows.tolist()} (config: data.split.file)")
+            raise file.make_error(f"has {n_rows} SCF iterations, not all of {rows.tolist()} (config: data.split.file)")
         energies = {"energy_label": energy_key} | {name: name for name in other_energies}
         gradient = f"of_labels/spatial/{gradient_key}"
-        has_label = file.labelled(f"of_labels/energies/{energy_key}", gradient, n_rows, n_basis)
+        has_label = file.find_labelled(f"of_labels/energies/{energy_key}", gradient, n_rows, n_basis)
 
-        def read_rows(name: str, rows: IntArray, used: Rows | bool = True) -> FloatArray:
+        def read_rows(name: str, rows: IntArray, is_label: bool = False) -> FloatArray:
             row = int(rows[0]) if len(rows) == 1 else None
-            values = file.numbers(name, (n_rows, n_basis), row=row, may_lack=~has_label if used is not True else False)
+            values = file.read_numbers(name, (n_rows, n_basis), row=row, may_lack=~has_label if is_label else False)
             values = values[rows] if row is None else values[None]
-            file.check_range(name, values, rows, used)
+            file.check_range(name, values, rows, has_label[rows] if is_label else True)
             return values
 
         found: dict[str, Array] = {"scf_iteration": rows}
-        found |= {"has_energy_label": has_label[rows], "perturbed": file.perturbed(n_rows)[rows]}
-        for field, key in energies.items():
-            name = f"of_labels/energies/{key}"
-            found[field] = file.numbers(name, (n_rows,), may_lack=~has_label)[rows]
-            file.check_range(name, found[field], rows, has_label[rows])
+        found |= {"has_energy_label": has_label[rows], "perturbed": file.find_perturbed(n_rows)[rows]}
+        for name, key in energies.items():
+            array = f"of_labels/energies/{key}"
+            found[name] = file.read_numbers(array, (n_rows,), may_lack=~has_label)[rows]
+            file.check_range(array, found[name], rows, has_label[rows])
         coeffs = found["coeffs"] = read_rows(_COEFFS, rows)
         last = coeffs if rows[-1] == n_rows - 1 else read_rows(_COEFFS, np.array([n_rows - 1]))
         if fields is None or "gradient_label" in fields:
-            found["gradient_label"] = read_rows(gradient, rows, has_label[rows])
+            found["gradient_label"] = read_rows(gradient, rows, is_label=True)
         if fields is None or "dual_basis_integrals" in fields:
             found["dual_basis_integrals"] = read_rows(_INTEGRALS, rows)
         return MoleculeLabels(**vars(header), path=file.group.path, ground_state_coeffs=last[-1], rows=found)

@@ -18,7 +18,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from operator import attrgetter, itemgetter
+from operator import attrgetter, getitem, itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,7 +50,7 @@ _verified: set[str] = set()
 
 
 def describe_arrays(targets: Sequence[str], energies: Sequence[str], dtype: str) -> Specs:
-    """Returns for each array the objects that it has one entry for, its dtype, and the shape of an entry."""
+    """Returns the axis of each array (atom, function, ...), its dtype and the shape of an entry."""
     floats = np.dtype(dtype).str
     specs: dict[str, tuple[str, str, tuple[int, ...]]] = {
         "names": ("name", "|u1", ()),
@@ -101,7 +101,7 @@ class PackedSet:
             raise LabelFileError(f"{self.folder}: is no packed set ({error}) (config: data.source.paths)") from error
         except (ValueError, LookupError, TypeError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else error
-            raise self._error(f"{META} describes no packed set: {what}") from error
+            raise self._make_error(f"{META} describes no packed set: {what}") from error
         self.arrays: dict[str, Array] = {}
         files = {}
         for name, (_, dtype, entry) in self._specs.items():
@@ -109,15 +109,15 @@ class PackedSet:
                 status = os.stat(f"{self.folder}/{name}.npy")
                 array = np.load(f"{self.folder}/{name}.npy", mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
-                raise self._error(f"{name}.npy cannot be read: {error}") from error
+                raise self._make_error(f"{name}.npy cannot be read: {error}") from error
             found, expected = (array.dtype.str, array.shape[1:]), (dtype, entry)
             if found != expected or array.ndim != 1 + len(entry) or not array.flags.c_contiguous:
-                raise self._error(f"{name}.npy has dtype and shape {found}, expected {expected} in C order")
+                raise self._make_error(f"{name}.npy has dtype and shape {found}, expected {expected} in C order")
             self.arrays[name] = np.asarray(array)  # still mapped; slices of np.memmap itself take ten times as long
             files[name] = [status.st_size, status.st_mtime_ns]
         self.state: dict[str, Any] = {"checksum": meta["checksum"], "arrays": files}
 
-    def _error(self, what: str) -> LabelFileError:
+    def _make_error(self, what: str) -> LabelFileError:
         return LabelFileError(f"{self.folder}: {what}: {_AGAIN}")
 
     def _check_arrays(self) -> None:
@@ -131,15 +131,15 @@ class PackedSet:
             counts[axis] = np.diff(offsets)
             fits = len(lengths["molecule"]) == 1 and offsets[0] == 0 and {int(offsets[-1])} == lengths[axis]
             if not fits or (counts[axis] < 1).any():
-                raise self._error(f"{axis}_offsets.npy does not ascend from 0 to the lengths {lengths[axis]}")
+                raise self._make_error(f"{axis}_offsets.npy does not ascend from 0 to the lengths {lengths[axis]}")
         element = self.basis_info.atom_indices(self.arrays["atomic_numbers"], str(self.folder))
         functions = np.add.reduceat(self.basis_info.basis_dim_per_atom[element], self.arrays["atom_offsets"][:-1])
         if (counts["function"] != functions).any():
-            raise self._error("function_offsets.npy contradicts the functions of the atoms")
+            raise self._make_error("function_offsets.npy contradicts the functions of the atoms")
         if (counts["value"] != counts["sample"] * functions).any():
-            raise self._error("value_offsets.npy contradicts the numbers of samples and functions")
+            raise self._make_error("value_offsets.npy contradicts the numbers of samples and functions")
         if not np.isfinite(self.arrays["pos"]).all():
-            raise self._error("pos.npy has a number that is not finite")
+            raise self._make_error("pos.npy has a number that is not finite")
 
     def verify(self) -> None:
         """Compares all arrays with their checksums, once in a process as long as no file changes."""
@@ -149,7 +149,7 @@ class PackedSet:
                 digests = pool.map(hash_file, [self.folder / f"{name}.npy" for name in self.meta["arrays"]])
             for (name, stated), digest in zip(self.meta["arrays"].items(), digests, strict=True):
                 if digest != stated["sha256"]:
-                    raise self._error(f"{name}.npy has changed: its SHA-256 is not the one in {META}")
+                    raise self._make_error(f"{name}.npy has changed: its SHA-256 is not the one in {META}")
         _verified.add(state)
 
     def names(self) -> list[str]:
@@ -169,7 +169,7 @@ class PackedSet:
         self.folder = state["folder"]
         self._open()  # the same set was checked when it was opened first
         if self.state != state["state"]:
-            raise self._error("was replaced while it was in use")
+            raise self._make_error("was replaced while it was in use")
 
 
 class PackedDataset(MoleculeDataset):
@@ -281,7 +281,7 @@ class PackedDataset(MoleculeDataset):
 
         own = {axis: entries[:, molecules] for axis, entries in self._table.items()}
         (sets, value, _), sample, n_basis = own["value"], own["sample"], own["function"][2]
-        atoms, values = _ranges(*own["atom"]), _ranges(sets, value + iterations * n_basis, n_basis)
+        atoms, values = _find_ranges(*own["atom"]), _find_ranges(sets, value + iterations * n_basis, n_basis)
         numbers = self._gather("atomic_numbers", atoms).long()
         atom_ind = self.basis_info.atomic_number_to_atom_index[numbers.numpy()]
         per_atom = {"atomic_numbers": numbers, "atom_ind": torch.from_numpy(atom_ind)}
@@ -291,10 +291,10 @@ class PackedDataset(MoleculeDataset):
         if is_wanted("gradient_label", large=True):
             per_function["gradient_label"] = self._gather(self.gradient_key, values)
         if is_wanted("ground_state_coeffs", large=True):
-            last = _ranges(sets, value + (sample[2] - 1) * n_basis, n_basis)
+            last = _find_ranges(sets, value + (sample[2] - 1) * n_basis, n_basis)
             per_function["ground_state_coeffs"] = self._gather("coeffs", last)
         if is_wanted("dual_basis_integrals", large=True):
-            per_function["dual_basis_integrals"] = self._gather("dual_basis_integrals", _ranges(*own["function"]))
+            per_function["dual_basis_integrals"] = self._gather("dual_basis_integrals", _find_ranges(*own["function"]))
         if is_wanted("basis_function_ind"):
             per_function["basis_function_ind"] = torch.from_numpy(self.basis_info.basis_function_ind(atom_ind))
         texts = list(map(tuple, own["mol_id"].T.tolist()))  # set, first byte, number of bytes
@@ -310,11 +310,11 @@ class PackedDataset(MoleculeDataset):
         }
         return make_batch(per_atom, per_function, per_sample, own["atom"][2], n_basis)
 
-    def _gather(self, name: str, ranges: tuple[int, list[tuple[int, slice]]]) -> Tensor:
-        (n, found), arrays = ranges, list(map(itemgetter(name), map(attrgetter("arrays"), self.sets)))
+    def _gather(self, name: str, ranges: tuple[int, list[int], list[slice]]) -> Tensor:
+        (n, sets, slices), arrays = ranges, list(map(itemgetter(name), map(attrgetter("arrays"), self.sets)))
         # torch's memory: NumPy gets its own from the system more often, which takes longer than the copy
         joined = torch.empty((n, *arrays[0].shape[1:]), dtype=getattr(torch, arrays[0].dtype.name))
-        np.concatenate([arrays[i][where] for i, where in found], out=joined.numpy())
+        np.concatenate(list(map(getitem, map(arrays.__getitem__, sets), slices)), out=joined.numpy())
         return joined
 
     def _pick(self, name: str, sets: IntArray, rows: IntArray) -> Tensor:
@@ -325,13 +325,13 @@ class PackedDataset(MoleculeDataset):
         return torch.from_numpy(values)
 
 
-def _ranges(sets: IntArray, starts: IntArray, lengths: IntArray) -> tuple[int, list[tuple[int, slice]]]:
-    """Returns the number of entries, and set and slice of each range; ranges that follow one another are joined."""
+def _find_ranges(sets: IntArray, starts: IntArray, lengths: IntArray) -> tuple[int, list[int], list[slice]]:
+    """Returns the number of entries, and sets and slices of ranges; ranges that follow one another are joined."""
     stops = starts + lengths
     apart = (starts[1:] != stops[:-1]) | (sets[1:] != sets[:-1])
     first, last = np.append(True, apart), np.append(apart, True)
-    slices = map(slice, starts[first].tolist(), stops[last].tolist())
-    return int(lengths.sum()), list(zip(sets[first].tolist(), slices, strict=True))
+    slices = list(map(slice, starts[first].tolist(), stops[last].tolist()))
+    return int(lengths.sum()), sets[first].tolist(), slices
 
 
 def find_remaining_transforms(
@@ -339,7 +339,8 @@ def find_remaining_transforms(
 ) -> list[Transform]:
     """Returns the wanted transforms that packed labels still need.
 
-    The applied ones must be the first that do not change the basis; one change of basis to `coordinates` is left out.
+    The applied transforms must be the first of the wanted ones that keep the basis. A single change of basis to
+    `coordinates` is left out: the labels have it.
     """
     singles = list_single_transforms(wanted)
     changes: list[Any] = []

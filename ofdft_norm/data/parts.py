@@ -46,13 +46,13 @@ class DataParts:
             "energy_key": source.energy_key,
             "gradient_key": source.gradient_key,
             "unit": unit,
-            "pre_transforms": [getattr(change, "__qualname__", None) or repr(change) for change in pre_transforms],
+            "pre_transforms": [getattr(t, "__qualname__", None) or repr(t) for t in pre_transforms],
         }
         self.leave_out_atoms = leave_out_atoms  # isolated ones
         self._members: Parts | None = None
         self._isolated: dict[str, tuple[int, float]] | None = None
         self._opened: dict[str, Any] = {}
-        self._known: tuple[str, Parts] | None = None  # identity of a split and its members; of a checkpoint, or found
+        self._known_split: tuple[str, Parts] | None = None  # identity and members: a checkpoint's, or new ones
         self._required_basis: BasisInfo | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,17 +88,17 @@ class DataParts:
     def _find_members(self) -> Parts:
         """Returns the members of the parts: a checkpoint's if source and split have its settings, else new ones."""
         if self._members is None:
-            identity = (self.source.split_identity(self.split) or "").replace(str(EMBEDDED), _EMBEDDED)
+            identity = (self.source.split_identity(self.split) or "").replace(str(EMBEDDED), _PLACEHOLDER)
             identity += " without isolated atoms" if identity and self.leave_out_atoms else ""
-            if self._known is not None and self._known[0] == identity:
-                self._members = self._known[1]
+            if self._known_split is not None and self._known_split[0] == identity:
+                self._members = self._known_split[1]
             else:
                 self._members = self.source.parts(self.split)
                 if self.leave_out_atoms:
                     atoms = self._find_isolated()
-                    found = {part: [m for m in of if m not in atoms] for part, of in self._members.items()}
+                    found = {part: [m for m in names if m not in atoms] for part, names in self._members.items()}
                     self._members = {part: members for part, members in found.items() if members}
-                self._known = (identity, self._members) if identity else None
+                self._known_split = (identity, self._members) if identity else None
         return self._members
 
     def _find_isolated(self) -> dict[str, tuple[int, float]]:
@@ -137,28 +137,28 @@ class DataParts:
 
     def state(self) -> Mapping[str, Any] | None:
         """Returns the members of each part, as plain data, compressed; None where they are not known."""
-        if self._known is None:
+        if self._known_split is None:
             return None
         here, files = os.getcwd(), {}
-        for part, members in self._known[1].items():
-            text = "\0".join(os.path.join(here, member) for member in members).replace(str(EMBEDDED), _EMBEDDED)
+        for part, members in self._known_split[1].items():
+            text = "\0".join(os.path.join(here, member) for member in members).replace(str(EMBEDDED), _PLACEHOLDER)
             files[part] = torch.frombuffer(bytearray(zlib.compress(os.fsencode(text))), dtype=torch.uint8)
-        return {"identity": self._known[0], "files": files}
+        return {"identity": self._known_split[0], "files": files}
 
     def restore(self, state: Mapping[str, Any] | None, basis_info: BasisInfo | None, resuming: bool = False) -> None:
         """Uses a checkpoint's split; refuses to resume training on molecules that were validated or tested on."""
-        self._required_basis, self._known = basis_info, None
+        self._required_basis, self._known_split = basis_info, None
         self.release()
         if state is None:
             return
         members: Parts = {}
         for part, content in state["files"].items():
             text = os.fsdecode(zlib.decompress(content.numpy().tobytes()))
-            members[part] = text.replace(_EMBEDDED, str(EMBEDDED)).split("\0")
-        self._known = state["identity"], members
+            members[part] = text.replace(_PLACEHOLDER, str(EMBEDDED)).split("\0")
+        self._known_split = state["identity"], members
         if not resuming:
             return
-        held_back = {Path(member).name for part, of in members.items() if part != "train" for member in of}
+        held_back = {Path(name).name for part, names in members.items() if part != "train" for name in names}
         both = sorted(held_back & {Path(member).name for member in self._find_members().get("train", ())})
         if both:
             what = f"the run validated or tested on {format_count(len(both), 'molecule')} that would be trained on now"
@@ -166,7 +166,7 @@ class DataParts:
 
 
 # replaces the folder of the embedded labels, which differs between installations
-_EMBEDDED = "<embedded>"
+_PLACEHOLDER = "<embedded>"
 
 
 @dataclass(frozen=True)
@@ -191,11 +191,11 @@ class InBasis:
 
     works_on_batches = True
 
-    def __init__(self, own: BasisInfo, other: BasisInfo) -> None:
-        self.other = other
-        atom_ind = other.atom_indices(own.atomic_numbers)
+    def __init__(self, old: BasisInfo, new: BasisInfo) -> None:
+        self.new = new
+        atom_ind = new.atom_indices(old.atomic_numbers)
         self.atom_ind = torch.from_numpy(atom_ind)
-        self.basis_function_ind = torch.from_numpy(other.basis_function_ind(atom_ind))
+        self.basis_function_ind = torch.from_numpy(new.basis_function_ind(atom_ind))
 
     def __call__(self, data: Any) -> Any:
         """Returns a copy in the other basis."""
@@ -204,5 +204,5 @@ class InBasis:
         data.basis_function_ind = self.basis_function_ind[data.basis_function_ind]
         given = data.get("basis_info")
         if given is not None:  # one for each sample of a batch
-            data.basis_info = [self.other] * len(given) if isinstance(given, list) else self.other
+            data.basis_info = [self.new] * len(given) if isinstance(given, list) else self.new
         return data

@@ -1,4 +1,4 @@
-"""Reads and writes groups of small zarr v2 arrays, in a folder or a zip file, a hundred times faster than zarr."""
+"""Reads and writes groups of small zarr v2 arrays, in a folder or a zip file, several times faster than zarr."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ CODECS = {"adler32", "blosc", "bz2", "crc32", "fletcher32", "gzip", "lz4", "lzma
 # numbers, booleans, times and texts of fixed size; no Python objects, no structures
 _DTYPE = re.compile(r"[<>|][biufcmMSU]\d+(\[\w+\])?")
 
-# of a zip file's local header: signature, flags, method, length of the name, length of the extra field
+# local header of a zip member: signature, flags, method, length of the name, length of the extra field
 _LOCAL = struct.Struct("<4s2xHH16xHH")
 _PLAIN_FLAGS = 0x808  # UTF-8 names, sizes behind the data; others mean encryption or patches
 
@@ -38,7 +38,7 @@ class ZarrError(OFDFTNormError):
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def _name_errors(what: str) -> Iterator[None]:
     try:
         yield
     except ZarrError as error:
@@ -75,7 +75,7 @@ class ZarrGroup(AbstractContextManager["ZarrGroup"]):
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist")
         if not self.path.is_dir():
-            with _reading("cannot be opened"):
+            with _name_errors("cannot be opened"):
                 if not self.path.is_file():  # opening a named pipe would wait for a writer
                     raise ZarrError("is neither a folder nor a file")
                 self._zip = zipfile.ZipFile(self.path)
@@ -84,12 +84,12 @@ class ZarrGroup(AbstractContextManager["ZarrGroup"]):
         if self._zip is not None:
             self._zip.close()
 
-    def _bytes(self, key: str) -> bytes | None:
+    def _read_bytes(self, key: str) -> bytes | None:
         if self._zip is None:
             file = self.path / key
             return file.read_bytes() if file.is_file() else None
         entry = self._zip.NameToInfo.get(key)
-        return None if entry is None else _plain_content(self._zip, entry) or self._zip.read(entry)
+        return None if entry is None else _read_member(self._zip, entry) or self._zip.read(entry)
 
     def arrays(self) -> list[str]:
         """Returns the names of all arrays, sorted."""
@@ -104,8 +104,8 @@ class ZarrGroup(AbstractContextManager["ZarrGroup"]):
 
     def attributes(self) -> dict[str, Any]:
         """Returns the attributes of the root, empty if it has none."""
-        with _reading("attributes"):
-            return dict(json.loads(self._bytes(".zattrs") or b"{}"))
+        with _name_errors("attributes"):
+            return dict(json.loads(self._read_bytes(".zattrs") or b"{}"))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of an array; raises KeyError if there is none of that name."""
@@ -113,8 +113,8 @@ class ZarrGroup(AbstractContextManager["ZarrGroup"]):
 
     def _metadata(self, name: str) -> _Stored:
         if name not in self._stored:
-            with _reading(f"array {name!r}"):
-                content = self._bytes(f"{name}/.zarray")
+            with _name_errors(f"array {name!r}"):
+                content = self._read_bytes(f"{name}/.zarray")
                 if content is not None:
                     self._stored[name] = _parse(content)
         return self._stored[name]
@@ -127,7 +127,7 @@ class ZarrGroup(AbstractContextManager["ZarrGroup"]):
         """
         stored = self._metadata(name)
         chunks = stored.chunks
-        with _reading(f"array {name!r}"):
+        with _name_errors(f"array {name!r}"):
             grid = [range(math.ceil(n / c)) for n, c in zip(stored.shape, chunks, strict=True)]
             wanted: list[Any] = [slice(n) for n in stored.shape]
             if row is not None:
@@ -139,9 +139,9 @@ class ZarrGroup(AbstractContextManager["ZarrGroup"]):
             slices = [[slice(i * c, (i + 1) * c) for i in range(len(g))] for g, c in zip(grid, chunks, strict=True)]
             for index, where in zip(itertools.product(*grid), itertools.product(*slices), strict=True):
                 key = stored.separator.join(map(str, index)) or "0"
-                previous, content = content, self._bytes(f"{name}/{key}")
+                previous, content = content, self._read_bytes(f"{name}/{key}")
                 if content is not None:
-                    if content != previous:  # the integrals of all SCF iterations have equal chunks
+                    if content != previous:  # equal chunks, as of integrals in all SCF iterations, are decoded once
                         block = stored.decode(content)
                     out[where] = block
                     continue
@@ -153,7 +153,7 @@ class ZarrGroup(AbstractContextManager["ZarrGroup"]):
         return out[(*wanted, ...)]
 
 
-def _plain_content(archive: Any, entry: zipfile.ZipInfo) -> bytes | None:
+def _read_member(archive: Any, entry: zipfile.ZipInfo) -> bytes | None:
     """Reads a stored or deflated member with one read; returns None for other members, which zipfile reads."""
     name, extra = entry.filename.encode(), len(entry.extra)
     start = _LOCAL.size + len(name) + extra
@@ -204,7 +204,7 @@ def write_zarr_arrays(
     files = {".zgroup": group, ".zattrs": json.dumps(dict(attributes), indent=1).encode()}
     for name, array in arrays.items():
         files |= {f"{parent.as_posix()}/.zgroup": group for parent in list(Path(name).parents)[:-1]}
-        files |= {f"{name}/{key}": content for key, content in _array_files(array, name in by_row).items()}
+        files |= {f"{name}/{key}": content for key, content in _encode_array(array, name in by_row).items()}
     if Path(path).suffix == ".zip":
         write_zip(path, files)
         return
@@ -214,7 +214,7 @@ def write_zarr_arrays(
             (unfinished / name).write_bytes(content)
 
 
-def _array_files(array: Array, by_row: bool) -> dict[str, bytes]:
+def _encode_array(array: Array, by_row: bool) -> dict[str, bytes]:
     # byte shuffling gathers signs and exponents, the only part of converged coefficients that can be compressed
     blosc = numcodecs.Blosc(cname="zstd", clevel=9, shuffle=numcodecs.Blosc.SHUFFLE) if by_row else None
     meta = {

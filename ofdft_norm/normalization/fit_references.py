@@ -154,8 +154,8 @@ def fit_references_by_dataset(
         StatisticsError: If a data set has no labelled sample, and see `fit_linear_references`.
     """
     settings = ReferenceFitOptions(**options)
-    names, table = _read_table(targets, dataset, settings, by).by_group()
-    empty = np.array(names)[table.counts()["n_labelled_samples"] == 0].tolist()
+    names, table = _read_table(targets, dataset, settings, by).split_by_group()
+    empty = np.array(names)[table.count_samples()["n_labelled_samples"] == 0].tolist()
     if empty:
         raise StatisticsError(f"the data sets {empty} (field {by!r}) have no sample with a label and a positive weight")
     keys = [f"{by}_is_{name}".replace("/", "_") for name in names]

@@ -60,7 +60,7 @@ def load_or_fit(
     if basis_info is None:
         config = replace(config, weigher_key="constant", weighers=(ConstantSampleWeigher(),), initial_guess_weighers=())
     ranks, path, found = find_ranks(config.rank_timeout), None, None
-    with ranks.together() as of_ranks:
+    with ranks.exchange() as of_ranks:
         dataset = open_dataset()
         described, fingerprint = describe_fit(dataset, basis_info, config, fields)
         of_ranks.append(described)
@@ -76,7 +76,7 @@ def load_or_fit(
                 pass
             except StatisticsError as error:
                 warnings.warn(f"{error}; fitting again", stacklevel=2)
-    found = ranks.gathered(found)[0]
+    found = ranks.gather(found)[0]
     if found is not None and found.attributes.get("fingerprint") == fingerprint:
         return FittedStatistics(found, fingerprint, True)
     arrays, attributes = fit.fit_statistics(dataset, basis_info, config, fields)

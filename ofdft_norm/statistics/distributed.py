@@ -26,7 +26,7 @@ class Ranks:
     group: Any = None  # process group for CPU tensors; None for a single process
     minutes: float = DEFAULT_MINUTES  # time that ranks wait for one another
 
-    def gathered(self, value: Value) -> list[Value]:
+    def gather(self, value: Value) -> list[Value]:
         """Returns the values of all ranks, in the order of ranks; raises if a rank does not come in time."""
         values = [value] * self.world_size
         if self.group is None:
@@ -41,7 +41,7 @@ class Ranks:
         return values
 
     @contextmanager
-    def together(self) -> Iterator[list[Any]]:
+    def exchange(self) -> Iterator[list[Any]]:
         """Makes an error that one rank raises inside of the block an error on all ranks, at the end of the block.
 
         Yields a list: a value that the block appends is replaced by the values of all ranks, in their order.
@@ -52,7 +52,7 @@ class Ranks:
             yield values
         except Exception as caught:
             error = caught
-        found = self.gathered((None if error is None else (type(error).__name__, str(error)), list(values)))
+        found = self.gather((None if error is None else (type(error).__name__, str(error)), list(values)))
         if error is not None:
             raise error
         values[:] = [value for _, of_rank in found for value in of_rank]

@@ -63,13 +63,13 @@ class EnergyTable:
     groups: npt.NDArray[Any]  # (S,) values of a field that groups samples
     by_molecule: bool  # whether `indices` count by molecule, and not by place in the data set
 
-    def by_group(self) -> tuple[list[str], EnergyTable]:
+    def split_by_group(self) -> tuple[list[str], EnergyTable]:
         """Returns the names of all groups, and the table with a weigher for each group instead of its only weigher."""
         names = sorted(set(self.groups.tolist()))
         weights = self.weights * (self.groups == np.array(names, dtype=object)[:, None])
         return names, replace(self, weights=weights, slopes=np.repeat(self.slopes, len(names), axis=0))
 
-    def counts(self) -> dict[str, IntArray]:
+    def count_samples(self) -> dict[str, IntArray]:
         """Returns the numbers of samples and atoms of positive weight, and of labelled samples, for each weigher."""
         given, labelled = self.weights > 0, (self.weights > 0) & self.labelled
         found = {
@@ -105,13 +105,13 @@ def read_energy_table(
         bad = np.argwhere(~np.isfinite(energies) & labelled & weights[: len(gradients)].any(0))
         for target, sample in bad[:1].tolist():
             refuse_value(batch, sample, energy_fields[target], float(energies[target, sample]))
-        elements, composition = _composition(batch, basis_info, max_atomic_number, used)
+        elements, composition = _count_elements(batch, basis_info, max_atomic_number, used)
         columns = {
             "composition": composition,
             "energies": energies.T,
             "weights": weights.T,
             "labelled": labelled,
-            "slopes": _slopes(batch, gradients, basis_info),
+            "slopes": _compute_slopes(batch, gradients, basis_info),
             "molecules": batch.molecules,
             "names": np.array(batch.names, dtype=object),
             "indices": batch.indices,
@@ -135,7 +135,7 @@ def read_energy_table(
     return EnergyTable(elements, by_molecule=reader.whole_molecules, **joined)
 
 
-def _composition(
+def _count_elements(
     batch: SampleBatch, basis_info: BasisInfo | None, max_atomic_number: int, used: npt.NDArray[Any]
 ) -> tuple[IntArray, Array]:
     """Returns atomic numbers, and each sample's number of atoms of them."""
@@ -156,7 +156,7 @@ def _composition(
     return elements[occurring], composition[:, occurring]
 
 
-def _slopes(batch: SampleBatch, gradients: Array, basis_info: BasisInfo | None) -> Array:
+def _compute_slopes(batch: SampleBatch, gradients: Array, basis_info: BasisInfo | None) -> Array:
     """Returns (S, K_ref, n_slopes) gradient.p."""
     n_samples, n_columns = batch.n_samples, gradients.shape[0] * gradients.shape[1]
     if basis_info is None or not n_columns:
@@ -180,7 +180,7 @@ def fit_table(
 
     Without `n_worst` there are no worst molecules, `mae` or `abs_max`. The `options` are those of `fit_reference`.
     """
-    counts, n_types = table.counts(), len(table.elements)
+    counts, n_types = table.count_samples(), len(table.elements)
     arrays: dict[str, Any] = {f"{key}/{name}": counts[name][k] for k, key in enumerate(keys) for name in counts}
     for k, key in enumerate(keys):
         n, n_labelled = counts["n_samples"][k], counts["n_labelled_samples"][k]
@@ -194,7 +194,7 @@ def fit_table(
         used = np.flatnonzero(w)
         columns = np.ones(len(w)), table.composition, table.energies[:, target], *slopes
         rows, w = np.column_stack(columns)[used], w[used, None]
-        means = _means(table.molecules[used], rows * w)
+        means = _average_rows(table.molecules[used], rows * w)
         samples, molecules = reduce_rows(rows * np.sqrt(w)), reduce_rows(means)
         factor = reduce_rows(samples[:, : 2 + n_types])
         energies, mean = rows[:, 1 + n_types], factor[0, -1] / factor[0, 0]
@@ -203,7 +203,7 @@ def fit_table(
             f"{key}/n_molecules_per_element": (means[:, 1 : 1 + n_types] > 0).sum(0),
             f"{key}/energy_factor": factor,
             f"{key}/linear_ref_factor": reduce_linear_problem(molecules[:, 1 : 1 + n_types], molecules[:, 1 + n_types]),
-            **_residual_arrays(f"{key}/energy", energies - mean, w[:, 0], n_worst is not None),
+            **_summarize_residuals(f"{key}/energy", energies - mean, w[:, 0], n_worst is not None),
         }
         arrays[f"{key}/energy/mean"] += mean
         for name in names:
@@ -213,7 +213,7 @@ def fit_table(
             if name in ATOM_REFERENCES:
                 residuals -= rows[:, 2 + n_types + ATOM_REFERENCES.index(name)]
                 arrays[f"{key}/{name}_global_bias"] = t_global
-            arrays |= _residual_arrays(folder, residuals, w[:, 0], n_worst is not None)
+            arrays |= _summarize_residuals(folder, residuals, w[:, 0], n_worst is not None)
             arrays |= {
                 f"{folder}/rms": np.hypot(arrays[f"{folder}/mean"], arrays[f"{folder}/std"]),
                 f"{key}/{name}_atom_type_bias": t_z,
@@ -221,11 +221,11 @@ def fit_table(
                 f"{key}/{name}_condition_number": solution.condition_number,
             }
             if name in WORST_MOLECULES and n_worst is not None:
-                worst[WORST_MOLECULES[name]][key] = _worst_molecules(table, used, residuals, target, n_worst)
+                worst[WORST_MOLECULES[name]][key] = _find_worst(table, used, residuals, target, n_worst)
     return {key: np.array(value) for key, value in arrays.items()}, worst
 
 
-def _means(keys: IntArray, rows: Array) -> Array:
+def _average_rows(keys: IntArray, rows: Array) -> Array:
     """Returns the mean rows of each key, of weighted rows that begin with the weight."""
     order = np.argsort(keys, kind="stable")
     first = np.unique(keys[order], return_index=True)[1]
@@ -233,14 +233,14 @@ def _means(keys: IntArray, rows: Array) -> Array:
     return sums / sums[:, :1]
 
 
-def _residual_arrays(folder: str, residuals: Array, weights: Array, extremes: bool) -> dict[str, Any]:
+def _summarize_residuals(folder: str, residuals: Array, weights: Array, extremes: bool) -> dict[str, Any]:
     mean, sizes = np.average(residuals, weights=weights), np.abs(residuals)
     std = np.sqrt(np.average(np.square(residuals - mean), weights=weights))
     more = {f"{folder}/mae": np.average(sizes, weights=weights), f"{folder}/abs_max": sizes.max()}
     return {f"{folder}/mean": mean, f"{folder}/std": std, **(more if extremes else {})}
 
 
-def _worst_molecules(table: EnergyTable, used: IntArray, residuals: Array, target: int, n: int) -> list[dict[str, Any]]:
+def _find_worst(table: EnergyTable, used: IntArray, residuals: Array, target: int, n: int) -> list[dict[str, Any]]:
     """Returns `WorstMolecule`s as plain data: the samples with the largest residuals, at most one for each molecule."""
     order = np.argsort(-np.abs(residuals), kind="stable")
     first = np.sort(np.unique(table.molecules[used[order]], return_index=True)[1])[:n]

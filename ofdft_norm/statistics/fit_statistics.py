@@ -81,7 +81,7 @@ def fit_statistics(
     """Returns the arrays and attributes of `DatasetStatistics`, the same bits on every rank."""
     energy_field, atomic_numbers_field = fields
     ranks = find_ranks(config.rank_timeout)
-    with ranks.together():
+    with ranks.exchange():
         if isinstance(dataset, MoleculeDataset):
             dataset.verify()
         options: Any = {"atomic_numbers": atomic_numbers_field, "progress": config.progress}
@@ -118,7 +118,7 @@ def fit_statistics(
         GRADIENT_HOLDERS: holders,
         **worst,
     }
-    return reader.ranks.gathered((arrays, attributes))[0]  # the same bits on every rank
+    return reader.ranks.gather((arrays, attributes))[0]  # the same bits on every rank
 
 
 def _fit_moments(
@@ -159,19 +159,19 @@ def _fit_moments(
         raise StatisticsError(f"samples of the training split have the coordinates {sorted(coordinates)}, expected one")
     arrays: Arrays = {}
     holders: dict[str, Any] = {}
-    limits = {name: coeffs.results(n)[name] for name in ("minimum", "maximum")}
+    limits = {name: coeffs.compute_results(n)[name] for name in ("minimum", "maximum")}
     scalar = basis_info.l_per_basis_func == 0
     for k, key in enumerate(w.summary_string() for w in weighers[:n]):
-        of_gradient = gradient.results(k)
+        of_gradient = gradient.compute_results(k)
         gbar, low, high = (of_gradient[name] for name in ("mean", "minimum", "maximum"))
         largest = np.maximum(high - gbar, gbar - low)
-        by_folder = {"coeffs": coeffs.results(k), "coeffs_range": limits, "gradient_label": of_gradient}
+        by_folder = {"coeffs": coeffs.compute_results(k), "coeffs_range": limits, "gradient_label": of_gradient}
         arrays |= {f"{key}/{folder}/{name}": v for folder, found in by_folder.items() for name, v in found.items()}
         arrays[f"{key}/gradient_max_after_atom_ref"] = largest
         arrays[f"{key}/gradient_max_after_scalar_atom_ref"] = np.where(scalar, largest, of_gradient["abs_max"])
         holders[key] = gradient.holders[:, k].tolist()
     for k, weigher in enumerate(weighers[n:]):
-        key, of_delta = f"{weigher.summary_string()}/initial_guess_delta", delta.results(k)
+        key, of_delta = f"{weigher.summary_string()}/initial_guess_delta", delta.compute_results(k)
         arrays |= {f"{key}/{name}": of_delta[name] for name in ("mean", "std", "abs_max")}
     return arrays, holders, next(iter(coordinates), None)
 

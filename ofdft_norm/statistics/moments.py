@@ -197,7 +197,7 @@ class Moments:
         for side, rank in enumerate((states[MINIMUM].argmin(0), states[MAXIMUM].argmax(0))):
             self.holders[side] = np.take_along_axis(holders[:, side], rank[None], axis=0)[0]
 
-    def results(self, k: int) -> dict[str, Array]:
+    def compute_results(self, k: int) -> dict[str, Array]:
         """Returns mean, std, abs_max, minimum, maximum of one weigher, (n_basis,); 0 without atoms."""
         seen = self.state[WEIGHT, k] > 0
         weight, mean, m2, minimum, maximum = np.where(seen, self.state[:, k], [[1.0], [0.0], [0.0], [0.0], [0.0]])

@@ -38,7 +38,7 @@ Fields = Sequence[str] | None  # None: all
 
 MOLECULES_PER_BATCH = 32
 SAMPLES_PER_BATCH = 512
-_MOST_SAMPLES = 2**24  # of one molecule
+_MOST_SAMPLES = 2**24  # of one molecule: the number of a sample is molecule * _MOST_SAMPLES + SCF iteration
 
 
 class SampleBatch:
@@ -155,7 +155,7 @@ class Reader:
         n_samples, unit = 0, " molecules" if self.whole_molecules else " samples"
         hidden = not self.progress or self.ranks.rank > 0
         bar = tqdm(total=self.n_items, desc=what, unit=unit, disable=hidden)
-        with self.ranks.together() as of_ranks, torch.no_grad(), use_one_thread(), bar:
+        with self.ranks.exchange() as of_ranks, torch.no_grad(), use_one_thread(), bar:
             for batch in self.read(names and list(dict.fromkeys(names)), numbers, self.atomic_numbers):
                 action(batch)
                 n_samples += batch.n_samples

@@ -163,7 +163,7 @@ class DatasetStatistics:
         statistics = cls.from_arrays(arrays, {**found, **(attributes or {})})
         if path is not None:
             ranks = find_ranks()
-            with ranks.together():
+            with ranks.exchange():
                 if ranks.rank == 0:
                     statistics.save_to(path)
             statistics.path = Path(path)
