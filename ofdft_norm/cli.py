@@ -279,7 +279,7 @@ def _pack(options: Namespace) -> int:
         print(f"{format_count(dataset.n_molecules, 'molecule')} in {options.output}")
     if options.verify is not None:
         n = verify_packed(dataset, options.output, *how, options.verify)
-        print(f"{options.output}: all checksums are right, and {format_count(n, 'molecule')} equal the label files")
+        print(f"{options.output}: all checksums agree; compared with label files: {format_count(n, 'molecule')}")
     return 0
 
 
