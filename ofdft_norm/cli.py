@@ -24,12 +24,12 @@ from ofdft_norm.hydra_app.readable_errors import find_config_dir, run_readably
 # Modules that take seconds to import are imported in the functions that need them.
 
 COMMANDS = {
-    "train": "Trains a model, by default the worked example, and writes a run folder.",
-    "fit": "Fits the statistics of a training split ahead of training, and prints them.",
-    "predict": "Predicts with a checkpoint, and writes npz, CSV or extended XYZ.",
-    "labels": "Makes labels from geometries with Kohn-Sham DFT (PySCF), and checks them.",
+    "train": "Trains a model (by default, the worked example) and writes a run folder.",
+    "fit": "Fits the statistics of a training split before training, and prints them.",
+    "predict": "Predicts with a checkpoint, and writes an npz, CSV or extended XYZ file.",
+    "labels": "Computes labels of geometries with Kohn-Sham DFT (PySCF), and checks them.",
     "pack": "Packs label files into a few large arrays, which training reads many times faster.",
-    "report": "Writes a run's results, pictures and statistics as one HTML page.",
+    "report": "Writes the results, plots and statistics of a run as one HTML page.",
 }
 
 
@@ -172,14 +172,14 @@ def _add_labels_options(parser: ArgumentParser) -> None:
     parser.epilog = (
         "reads   geometries of neutral closed-shell molecules (xyz)\n"
         "writes  a label set (output): labels/, basis_info.json, provenance.yaml\n\n"
-        "An interrupted run continues, and new molecules are added, if the settings are equal. A molecule that\n"
-        "fails its checks gets no label file, and the exit code is 1."
+        "With equal settings, an interrupted run continues, and new molecules are added. A molecule that fails\n"
+        "its checks gets no label file, and the exit code is 1."
     )
     add("xyz", nargs="+", type=Path, help="XYZ or other files that ASE reads, in angstrom")
     add("--output", required=True, type=Path, help="folder of the label set")
-    add("--workers", type=int, default=1, help="processes, one thread each")
-    add("--shard", default="1/1", help="shard=3/16: makes every 16th molecule, from the third on")
-    of_targets = f"gradients to store, of {', '.join(TARGET_NAMES)}"
+    add("--workers", type=int, default=1, help="processes with one thread each")
+    add("--shard", default="1/1", help="shard=3/16: every 16th molecule, from the third on")
+    of_targets = f"gradients to store: some of {', '.join(TARGET_NAMES)}"
     add("--targets", nargs="+", choices=TARGET_NAMES, default=list(defaults.targets), help=of_targets)
     for name, text in (LABEL_OPTIONS | KOHN_SHAM_OPTIONS | CHECK_OPTIONS).items():
         default = getattr(defaults if name in LABEL_OPTIONS else defaults.kohn_sham, name, SUPPRESS)
@@ -207,27 +207,27 @@ def _labels(options: Namespace) -> int:
 
 
 LABEL_OPTIONS = {
-    "density_fit": "least_squares: keeps the kinetic energy; constrained: keeps electrons and external energy",
-    "beta": "ratio of exponents of the density basis",
-    "perturbations": "densities of Fock matrices with a random local potential, beside the SCF iterations",
+    "density_fit": "least_squares: small error of the kinetic energy; constrained: exact electrons and external energy",
+    "beta": "ratio of neighbouring exponents of the density basis",
+    "perturbations": "number of additional densities: of Fock matrices with random local potentials",
     "weakest_perturbation": "standard deviation of the last potential's coefficients [hartree]",
     "strongest_perturbation": "standard deviation of the first potential's coefficients [hartree]",
 }
 KOHN_SHAM_OPTIONS = {
-    "xc": "LDA or GGA functional",
+    "xc": "exchange-correlation functional, LDA or GGA",
     "basis": "orbital basis; 6-31G(2df,p) has the elements H to Ar",
-    "grid_level": "quadrature grid, 0 to 9",
-    "energy_tolerance": "bound of the last energy change of a converged calculation [hartree]",
-    "commutator_tolerance": "bound of the norm of its orbital gradient [hartree]",
-    "min_labelled": "smallest number of labelled iterations",
-    "max_iterations": "largest number of iterations; without convergence, the molecule fails",
+    "grid_level": "quadrature grid of PySCF, 0 to 9",
+    "energy_tolerance": "SCF convergence: largest change of the energy [hartree]",
+    "commutator_tolerance": "SCF convergence: largest norm of the orbital gradient [hartree]",
+    "min_labelled": "smallest number of SCF iterations with labels",
+    "max_iterations": "largest number of SCF iterations; a molecule without convergence fails",
     "damping": "share of the previous Fock matrix in the first iterations, 0 to 1",
 }
 CHECK_OPTIONS = {
-    "electrons": "check: largest |w.p - N| / N",
+    "electrons": "check: largest relative error of the number of electrons, |w.p - N| / N",
     "fit_residual": "check: largest Coulomb energy of the residual density [hartree per electron]",
-    "kinetic_shift": "check: largest |T_of - T_KS| [hartree]",
-    "finite_difference": "check: largest relative error of an energy change that gradients predict",
+    "kinetic_shift": "check: largest error of the kinetic energy, |T_of - T_KS| [hartree]",
+    "finite_difference": "check: largest relative error of energy differences that gradients predict",
 }
 
 
@@ -237,19 +237,20 @@ def _add_pack_options(parser: ArgumentParser) -> None:
         "reads   label files (source)\n"
         "writes  a packed set (output), for ofdft-norm train data/source=packed data.source.paths=..."
     )
-    sources = "label files, folders or patterns; or a data set's folder of STRUCTURES25; or the word 'embedded'"
+    sources = "label files, folders or patterns; the folder of a STRUCTURES25 data set; or embedded"
     add("source", nargs="+", help=sources)
-    add("output", type=Path, help="folder of the packed set; must not exist, except with verify")
+    add("output", type=Path, help="folder of the packed set; an existing one is refused, except with verify")
     add("--basis-info", help="JSON file of the density basis, for label files")
-    add("--labels", default="labels", help="folder of label files within a data set's folder")
+    add("--labels", default="labels", help="name of the folder of label files in a STRUCTURES25 data set")
     add("--exclude", nargs="+", default=[], help="names of label files to leave out")
-    add("--targets", nargs="+", default=["kin"], help="kin (e_kin, grad_kin), kin_plus_xc, tot, ...")
-    add("--pre-transforms", default="none", help="applied before packing: an option of data/pre_transforms")
+    add("--targets", nargs="+", default=["kin"], help="energies with gradients: kin (e_kin), kin_plus_xc, tot, ...")
+    transforms = "applied before packing: none, or an option of data/pre_transforms: local_frames_natrep, ..."
+    add("--pre-transforms", default="none", help=transforms)
     add("--dtype", default="float64", choices=["float64", "float32"], help="of coefficients and gradients")
-    add("--energies", nargs="+", default=[], help="further energies, without gradients: xc, kin_tf, kin_vw, ...")
-    add("--workers", type=int, default=0, help="processes that read and transform beside this one")
-    add("--shard", metavar="K/N", help="pack one of N parts of the molecules, into a folder K-of-N in output")
-    verify = "compare all digests, and every K-th molecule (100) with its labels; a set that exists is only verified"
+    add("--energies", nargs="+", default=[], help="energies without gradients: xc, kin_tf, kin_vw, ...")
+    add("--workers", type=int, default=0, help="additional processes that read and transform")
+    add("--shard", metavar="K/N", help="pack one of N parts of the molecules, into the folder K-of-N in output")
+    verify = "verify=100: compare checksums, and every 100th molecule with its label file; does not repack a set"
     add("--verify", nargs="?", type=int, const=100, metavar="K", help=verify)
 
 
@@ -278,7 +279,7 @@ def _pack(options: Namespace) -> int:
         print(f"{format_count(dataset.n_molecules, 'molecule')} in {options.output}")
     if options.verify is not None:
         n = verify_packed(dataset, options.output, *how, options.verify)
-        print(f"{options.output}: all checksums are right, and {format_count(n, 'molecule')} equal the label files")
+        print(f"{options.output}: all checksums agree; compared with label files: {format_count(n, 'molecule')}")
     return 0
 
 
@@ -306,8 +307,8 @@ def _make_pre_transforms(option: str) -> list[Callable[..., Any]]:
 
 def _add_report_options(parser: ArgumentParser) -> None:
     parser.epilog = "reads   a run folder (run_dir), which ofdft-norm train writes\nwrites  one HTML page (output)"
-    parser.add_argument("run_dir", type=Path, help="folder of a run")
-    parser.add_argument("--output", type=Path, help="the page; by default report.html in the run's folder")
+    parser.add_argument("run_dir", type=Path, help="the run folder")
+    parser.add_argument("--output", type=Path, help="the page; by default report.html in the run folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
 
 

@@ -1,10 +1,10 @@
 """Compares normalisations under one loss: python scripts/ablation.py --output ablation.
 
-Local frames and natural reparametrisation throughout. A sixth of the geometries of each molecule and a sixth of the
-other molecules tune: every arm gets the same number of trials of learning rate and scale on them. The rest is divided
-into folds: each tests a part of the geometries of every molecule (unseen geometries), and a part of the molecules with
-one geometry (unseen molecules). Each arm trains on every fold with every seed. Each run writes a JSON file and is not
-repeated. After --overrides follow Hydra overrides of configs/train.yaml for every run.
+All arms use local frames and natural reparametrisation. A sixth of the geometries of each molecule and a sixth of the
+other molecules are the tuning part: every arm gets the same number of trials of learning rate and scale on it. The rest
+is divided into folds. Each fold tests a part of the geometries of every molecule (unseen geometries), and a part of the
+molecules with one geometry (unseen molecules). Each arm trains on every fold with every seed. Each run writes a JSON
+file, and a second call skips it. --overrides takes Hydra overrides of configs/train.yaml for every run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Makes the embedded labels again: ``python scripts/make_embedded_labels.py FOLDER --workers 2``.
 
-The set has molecules of many kinds at one geometry each, and five of them at many geometries of 300 K. Its labels are
-made, thinned, and packed into ``FOLDER/embedded`` with their geometries, split and provenance.
+The set has molecules with one geometry, and five molecules with 40 geometries at 300 K. The script makes the labels,
+selects rows, and packs them into ``FOLDER/embedded`` with geometries, split and provenance.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Density optimisation with the models of runs: python scripts/optimize_density.py outputs/<date>/<time> [...].
 
-Minimises the total energy, a learned energy and exact terms, from the initial guess of every held-out geometry. Prints
+Minimises the total energy (a learned energy plus exact terms) from the initial guess of every held-out geometry. Prints
 a table, and writes density_optimization.txt and .png into the folder of each run. Needs the extra ``labels`` (PySCF).
 """
 
@@ -74,7 +74,7 @@ def minimize(
 ) -> Minimization:
     """Minimises an energy of (n_basis,) coefficients p by gradient descent with momentum, at constant w.p.
 
-    It ends `N_STAYS` steps after the gradient has become small, after `max_steps`, or where the energy runs away.
+    It ends `N_STAYS` steps after the gradient is small, after `max_steps`, or when the energy diverges.
 
     Args:
         energy: Returns the energy of coefficients [hartree], differentiable.
@@ -102,7 +102,7 @@ def minimize(
 
 @dataclass(frozen=True)
 class Optimized:
-    """A density optimisation and its errors: of total energies [hartree], and L2 norms in the sample's coordinates."""
+    """A density optimisation: total energies [hartree], and density errors (L2 norm in the sample's coordinates)."""
 
     mol_id: str
     path: Minimization
@@ -124,14 +124,14 @@ def optimize_density(
     grid_level: int = 1,
     max_steps: int = 1000,
 ) -> Optimized:
-    """Minimises E[p], a learned energy and the exact terms, of one neutral geometry from its initial guess.
+    """Minimises E[p], a learned energy plus the exact terms, of one neutral geometry from its initial guess.
 
-    The initial guess is moved along w until it has the number of electrons. Coefficients that hardly vary in the
-    training split move in small steps: gradient descent is in the coordinates q = p / r, where r is the square root of
-    `spread`, divided by its largest value. Gradients are with respect to q.
+    The initial guess is moved along w to the exact number of electrons. Coefficients with a small standard deviation
+    in the training split take small steps: gradient descent uses the coordinates q = p / r, with r the square root of
+    `spread` divided by its largest value. Gradients are with respect to q.
 
     Args:
-        model: A model of the learned energy, float64, in hartree.
+        model: A model of the energy, float64, in hartree.
         samples: All samples of the geometry, before they are normalised: the first is the initial guess.
         energy_key: Name of the learned energy, one of `FUNCTIONALS`.
         spread: Standard deviation of every coefficient in the training split, by basis function.
@@ -203,7 +203,7 @@ def _medians(errors: Sequence[tuple[float, float]]) -> list[str]:
 
 
 def plot_optimizations(found: Mapping[str, Sequence[Optimized]]) -> Figure:
-    """Draws energies above that of the label, and gradients, against steps: medians of each split, and its extremes."""
+    """Draws energy errors and gradient norms against steps: the median and the largest of each split."""
     of_energy, of_gradient = dict[str, Any](), dict[str, Any]()
     for name, optimized in found.items():
         longest = max(len(o.path.energies) for o in optimized)
@@ -240,9 +240,9 @@ def main() -> None:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs of ofdft-norm train")
-    parser.add_argument("--splits", nargs="+", default=["test", "test_molecules"], help="geometries of which parts")
-    parser.add_argument("--geometries", type=int, help="at most, of each part")
-    parser.add_argument("--steps", type=int, default=1000, help="at most, of each minimisation")
+    parser.add_argument("--splits", nargs="+", default=["test", "test_molecules"], help="parts of the split")
+    parser.add_argument("--geometries", type=int, help="largest number of geometries of each part")
+    parser.add_argument("--steps", type=int, default=1000, help="largest number of steps")
     parser.add_argument("--grid-level", type=int, default=1, help="PySCF's level of the quadrature grid")
     options = parser.parse_args()
     torch.set_num_threads(1)
