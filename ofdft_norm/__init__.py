@@ -1,4 +1,4 @@
-"""Normalisation of machine-learned orbital-free DFT labels as a PyTorch Lightning DataModule plug-in.
+"""Normalisation of labels for machine-learned orbital-free DFT as a PyTorch Lightning DataModule plug-in.
 
 Names are imported at their first use: `import ofdft_norm` alone loads neither torch nor Lightning.
 """

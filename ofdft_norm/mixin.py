@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ofdft_norm.checkpoint import MODEL_ENTRY, check_checkpoint_file, name_errors
+from ofdft_norm.checkpoint import MODEL_ENTRY, check_checkpoint_file, find_data_module_state, name_errors
 from ofdft_norm.errors import NormalizationError
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.normalization.state import dump_normalizer, load_normalizer
@@ -144,6 +144,11 @@ class NormalizerMixin:
             self.model_normalizer.set_copy(value)
         else:
             super().__setattr__(name, value)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses checkpoints of other versions of this package; Lightning calls this."""
+        find_data_module_state(checkpoint)
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -267,19 +267,20 @@ class BasisInfo:
         another `p_order` than ``xyz``.
         """
         try:
-            content = read_plain(path)
-            if content.get("p_order", "xyz") != "xyz":
-                raise BasisError("expected p_order 'xyz': ofdft_norm 0.2 wrote this file, make basis and labels again")
-            required = {name: content[name] for name in ("atomic_numbers", "irreps_per_atom")}
-            return cls.from_dict({**required, "exponents_per_atom": content.get("exponents_per_atom")})
+            return cls.from_dict(read_plain(path))
         except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else error
             raise BasisError(f"{path}: is no density basis: {what} {_BASIS_KEY}") from error
 
     @staticmethod
     def from_dict(described: Mapping[str, Any]) -> BasisInfo:
-        """Inverse of `to_dict`; equal descriptions give one object."""
-        return _make_once(json.dumps(described))
+        """Inverse of `to_dict`, which ignores other entries; equal descriptions give one object."""
+        if described.get("p_order", "xyz") != "xyz":
+            raise BasisError("expected p_order 'xyz': ofdft_norm 0.2 wrote this basis, make basis and labels again")
+        arguments = {name: described[name] for name in ("atomic_numbers", "irreps_per_atom")}
+        if described.get("exponents_per_atom") is not None:
+            arguments["exponents_per_atom"] = described["exponents_per_atom"]
+        return _make_once(json.dumps(arguments))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python, e.g. for JSON or a checkpoint."""

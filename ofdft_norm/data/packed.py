@@ -92,7 +92,7 @@ class PackedSet:
         try:
             self.meta = meta = read_plain(path)
             if (meta["format"], meta["version"]) != (FORMAT, VERSION):
-                raise ValueError("another version of ofdft_norm made it")
+                raise ValueError(f"another version of ofdft_norm made it: {meta.get('created_by')}")
             if meta["checksum"] != compute_meta_checksum(meta):
                 raise ValueError("it does not agree with its own checksum")
             self._specs = describe_arrays(meta["targets"], meta["energies"], meta["dtype"])

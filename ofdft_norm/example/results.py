@@ -225,9 +225,9 @@ def describe_accuracy(rows: Sequence[ResultRow]) -> str:
     for row in rows:
         error = row.errors.get(error_name("energy_mae_ground_state", unit), math.nan)
         if row.predictor == MODEL and not row.group and row.split != "val" and not math.isnan(error):
-            missed = f"missed by {error - limit:.1f}" if error > limit else f"reached with {error:.1f}"
-            texts.append(f"{row.split}: {missed} {find_unit(unit).small}")
-    return f"chemical accuracy ({limit:.1f} {find_unit(unit).small}) of {', '.join(texts)}" if texts else ""
+            texts.append(f"{row.split} {error - limit:+.1f}")
+    symbol = find_unit(unit).small
+    return f"model minus chemical accuracy ({limit:.1f} {symbol}): {', '.join(texts)} {symbol}" if texts else ""
 
 
 def _format_cell(error: float) -> str:

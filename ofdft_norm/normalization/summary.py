@@ -55,7 +55,11 @@ def describe_normalizer(
     name, residual = find_residual(statistics, weigher_key, normalizer.reference, normalizer.basis_info)
     rank, r2 = weigher.get(f"{name}_rank"), weigher.compute_r_squared(residual)
     fit = "" if rank is None or r2 is None else f" (rank {int(rank)}, R2 {r2:.6f})"
-    rescaling = "none" if normalizer.rescaling is None else "dimension-wise"
+    rescaling, basis = "none", normalizer.basis_info
+    if normalizer.rescaling is not None:
+        biases = normalizer.rescaling.coeff_biases.cpu().numpy()
+        equivariant = basis is not None and not biases[basis.l_per_basis_func > 0].any()
+        rescaling = "equivariant" if equivariant else "dimension-wise"
     return (
         f"normaliser: reference {REFERENCE_NAMES.get(name, name)}{fit}, rescaling {rescaling}, energy scale "
         f"{float(normalizer.energy_scale):.6g} {scale_unit or normalizer.unit}"
@@ -99,12 +103,13 @@ def _describe_rescaling(weigher: WeigherStatistics, normalizer: Normalizer, basi
     if before is None or after is None:
         return []
     unit, rescaling = find_unit(normalizer.unit).symbol, normalizer.rescaling
-    gradients = f"largest gradient [{unit}]: {before.max():.4g} in labels, {after.max():.4g} minus their mean"
+    gradients = f"largest gradient [{unit}]: {before.max():.4g} in labels, {after.max():.4g} without their mean"
     if rescaling is None:
         return [gradients]
     rescaled = after / (rescaling.lambda_z.cpu().numpy() + rescaling.epsilon)
     n = {name: int(mask.sum()) for name, mask in rescaling.branches().items()}
-    limits = f"lambda: {n['gradient']} set by gradients, {n['coefficient']} by coefficients, {n['unscaled']} are 1"
+    set_by = f"{n['gradient']} dimensions set by gradients, {n['coefficient']} by coefficients"
+    limits = f"lambda: {set_by}, {n['unscaled']} are 1"
     return [f"{gradients}, {rescaled.max():.4g} rescaled\n{limits}", tabulate_lambda(weigher, rescaling, basis_info)]
 
 
@@ -117,7 +122,7 @@ def tabulate_lambda(weigher: WeigherStatistics, rescaling: DimensionWiseRescalin
         most = max(dimensions, key=scale.__getitem__)
         rows.append([name, str(len(dimensions)), f"{scale[most]:.4g}", name_dimension(basis_info, most)])
     rows.sort(key=lambda row: -int(row[1]))
-    title = f"gradients of {len(rows)} molecules set lambda; those with the most dimensions:"
+    title = f"gradients of {len(rows)} molecules set lambda; the molecules with the most dimensions:"
     header = ["molecule", "dimensions", "largest lambda", "in dimension"]
     return f"{title}\n{format_rows(header, rows[:_MOST_MOLECULES])}" if rows else ""
 

@@ -193,6 +193,6 @@ def _check_atoms(arrays: Arrays, keys: Sequence[str], elements: Sequence[int], m
             raise StatisticsError(f"{what}; expected at least {min_atoms} of each (config: {settings})")
         absent = [z for z, n in atoms.items() if n == 0]
         if absent and expected:
-            what = f"the basis has the elements {absent}, of which the weigher {key!r} saw no atom"
+            what = f"the basis has the elements {absent}, but the weigher {key!r} found no atom of them"
             effect = "normalising such an atom is an error unless unseen_elements='identity'"
             warnings.warn(f"{what}: {effect} (config: data.unseen_elements)", stacklevel=2)

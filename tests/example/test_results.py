@@ -187,7 +187,7 @@ def test_table_and_csv_hold_the_rows(tmp_path):
         ResultRow("test_molecules", "model", "", 2, 9, {**errors, "energy_mae_ground_state_meV": 50.0}, "eV"),
     ]
     assert max(map(len, format_table(rows).splitlines())) <= 80
-    accuracy = "chemical accuracy (43.5 meV) of test: reached with 3.3 meV, test_molecules: missed by 6.5 meV"
+    accuracy = "model minus chemical accuracy (43.5 meV): test -40.2, test_molecules +6.5 meV"
     assert describe_accuracy(rows) == accuracy
 
     path = tmp_path / "new folder" / "results.csv"
