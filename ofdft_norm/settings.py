@@ -75,14 +75,21 @@ class Settings:
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], key: str) -> None:
     """Validates a constructor's arguments against its annotations; `key` is the class's key in the configuration."""
-    hints = get_type_hints(function, include_extras=True)
-    given = {name: to_builtin(values[name]) for name in hints if name in values}
-    # a tuple of all arguments: pydantic then reports positions, as for a dataclass's positional arguments
-    hint: Any = tuple[tuple(hints[name] for name in given)]  # type: ignore[misc]
+    names, adapter = _make_adapter(function)
+    given = {name: to_builtin(values[name]) for name in names}
     try:
-        TypeAdapter(hint, config=_STRICT).validate_python(tuple(given.values()))
+        adapter.validate_python(tuple(given.values()))
     except ValidationError as error:
-        raise ConfigError(_format_message(error, given, key, list(given))) from None
+        raise ConfigError(_format_message(error, given, key, names)) from None
+
+
+@functools.cache  # pydantic builds an adapter more slowly than it validates
+def _make_adapter(function: Callable[..., Any]) -> tuple[list[str], TypeAdapter[Any]]:
+    hints = get_type_hints(function, include_extras=True)
+    hints.pop("return", None)
+    # a tuple of all arguments: pydantic then reports positions, as for a dataclass's positional arguments
+    hint: Any = tuple[tuple(hints.values())]  # type: ignore[misc]
+    return list(hints), TypeAdapter(hint, config=_STRICT)
 
 
 def to_builtin(value: Any) -> Any:

@@ -313,10 +313,10 @@ def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> A
 
 def read_file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]]:
     """Returns for each file, also in folders, its name below the common folder, and size and time, or digest."""
-    root = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
-    files: list[str] = []
-    for path in paths:
-        walk = os.walk(path) if path.is_dir() else [("", [], [str(path)])]
+    absolute, files = list(map(os.path.abspath, paths)), []
+    root = os.path.commonpath(map(os.path.dirname, absolute)) if paths else ""
+    for path in absolute:
+        walk = os.walk(path) if os.path.isdir(path) else [("", [], [path])]
         files += sorted(os.path.join(parent, name) for parent, _, names in walk for name in names)
 
     def find(names: Sequence[str]) -> list[Any]:
@@ -329,4 +329,4 @@ def read_file_states(paths: Sequence[Path], contents: bool = False) -> list[list
             states = [state for of_task in found for state in of_task]
     except OSError as error:
         raise LabelFileError(f"{error.filename}: cannot be read: {error.strerror} (config: data.source)") from error
-    return [[os.path.relpath(file, root), state] for file, state in zip(files, states, strict=True)]
+    return [[file.removeprefix(root), state] for file, state in zip(files, states, strict=True)]
