@@ -13,13 +13,11 @@ from pydantic import Field
 from ofdft_norm.data.label_file import LabelFileContent
 from ofdft_norm.labelling.density_fit import FitMethod, build_density_mol, fit_densities, integrate_basis
 from ofdft_norm.labelling.functional import evaluate_potentials
-from ofdft_norm.labelling.geometries import Geometry
+from ofdft_norm.labelling.geometries import Array, Geometry, IntArray
 from ofdft_norm.labelling.kohn_sham import KohnShamSettings, run_kohn_sham
 from ofdft_norm.labelling.perturbation import perturb
 from ofdft_norm.settings import NonNegativeInt, Positive, Settings
 
-Array = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 Target = Literal["grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe", "grad_tot"]
 TARGET_NAMES: tuple[Target, ...] = get_args(Target)
 DEFAULT_TARGETS: tuple[Target, ...] = ("grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe")

@@ -7,10 +7,9 @@ T_s + tr((F - T + V) Gamma), so its kinetic gradient is known: dT/dp = -(v_eff +
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ofdft_norm.data.files import import_optional
-from ofdft_norm.labelling.geometries import seeded_generator
+from ofdft_norm.labelling.geometries import Array, seeded_generator
 from ofdft_norm.labelling.kohn_sham import (
     KohnShamIteration,
     KohnShamTrajectory,
@@ -19,7 +18,6 @@ from ofdft_norm.labelling.kohn_sham import (
     fill_orbitals,
 )
 
-Array = npt.NDArray[np.float64]
 # a second density has this share of each potential, to compare energies with gradients
 COMPARED_SHARE = 0.9
 
