@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import takewhile
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from ofdft_norm.data.sample import (
     DUAL_VECTORS,
     PER_FUNCTION,
     RAW,
+    DataT,
+    IntArray,
     as_float64,
     count_molecules,
     find_molecule_index,
@@ -38,7 +40,6 @@ from ofdft_norm.errors import BasisError, BatchError, ConfigError
 from ofdft_norm.settings import check_arguments
 
 Array = npt.NDArray[np.float64]
-DataT = TypeVar("DataT", bound=Data)
 
 _CACHE_BYTES = 128 * 2**20  # limit of `_memory`: steps of a few large molecules, or of a batch of small ones
 _known: dict[str, BasisTransform] = {}  # by name, see `register`
@@ -51,9 +52,9 @@ class Molecule:
 
     name: str
     pos: Array  # (n_atom, 3) [bohr]
-    atomic_numbers: npt.NDArray[np.int64]
+    atomic_numbers: IntArray
     basis_info: BasisInfo
-    functions: npt.NDArray[np.int64]  # (n_basis,) index of each function in the concatenation over elements
+    functions: IntArray  # (n_basis,) index of each function in the concatenation over elements
     overlap: npt.NDArray[Any] | None  # (n_basis, n_basis), the sample's field `overlap_matrix`
 
     @cached_property

@@ -3,26 +3,31 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ofdft_norm.data.elements import find_symbol
 from ofdft_norm.data.files import import_optional
 from ofdft_norm.errors import BasisError
-from ofdft_norm.transforms.coordinates import Molecule
-
-Array = npt.NDArray[np.float64]
+from ofdft_norm.transforms.coordinates import Array, Molecule
 
 _SYMMETRIC = 1e-6  # relative to the largest entry; a matrix has at least single precision
 
 
 def compute_overlap(molecule: Molecule) -> Array:
     """Returns the overlap matrix S of a molecule's density basis, (n_basis, n_basis); symmetric, finite numbers."""
-    if molecule.overlap is not None:
-        return _check_overlap(molecule.overlap, molecule.name)
-    gto = import_optional("pyscf.gto", "labels")
-    # gto.M takes a third of the time of a small molecule's integrals
-    tables = gto.make_env(_make_atoms(molecule), _make_shells(molecule), np.zeros(gto.mole.PTR_ENV_START))
-    return np.asarray(gto.getints("int1e_ovlp_sph", *tables, hermi=1))
+    if (overlap := molecule.overlap) is None:
+        gto = import_optional("pyscf.gto", "labels")
+        # gto.M takes a third of the time of a small molecule's integrals
+        tables = gto.make_env(_make_atoms(molecule), _make_shells(molecule), np.zeros(gto.mole.PTR_ENV_START))
+        return np.asarray(gto.getints("int1e_ovlp_sph", *tables, hermi=1))
+    finite = np.where(np.isfinite(overlap), overlap, np.nan)
+    wrong = np.iscomplexobj(overlap) | ~(np.abs(finite - finite.T) <= _SYMMETRIC * np.nanmax(np.abs(finite), initial=0))
+    if wrong.any():
+        i, j = np.argwhere(wrong)[0]
+        raise BasisError(
+            f"molecule {molecule.name!r}: field 'overlap_matrix' has {overlap[i, j]} in row {i}, column {j}, and "
+            f"{overlap[j, i]} in row {j}, column {i}, expected a real, finite, symmetric matrix"
+        )
+    return overlap.astype(np.float64, copy=False)
 
 
 def pyscf_molecule(molecule: Molecule) -> Any:
@@ -30,18 +35,6 @@ def pyscf_molecule(molecule: Molecule) -> Any:
     gto = import_optional("pyscf.gto", "labels")
     atoms, shells = _make_atoms(molecule), _make_shells(molecule)
     return gto.M(atom=atoms, basis=shells, unit="Bohr", spin=None, cart=False, verbose=0)
-
-
-def _check_overlap(overlap: npt.NDArray[Any], name: str) -> Array:
-    finite = np.where(np.isfinite(overlap), overlap, np.nan)
-    wrong = np.iscomplexobj(overlap) | ~(np.abs(finite - finite.T) <= _SYMMETRIC * np.nanmax(np.abs(finite), initial=0))
-    if wrong.any():
-        i, j = np.argwhere(wrong)[0]
-        raise BasisError(
-            f"molecule {name!r}: field 'overlap_matrix' has {overlap[i, j]} in row {i}, column {j}, and "
-            f"{overlap[j, i]} in row {j}, column {i}, expected a real, finite, symmetric matrix"
-        )
-    return overlap.astype(np.float64, copy=False)
 
 
 def _make_atoms(molecule: Molecule) -> list[tuple[str, tuple[float, ...]]]:
