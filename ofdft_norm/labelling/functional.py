@@ -59,9 +59,8 @@ def evaluate_potentials(
         densities = coeffs @ values.transpose(0, 2, 1)
         for name, functional in all_functionals.items():
             rho = densities.reshape(n_components, -1)
-            found = numint.eval_xc(functional, rho if is_gga[name] else rho[0], spin=0, deriv=1)
-            per_electron, derivatives = found[0].reshape(densities[0].shape), found[1]
-            energies[name] += (densities[0] * per_electron) @ weights
+            per_electron, derivatives = numint.eval_xc(functional, rho if is_gga[name] else rho[0], deriv=1)[:2]
+            energies[name] += (densities[0] * per_electron.reshape(densities[0].shape)) @ weights
             if name not in gradients:
                 continue
             fields = np.zeros_like(densities)

@@ -31,9 +31,6 @@ TARGETS: dict[str, tuple[str, dict[str, float]]] = {
     "grad_tot": ("e_tot", {"e_kin": 1.0, "e_hartree": 1.0, "e_xc": 1.0, "e_ext": 1.0}),
 }
 
-# kinetic energies of Thomas and Fermi and of von Weizsaecker, for comparison: without gradients
-KINETIC_FUNCTIONALS = {"e_kin_tf": "LDA_K_TF", "e_kin_vw": "GGA_K_VW"}
-
 
 class LabelSettings(Settings):
     """All settings that decide the numbers of the labels."""
@@ -73,7 +70,9 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
     perturbed, potentials_added = perturb(trajectory, mol, strengths, geometry.mol_id)
     densities = [*trajectory.iterations, *perturbed]
     coeffs, residuals = fit_densities(densities, trajectory.mol, mol, settings.density_fit)
-    functionals, energies_alone = {"e_xc": settings.kohn_sham.xc}, dict(KINETIC_FUNCTIONALS)
+    functionals = {"e_xc": settings.kohn_sham.xc}
+    # kinetic energies of Thomas and Fermi and of von Weizsaecker, for comparison
+    energies_alone = {"e_kin_tf": "LDA_K_TF", "e_kin_vw": "GGA_K_VW"}
     with_gradient = functionals if "grad_kin_minus_apbe" in settings.targets else energies_alone
     with_gradient["e_kinapbe"] = "GGA_K_APBE"
     potentials = evaluate_potentials(coeffs, mol, trajectory.grid, functionals, energies_alone=energies_alone)

@@ -18,8 +18,7 @@ from ofdft_norm.labelling.kohn_sham import (
     fill_orbitals,
 )
 
-# a second density has this share of each potential, to compare energies with gradients
-COMPARED_SHARE = 0.9
+COMPARED_SHARE = 0.9  # a second density has this share of each potential, to compare energies with gradients
 
 
 def perturb(
@@ -34,8 +33,7 @@ def perturb(
     """
     if not len(strengths):
         return [], np.zeros((0, mol.nao))
-    generator = seeded_generator(name)
-    coeffs = strengths[:, None] * generator.normal(size=(len(strengths), mol.nao))
+    coeffs = strengths[:, None] * seeded_generator(name).normal(size=(len(strengths), mol.nao))
     coeffs = np.concatenate([coeffs, COMPARED_SHARE * coeffs])
     mean_field, orbital_mol = trajectory.mean_field, trajectory.mol
     rows, columns = np.tril_indices(orbital_mol.nao)

@@ -75,8 +75,7 @@ def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
             "data.pre_transforms)"
         )
     exact = "pos" if data.get("pos_float64") is None else "pos_float64"
-    names = exact, "atomic_numbers", "basis_function_ind"
-    pos, numbers, functions = (data[name].detach().cpu().numpy() for name in names)
+    pos, numbers, functions = (data[n].detach().cpu().numpy() for n in (exact, "atomic_numbers", "basis_function_ind"))
     # a sample without coefficients has a change of basis, too
     ranges = [slice(0, len(functions))] if count_molecules(data) == 1 else _find_ranges(data, "coeffs")
     overlaps = _split_overlaps(data, [where.stop - where.start for where in ranges])

@@ -72,9 +72,8 @@ class LocalFrames(BasisTransform):
 
 def find_local_axes(pos: Array, atomic_numbers: IntArray, where: str = "") -> Array:
     """Returns the axes x, y, z of each atom as rows, (n_atom, 3, 3); see `LocalFrames`."""
-    neighbours = _find_directions(pos, atomic_numbers, where)
     fixed = np.broadcast_to(_FIXED, (len(pos), 3, 3))
-    directions = np.concatenate([neighbours, fixed], axis=1)
+    directions = np.concatenate([_find_directions(pos, atomic_numbers, where), fixed], axis=1)
     x = directions[:, 0]
     normals = np.cross(x[:, None], directions[:, 1:])
     sines = np.linalg.norm(normals, axis=2, keepdims=True)

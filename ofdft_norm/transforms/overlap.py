@@ -17,7 +17,7 @@ def compute_overlap(molecule: Molecule) -> Array:
     if (overlap := molecule.overlap) is None:
         gto = import_optional("pyscf.gto", "labels")
         # gto.M takes a third of the time of a small molecule's integrals
-        tables = gto.make_env(_make_atoms(molecule), _make_shells(molecule), np.zeros(gto.mole.PTR_ENV_START))
+        tables = gto.make_env(*_make_input(molecule), np.zeros(gto.mole.PTR_ENV_START))
         return np.asarray(gto.getints("int1e_ovlp_sph", *tables, hermi=1))
     finite = np.where(np.isfinite(overlap), overlap, np.nan)
     wrong = np.iscomplexobj(overlap) | ~(np.abs(finite - finite.T) <= _SYMMETRIC * np.nanmax(np.abs(finite), initial=0))
@@ -33,19 +33,12 @@ def compute_overlap(molecule: Molecule) -> Array:
 def pyscf_molecule(molecule: Molecule) -> Any:
     """Returns PySCF's molecule with the density basis, functions in the same order."""
     gto = import_optional("pyscf.gto", "labels")
-    atoms, shells = _make_atoms(molecule), _make_shells(molecule)
-    return gto.M(atom=atoms, basis=shells, unit="Bohr", spin=None, cart=False, verbose=0)
+    atoms, basis = _make_input(molecule)
+    return gto.M(atom=atoms, basis=basis, unit="Bohr", spin=None, cart=False, verbose=0)
 
 
-def _make_atoms(molecule: Molecule) -> list[tuple[str, tuple[float, ...]]]:
-    return [(find_symbol(int(z)), tuple(r)) for z, r in zip(molecule.atomic_numbers, molecule.pos, strict=True)]
-
-
-def _make_shells(molecule: Molecule) -> dict[str, list[list[Any]]]:
-    """Returns the shells of each element as PySCF takes them: angular momentum, then exponents with coefficients.
-
-    Shells of equal angular momentum become one shell of PySCF, contracted with the unit matrix: this halves the time.
-    """
+def _make_input(molecule: Molecule) -> tuple[list[tuple[str, tuple[float, ...]]], dict[str, list[list[Any]]]]:
+    """Returns PySCF's input: atoms, and shells of each element (angular momentum, then exponents with coefficients)."""
     basis_info, exponents = molecule.basis_info, molecule.basis_info.exponent_per_shell
     if exponents is None:
         raise BasisError(
@@ -53,11 +46,13 @@ def _make_shells(molecule: Molecule) -> dict[str, list[list[Any]]]:
             "the sample has no field 'overlap_matrix': give a basis with exponents_per_atom "
             "(config: data.source.basis_info)"
         )
-    found = {}
+    atoms = [(find_symbol(int(z)), tuple(r)) for z, r in zip(molecule.atomic_numbers, molecule.pos, strict=True)]
+    basis = {}
     for number in np.unique(molecule.atomic_numbers):
         functions = basis_info.atom_ind_to_basis_function_ind[int(basis_info.atomic_number_to_atom_index[number])]
         shells, first = np.unique(basis_info.basis_func_to_shell[functions], return_index=True)
         momenta = basis_info.l_per_basis_func[functions][first]
+        # one shell for all of equal angular momentum, contracted with the unit matrix: this halves the time
         blocks = [(l, exponents[shells[momenta == l]]) for l in np.unique(momenta)]
-        found[find_symbol(int(number))] = [[int(l), *np.column_stack([a, np.eye(len(a))]).tolist()] for l, a in blocks]
-    return found
+        basis[find_symbol(int(number))] = [[int(l), *np.column_stack([a, np.eye(len(a))]).tolist()] for l, a in blocks]
+    return atoms, basis
