@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ofdft_norm.labelling.density_fit import FitMethod
-from ofdft_norm.labelling.geometries import LabellingError
+from ofdft_norm.labelling.geometries import Array, LabellingError
 from ofdft_norm.labelling.labels import TARGETS, KohnShamLabels
 from ofdft_norm.settings import Positive, Settings
 from ofdft_norm.tables import format_rows
 
-Array = npt.NDArray[np.float64]
 _SMALLEST_CHANGE = 1e-5  # hartree: changes of energies below it are not compared with gradients
 
 

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ofdft_norm.data.files import import_optional
+from ofdft_norm.labelling.geometries import Array
 from ofdft_norm.labelling.kohn_sham import KohnShamIteration
 
-Array = npt.NDArray[np.float64]
 FitMethod = Literal["least_squares", "constrained"]
 
 

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ofdft_norm.data.files import import_optional
 from ofdft_norm.labelling.density_fit import integrate_coulomb, integrate_external
+from ofdft_norm.labelling.geometries import Array
 from ofdft_norm.labelling.kohn_sham import check_functional
-
-Array = npt.NDArray[np.float64]
-EFFECTIVE = ("e_hartree", "e_xc", "e_ext")
 
 
 @dataclass(frozen=True)
@@ -21,16 +18,8 @@ class Potentials:
 
     energies: dict[str, Array]  # (n_density,) each [hartree]
     gradients: dict[str, Array]  # (n_density, n_basis) each [hartree]
-
-    @property
-    def effective_energy(self) -> Array:
-        """(n_density,) E_H + E_xc + E_ext; without E_xc if it was not asked for."""
-        return sum((energy for name, energy in self.energies.items() if name in EFFECTIVE), np.zeros(()))
-
-    @property
-    def effective_potential(self) -> Array:
-        """(n_density, n_basis) v_eff, the gradient of `effective_energy`."""
-        return sum((gradient for name, gradient in self.gradients.items() if name in EFFECTIVE), np.zeros(()))
+    effective_energy: Array  # (n_density,) E_H + E_xc + E_ext; without E_xc if it was not asked for
+    effective_potential: Array  # (n_density, n_basis) v_eff, the gradient of `effective_energy`
 
 
 def evaluate_potentials(
@@ -70,9 +59,8 @@ def evaluate_potentials(
         densities = coeffs @ values.transpose(0, 2, 1)
         for name, functional in all_functionals.items():
             rho = densities.reshape(n_components, -1)
-            found = numint.eval_xc(functional, rho if is_gga[name] else rho[0], spin=0, deriv=1)
-            per_electron, derivatives = found[0].reshape(densities[0].shape), found[1]
-            energies[name] += (densities[0] * per_electron) @ weights
+            per_electron, derivatives = numint.eval_xc(functional, rho if is_gga[name] else rho[0], deriv=1)[:2]
+            energies[name] += (densities[0] * per_electron.reshape(densities[0].shape)) @ weights
             if name not in gradients:
                 continue
             fields = np.zeros_like(densities)
@@ -82,4 +70,9 @@ def evaluate_potentials(
             gradients[name] += (fields @ values).sum(axis=0)
     hartree, external = coeffs @ (integrate_coulomb(mol) if coulomb is None else coulomb), integrate_external(mol)
     energies |= {"e_hartree": 0.5 * np.einsum("kn,kn->k", coeffs, hartree), "e_ext": coeffs @ external}
-    return Potentials(energies, gradients | {"e_hartree": hartree, "e_ext": np.broadcast_to(external, coeffs.shape)})
+    gradients |= {"e_hartree": hartree, "e_ext": np.broadcast_to(external, coeffs.shape)}
+    effective_energy, effective_potential = (
+        sum((array for name, array in arrays.items() if name in ("e_hartree", "e_xc", "e_ext")), np.zeros(()))
+        for arrays in (energies, gradients)
+    )
+    return Potentials(energies, gradients, effective_energy, effective_potential)

@@ -13,6 +13,9 @@ import numpy.typing as npt
 from ofdft_norm.data.files import import_optional
 from ofdft_norm.errors import OFDFTNormError
 
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
 BOHR_IN_ANGSTROM = 0.529177210903  # CODATA 2018
 _CLOSEST_BOHR = 0.5
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -27,8 +30,8 @@ class Geometry:
     """A neutral molecule: name, atomic numbers (n_atom,), positions (n_atom, 3) in bohr, and origin as free text."""
 
     mol_id: str
-    atomic_numbers: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.float64]
+    atomic_numbers: IntArray
+    positions: Array
     source: str = ""
 
     @property

@@ -5,15 +5,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from ofdft_norm.data.files import import_optional
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.labelling.geometries import Geometry, LabellingError
+from ofdft_norm.labelling.geometries import Array, Geometry, LabellingError
 from ofdft_norm.settings import NonNegative, Positive, PositiveInt, Settings
-
-Array = npt.NDArray[np.float64]
 
 
 class KohnShamSettings(Settings):
@@ -59,24 +56,15 @@ class KohnShamTrajectory:
     """All iterations of a molecule, from the initial guess to the converged density."""
 
     mean_field: Any  # PySCF's calculation
+    mol: Any  # PySCF's molecule with the orbital basis
+    grid: Any  # PySCF's quadrature grid
     iterations: list[KohnShamIteration]
     fock: Array  # (n_ao, n_ao) of the converged density
-
-    @property
-    def mol(self) -> Any:
-        """PySCF's molecule with the orbital basis."""
-        return self.mean_field.mol
-
-    @property
-    def grid(self) -> Any:
-        """PySCF's quadrature grid."""
-        return self.mean_field.grids
 
 
 def build_molecule(geometry: Geometry, basis: str) -> Any:
     """Builds PySCF's molecule; open shells and elements without the orbital basis raise LabellingError."""
-    if geometry.n_electrons % 2:
-        n = geometry.n_electrons
+    if (n := geometry.n_electrons) % 2:
         raise LabellingError(f"molecule {geometry.mol_id!r} has {n} electrons; expected an even number (closed shells)")
     atoms = list(zip(geometry.atomic_numbers.tolist(), geometry.positions.tolist(), strict=True))
     try:
@@ -129,12 +117,12 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
         energies, fock = evaluate_density(mean_field, density)
         iterations.append(KohnShamIteration(np.asarray(density), energies, weights))
         focks.append(fock)
-        commutator = focks[-1] @ density @ overlap
+        commutator = fock @ density @ overlap
         errors.append(root @ (commutator - commutator.T) @ root)
         if k >= settings.min_labelled:
             change = energies["e_tot"] - iterations[-2].energies["e_tot"]
             if abs(change) < settings.energy_tolerance and np.linalg.norm(errors[-1]) < settings.commutator_tolerance:
-                return KohnShamTrajectory(mean_field, iterations, focks[-1])
+                return KohnShamTrajectory(mean_field, mol, mean_field.grids, iterations, fock)
         weights = find_mixing_weights(errors, weights, settings)
         density = fill_orbitals(np.tensordot(weights, focks, axes=1), root, mol.nelectron)
     raise LabellingError(

@@ -13,13 +13,11 @@ from pydantic import Field
 from ofdft_norm.data.label_file import LabelFileContent
 from ofdft_norm.labelling.density_fit import FitMethod, build_density_mol, fit_densities, integrate_basis
 from ofdft_norm.labelling.functional import evaluate_potentials
-from ofdft_norm.labelling.geometries import Geometry
+from ofdft_norm.labelling.geometries import Array, Geometry, IntArray
 from ofdft_norm.labelling.kohn_sham import KohnShamSettings, run_kohn_sham
 from ofdft_norm.labelling.perturbation import perturb
 from ofdft_norm.settings import NonNegativeInt, Positive, Settings
 
-Array = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 Target = Literal["grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe", "grad_tot"]
 TARGET_NAMES: tuple[Target, ...] = get_args(Target)
 DEFAULT_TARGETS: tuple[Target, ...] = ("grad_kin", "grad_kin_plus_xc", "grad_kin_minus_apbe")
@@ -32,9 +30,6 @@ TARGETS: dict[str, tuple[str, dict[str, float]]] = {
     "grad_kin_minus_apbe": ("e_kin_minus_apbe", {"e_kin": 1.0, "e_kinapbe": -1.0}),
     "grad_tot": ("e_tot", {"e_kin": 1.0, "e_hartree": 1.0, "e_xc": 1.0, "e_ext": 1.0}),
 }
-
-# kinetic energies of Thomas and Fermi and of von Weizsaecker, for comparison: without gradients
-KINETIC_FUNCTIONALS = {"e_kin_tf": "LDA_K_TF", "e_kin_vw": "GGA_K_VW"}
 
 
 class LabelSettings(Settings):
@@ -75,7 +70,9 @@ def make_labels(geometry: Geometry, settings: LabelSettings | None = None) -> Ko
     perturbed, potentials_added = perturb(trajectory, mol, strengths, geometry.mol_id)
     densities = [*trajectory.iterations, *perturbed]
     coeffs, residuals = fit_densities(densities, trajectory.mol, mol, settings.density_fit)
-    functionals, energies_alone = {"e_xc": settings.kohn_sham.xc}, dict(KINETIC_FUNCTIONALS)
+    functionals = {"e_xc": settings.kohn_sham.xc}
+    # kinetic energies of Thomas and Fermi and of von Weizsaecker, for comparison
+    energies_alone = {"e_kin_tf": "LDA_K_TF", "e_kin_vw": "GGA_K_VW"}
     with_gradient = functionals if "grad_kin_minus_apbe" in settings.targets else energies_alone
     with_gradient["e_kinapbe"] = "GGA_K_APBE"
     potentials = evaluate_potentials(coeffs, mol, trajectory.grid, functionals, energies_alone=energies_alone)

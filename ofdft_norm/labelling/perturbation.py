@@ -7,10 +7,9 @@ T_s + tr((F - T + V) Gamma), so its kinetic gradient is known: dT/dp = -(v_eff +
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ofdft_norm.data.files import import_optional
-from ofdft_norm.labelling.geometries import seeded_generator
+from ofdft_norm.labelling.geometries import Array, seeded_generator
 from ofdft_norm.labelling.kohn_sham import (
     KohnShamIteration,
     KohnShamTrajectory,
@@ -19,9 +18,7 @@ from ofdft_norm.labelling.kohn_sham import (
     fill_orbitals,
 )
 
-Array = npt.NDArray[np.float64]
-# a second density has this share of each potential, to compare energies with gradients
-COMPARED_SHARE = 0.9
+COMPARED_SHARE = 0.9  # a second density has this share of each potential, to compare energies with gradients
 
 
 def perturb(
@@ -36,8 +33,7 @@ def perturb(
     """
     if not len(strengths):
         return [], np.zeros((0, mol.nao))
-    generator = seeded_generator(name)
-    coeffs = strengths[:, None] * generator.normal(size=(len(strengths), mol.nao))
+    coeffs = strengths[:, None] * seeded_generator(name).normal(size=(len(strengths), mol.nao))
     coeffs = np.concatenate([coeffs, COMPARED_SHARE * coeffs])
     mean_field, orbital_mol = trajectory.mean_field, trajectory.mol
     rows, columns = np.tril_indices(orbital_mol.nao)

@@ -49,9 +49,7 @@ class Float64Module(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def move_only(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            if moved.dtype == tensor.dtype:
-                return moved
-            return tensor.to(device=moved.device, non_blocking=True)
+            return moved if moved.dtype == tensor.dtype else tensor.to(device=moved.device, non_blocking=True)
 
         return super()._apply(move_only, recurse)
 
@@ -134,9 +132,6 @@ def check_basis(statistics: DatasetStatistics, basis_info: BasisInfo | None, n_b
     )
 
 
-# --- fields of samples ------------------------------------------------------------------------------------------------
-
-
 def require_field(name: str, batch: Fields) -> Tensor:
     """Returns a field of a sample or batch; raises NormalizationError if it is missing."""
     value = get_field(batch, name)
@@ -146,10 +141,7 @@ def require_field(name: str, batch: Fields) -> Tensor:
 
 
 def get_function_index(name: str, values: Tensor, batch: Fields) -> Tensor:
-    """Returns `basis_function_ind`, and raises NormalizationError unless the values have one entry for each function.
-
-    A prediction of shape (n_basis, 1) would broadcast against (n_basis,) factors to a matrix.
-    """
+    """Returns `basis_function_ind`; refuses values of another shape: (n_basis, 1) would broadcast to a matrix."""
     index = require_field("basis_function_ind", batch)
     check_shape(name, values, batch, tuple(index.shape))
     return index

@@ -26,9 +26,7 @@ from ofdft_norm.statistics.store import DatasetStatistics, ResidualStatistics, W
 from ofdft_norm.units import find_factor
 
 _SCALES = {"std": "std", "rmsd": "rms", "mae": "mae"}
-
-# smaller scales are rounding: the reference explains the energies exactly
-_SMALLEST_SCALE = 1e-10
+_SMALLEST_SCALE = 1e-10  # smaller scales are rounding: the reference explains the energies exactly
 
 
 @dataclass(frozen=True)
@@ -168,8 +166,7 @@ def find_residual(
         numbers = statistics.elements(basis_info)
         values = np.pad(values, (0, MAX_ATOMIC_NUMBER))[numbers]
     for name in ATOM_REFERENCES if is_atomic else LINEAR_REFERENCES:
-        fitted = weigher.get(f"{name}_atom_type_bias")
-        if fitted is not None and np.array_equal(values, fitted):
+        if np.array_equal(values, weigher.get(f"{name}_atom_type_bias")):
             return name, weigher.residual(name)
     if is_atomic or weigher.energy_factor is None:
         return "other", None

@@ -182,8 +182,7 @@ def _read_table(targets: Any, dataset: Any, options: ReferenceFitOptions, by: st
     chosen = options.select_samples(len(dataset))
     workers, numbers = options.num_workers, options.atomic_numbers_field
     reader = make_sample_reader(dataset, ranks, chosen, size, workers, atomic_numbers=numbers)
-    weighers = [options.weigher]
-    table = read_energy_table(reader, weighers, targets, max_atomic_number=options.max_num_elements, by=by)
+    table = read_energy_table(reader, [options.weigher], targets, max_atomic_number=options.max_num_elements, by=by)
     return replace(table, weights=table.weights * table.labelled)  # unlabelled samples do not count
 
 

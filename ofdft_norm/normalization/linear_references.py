@@ -199,8 +199,8 @@ class LinearReferences(Reference):
 
     def compute_energy(self, sample_or_batch: Data) -> Tensor:
         """Returns the sum over atoms of ref_Z, (n_molecules,) float64."""
-        energies = self.element_references[_read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)]
-        return _sum_over_atoms(energies, sample_or_batch)
+        numbers = _read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
+        return _sum_over_atoms(self.element_references[numbers], sample_or_batch)
 
     def check_elements(self, sample_or_batch: Data) -> None:
         """Raises NormalizationError for atoms of elements without a reference, or beyond `max_num_elements`."""
@@ -349,8 +349,7 @@ class DatasetReferences(Reference):
     def compute_energy(self, sample_or_batch: Data) -> Tensor:
         """Returns the sum over atoms of ref_dZ, (n_molecules,) float64."""
         numbers = _read_atomic_numbers(sample_or_batch, self.atomic_numbers_field)
-        energies = self.references[self.find_datasets(sample_or_batch), numbers]
-        return _sum_over_atoms(energies, sample_or_batch)
+        return _sum_over_atoms(self.references[self.find_datasets(sample_or_batch), numbers], sample_or_batch)
 
     def check_elements(self, sample_or_batch: Data) -> None:
         """Raises NormalizationError for atoms of elements without a reference in their data set."""

@@ -23,8 +23,7 @@ from ofdft_norm.normalization.normalizer import Normalizer
 
 # dtype of weights; mixed precision keeps weights and batches in float32
 _DTYPE_OF_PRECISION = {"64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
-# fields that stay float64
-_EXACT = ("energy_reference", "pos_float64")
+_EXACT = ("energy_reference", "pos_float64")  # fields that stay float64
 
 
 def choose_batch_dtype(name: str, trainer_precision: str | None) -> torch.dtype:
@@ -111,11 +110,8 @@ class NormalizedDataset(JoinedDataset):
 
 
 def cast_floats(sample: Data, dtype: torch.dtype) -> None:
-    """Casts the floating-point fields of a sample in place, except `energy_reference` and `pos_float64`.
-
-    Samples with `coordinates` keep their float64 positions as `pos_float64`: a change of basis depends on the order of
-    nearly equal distances.
-    """
+    """Casts the floating-point fields of a sample in place, except `energy_reference` and `pos_float64`."""
+    # a change of basis depends on the order of nearly equal distances: it needs float64 positions
     if get_field(sample, "coordinates") is not None and get_field(sample, "pos") is not None:
         set_field(sample, "pos_float64", sample.pos.to(torch.float64))
         register_fields(sample, {"pos_float64": "pos"})

@@ -29,12 +29,10 @@ from ofdft_norm.settings import to_builtin
 from ofdft_norm.statistics.distributed import find_ranks
 from ofdft_norm.units import EnergyUnit, find_factor
 
-# key of the references of a file without named targets
-ONLY_TARGET = ""
+ONLY_TARGET = ""  # key of the references of a file without named targets
 CHECKPOINT_NAME = "element_references.pt"
 
-# Entry 0 belongs to no element; published lists have rounding there, such as -8e-19.
-_ROUNDING = 1e-12
+_ROUNDING = 1e-12  # entry 0 belongs to no element; published lists have rounding there, such as -8e-19
 _FAIRCHEM = "fairchem.core.modules.normalization.element_references"
 _KEY = "config: data.reference.values"
 _UNIT_KEY = "config: data.reference.unit"

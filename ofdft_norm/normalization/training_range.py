@@ -15,10 +15,8 @@ from ofdft_norm.statistics.store import Array, DatasetStatistics
 # By symmetry a component of a shell may be 0 to rounding in all training molecules: its range has no useful width. It
 # gets at least this share of the width of the shell's widest component ...
 _SMALLEST_SHARE = 1e-2
-# ... and, in shells with only such components, of the largest coefficient.
-_ROUNDING = 1e-9
-# Smaller distances, in units of the width, are rounding of coefficients that were cast to float32.
-_SINGLE_PRECISION = 1e-6
+_ROUNDING = 1e-9  # ... and, in shells with only such components, of the largest coefficient
+_SINGLE_PRECISION = 1e-6  # smaller distances, in units of the width, are rounding of coefficients in float32
 
 
 class RangeExcess(NamedTuple):
@@ -51,10 +49,9 @@ class TrainingRange(Float64Module):
         """
         weigher = statistics[weigher_key]
         lowest, highest = weigher.get("coeffs_range/minimum"), weigher.get("coeffs_range/maximum")
-        n_atoms = weigher.n_atoms
-        if lowest is None or highest is None or n_atoms is None:
+        if lowest is None or highest is None or weigher.n_atoms is None:
             return None
-        unseen = np.repeat(n_atoms == 0, basis_info.basis_dim_per_atom)
+        unseen = np.repeat(weigher.n_atoms == 0, basis_info.basis_dim_per_atom)
         lowest, highest = np.where(unseen, 0.0, lowest), np.where(unseen, 0.0, highest)
         _, first = np.unique(basis_info.basis_func_to_shell, return_index=True)
         widest = np.maximum.reduceat(highest - lowest, first)[basis_info.basis_func_to_shell]

@@ -369,6 +369,8 @@ class WeigherStatistics:
         self.energy_factor: Array | None = self.get("energy_factor")
         # `mae` and `abs_max` are deviations from the mean energy
         self.energy = self.residual("none")
+        # names of the molecules with the smallest, and with the largest gradient of each dimension
+        self.gradient_holders: list[list[str]] | None = statistics.attributes.get(GRADIENT_HOLDERS, {}).get(key)
 
     def load(self, name: str) -> Array:
         """Returns an array; raises `MissingStatisticError` if there is none."""
@@ -431,9 +433,3 @@ class WeigherStatistics:
             return self.get("linear_ref_factor")
         factor = self.energy_factor
         return None if factor is None else reduce_linear_problem(factor[:, 1:-1], factor[:, -1])
-
-    @property
-    def gradient_holders(self) -> list[list[str]] | None:
-        """Names of the molecules with the smallest, and with the largest gradient of each dimension."""
-        holders: list[list[str]] | None = self._statistics.attributes.get(GRADIENT_HOLDERS, {}).get(self.key)
-        return holders

@@ -20,8 +20,7 @@ from ofdft_norm.settings import LARGEST_SCALE, SMALLEST_SCALE
 
 _RANGE = f"0, or {SMALLEST_SCALE:g} ... {LARGEST_SCALE:g}"  # allowed weights: sums of their squares are finite
 _CONFIG = "(config: data.statistics.weighers)"
-# Coefficients that differ by less than this fraction of the largest one are the same density.
-_SAME = 1e-11
+_SAME = 1e-11  # coefficients that differ by less than this fraction of the largest one are the same density
 
 
 class SampleWeigher(ABC):
@@ -66,7 +65,7 @@ class SampleWeigher(ABC):
         value = get_field(batch, name)
         if value is None:
             what = f"the weigher {self.summary_string()!r} needs the field {name!r}, which the sample lacks"
-            raise BatchError(f"{what}: choose another weigher (config: data.statistics.weighers)")
+            raise BatchError(f"{what}: choose another weigher {_CONFIG}")
         return value
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import takewhile
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from ofdft_norm.data.sample import (
     DUAL_VECTORS,
     PER_FUNCTION,
     RAW,
+    DataT,
+    IntArray,
     as_float64,
     count_molecules,
     find_molecule_index,
@@ -38,7 +40,6 @@ from ofdft_norm.errors import BasisError, BatchError, ConfigError
 from ofdft_norm.settings import check_arguments
 
 Array = npt.NDArray[np.float64]
-DataT = TypeVar("DataT", bound=Data)
 
 _CACHE_BYTES = 128 * 2**20  # limit of `_memory`: steps of a few large molecules, or of a batch of small ones
 _known: dict[str, BasisTransform] = {}  # by name, see `register`
@@ -51,9 +52,9 @@ class Molecule:
 
     name: str
     pos: Array  # (n_atom, 3) [bohr]
-    atomic_numbers: npt.NDArray[np.int64]
+    atomic_numbers: IntArray
     basis_info: BasisInfo
-    functions: npt.NDArray[np.int64]  # (n_basis,) index of each function in the concatenation over elements
+    functions: IntArray  # (n_basis,) index of each function in the concatenation over elements
     overlap: npt.NDArray[Any] | None  # (n_basis, n_basis), the sample's field `overlap_matrix`
 
     @cached_property
@@ -74,8 +75,7 @@ def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
             "data.pre_transforms)"
         )
     exact = "pos" if data.get("pos_float64") is None else "pos_float64"
-    names = exact, "atomic_numbers", "basis_function_ind"
-    pos, numbers, functions = (data[name].detach().cpu().numpy() for name in names)
+    pos, numbers, functions = (data[n].detach().cpu().numpy() for n in (exact, "atomic_numbers", "basis_function_ind"))
     # a sample without coefficients has a change of basis, too
     ranges = [slice(0, len(functions))] if count_molecules(data) == 1 else _find_ranges(data, "coeffs")
     overlaps = _split_overlaps(data, [where.stop - where.start for where in ranges])

@@ -1,20 +1,16 @@
 """Local frames: each atom's coefficients in axes that rotate with the molecule."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ofdft_norm.data.sample import IntArray
 from ofdft_norm.errors import BasisError
-from ofdft_norm.transforms.coordinates import BasisTransform, Molecule, Step, Steps, register
+from ofdft_norm.transforms.coordinates import Array, BasisTransform, Molecule, Step, Steps, register
 from ofdft_norm.transforms.real_harmonics import compute_wigner_matrices
 
-Array = npt.NDArray[np.float64]
-
-# relative; two distances that differ by less are equal but for rounding
-TIE = 1e-10
-# sine of an angle; vectors that enclose a smaller one are collinear
-COLLINEAR = 1e-3
+TIE = 1e-10  # relative; two distances that differ by less are equal but for rounding
+COLLINEAR = 1e-3  # sine of an angle; vectors that enclose a smaller one are collinear
 # neighbours of a single atom: its axes are those of space, so its functions do not change
 _FIXED = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
@@ -74,11 +70,10 @@ class LocalFrames(BasisTransform):
         return ShellRotation(tuple(tensors))
 
 
-def find_local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str = "") -> Array:
+def find_local_axes(pos: Array, atomic_numbers: IntArray, where: str = "") -> Array:
     """Returns the axes x, y, z of each atom as rows, (n_atom, 3, 3); see `LocalFrames`."""
-    neighbours = _find_directions(pos, atomic_numbers, where)
     fixed = np.broadcast_to(_FIXED, (len(pos), 3, 3))
-    directions = np.concatenate([neighbours, fixed], axis=1)
+    directions = np.concatenate([_find_directions(pos, atomic_numbers, where), fixed], axis=1)
     x = directions[:, 0]
     normals = np.cross(x[:, None], directions[:, 1:])
     sines = np.linalg.norm(normals, axis=2, keepdims=True)
@@ -87,7 +82,7 @@ def find_local_axes(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: st
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-def _find_directions(pos: Array, atomic_numbers: npt.NDArray[np.int64], where: str) -> Array:
+def _find_directions(pos: Array, atomic_numbers: IntArray, where: str) -> Array:
     """Returns each atom's unit vectors to the others, (n_atom, n_atom - 1, 3): heavy ones first, by distance."""
     with np.errstate(invalid="ignore"):
         vectors = pos - pos[:, None]

@@ -1,16 +1,12 @@
 """Projection of gradients: a function, and a pre-transform of gradient labels."""
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ofdft_norm.data.sample import as_float64, count_molecules, find_molecule_index, get_field
+from ofdft_norm.data.sample import DataT, as_float64, count_molecules, find_molecule_index, get_field
 from ofdft_norm.errors import BatchError
-
-DataT = TypeVar("DataT", bound=Data)
 
 
 def project_gradient(gradient: Tensor, sample_or_batch: Data) -> Tensor:
