@@ -31,12 +31,7 @@ SECTIONS = {
     "Configuration": {"config.yaml": ""},
 }
 _PLACES = ("root", "dataset", "path", "paths")  # keys of a source
-_KINDS = {
-    "AtomRefConfig": "atomic",
-    "LinearReferencesConfig": "linear",
-    "RescalingConfig": "dimension-wise",
-    "nothing": "none",
-}
+_KINDS = {"AtomRef": "atomic", "LinearReferences": "linear", "Rescaling": "dimension-wise", "nothing": "none"}
 _STYLE = (
     ":root{color-scheme:light dark}body{max-width:62rem;margin:auto;padding:1rem;font:16px/1.5 system-ui,sans-serif}"
     "h1{overflow-wrap:anywhere}h2{border-bottom:1px solid #8888;margin-top:2rem}pre{overflow-x:auto;font-size:.85rem}"
@@ -109,8 +104,8 @@ def _list_rows(path: Path) -> list[tuple[str, str]]:
 
 def _name_kind(path: str) -> str:
     """Returns the name of a class or function in words: ``package.LocalFrames`` is "local frames"."""
-    name = path.rpartition(".")[2]
-    words = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", name.removesuffix("Config"))
+    name = path.rpartition(".")[2].removesuffix("Config")
+    words = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", name)
     return _KINDS.get(name, words.lower())
 
 

@@ -213,8 +213,9 @@ def format_table(rows: Sequence[ResultRow]) -> str:
         n = of_split[0].n_molecules
         cells.append([f"{split} ({n} {noun[n != 1]})", *[""] * len(headings)])
         for row in of_split:
-            errors = (_format_cell(row.errors[names[quantity]]) for quantity in headings)
-            cells.append([", ".join(filter(None, [row.predictor, row.group])), *errors])
+            errors = (row.errors[names[quantity]] for quantity in headings)
+            texts = ("-" if math.isnan(error) else f"{error:.{1 if error < 1e4 else 0}f}" for error in errors)
+            cells.append([", ".join(filter(None, [row.predictor, row.group])), *texts])
     return format_rows(["", *(first for first, _ in headings.values())], cells)
 
 
@@ -228,10 +229,6 @@ def describe_accuracy(rows: Sequence[ResultRow]) -> str:
             missed = f"missed by {error - limit:.1f}" if error > limit else f"reached with {error:.1f}"
             texts.append(f"{row.split}: {missed} {find_unit(unit).small}")
     return f"chemical accuracy ({limit:.1f} {find_unit(unit).small}) of {', '.join(texts)}" if texts else ""
-
-
-def _format_cell(error: float) -> str:
-    return "-" if math.isnan(error) else f"{error:.{1 if error < 1e4 else 0}f}"
 
 
 def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:
