@@ -139,8 +139,7 @@ class LogNormalization(Callback):
         if not trainer.is_global_zero:
             return
         scalars, step = collect_scalars(datamodule), trainer.global_step
-        draws = self.plots and datamodule.basis_info is not None
-        figure = plot_gradient_ranges(datamodule) if draws else None
+        figure = plot_gradient_ranges(datamodule) if self.plots and datamodule.basis_info is not None else None
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=step)
             if isinstance(logger, TensorBoardLogger):

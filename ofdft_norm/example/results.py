@@ -73,9 +73,6 @@ class ResultRow:
     metric: type[PhysicalErrors] = LabelErrors
 
 
-# --- baselines --------------------------------------------------------------------------------------------------------
-
-
 def make_reference_predictor(normalizer: Normalizer) -> Predictor:
     """Returns a predictor of the normaliser's reference: E' = 0, and g' = 0 or F' = 0."""
 
@@ -147,9 +144,6 @@ def fit_all_baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
             if len(known) == len(keys):
                 predictors[name] = fit_baseline(known, split_batches(datamodule, "train"), normalizer)
     return {**predictors, REFERENCE_ONLY: make_reference_predictor(normalizer)}
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def split_batches(datamodule: OFDFTDataModule, split: str) -> Iterable[Data]:
