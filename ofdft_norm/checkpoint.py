@@ -35,9 +35,6 @@ _REBUILT = (Settings, SampleWeigher, ProjectGradient, BasisTransform, BasisTrans
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, pickle.UnpicklingError)
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def name_errors(checkpoint: Any, malformed: tuple[type[Exception], ...] = _MALFORMED) -> Iterator[None]:
     """Adds the checkpoint's name to errors that its content raises."""
@@ -95,9 +92,6 @@ def find_normalizer_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | 
             return value
     state = find_data_module_state(checkpoint)
     return None if state is None else state["normalizer"]
-
-
-# --- a data module's arguments ----------------------------------------------------------------------------------------
 
 
 def to_plain(value: Any) -> Any:
@@ -172,13 +166,9 @@ def compare_settings(state: Mapping[str, Any], settings: Any) -> str:
     return "; ".join(f"{name}: {present} against {there}" for name, present, there in pairs if present != there)
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
 def describe_labels(parts: DataParts) -> dict[str, Any]:
     """Returns the target, its unit and the pre-transforms of a data module, as plain data."""
-    source = parts.source
-    fields = {name: getattr(source, name) for name in ("energy_field", "forces_field", "stress_field")}
+    fields = {name: getattr(parts.source, name) for name in ("energy_field", "forces_field", "stress_field")}
     return {**parts.labels, **fields, "pre_transforms_identity": list(map(identify, parts.pre_transforms))}
 
 

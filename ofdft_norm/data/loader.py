@@ -72,9 +72,6 @@ class EpochSampler(RandomSampler):
         return iter(torch.randperm(len(self.data_source), generator=generator).tolist())
 
 
-# --- loaders of a wrapped data module ---------------------------------------------------------------------------------
-
-
 class WrappedCollate:
     """Checks samples, applies functions, and collates as the wrapped loader does.
 

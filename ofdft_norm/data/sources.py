@@ -538,19 +538,17 @@ class SampleFile(Source):
         return SampleDataset(_read_samples(path, basis_info), check, path, compose(transforms))
 
 
-_REQUIRED = ("n_atoms", "pos", "atomic_numbers", "coeffs")
-_OPTIONAL = ("dual_basis_integrals", "mol_id", "coordinates")
-
-
 def _read_samples(path: str, basis_info: BasisInfo) -> list[OFData]:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for a writer
         raise LabelFileError(f"{path}: is no regular file (config: data.source.path)")
+    required = ("n_atoms", "pos", "atomic_numbers", "coeffs")
+    names = (*required, "dual_basis_integrals", "mol_id", "coordinates")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*_REQUIRED, *_OPTIONAL) if name in file.files}
+            arrays = {name: file[name] for name in names if name in file.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise LabelFileError(f"{path}: cannot be read as an npz file: {error} (config: data.source.path)") from error
-    if missing := [name for name in _REQUIRED if name not in arrays]:
+    if missing := [name for name in required if name not in arrays]:
         raise LabelFileError(f"{path}: lacks the arrays {missing} (config: data.source.path)")
     n_atoms, numbers = arrays["n_atoms"], arrays["atomic_numbers"]
     ids = arrays.get("mol_id", np.arange(n_atoms.size))

@@ -5,6 +5,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from functools import cache
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,20 +177,18 @@ def select_shard(members: Sequence[str], shard: str) -> list[str]:
 
 def refuse_doubles(parts: Parts, where: str, geometry_of: Callable[[str], Hashable | None] | None = None) -> None:
     """Refuses files that are reached twice, on any path or link; with `geometry_of` also copies under the same name."""
-    folders: dict[str, str] = {}
+    real_folder = cache(os.path.realpath)
     seen: dict[Hashable, tuple[str, str]] = {}
     by_name: dict[str, list[str]] = {}
     twice, copies = [], []
     for part, paths in parts.items():
         for path in paths:
             folder, name = os.path.split(path)
-            if folder not in folders:
-                folders[folder] = os.path.realpath(folder)
             try:
                 status = os.stat(path)
                 file: Hashable = status.st_dev, status.st_ino
             except OSError:  # a molecule of a packed set, or a missing file
-                file = os.path.join(folders[folder], name)
+                file = os.path.join(real_folder(folder), name)
             if file in seen:
                 other_part, other = seen[file]
                 same = "" if other == path else f"; the same file as {other}"

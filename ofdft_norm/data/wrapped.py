@@ -120,7 +120,8 @@ class WrappedData(Source):
         """Returns a part's data set; samples are validated when they are read."""
         if self.datamodule is not None:
             loader = self._get_loader(part)
-            dataset, indices = loader.dataset, _find_indices(loader)
+            of_subset = getattr(getattr(loader.batch_sampler, "sampler", None), "indices", None)
+            dataset, indices = loader.dataset, None if of_subset is None else list(map(int, of_subset))
         elif self._molecules:
             dataset, indices = self.train, sorted(i for member in members for i in self._molecules[member])
         else:
@@ -173,9 +174,3 @@ def _call_loader_hook(datamodule: Any, hook: str) -> DataLoader:
         expected = "expected one DataLoader over a map-style data set of single samples; give the data sets instead"
         raise SplitError(f"{what}, {expected} (config: data.source)")
     return loader
-
-
-def _find_indices(loader: DataLoader) -> list[int] | None:
-    """Returns the samples that a loader with a subset's sampler reads; None: all."""
-    indices = getattr(getattr(loader.batch_sampler, "sampler", None), "indices", None)
-    return None if indices is None else [int(i) for i in indices]

@@ -48,9 +48,8 @@ _format_others = warnings.formatwarning
 def quiet_lightning() -> None:
     """Prints Lightning's messages once, without the usual ones; prints this package's warnings in one line."""
     vars(warnings)["formatwarning"] = _format_warning
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logger = logging.getLogger(name)
-        if logging.root.handlers:  # the application has configured logging
+    if logging.root.handlers:  # the application has configured logging
+        for logger in map(logging.getLogger, ("lightning", "lightning.pytorch", "lightning.fabric")):
             logger.handlers.clear()
             logger.propagate = True
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
@@ -140,8 +139,7 @@ class LogNormalization(Callback):
         if not trainer.is_global_zero:
             return
         scalars, step = collect_scalars(datamodule), trainer.global_step
-        draws = self.plots and datamodule.basis_info is not None
-        figure = plot_gradient_ranges(datamodule) if draws else None
+        figure = plot_gradient_ranges(datamodule) if self.plots and datamodule.basis_info is not None else None
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=step)
             if isinstance(logger, TensorBoardLogger):

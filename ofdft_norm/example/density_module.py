@@ -67,8 +67,6 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         self.network: DensityNetwork | None = None
         self.register_load_state_dict_pre_hook(_build_for_state)
 
-    # --- the network --------------------------------------------------------------------------------------------
-
     def build(self, basis_info: BasisInfo) -> None:
         """Builds the network for a basis, once; refuses another basis."""
         if self.network is None:
@@ -112,8 +110,6 @@ class DensityModule(NormalizerMixin, MeasuredModule):
         energy, gradient = self(batch)
         energy = self.normalizer.denormalize_energy(energy.detach(), batch)
         return energy, self.normalizer.denormalize_gradient(gradient.detach(), batch)
-
-    # --- training -----------------------------------------------------------------------------------------------
 
     def loss(self, batch: Data, energy: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         """Returns the `loss` of normalised predictions and its terms: means over labelled samples."""

@@ -95,12 +95,7 @@ class DensityNetwork(nn.Module):
 
 
 class GaussianFeatures(nn.Module):
-    """Gaussians of distances, with a scale and a shift for each pair of elements.
-
-    Args:
-        n_types: Number of elements.
-        n_gaussians: Number of Gaussians; their centres begin between 0 and 10 bohr.
-    """
+    """Gaussians of distances, with a scale and a shift for each pair of elements; centres start at 0 ... 10 bohr."""
 
     def __init__(self, n_types: int, n_gaussians: int) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import hashlib
 import math
 import uuid
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, find_labelled
 from ofdft_norm.transforms.project_gradient import project_gradient
 from ofdft_norm.units import find_unit
+
+MODEL_KEY = "ofdft_norm_model"  # checkpoint entry with the class of the model
 
 
 def error_name(quantity: str, unit: str) -> str:
@@ -41,18 +43,6 @@ def sum_over_molecules(values: Tensor, batch: Data, of: str = "coeffs") -> Tenso
 def get_atomic_numbers(batch: Data) -> Tensor:
     """Returns the (n_atom,) atomic numbers, which PyG's data sets call `z`."""
     return batch.z if batch.get("atomic_numbers") is None else batch.atomic_numbers
-
-
-MODEL_KEY = "ofdft_norm_model"  # checkpoint entry with the class of the model
-
-
-class Measured(NamedTuple):
-    """Predictions and labels of n samples and of the m components of their derivatives, in the normaliser's unit."""
-
-    rows: Tensor  # (n, 8), see `PhysicalErrors`
-    molecules: Tensor  # (n,) numbers of the molecules, the same in every process
-    energies: Tensor  # (2, n) labels and predictions, minus the reference
-    derivatives: Tensor  # (2, m) labels and predictions
 
 
 class PhysicalErrors(Metric):
@@ -104,11 +94,13 @@ class PhysicalErrors(Metric):
         stress: Tensor | None = None,
         *,
         element: int | None = None,
-    ) -> Measured:
-        """Compares predictions, denormalised, with the labels of a normalised batch.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compares predictions, denormalised, with the labels of a normalised batch, in the normaliser's unit.
 
         Energies and stress are (n_molecules,) and (n_molecules, 6); the derivatives are (n_basis,) gradients or
-        (n_atom, 3) forces, of which only those of an `element`, if given, are measured.
+        (n_atom, 3) forces, of which only those of an `element`, if given, are measured. Returns, for n labelled samples
+        and m components of their derivatives: (n, 8) `rows` and (n,) numbers of the molecules, the same in every
+        process; labels and predictions of energies minus the reference, (2, n), and of derivatives, (2, m).
         """
         labelled = find_labelled(batch, required=False).to(energy.device)
         true = normalizer.denormalize_energy(batch[normalizer.energy_field].reshape(-1), batch)
@@ -128,13 +120,13 @@ class PhysicalErrors(Metric):
         measured = labelled & (sums[2] > 0)
         pairs = derivatives[:, measured[find_molecule_index(batch, cls.OF)]].reshape(2, -1)
         energies = (energies - batch.energy_reference)[:, measured]
-        return Measured(rows[measured], _hash_molecules(batch, measured), energies, pairs)
+        return rows[measured], _hash_molecules(batch, measured), energies, pairs
 
     def update(self, normalizer: Normalizer, batch: Data, *predicted: Tensor) -> None:
         """Adds a normalised batch with predictions, see `measure`."""
-        self.unit, found = normalizer.unit, self.measure(normalizer, batch, *predicted)
-        cast(list, self.rows).append(found.rows)
-        cast(list, self.molecules).append(found.molecules)
+        self.unit, (rows, molecules, *_) = normalizer.unit, self.measure(normalizer, batch, *predicted)
+        cast(list, self.rows).append(rows)
+        cast(list, self.molecules).append(molecules)
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the errors by name; NaN without any labelled sample."""
@@ -207,9 +199,7 @@ class EnergyForceErrors(PhysicalErrors):
     """
 
     DERIVATIVE, OF, SIZE = "forces", "pos", "atom"
-    QUANTITIES = (
-        *("energy_mae", "energy_mae_per_atom", "energy_rmse_per_atom", "forces_mae", "forces_rmse", "stress_mae"),
-    )
+    QUANTITIES = "energy_mae", "energy_mae_per_atom", "energy_rmse_per_atom", "forces_mae", "forces_rmse", "stress_mae"
 
     @staticmethod
     def _compare(normalizer: Normalizer, batch: Data, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -32,9 +31,8 @@ BEFORE, AFTER, LINE, GRID, JOIN = "#9a9a9a", "#0072b2", "#d55e00", "#bbbbbb", "#
 _CURVE_COLORS = (AFTER, LINE, BEFORE, "#009e73")
 MAX_POINTS = 10_000  # points of a split in a panel
 _SPLIT_STYLES = {"val": (BEFORE, "o"), "test": (AFTER, "o"), "test_molecules": (LINE, "^")}
-_SIZES = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "font.size"), 8)
 _STYLE: Any = {
-    **_SIZES,
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "font.size"), 8),
     **{"axes.titlesize": 10, "axes.titlelocation": "left", "axes.labelsize": 9, "legend.frameon": False},
     **{"axes.spines.top": False, "axes.spines.right": False},
 }
@@ -74,9 +72,7 @@ def plot_gradient_ranges(datamodule: OFDFTDataModule) -> Figure:
     ]
     for axes, (name, index) in zip(panels, elements.items(), strict=False):
         dimension, momenta = np.arange(len(index)), basis_info.l_per_basis_func[index]
-        largest, smallest = np.maximum(before[index], after[index]), np.minimum(before[index], after[index])
-        axes.vlines(dimension, np.maximum(smallest, limits[0]), largest, color=JOIN, lw=0.8, zorder=0)
-        _draw_points(axes, dimension, before[index], after[index], size=7)
+        _draw_changes(axes, dimension, before[index], after[index], limits[0], size=7)
         axes.set(yscale="log", ylim=limits, xlim=(-1, len(index)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(name, pad=3)
@@ -119,8 +115,7 @@ def _draw_coefficients(axes: Axes, datamodule: OFDFTDataModule, basis_info: Basi
     low, ticks, position = max(positive.min() / 2, 1e-6), dict[float, str](), 0
     for name, index in _find_seen(before, basis_info).items():
         x = position + np.arange(len(index))
-        axes.vlines(x, np.maximum(before[index], low), np.maximum(after[index], low), color=JOIN, lw=0.6, zorder=0)
-        _draw_points(axes, x, before[index], after[index], size=6)
+        _draw_changes(axes, x, before[index], after[index], low, size=6)
         ticks[float(x.mean())] = name
         if position > 0:
             axes.axvline(position - 0.5, color=GRID, linewidth=0.6)
@@ -167,7 +162,6 @@ def plot_parity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figu
             points, evenly spaced ones are drawn.
     """
     figure = Figure(figsize=(3.6 * len(panels), 3.7), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, (quantity, splits) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for split, (labels, predictions) in splits.items():
             step = max(1, math.ceil(len(labels) / MAX_POINTS))
@@ -210,12 +204,13 @@ def plot_learning_curves(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]
 
 def _find_seen(values: Array, basis_info: BasisInfo) -> dict[str, npt.NDArray[np.int64]]:
     """Returns the basis functions of each element in the data, by its symbol."""
-    names = (find_symbol(int(number)) for number in basis_info.atomic_numbers)
-    functions = zip(names, basis_info.atom_ind_to_basis_function_ind, strict=True)
-    return {name: index for name, index in functions if values[index].any()}
+    functions = zip(basis_info.atomic_numbers, basis_info.atom_ind_to_basis_function_ind, strict=True)
+    return {find_symbol(int(number)): index for number, index in functions if values[index].any()}
 
 
-def _draw_points(axes: Axes, x: npt.NDArray[np.int64], before: Array, after: Array, size: int) -> None:
+def _draw_changes(axes: Axes, x: Any, before: Array, after: Array, low: float, size: float) -> None:
+    """Draws points before and after normalisation, and a line between them down to the axis limit `low`."""
+    axes.vlines(x, np.maximum(before, low), np.maximum(after, low), color=JOIN, lw=size / 10, zorder=0)
     axes.scatter(x, before, s=size, color=BEFORE, zorder=2)
     axes.scatter(x, after, s=size, color=AFTER, zorder=3)
 
@@ -223,7 +218,6 @@ def _draw_points(axes: Axes, x: npt.NDArray[np.int64], before: Array, after: Arr
 def _new_figure(heights: Sequence[int], height: float, sharey: bool = True) -> tuple[Figure, list[Axes]]:
     """Returns a figure with panels of these relative heights below one another, at least one."""
     figure, heights = Figure(figsize=(7.2, height), layout="constrained"), heights or [1]
-    FigureCanvasAgg(figure)
     share = sharey and len(set(heights)) == 1
     return figure, list(figure.subplots(len(heights), 1, squeeze=False, sharey=share, height_ratios=heights)[:, 0])
 

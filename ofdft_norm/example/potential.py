@@ -149,9 +149,6 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         return loss
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
 def labelled_clusters(n: int, seed: int = 0) -> list[Any]:
     """Returns clusters of displaced atoms of random elements, with energies [eV] and forces [eV/angstrom] of EMT."""
     ase, build, emt = (import_optional(name, "ase") for name in ("ase", "ase.build", "ase.calculators.emt"))

@@ -64,7 +64,6 @@ def predict(cfg: DictConfig) -> Columns:
         unfinished.write_bytes(encode(columns, facts))
     print(format_table(columns, datamodule.unit, cfg.head))
     warn_of_extrapolation(columns, cfg.range_tolerance)
-    print(f"samples: {type(datamodule.source).__name__} (config: data/source)")
     print(f"{format_count(len(columns['energy']), 'prediction')}: {output}")
     return columns
 
@@ -204,8 +203,8 @@ def format_table(columns: Columns, unit: str, head: int) -> str:
         "SCF": ["" if iteration < 0 else str(iteration) for iteration in iterations],
         f"energy [{units.symbol}]": [f"{energy:.6f}" for energy in energies],
         f"error [{units.small}]": [_format_number(error, 3) for error in units.factor * (energies - labels)],
-        "excess": [_format_number(distance, 2) for distance in excess],
-        "in": list(dimensions),
+        "range excess": [_format_number(distance, 2) for distance in excess],
+        "dimension": list(dimensions),
     }
     kept = {heading: texts for heading, texts in cells.items() if heading == "molecule" or any(texts)}
     return format_rows(list(kept), zip(*kept.values(), strict=True))

@@ -4,6 +4,7 @@ import base64
 import html
 import math
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,7 @@ SECTIONS = {
     "Configuration": {"config.yaml": ""},
 }
 _PLACES = ("root", "dataset", "path", "paths")  # keys of a source
-_KINDS = {
-    "AtomRefConfig": "atomic",
-    "LinearReferencesConfig": "linear",
-    "RescalingConfig": "dimension-wise",
-    "nothing": "none",
-}
+_KINDS = {"AtomRef": "atomic", "LinearReferences": "linear", "Rescaling": "dimension-wise", "nothing": "none"}
 _STYLE = (
     ":root{color-scheme:light dark}body{max-width:62rem;margin:auto;padding:1rem;font:16px/1.5 system-ui,sans-serif}"
     "h1{overflow-wrap:anywhere}h2{border-bottom:1px solid #8888;margin-top:2rem}pre{overflow-x:auto;font-size:.85rem}"
@@ -81,36 +77,31 @@ def _make_element(path: Path, caption: str) -> str:
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     if path.suffix == ".yaml":
-        cells = (f"<tr><td>{html.escape(key)}</td><td>{html.escape(text)}</td></tr>" for key, text in _list_rows(path))
+        rows = _list_rows(read_plain(path))
+        cells = (f"<tr><td>{html.escape(key)}</td><td>{html.escape(text)}</td></tr>" for key, text in rows)
         return f"<table>{''.join(cells)}</table>"
     return f"<pre>{html.escape(path.read_text(encoding='utf-8'))}</pre>"
 
 
-def _list_rows(path: Path) -> list[tuple[str, str]]:
-    """Returns the key and the value, in words, of every setting of a run."""
-    rows: list[tuple[str, str]] = []
-
-    def add(node: Any, key: str) -> None:
-        if isinstance(node, dict) and node:
-            for name, value in node.items():
-                if name != "_target_":
-                    add(value, f"{key}.{name}".strip("."))
-                elif not key.endswith(kind := _name_kind(value)):  # the kind of data.loader is "loader"
-                    rows.append((key, kind))
-        elif isinstance(node, list) and any(isinstance(value, dict) for value in node):
-            for i, value in enumerate(node):
-                add(value, f"{key}[{i}]")
-        else:
-            rows.append((key, _format_value(node)))
-
-    add(read_plain(path), "")
-    return rows
+def _list_rows(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the key and the value, in words, of every setting below a node of a run's configuration."""
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            if name != "_target_":
+                yield from _list_rows(value, f"{key}.{name}".strip("."))
+            elif not key.endswith(kind := _name_kind(value)):  # the kind of data.loader is "loader"
+                yield key, kind
+    elif isinstance(node, list) and any(isinstance(value, dict) for value in node):
+        for i, value in enumerate(node):
+            yield from _list_rows(value, f"{key}[{i}]")
+    else:
+        yield key, _format_value(node)
 
 
 def _name_kind(path: str) -> str:
     """Returns the name of a class or function in words: ``package.LocalFrames`` is "local frames"."""
-    name = path.rpartition(".")[2]
-    words = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", name.removesuffix("Config"))
+    name = path.rpartition(".")[2].removesuffix("Config")
+    words = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", name)
     return _KINDS.get(name, words.lower())
 
 

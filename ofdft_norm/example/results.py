@@ -73,9 +73,6 @@ class ResultRow:
     metric: type[PhysicalErrors] = LabelErrors
 
 
-# --- baselines --------------------------------------------------------------------------------------------------------
-
-
 def make_reference_predictor(normalizer: Normalizer) -> Predictor:
     """Returns a predictor of the normaliser's reference: E' = 0, and g' = 0 or F' = 0."""
 
@@ -149,9 +146,6 @@ def fit_all_baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
     return {**predictors, REFERENCE_ONLY: make_reference_predictor(normalizer)}
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
 def split_batches(datamodule: OFDFTDataModule, split: str) -> Iterable[Data]:
     """Yields the normalised batches of a part on the CPU, outside of a trainer's loop."""
     loader = datamodule.part_dataloader(split)
@@ -213,8 +207,9 @@ def format_table(rows: Sequence[ResultRow]) -> str:
         n = of_split[0].n_molecules
         cells.append([f"{split} ({n} {noun[n != 1]})", *[""] * len(headings)])
         for row in of_split:
-            errors = (_format_cell(row.errors[names[quantity]]) for quantity in headings)
-            cells.append([", ".join(filter(None, [row.predictor, row.group])), *errors])
+            errors = (row.errors[names[quantity]] for quantity in headings)
+            texts = ("-" if math.isnan(error) else f"{error:.{1 if error < 1e4 else 0}f}" for error in errors)
+            cells.append([", ".join(filter(None, [row.predictor, row.group])), *texts])
     return format_rows(["", *(first for first, _ in headings.values())], cells)
 
 
@@ -228,10 +223,6 @@ def describe_accuracy(rows: Sequence[ResultRow]) -> str:
             texts.append(f"{row.split} {error - limit:+.1f}")
     symbol = find_unit(unit).small
     return f"model minus chemical accuracy ({limit:.1f} {symbol}): {', '.join(texts)} {symbol}" if texts else ""
-
-
-def _format_cell(error: float) -> str:
-    return "-" if math.isnan(error) else f"{error:.{1 if error < 1e4 else 0}f}"
 
 
 def write_csv(rows: Sequence[ResultRow], path: str | Path) -> None:

@@ -16,26 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ofdft_norm.checkpoint import check_checkpoint_file
 from ofdft_norm.data.files import write_text
 from ofdft_norm.datamodule import OFDFTDataModule
+from ofdft_norm.example import plots, results
 from ofdft_norm.example.callbacks import RunRecord, log_figure, quiet_lightning
 from ofdft_norm.example.metrics import MeasuredModule, error_name
-from ofdft_norm.example.plots import (
-    plot_gradient_ranges,
-    plot_learning_curves,
-    plot_normalization,
-    plot_parity,
-    save_figure,
-)
-from ofdft_norm.example.results import (
-    HEADINGS,
-    MODEL,
-    Predictor,
-    describe_accuracy,
-    evaluate,
-    fit_all_baselines,
-    format_table,
-    split_batches,
-    write_csv,
-)
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
 from ofdft_norm.units import find_unit
 
@@ -111,9 +94,6 @@ def _instantiate_group(group: DictConfig | None, folder_key: str, folder: Path) 
     return [instantiate(e, **(in_run if e.get(folder_key, "") is None else {})) for e in entries]
 
 
-# --- results ----------------------------------------------------------------------------------------------------------
-
-
 def write_results(
     model: LightningModule,
     datamodule: OFDFTDataModule,
@@ -127,31 +107,35 @@ def write_results(
     ``results/<split>/<error>``.
     """
     write_text(output_dir / "summary.txt", datamodule.summary() + "\n")
-    figures, errors = {"normalization": plot_normalization(datamodule)}, {}
+    figures, errors = {"normalization": plots.plot_normalization(datamodule)}, {}
     splits = sorted(set(datamodule.parts.names()) - {"train"}, key=lambda part: (part != "val", part))
     if isinstance(model, MeasuredModule) and splits:
         normalizer, unit = datamodule.normalizer, datamodule.unit
-        predictors: dict[str, Predictor] = {**fit_all_baselines(datamodule), MODEL: model.cpu().eval().predict}
-        found = [evaluate(predictors, split_batches(datamodule, split), normalizer, split) for split in splits]
+        predictors = {**results.fit_all_baselines(datamodule), results.MODEL: model.cpu().eval().predict}
+        found = [
+            results.evaluate(predictors, results.split_batches(datamodule, split), normalizer, split)
+            for split in splits
+        ]
         rows = [row for of_split, _ in found for row in of_split]
-        accuracy = describe_accuracy(rows)
-        log.info("%s", "\n".join(filter(None, [format_table([row for row in rows if not row.group]), accuracy])))
-        write_text(output_dir / "results.txt", "\n".join(filter(None, [format_table(rows), accuracy])) + "\n")
-        write_csv(rows, output_dir / "results.csv")
-        of_model = [row for row in rows if row.predictor == MODEL and not row.group]
+        ungrouped = [row for row in rows if not row.group]
+        accuracy = results.describe_accuracy(rows)
+        log.info("%s", "\n".join(filter(None, [results.format_table(ungrouped), accuracy])))
+        write_text(output_dir / "results.txt", "\n".join(filter(None, [results.format_table(rows), accuracy])) + "\n")
+        results.write_csv(rows, output_dir / "results.csv")
+        of_model = [row for row in ungrouped if row.predictor == results.MODEL]
         errors = {f"results/{row.split}/{error}": value for row in of_model for error, value in row.errors.items()}
         symbol, per = find_unit(unit).symbol, "/angstrom" if datamodule.basis_info is None else ""
         names = f"energy minus reference [{symbol}]", f"{model.predicted[1]} [{symbol}{per}]"
         pairs = zip(names, zip(*(pairs for _, pairs in found), strict=True), strict=True)
-        figures["parity"] = plot_parity({name: dict(zip(splits, points, strict=True)) for name, points in pairs})
+        figures["parity"] = plots.plot_parity({name: dict(zip(splits, points, strict=True)) for name, points in pairs})
         if panels := _make_panels(curves, model, unit):
-            figures["learning_curves"] = plot_learning_curves(panels)
+            figures["learning_curves"] = plots.plot_learning_curves(panels)
     for name, figure in figures.items():
-        save_figure(figure, output_dir / f"{name}.png")
+        plots.save_figure(figure, output_dir / f"{name}.png")
         for logger in loggers:
             log_figure(logger, f"results/{name}", figure, 0)
     if datamodule.basis_info is not None:  # the callback gives this picture to the loggers when training starts
-        save_figure(plot_gradient_ranges(datamodule), output_dir / "gradient_ranges.png")
+        plots.save_figure(plots.plot_gradient_ranges(datamodule), output_dir / "gradient_ranges.png")
     return errors
 
 
@@ -159,7 +143,8 @@ def _make_panels(curves: Mapping[str, Sequence[tuple[int, float]]], model: Measu
     """Returns the loss and the validation errors of a table as `plot_learning_curves` takes them."""
     kind, arrays = model.metric_class, {name: tuple(np.array(curve).T) for name, curve in curves.items()}
     named = dict(zip(kind.QUANTITIES, kind.names(unit), strict=True))
-    errors = {" ".join(words): arrays.get(f"val/{named[quantity]}") for quantity, words in HEADINGS[kind].items()}
+    headings = results.HEADINGS[kind]
+    errors = {" ".join(words): arrays.get(f"val/{named[quantity]}") for quantity, words in headings.items()}
     panels = {"loss of the training split": {"train": arrays.get("train/loss")}}
     panels[f"mean absolute errors of the validation split [{find_unit(unit).small}]"] = errors
     known = {name: {k: v for k, v in panel.items() if v is not None} for name, panel in panels.items()}
@@ -168,8 +153,8 @@ def _make_panels(curves: Mapping[str, Sequence[tuple[int, float]]], model: Measu
 
 def find_compared_metric(metrics: Mapping[str, float], unit: str) -> float | None:
     """Returns the metric by which TensorBoard compares runs: the energy error of the first held-out split, if any."""
-    results, error = "results/", f"/{error_name('energy_mae', unit)}"
-    return next((v for name, v in metrics.items() if name.startswith(results) and name.endswith(error)), None)
+    error = f"/{error_name('energy_mae', unit)}"
+    return next((v for name, v in metrics.items() if name.startswith("results/") and name.endswith(error)), None)
 
 
 def _to_floats(metrics: Any) -> dict[str, float]:

@@ -4,10 +4,13 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -78,7 +81,7 @@ def explain(error: BaseException, hints: bool = False) -> str:
         text = f"unknown option {option!r} of the config group {group!r}{did_you_mean(option, error.options)}"
         text += f"\n  options: {', '.join(error.options)}"
     elif hints and isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        text = _describe_unknown_key(str(cause.full_key))
+        text = _describe_unknown_key(str(cause.full_key), cause.parent_node)
     else:
         text = _describe_error(error)
     return f"error: {text}\n(set {_FULL}=1 for the full traceback)"
@@ -96,7 +99,8 @@ def _describe_error(error: BaseException) -> str:
     return "\n".join([f"{name}{shown}".strip(), *getattr(root, "__notes__", ())])
 
 
-def _describe_unknown_key(key: str) -> str:
+def _describe_unknown_key(key: str, node: Any) -> str:
+    """Returns the message for a key that a node of the configuration lacks."""
     root = find_config_dir()
     if "/" in key:
         groups = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir()]
@@ -108,8 +112,16 @@ def _describe_unknown_key(key: str) -> str:
         for name in _list_keys(OmegaConf.load(path)):
             known.setdefault(f"{prefix}{name}", []).append(f"{group}={path.stem}")
     if key in known:
-        return f"config key {key!r} exists only with {' or '.join(known[key])}"
+        addable = f" (+{key}=... adds it)" if _takes_argument(node, key.rpartition(".")[2]) else ""
+        return f"config key {key!r} exists only with {' or '.join(known[key])}{addable}"
     return f"unknown config key {key!r}{did_you_mean(key, known, cutoff=0.8)} (+{key}=... adds it)"
+
+
+def _takes_argument(node: Any, name: str) -> bool:
+    """Returns whether the class or function of a config node has an argument of this name."""
+    with suppress(Exception):  # the node has no _target_, or its module cannot be imported
+        return name in signature(get_object(node["_target_"])).parameters
+    return False
 
 
 def _list_keys(node: Any) -> Iterator[str]:

@@ -159,10 +159,15 @@ def test_message_has_the_error_and_the_closest_name(fail, overrides, error):
 
 
 @pytest.mark.parametrize(
-    ("key", "option"), [("data.split.file", "data/split=file"), ("data.source.root", "data/source=structures25")]
+    ("key", "hint"),
+    [
+        ("data.split.file", "data/split=file (+data.split.file=... adds it)"),
+        ("trainer.limit_val_batches", "trainer=debug (+trainer.limit_val_batches=... adds it)"),
+        ("data.source.root", "data/source=structures25"),  # the source in use has no such argument
+    ],
 )
-def test_a_key_of_another_option_names_the_option(fail, key, option):
-    assert fail(f"{key}=1")[0].endswith(f"exists only with {option}")
+def test_a_key_of_another_option_names_the_option(fail, key, hint):
+    assert fail(f"{key}=1")[0].endswith(f"exists only with {hint}")
 
 
 def test_a_missing_extra_is_one_line(fail, monkeypatch):
