@@ -7,8 +7,6 @@ molecules with one geometry (unseen molecules). Each arm trains on every fold wi
 file, and a second call skips it. --overrides takes Hydra overrides of configs/train.yaml for every run.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

@@ -8,8 +8,6 @@ The result is the median of the ratios, so that other work of the machine change
 processor time, also of waiting threads: use one thread.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

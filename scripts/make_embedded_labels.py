@@ -4,8 +4,6 @@ The set has molecules with one geometry, and five molecules with 40 geometries a
 selects rows, and packs them into ``FOLDER/embedded`` with geometries, split and provenance.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

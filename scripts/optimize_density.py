@@ -4,8 +4,6 @@ Minimises the total energy (a learned energy plus exact terms) from the initial 
 a table, and writes density_optimization.txt and .png into the folder of each run. Needs the extra ``labels`` (PySCF).
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -26,6 +26,12 @@ def _moments(samples: Sequence[OFData], weights: Sequence[float], values: Sequen
     return out
 
 
+def _identify(sample: OFData) -> Any:
+    """A molecule is known by name, elements and positions; a sample without name is one."""
+    geometry = *sample.atomic_numbers.tolist(), *sample.pos.flatten().tolist()
+    return (sample.mol_id, geometry) if "mol_id" in sample else id(sample)
+
+
 def _reference(
     samples: Sequence[OFData], weights: Sequence[float], basis_info: BasisInfo, slope: Any, bias: bool, by_sample: bool
 ) -> tuple[Any, float, list[float]]:
@@ -36,7 +42,7 @@ def _reference(
         reduced.append(float(sample.energy_label) - float(slope[b] @ p))
         composition.append([(sample.atomic_numbers.numpy() == z).sum() for z in basis_info.atomic_numbers])
         if weights[i] > 0:
-            by_molecule[i if by_sample else sample.mol_id].append(i)
+            by_molecule[i if by_sample else _identify(sample)].append(i)
     rows, targets = [], []
     for members in by_molecule.values():
         w = np.array([weights[i] for i in members])
@@ -92,7 +98,7 @@ def naive_statistics(
             out[f"{folder}/rms"] = np.sqrt(np.average(residual**2, weights=w))
     out["n_samples"] = sum(weight > 0 for weight in weights)
     out["n_labelled_samples"] = len(used)
-    out["n_molecules"] = len({s.mol_id for s in kept})
+    out["n_molecules"] = len({_identify(s) for s in kept})
     counted = [s.atomic_numbers.numpy() for s, weight in zip(samples, weights, strict=True) if weight > 0]
     out["n_atoms"] = np.array([sum((n == z).sum() for n in counted) for z in basis_info.atomic_numbers])
     return out

@@ -1,15 +1,8 @@
-"""Text tables against strings laid out by hand."""
+"""Text tables that are wider than a screen."""
 
 import re
 
 from ofdft_norm.tables import WIDTH, format_rows
-
-
-def test_lines_end_with_their_last_cell():
-    rows = [["val", "model", "1e3"], ["all", "", ""]]
-    assert format_rows(["split", "predictor", "E [mHa]"], rows, n_left=2).splitlines() == [
-        *("split  predictor  E [mHa]", "val    model          1e3", "all")
-    ]
 
 
 def test_names_that_make_a_table_wider_than_a_screen_are_cut_in_their_middle():

@@ -239,14 +239,6 @@ def test_a_bad_frame_is_named(tmp_path: Path, line: int, change: Callable[[str],
         list(train(ASEFiles(str(path))))
 
 
-def test_blank_lines_between_frames_end_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "data.xyz"
-    write(path, frames(2), columns=["symbols", "positions", "forces"])
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines[:5], "\n", "\n", *lines[5:], "\n"]))
-    assert_samples_of(everything(ASEFiles(str(path))), frames(2), [0, 1])
-
-
 def test_frames_without_labels_can_be_predicted(tmp_path: Path) -> None:
     write(tmp_path / "bare.xyz", [molecule("H2O"), *frames(2)])
     source = ASEFiles(str(tmp_path / "bare.xyz"))

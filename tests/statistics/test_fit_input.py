@@ -95,6 +95,14 @@ def end_with(number: float) -> Callable[[Tensor], Tensor]:
 
 EVERY = slice(None)
 UNLABELLED = change(EVERY, "has_energy_label", torch.zeros_like)
+
+
+def spoil_gradients(samples: list[OFData]) -> None:
+    samples[0].has_energy_label[:] = False  # its gradient is not used
+    samples[0].gradient_label[:] = torch.nan
+    samples[5].gradient_label[-1] = torch.inf
+
+
 SMALLER = BasisInfo([1, 6, 8], ["1x0e", "1x0e", "1x0e"])
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     *(
@@ -111,17 +119,14 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (None, {"min_atoms_per_type": 9}, r"too few atoms .*\{6: 8\}.*at least 9.*min_atoms_per_type"),
     (None, {"basis_info": SMALLER}, r"samples were made with another basis.*data\.source\.basis_info"),
     (change(slice(3, 4), "coeffs", end_with(1e200)), {}, r"'constant/coeffs/std'.* are not finite"),
-    (
-        change(slice(4, 5), "gradient_label", None),
-        {},
-        r"sample 4 \(molecule 'molecule 2'\) lacks .*'gradient_label'",
-    ),
+    (change(slice(4, 5), "gradient_label", None), {}, r"sample 4 \(molecule 'molecule 2'\) lacks .*'gradient_label'"),
     (change(EVERY, "has_energy_label", None), {}, "lacks the field 'has_energy_label'"),
     (
         change(slice(5, 6), "energy_label", lambda v: v * 1j),
         {"basis_info": None},
         r"'energy_label' has 10 values of torch.complex128, expected real numbers",
     ),
+    (spoil_gradients, {}, "5, SCF iteration 1.*'gradient_label' is inf"),
     *(
         (change(slice(5, 6), field, end_with(torch.inf)), {"loader": loader}, f"5, SCF iteration 1.*'{field}' is inf")
         for field in ("coeffs", "gradient_label", "energy_label")

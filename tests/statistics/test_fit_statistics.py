@@ -54,9 +54,15 @@ def test_every_statistic_agrees_with_plain_loops(
     basis_info = data.draw(some_bases)
     z = basis_info.atomic_numbers.tolist()
     rng = np.random.default_rng(seed)
-    samples = scf_samples(basis_info, rng, [z, [*z, z[0]], [z[0]], [*z, *z, z[-1]], [z[-1]] * 3], n_scf=3)
-    samples[0].weight[:] = 1.0
+    molecules = [z, z, z[::-1], [*z, z[0]], [z[0]], [*z, *z, z[-1]], [z[-1]] * 3]
+    samples = scf_samples(basis_info, rng, molecules, n_scf=3)
     samples[0].has_energy_label[:] = True
+    names, equal = data.draw(st.sampled_from(["different", "equal", "none"])), data.draw(st.booleans())
+    for sample in samples[: len(samples) if equal else 1]:
+        sample.weight[:] = sample.other_weight[:] = 1.0
+    for sample in samples if names != "different" else ():
+        del sample.mol_id
+        sample.update({"mol_id": "a"} if names == "equal" else {})
     batches = Batches(DataLoader(samples, data.draw(st.sampled_from([1, 2, 4, 50])), follow_batch=["coeffs"]))
     found = fit(data.draw(st.sampled_from([batches, samples])), basis_info, FIELD_WEIGHERS, with_bias=with_bias)
     for key, name in FIELDS.items():
@@ -68,8 +74,8 @@ def check_holders(found: WeigherStatistics, samples: list[OFData], field: str, b
     """The named molecules have the smallest and the largest gradient, of possibly several equal ones."""
     for dimension in range(basis_info.n_basis):
         entries = [
-            (float(value), sample.mol_id)
-            for sample in samples
+            (float(value), sample.get("mol_id") or f"sample {i}")
+            for i, sample in enumerate(samples)
             if sample[field] > 0 and sample.has_energy_label
             for value in sample.gradient_label[sample.basis_function_ind == dimension]
         ]
