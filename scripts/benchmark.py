@@ -10,6 +10,7 @@ processor time, also of waiting threads: use one thread.
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -303,10 +304,12 @@ def packed_reading_rows(repeats: int) -> list[Row]:
         _ = [dataset[i] for i in order[:50]]
 
     def join() -> None:
-        _ = [packed.__getitems__(batch) for batch in batches]
+        for batch in batches:  # each is freed before the next one, as in training
+            packed.__getitems__(batch)
 
     def copy() -> None:
-        _ = [[value.clone() for value in batch] for batch in tensors]
+        for batch in tensors:
+            _ = [value.clone() for value in batch]
 
     numbers = iter(range(10_000))
 
@@ -494,6 +497,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore", UserWarning)  # the random molecules have no F
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, torch {torch.__version__}")
     torch.set_num_threads(1)  # as configs/train.yaml
     rows: list[Row] = []

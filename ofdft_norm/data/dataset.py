@@ -314,15 +314,17 @@ def join_labels(molecules: Sequence[MoleculeLabels], basis_info: BasisInfo) -> A
 def read_file_states(paths: Sequence[Path], contents: bool = False) -> list[list[Any]]:
     """Returns for each file, also in folders, its name below the common folder, and size and time, or digest."""
     absolute, files = list(map(os.path.abspath, paths)), []
-    root = os.path.commonpath(map(os.path.dirname, absolute)) if paths else ""
+    root = os.path.commonpath(set(map(os.path.dirname, absolute))) if paths else ""
     for path in absolute:
-        walk = os.walk(path) if os.path.isdir(path) else [("", [], [path])]
-        files += sorted(os.path.join(parent, name) for parent, _, names in walk for name in names)
+        if os.path.isdir(path):
+            files += sorted(os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
+        else:
+            files.append(path)
 
     def find(names: Sequence[str]) -> list[Any]:
         return [hash_file(n) if contents else [(s := os.stat(n)).st_size, s.st_mtime_ns] for n in names]
 
-    size = 1 if contents else 64  # a task for each file would take longer than asking for its size
+    size = 1 if contents else 256  # a task for each file would take longer than asking for its size
     try:
         with ThreadPoolExecutor() as pool:  # file systems of clusters answer slowly; hashing releases Python's lock
             found = pool.map(find, [files[first : first + size] for first in range(0, len(files), size)])

@@ -279,9 +279,9 @@ class PackedDataset(MoleculeDataset):
             # transforms state which large fields they read, and may read all others
             return fields is None or name in fields or (self.transform is not None and not large)
 
-        own = {axis: entries[:, molecules] for axis, entries in self._table.items()}
-        (sets, value, _), sample, n_basis = own["value"], own["sample"], own["function"][2]
-        atoms, values = _find_ranges(*own["atom"]), _find_ranges(sets, value + iterations * n_basis, n_basis)
+        places = {axis: entries[:, molecules] for axis, entries in self._table.items()}
+        (sets, value, _), sample, n_basis = places["value"], places["sample"], places["function"][2]
+        atoms, values = _join_ranges(*places["atom"]), _join_ranges(sets, value + iterations * n_basis, n_basis)
         numbers = self._gather("atomic_numbers", atoms).long()
         atom_ind = self.basis_info.atomic_number_to_atom_index[numbers.numpy()]
         per_atom = {"atomic_numbers": numbers, "atom_ind": torch.from_numpy(atom_ind)}
@@ -291,13 +291,15 @@ class PackedDataset(MoleculeDataset):
         if is_wanted("gradient_label", large=True):
             per_function["gradient_label"] = self._gather(self.gradient_key, values)
         if is_wanted("ground_state_coeffs", large=True):
-            last = _find_ranges(sets, value + (sample[2] - 1) * n_basis, n_basis)
+            last = _join_ranges(sets, value + (sample[2] - 1) * n_basis, n_basis)
             per_function["ground_state_coeffs"] = self._gather("coeffs", last)
         if is_wanted("dual_basis_integrals", large=True):
-            per_function["dual_basis_integrals"] = self._gather("dual_basis_integrals", _find_ranges(*own["function"]))
+            per_function["dual_basis_integrals"] = self._gather(
+                "dual_basis_integrals", _join_ranges(*places["function"])
+            )
         if is_wanted("basis_function_ind"):
             per_function["basis_function_ind"] = torch.from_numpy(self.basis_info.basis_function_ind(atom_ind))
-        texts = list(map(tuple, own["mol_id"].T.tolist()))  # set, first byte, number of bytes
+        texts = list(map(tuple, places["mol_id"].T.tolist()))  # set, first byte, number of bytes
         names = {(i, at, n): self.sets[i].arrays["mol_ids"][at : at + n].tobytes().decode() for i, at, n in set(texts)}
         others = ("has_energy_label", "perturbed", *self.other_energies)
         stored = {"energy_label": self.energy_key, **dict(zip(others, others, strict=True))}
@@ -308,7 +310,7 @@ class PackedDataset(MoleculeDataset):
             "basis_info": [self.basis_info] * len(molecules),
             "coordinates": [self.coordinates] * len(molecules),
         }
-        return make_batch(per_atom, per_function, per_sample, own["atom"][2], n_basis)
+        return make_batch(per_atom, per_function, per_sample, places["atom"][2], n_basis)
 
     def _gather(self, name: str, ranges: tuple[int, list[int], list[slice]]) -> Tensor:
         (n, sets, slices), arrays = ranges, list(map(itemgetter(name), map(attrgetter("arrays"), self.sets)))
@@ -325,8 +327,8 @@ class PackedDataset(MoleculeDataset):
         return torch.from_numpy(values)
 
 
-def _find_ranges(sets: IntArray, starts: IntArray, lengths: IntArray) -> tuple[int, list[int], list[slice]]:
-    """Returns the number of entries, and sets and slices of ranges; ranges that follow one another are joined."""
+def _join_ranges(sets: IntArray, starts: IntArray, lengths: IntArray) -> tuple[int, list[int], list[slice]]:
+    """Returns the number of entries, and sets and slices of ranges, where ranges that follow one another are joined."""
     stops = starts + lengths
     apart = (starts[1:] != stops[:-1]) | (sets[1:] != sets[:-1])
     first, last = np.append(True, apart), np.append(apart, True)

@@ -242,9 +242,9 @@ def register_fields(batch: DataT, fields: Mapping[str, str | None]) -> DataT:
 
 
 _EMPTY = Batch(_base_cls=OFData)  # making one takes PyG longer than copying it
-# glibc returns freed memory to the system, unless a block of half that size was freed before. New memory comes page by
-# page: without this line, packed batches take three times as long.
-torch.empty(2**24, dtype=torch.uint8)
+# glibc keeps freed memory of up to twice the largest block that was freed before (at most 32 MiB), and returns more to
+# the system. New memory comes page by page: without this line, packed batches take three times as long.
+torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def make_batch(

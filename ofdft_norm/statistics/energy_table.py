@@ -121,7 +121,7 @@ def read_energy_table(
         parts.append({"elements": elements, **{name: values[used] for name, values in columns.items()}})
 
     fields = [*(["coeffs"] if gradients.size else []), *([] if by is None else [by])]
-    fields += [] if reader.whole_molecules else ["pos"]  # tells molecules without numbers apart
+    fields += [] if reader.whole_molecules else ["pos"]  # distinguishes molecules without numbers
     of_ranks = reader.for_each(collect, parts, "statistics: energies", weighers, fields, energy_fields)
     found = list(itertools.chain(*of_ranks))
     elements = np.unique(np.concatenate([part["elements"] for part in found]))

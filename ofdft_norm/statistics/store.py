@@ -40,7 +40,7 @@ class DatasetStatistics:
     ``statistics["has_energy_label"]`` has them as typed objects, see `WeigherStatistics`.
 
     Args:
-        path: A zarr v2 directory, a zip file of one, or an npz file, whose arrays are read into memory. None: kept in
+        path: A zarr v2 directory, a zip file of one, or an npz file; its arrays are read into memory. None: kept in
             memory alone.
         create_store: True: the path need not exist; the first `save_statistic` writes it.
 
