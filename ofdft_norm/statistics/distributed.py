@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
@@ -66,7 +66,7 @@ def find_ranks(minutes: float = DEFAULT_MINUTES) -> Ranks:
     """Returns this process's place in the default process group; without a group, that of a single process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
-    return Ranks(dist.get_rank(), dist.get_world_size(), _make_group(dist.group.WORLD, minutes), minutes)
+    return Ranks(dist.get_rank(), dist.get_world_size(), _find_group(minutes), minutes)
 
 
 @contextmanager
@@ -80,7 +80,14 @@ def use_one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-@lru_cache(maxsize=1)
-def _make_group(world: Any, minutes: float) -> Any:
+# torch keeps the groups until the default group is destroyed; gloo may abort a process that keeps them longer
+_groups: WeakValueDictionary[tuple[int, float], Any] = WeakValueDictionary()
+
+
+def _find_group(minutes: float) -> Any:
     """Returns a second group with gloo, made once: it accepts CPU tensors and has the timeout of a fit."""
-    return dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
+    key = id(dist.group.WORLD), minutes
+    group = _groups.get(key)
+    if group is None:
+        group = _groups[key] = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
+    return group

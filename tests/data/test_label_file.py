@@ -15,12 +15,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofdft_norm.data.label_file import (
-    LabelFileContent,
-    read_header,
-    read_molecule,
-    write_label_file,
-)
+from ofdft_norm.data.label_file import LabelFileContent, read_header, read_molecule, write_label_file
 from ofdft_norm.errors import LabelFileError, OFDFTNormError
 from tests.hostile.fuzzing import JSON, few_or_many
 
@@ -95,8 +90,7 @@ def test_every_row_equals_what_was_written(
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [(COEFFS, "f4"), (ENERGY, "f4"), (POSITIONS, "i4"), (FLAG, "u1"), (FLAG, "f8"), (NAME, "S")],
+    ("name", "dtype"), [(COEFFS, "f4"), (ENERGY, "f4"), (POSITIONS, "i4"), (FLAG, "u1"), (FLAG, "f8"), (NAME, "S")]
 )
 def test_types_that_lose_nothing_are_read(name: str, dtype: str, labels: Any) -> None:
     path = labels.write(change=changing(name, lambda values: values.astype(dtype)))

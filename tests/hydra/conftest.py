@@ -21,12 +21,7 @@ def small_data(tmp_path_factory) -> tuple[str, ...]:
     """Overrides that restrict the embedded labels to nine molecules; all elements are in the training split."""
     file = tmp_path_factory.mktemp("split") / "split.json"
     file.write_text(json.dumps({part: [f"{name}.zarr.zip" for name in names] for part, names in SPLIT.items()}))
-    return (
-        "data/split=file",
-        f"data.split.file={file}",
-        "data.loader.batch_size=4",
-        "data.statistics.progress=false",
-    )
+    return ("data/split=file", f"data.split.file={file}", "data.loader.batch_size=4", "data.statistics.progress=false")
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,13 @@ import os
 import re
 import signal
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from ofdft_norm import (
     BasisInfo,
@@ -157,6 +159,16 @@ def fit_with_one_that_stops(folder: Path, files: list[Path], basis_info: BasisIn
         if rank == 0:
             wake(folder)
     return "no error"
+
+
+def free_group() -> bool:
+    group = weakref.ref(find_ranks().group)
+    dist.destroy_process_group()
+    return group() is None
+
+
+def test_the_group_of_a_fit_ends_with_the_default_group() -> None:
+    assert on_ranks(free_group) == [True, True]
 
 
 def test_a_rank_that_hangs_is_missed_by_the_others(tmp_path: Path, files: list[Path], basis_info: BasisInfo) -> None:
