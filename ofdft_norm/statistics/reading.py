@@ -1,6 +1,7 @@
 """Passes of a fit over label files or packs (molecule by molecule), any data set of samples, or a loader."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -196,13 +197,14 @@ def make_reader(dataset: Any, ranks: Ranks, n_batches: int | None = None, **opti
 
 
 def _make_molecule_reader(dataset: MoleculeDataset, ranks: Ranks, n_used: int, **options: Any) -> Reader:
-    # blocks of neighbouring molecules, which are read at once; small ones for small data sets, so that no rank waits
-    size = max(1, min(MOLECULES_PER_BATCH, -(-n_used // ranks.world_size)))
-    blocks = [range(a, min(a + size, n_used)) for a in range(0, n_used, size)][ranks.rank :: ranks.world_size]
+    # blocks of neighbouring molecules, which are read at once; every rank has as many, of equal size
+    n_blocks = ranks.world_size * max(1, math.ceil(n_used / (ranks.world_size * MOLECULES_PER_BATCH)))
+    own_blocks = np.array_split(np.arange(n_used), n_blocks)[ranks.rank :: ranks.world_size]
+    blocks = [block for block in own_blocks if len(block)]
 
     def read(names: Fields, numbers: Sequence[str], atomic_numbers: str) -> Iterator[SampleBatch]:
         fields = None if names is None else (*names, *numbers, atomic_numbers)
-        for own in map(np.array, blocks):
+        for own in blocks:
             data = dataset.molecules(own, fields)
             # the samples of a molecule are in the order of their iterations
             iterations, ids = data.scf_iteration.numpy(), data.mol_id
