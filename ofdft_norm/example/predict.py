@@ -181,10 +181,12 @@ def warn_of_extrapolation(columns: Columns, tolerance: float) -> None:
     """Warns, once, of samples that are outside of the training range by more than `tolerance` of its width."""
     excess, names = columns["range_excess"], columns["mol_id"]
     far = sorted(np.flatnonzero(excess > tolerance), key=lambda i: -excess[i])
-    worst = {str(names[i]): i for i in reversed(far)}  # one sample of each molecule
+    worst: dict[str, int] = {}
+    for i in far:  # the farthest sample of each molecule
+        worst.setdefault(str(names[i]), int(i))
     named = [
         f"{name!r} by {excess[i]:.1f} (SCF {columns['scf_iteration'][i]}, {columns['range_dimension'][i]})"
-        for name, i in list(reversed(worst.items()))[:5]
+        for name, i in list(worst.items())[:5]
     ]
     if far:
         rank_zero_warn(

@@ -159,8 +159,8 @@ def _read_set(folder: Path, settings: LabelSettings) -> dict[str, tuple[Geometry
         ]
         if differing:
             raise LabellingError(
-                f"{path}: was made with other settings ({'; '.join(differing)}), and a set needs equal ones; give "
-                "another output folder (option output), or delete the file"
+                f"{path}: was made with other settings ({'; '.join(differing)}), but all labels of a set have "
+                "the same settings; give another output folder (option output), or delete the file"
             )
         found[mol_id] = geometry, report
     return found

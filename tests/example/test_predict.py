@@ -22,7 +22,7 @@ from ofdft_norm.errors import ConfigError
 from ofdft_norm.example import DensityModule
 from ofdft_norm.example.callbacks import CountOutOfRange
 from ofdft_norm.example.metrics import MODEL_KEY
-from ofdft_norm.example.predict import predict, to_csv, to_xyz
+from ofdft_norm.example.predict import predict, to_csv, to_xyz, warn_of_extrapolation
 from tests.hydra.composing import composed as composed_by_name
 from tests.labelled_molecules import LabelledMolecules
 
@@ -115,6 +115,13 @@ def test_geometries_with_coefficients_give_the_same_predictions(trained, tmp_pat
     for frame, sample, energy in zip(frames, trained.raw, found["energy"], strict=True):
         assert frame.info["e_kin_hartree"] == energy
         np.testing.assert_allclose(frame.positions, sample.pos.numpy() * ase.units.Bohr, atol=1e-6)
+
+
+def test_the_farthest_sample_of_each_molecule_is_named_and_the_farthest_molecule_first():
+    columns = {name: np.array(["a", "b", "a", "c"]) for name in ("mol_id", "scf_iteration", "range_dimension")}
+    columns["range_excess"] = np.array([1.0, 5.0, 9.0, 0.0])
+    with pytest.warns(UserWarning, match="3 of 4 samples, of 2 molecules.*: 'a' by 9.0.*; 'b' by 5.0"):
+        warn_of_extrapolation(columns, 0.5)
 
 
 def test_total_energies_have_ases_keys_and_csv_has_a_row_for_each_sample(tmp_path):

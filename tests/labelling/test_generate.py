@@ -19,13 +19,7 @@ from ofdft_norm.data.files import EMBEDDED
 from ofdft_norm.data.packed import PackedDataset
 from ofdft_norm.data.zarr_v2 import ZarrGroup
 from ofdft_norm.errors import OFDFTNormError
-from ofdft_norm.labelling import (
-    CheckTolerances,
-    KohnShamSettings,
-    LabellingError,
-    LabelSettings,
-    generate_labels,
-)
+from ofdft_norm.labelling import CheckTolerances, KohnShamSettings, LabellingError, LabelSettings, generate_labels
 from tests import processes
 
 HYDROGEN = "2\nmol_id=dihydrogen\nH 0 0 0\nH 0 0 0.74\n"

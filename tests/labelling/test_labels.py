@@ -8,13 +8,7 @@ import pytest
 
 pytest.importorskip("pyscf")
 
-from ofdft_norm.labelling import (
-    CheckTolerances,
-    KohnShamLabels,
-    LabellingError,
-    check_labels,
-    report_table,
-)
+from ofdft_norm.labelling import CheckTolerances, KohnShamLabels, LabellingError, check_labels, report_table
 from ofdft_norm.labelling.density_fit import integrate_basis, integrate_external, solve_fit
 from ofdft_norm.labelling.functional import evaluate_potentials
 from ofdft_norm.labelling.kohn_sham import KohnShamTrajectory
