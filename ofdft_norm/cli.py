@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command in HYDRA_COMMANDS:
         run_readably(lambda: _run_hydra(command, words), (Exception,), hints=True)
     elif command in OPTION_COMMANDS:
-        return run_readably(lambda: _run_options(command, words), (Exception,))
+        return run_readably(lambda: _run_with_options(command, words), (Exception,))
     elif command in ("-h", "--help"):
         print(format_usage())
     elif command == "--version":
@@ -155,7 +155,7 @@ def _describe_key(action: Action) -> str:
     return f"{key:26}{text.lstrip()}" if len(key) < 26 else f"{key}\n{text}"
 
 
-def _run_options(command: str, words: Sequence[str]) -> int:
+def _run_with_options(command: str, words: Sequence[str]) -> int:
     parser = _OptionParser(f"ofdft-norm {command}", description=COMMANDS[command])
     add_options, run = OPTION_COMMANDS[command]
     add_options(parser)
@@ -187,7 +187,7 @@ def _add_labels_options(parser: ArgumentParser) -> None:
         add(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
 
 
-def _labels(options: Namespace) -> int:
+def _run_labels(options: Namespace) -> int:
     from ofdft_norm.labelling import CheckTolerances, KohnShamSettings, LabelSettings, generate_labels, report_table
 
     kohn_sham = KohnShamSettings(**{name: getattr(options, name) for name in KOHN_SHAM_OPTIONS})
@@ -321,7 +321,7 @@ def _report(options: Namespace) -> int:
 
 
 OPTION_COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
-    "labels": (_add_labels_options, _labels),
+    "labels": (_add_labels_options, _run_labels),
     "pack": (_add_pack_options, _pack),
     "report": (_add_report_options, _report),
 }

@@ -61,7 +61,7 @@ from ofdft_norm.normalization.summary import describe_normalizer, summarize
 from ofdft_norm.settings import check_arguments
 from ofdft_norm.statistics.cache import describe_fit, load_or_fit
 from ofdft_norm.statistics.store import DatasetStatistics
-from ofdft_norm.transforms import transforms_by_default
+from ofdft_norm.transforms import make_default_transforms
 from ofdft_norm.units import EnergyUnit
 
 PartName = Annotated[str, Field(pattern=r"^(train|val|test(_\w+)?|predict|all)$")]
@@ -149,7 +149,7 @@ class OFDFTDataModule(LightningDataModule):
         if self._wrapped is not None and loader != LoaderConfig(follow_batch=loader.follow_batch):
             raise ConfigError("data.loader: a wrapped data module keeps its own loaders; configure them there")
         self.loader = loader
-        self.pre_transforms = transforms_by_default() if pre_transforms is None else list(pre_transforms)
+        self.pre_transforms = make_default_transforms() if pre_transforms is None else list(pre_transforms)
         self.post_transforms = list(post_transforms)
         self.settings = NormalizerSettings(
             reference, rescaling, energy_scale, energy_scale_per_atom, unseen_elements, unit

@@ -34,8 +34,8 @@ from ofdft_norm.data.files import import_optional, write_text
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import ConfigError
 from ofdft_norm.example.callbacks import quiet_lightning
-from ofdft_norm.example.metrics import LabelErrors, error_name
-from ofdft_norm.example.results import HEADINGS, MODEL, evaluate, split_batches
+from ofdft_norm.example.metrics import LabelErrors, name_error
+from ofdft_norm.example.results import HEADINGS, MODEL, evaluate, iterate_batches
 from ofdft_norm.hydra_app.readable_errors import find_config_dir, run_readably
 from ofdft_norm.tables import format_rows
 from ofdft_norm.units import find_unit
@@ -140,7 +140,7 @@ def train_run(options: argparse.Namespace, run: Run) -> dict[str, dict[str, floa
     trainer.fit(model, datamodule=datamodule)
     predict, normalizer = {MODEL: model.cpu().eval().predict}, datamodule.normalizer
     parts = [part for part in (("val",) if run.search else TESTED) if part in datamodule.parts.names()]
-    measured = {part: evaluate(predict, split_batches(datamodule, part), normalizer, part)[0] for part in parts}
+    measured = {part: evaluate(predict, iterate_batches(datamodule, part), normalizer, part)[0] for part in parts}
     return {part: rows[0].errors for part, rows in measured.items()}
 
 
@@ -187,7 +187,7 @@ def choose(found: dict[Run, Any], arm: tuple[str, str], unit: str) -> tuple[floa
     """Returns the learning rate and scale of an arm with the smallest product of the errors `SEARCHED`."""
 
     def score(run: Run) -> float:
-        value = math.prod(found[run]["val"][error_name(quantity, unit)] for quantity in SEARCHED)
+        value = math.prod(found[run]["val"][name_error(quantity, unit)] for quantity in SEARCHED)
         return value if math.isfinite(value) else math.inf
 
     best = min((run for run in found if (run.reference, run.scaling) == arm), key=score)
@@ -214,7 +214,7 @@ def write_tables(options: argparse.Namespace, results: dict[Run, Any], chosen: d
         for arm in chosen:
             shown_errors = []
             for quantity in headings:
-                name = error_name(quantity, unit)
+                name = name_error(quantity, unit)
                 own, both = (_by_fold(results, of, part, name) for of in (arm, BOTH if BOTH in chosen else arm))
                 p = paired_p_value(own, both)
                 spread = own.std(ddof=1) if len(own) > 1 else math.nan

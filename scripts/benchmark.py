@@ -57,7 +57,7 @@ from ofdft_norm.data.sample import collate_joined, join_samples
 from ofdft_norm.example import DensityModule
 from ofdft_norm.normalization.build_normalizer import NormalizerSettings, build_normalizer
 from ofdft_norm.normalization.normalized_dataset import NormalizeBatch, NormalizedDataset
-from ofdft_norm.transforms.coordinates import forget_molecules, molecules_of
+from ofdft_norm.transforms.coordinates import forget_molecules, list_molecules
 from ofdft_norm.transforms.overlap import compute_overlap
 
 BASIS = BasisInfo(
@@ -445,7 +445,7 @@ def pre_transform_rows(repeats: int) -> list[Row]:
     for n_heavy, n_hydrogen, n_molecules in ((3, 4, 100), (9, 9, 12)):
         rng = np.random.default_rng(0)
         batches = [random_densities(basis_info, n_heavy, n_hydrogen, rng) for _ in range(n_molecules)]
-        overlaps = [compute_overlap(molecules_of(batch)[0][0]) for batch in batches]
+        overlaps = [compute_overlap(list_molecules(batch)[0][0]) for batch in batches]
         for name, chain in chains.items():
 
             def transform_all(transform: Any = BasisTransforms(chain), batches: Any = batches) -> None:  # noqa: B008

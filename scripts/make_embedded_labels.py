@@ -33,10 +33,10 @@ from ofdft_norm.labelling.geometries import (
     BOHR_IN_ANGSTROM,
     Geometry,
     LabellingError,
+    make_seeded_generator,
     read_geometries,
-    seeded_generator,
 )
-from ofdft_norm.labelling.kohn_sham import build_molecule, without_file
+from ofdft_norm.labelling.kohn_sham import build_molecule, detach_file
 from ofdft_norm.labelling.labels import LabelSettings
 from ofdft_norm.transforms import BasisTransforms, LocalFrames, NaturalReparametrization
 
@@ -198,7 +198,7 @@ def sample_normal_modes(
     found = thermo.harmonic_analysis(mean_field.mol, mean_field.Hessian().kernel(), mass=masses[::3])
     modes = found["norm_mode"].reshape(-1, n) * np.sqrt(masses)
     root = modes.T * np.sqrt(BOLTZMANN * temperature / found["force_const_au"]) @ modes
-    generator = seeded_generator(relaxed.mol_id)
+    generator = make_seeded_generator(relaxed.mol_id)
     moved = generator.normal(size=(n_samples, n)) @ root / np.sqrt(masses)
     return [
         replace(relaxed, mol_id=f"{relaxed.mol_id}_{i:03}", positions=relaxed.positions + step.reshape(-1, 3))
@@ -208,7 +208,7 @@ def sample_normal_modes(
 
 def _hartree_fock(geometry: Geometry, basis: str) -> Any:
     """Returns PySCF's converged restricted Hartree-Fock calculation."""
-    mean_field = without_file(build_molecule(geometry, basis).RHF())
+    mean_field = detach_file(build_molecule(geometry, basis).RHF())
     mean_field.conv_tol = 1e-11
     mean_field.kernel()
     return mean_field

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ofdft_norm.example.metrics import LabelErrors, error_name
+from ofdft_norm.example.metrics import LabelErrors, name_error
 from ofdft_norm.example.results import HEADINGS, ResultRow, describe_accuracy, format_table
 from tests.pages import GUIDE, README, check_command, code_blocks, commands
 
@@ -43,6 +43,6 @@ def test_the_table_of_results_is_laid_out_as_it_is_printed():
             continue
         errors = dict.fromkeys(LabelErrors.names("hartree"), 0.0)
         for quantity, cell in zip(HEADINGS[LabelErrors], cells, strict=True):
-            errors[error_name(quantity, "hartree")] = float("nan") if cell == "-" else float(cell)
+            errors[name_error(quantity, "hartree")] = float("nan") if cell == "-" else float(cell)
         rows.append(ResultRow(split, predictor, "", n_molecules, n_samples=0, errors=errors))
     assert f"{format_table(rows)}\n{describe_accuracy(rows)}" == block

@@ -88,7 +88,7 @@ class OFData(Data):
         atom_ind = basis_info.atom_indices(atomic_numbers, where)
         basis_function_ind = basis_info.basis_function_ind(atom_ind)
         sample = cls(
-            pos=_real_tensor(pos, "pos", (len(atom_ind), 3), where),
+            pos=_convert_to_real_tensor(pos, "pos", (len(atom_ind), 3), where),
             atomic_numbers=torch.as_tensor(basis_info.atomic_numbers[atom_ind]),
             atom_ind=torch.as_tensor(atom_ind),
             basis_function_ind=torch.as_tensor(basis_function_ind),
@@ -98,11 +98,11 @@ class OFData(Data):
         vectors = (coeffs, ground_state_coeffs, gradient_label, dual_basis_integrals)
         for field, value in zip(PER_FUNCTION, vectors, strict=True):
             if value is not None:
-                sample[field] = _real_tensor(value, field, (len(basis_function_ind),), where)
+                sample[field] = _convert_to_real_tensor(value, field, (len(basis_function_ind),), where)
         if energy_label is not None:
-            sample.energy_label = _real_tensor(energy_label, "energy_label", (1,), where)
+            sample.energy_label = _convert_to_real_tensor(energy_label, "energy_label", (1,), where)
         flag = energy_label is not None if has_energy_label is None else has_energy_label
-        labelled = _real_tensor(flag, "has_energy_label", (1,), where)
+        labelled = _convert_to_real_tensor(flag, "has_energy_label", (1,), where)
         if labelled.item() not in (0, 1):
             raise LabelFileError(f"{where}: field 'has_energy_label' is {flag!r}, expected True or False, or 1 or 0")
         sample.has_energy_label = labelled.bool()
@@ -130,7 +130,7 @@ class OFData(Data):
 OFData.__name__ = "OFDFTNormData"
 
 
-def _real_tensor(value: Any, field: str, shape: tuple[int, ...], where: str) -> Tensor:
+def _convert_to_real_tensor(value: Any, field: str, shape: tuple[int, ...], where: str) -> Tensor:
     """Returns a real tensor; Python numbers do not pass through torch's default dtype (float32)."""
     if not isinstance(value, Tensor):
         array = np.asarray(value)

@@ -12,8 +12,8 @@ from ofdft_norm.data.files import import_optional
 from ofdft_norm.errors import BatchError
 from ofdft_norm.labelling.density_fit import integrate_coulomb
 from ofdft_norm.labelling.functional import evaluate_potentials
-from ofdft_norm.transforms.coordinates import molecules_of
-from ofdft_norm.transforms.overlap import pyscf_molecule
+from ofdft_norm.transforms.coordinates import list_molecules
+from ofdft_norm.transforms.overlap import build_pyscf_molecule
 
 
 class ExactTerms:
@@ -35,10 +35,10 @@ class ExactTerms:
     """
 
     def __init__(self, sample_or_batch: Data, xc: str | None = "PBE", grid_level: int = 3) -> None:
-        molecules = molecules_of(sample_or_batch)
+        molecules = list_molecules(sample_or_batch)
         if len(molecules) != 1:
             raise BatchError(f"exact terms need one molecule, and the batch has {len(molecules)}")
-        self.mol = pyscf_molecule(molecules[0][0])
+        self.mol = build_pyscf_molecule(molecules[0][0])
         self.functionals = {} if xc is None else {"e_xc": xc}
         self.coulomb = integrate_coulomb(self.mol)
         self.nuclear_repulsion = float(self.mol.energy_nuc())

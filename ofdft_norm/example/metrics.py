@@ -24,11 +24,11 @@ from ofdft_norm.units import find_unit
 MODEL_KEY = "ofdft_norm_model"  # checkpoint entry with the class of the model
 
 
-def error_name(quantity: str, unit: str) -> str:
+def name_error(quantity: str, unit: str) -> str:
     """Returns the name of an error in logs and files, which ends in its unit.
 
     Examples:
-        >>> error_name("energy_mae", "hartree"), error_name("energy_mae", "kcal/mol")
+        >>> name_error("energy_mae", "hartree"), name_error("energy_mae", "kcal/mol")
         ('energy_mae_mHa', 'energy_mae_kcal_per_mol')
     """
     return f"{quantity}_{find_unit(unit).suffix}"
@@ -74,7 +74,7 @@ class PhysicalErrors(Metric):
     @classmethod
     def names(cls, unit: str) -> tuple[str, ...]:
         """Returns the names of the errors in a unit."""
-        return tuple(error_name(quantity, unit) for quantity in cls.QUANTITIES)
+        return tuple(name_error(quantity, unit) for quantity in cls.QUANTITIES)
 
     @staticmethod
     def _compare(normalizer: Normalizer, batch: Data, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -62,7 +62,7 @@ def plot_gradient_ranges(datamodule: OFDFTDataModule) -> Figure:
     basis_info, rescaling = cast(BasisInfo, datamodule.basis_info), datamodule.normalizer.rescaling
     before, after = compute_gradient_ranges(datamodule)
     elements = _find_seen(before, basis_info)
-    figure, panels = _new_figure([1] * len(elements), 1.45 * max(len(elements), 1) + 0.9)
+    figure, panels = _make_figure([1] * len(elements), 1.45 * max(len(elements), 1) + 0.9)
     positive = np.concatenate([before[before > 0], after[after > 0], [1e-3]])
     limits = (max(positive.min() / 2, 1e-6), positive.max() * 20)
     unit, scale = find_unit(datamodule.unit).symbol, float(datamodule.normalizer.energy_scale)
@@ -100,7 +100,7 @@ def plot_normalization(datamodule: OFDFTDataModule) -> Figure:
     Below: the standard deviation of the energies, minus each fitted reference, from chemical accuracy on.
     """
     no_basis = datamodule.basis_info is None
-    figure, panels = _new_figure([1] if no_basis else [3, 2], 2.3 if no_basis else 5.6)
+    figure, panels = _make_figure([1] if no_basis else [3, 2], 2.3 if no_basis else 5.6)
     if datamodule.basis_info is not None:
         _draw_coefficients(panels[0], datamodule, datamodule.basis_info)
     _draw_residuals(panels[-1], datamodule)
@@ -183,7 +183,7 @@ def plot_parity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figu
 @rc_context(_STYLE)
 def plot_learning_curves(panels: Mapping[str, Mapping[str, tuple[Array, Array]]], x: str = "epoch") -> Figure:
     """Draws curves of (x, values): a panel for each quantity with its unit, a line for each name."""
-    figure, axes_of_panels = _new_figure([1] * len(panels), 2.2 * len(panels) + 0.3, sharey=False)
+    figure, axes_of_panels = _make_figure([1] * len(panels), 2.2 * len(panels) + 0.3, sharey=False)
     for axes, (quantity, curves) in zip(axes_of_panels, panels.items(), strict=True):
         for (name, (at, values)), color in zip(curves.items(), _CURVE_COLORS, strict=False):
             axes.plot(at, values, color=color, linewidth=1.2, label=name, marker="." if len(at) == 1 else "")
@@ -215,7 +215,7 @@ def _draw_changes(axes: Axes, x: Any, before: Array, after: Array, low: float, s
     axes.scatter(x, after, s=size, color=AFTER, zorder=3)
 
 
-def _new_figure(heights: Sequence[int], height: float, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+def _make_figure(heights: Sequence[int], height: float, sharey: bool = True) -> tuple[Figure, list[Axes]]:
     """Returns a figure with panels of these relative heights below one another, at least one."""
     figure, heights = Figure(figsize=(7.2, height), layout="constrained"), heights or [1]
     share = sharey and len(set(heights)) == 1

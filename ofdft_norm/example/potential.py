@@ -54,7 +54,7 @@ def compute_volumes(batch: Data) -> Tensor:
     return torch.where(periodic, torch.linalg.det(cells).abs(), torch.nan)
 
 
-def _given_pairs(pairs: tuple[Tensor, Tensor], molecule: Tensor) -> tuple[Tensor, Tensor]:
+def _return_given_pairs(pairs: tuple[Tensor, Tensor], molecule: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the pairs and distances that SchNet is called with in place of positions."""
     return pairs
 
@@ -96,7 +96,7 @@ class PotentialModule(NormalizerMixin, MeasuredModule):
         super().__init__()
         self.save_hyperparameters()
         sizes = (hidden_channels, num_filters, num_interactions, N_GAUSSIANS)
-        self.network = SchNet(*sizes, cutoff, interaction_graph=_given_pairs)
+        self.network = SchNet(*sizes, cutoff, interaction_graph=_return_given_pairs)
 
     def setup(self, stage: str) -> None:
         """Refuses a data module of this package without forces."""

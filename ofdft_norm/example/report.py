@@ -11,7 +11,7 @@ from typing import Any
 
 from ofdft_norm.data.files import read_plain, write_text
 from ofdft_norm.errors import ConfigError
-from ofdft_norm.example.metrics import error_name
+from ofdft_norm.example.metrics import name_error
 from ofdft_norm.example.results import MODEL, read_csv
 from ofdft_norm.units import find_unit
 
@@ -124,9 +124,9 @@ def _describe_result(folder: Path, config: Any) -> str:
         return "The run has no held-out split."
     split = "test" if "test" in rows else list(rows)[-1]
     errors, small = rows[split].errors, find_unit(unit).small
-    error = errors.get(error_name("energy_mae_ground_state", unit), math.nan)
+    error = errors.get(name_error("energy_mae_ground_state", unit), math.nan)
     what = "energy" if math.isnan(error) else "energy at the ground state"
-    error = errors[error_name("energy_mae", unit)] if math.isnan(error) else error
+    error = errors[name_error("energy_mae", unit)] if math.isnan(error) else error
     return f"Mean absolute error of the {what} on the {split} split: {error:.1f} {small}."
 
 

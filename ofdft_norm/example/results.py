@@ -24,7 +24,7 @@ from ofdft_norm.data.sample import find_molecule_index
 from ofdft_norm.data.sources import Source
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.errors import LabelFileError, format_count
-from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, error_name, get_atomic_numbers
+from ofdft_norm.example.metrics import EnergyForceErrors, LabelErrors, PhysicalErrors, get_atomic_numbers, name_error
 from ofdft_norm.normalization.normalizer import Normalizer
 from ofdft_norm.statistics.weighers import GroundStateOnlySampleWeigher, HasEnergyLabelSampleWeigher, find_labelled
 from ofdft_norm.tables import format_rows
@@ -142,11 +142,11 @@ def fit_all_baselines(datamodule: OFDFTDataModule) -> dict[str, Predictor]:
             energies = [read_energies(datamodule.source, key, datamodule.unit) for key in keys]
             known = [energy for energy in energies if energy is not None]
             if len(known) == len(keys):
-                predictors[name] = fit_baseline(known, split_batches(datamodule, "train"), normalizer)
+                predictors[name] = fit_baseline(known, iterate_batches(datamodule, "train"), normalizer)
     return {**predictors, REFERENCE_ONLY: make_reference_predictor(normalizer)}
 
 
-def split_batches(datamodule: OFDFTDataModule, split: str) -> Iterable[Data]:
+def iterate_batches(datamodule: OFDFTDataModule, split: str) -> Iterable[Data]:
     """Yields the normalised batches of a part on the CPU, outside of a trainer's loop."""
     loader = datamodule.part_dataloader(split)
     return (datamodule.on_after_batch_transfer(batch, 0) for batch in loader)
@@ -218,7 +218,7 @@ def describe_accuracy(rows: Sequence[ResultRow]) -> str:
     unit, texts = rows[0].unit, []
     limit = CHEMICAL_ACCURACY * find_factor("hartree", unit) * find_unit(unit).factor
     for row in rows:
-        error = row.errors.get(error_name("energy_mae_ground_state", unit), math.nan)
+        error = row.errors.get(name_error("energy_mae_ground_state", unit), math.nan)
         if row.predictor == MODEL and not row.group and row.split != "val" and not math.isnan(error):
             texts.append(f"{row.split} {error - limit:+.1f}")
     symbol = find_unit(unit).small

@@ -18,7 +18,7 @@ from ofdft_norm.data.files import write_text
 from ofdft_norm.datamodule import OFDFTDataModule
 from ofdft_norm.example import plots, results
 from ofdft_norm.example.callbacks import RunRecord, log_figure, quiet_lightning
-from ofdft_norm.example.metrics import MeasuredModule, error_name
+from ofdft_norm.example.metrics import MeasuredModule, name_error
 from ofdft_norm.settings import NonNegativeInt, PositiveInt, Settings
 from ofdft_norm.units import find_unit
 
@@ -113,7 +113,7 @@ def write_results(
         normalizer, unit = datamodule.normalizer, datamodule.unit
         predictors = {**results.fit_all_baselines(datamodule), results.MODEL: model.cpu().eval().predict}
         found = [
-            results.evaluate(predictors, results.split_batches(datamodule, split), normalizer, split)
+            results.evaluate(predictors, results.iterate_batches(datamodule, split), normalizer, split)
             for split in splits
         ]
         rows = [row for of_split, _ in found for row in of_split]
@@ -153,7 +153,7 @@ def _make_panels(curves: Mapping[str, Sequence[tuple[int, float]]], model: Measu
 
 def find_compared_metric(metrics: Mapping[str, float], unit: str) -> float | None:
     """Returns the metric by which TensorBoard compares runs: the energy error of the first held-out split, if any."""
-    error = f"/{error_name('energy_mae', unit)}"
+    error = f"/{name_error('energy_mae', unit)}"
     return next((v for name, v in metrics.items() if name.startswith("results/") and name.endswith(error)), None)
 
 

@@ -40,7 +40,7 @@ class Geometry:
         return int(self.atomic_numbers.sum())
 
 
-def seeded_generator(name: str) -> np.random.Generator:
+def make_seeded_generator(name: str) -> np.random.Generator:
     """Returns a random generator with the SHA-256 of a molecule's name as seed."""
     return np.random.default_rng(list(hashlib.sha256(name.encode()).digest()))
 

@@ -78,7 +78,7 @@ def build_molecule(geometry: Geometry, basis: str) -> Any:
         ) from error
 
 
-def without_file(mean_field: Any) -> Any:
+def detach_file(mean_field: Any) -> Any:
     """Returns a calculation of PySCF without the temporary file that it would keep open."""
     mean_field.chkfile = None
     vars(mean_field).pop("_chkfile", None)
@@ -104,7 +104,7 @@ def run_kohn_sham(geometry: Geometry, settings: KohnShamSettings | None = None) 
     settings = settings or KohnShamSettings()
     check_functional(settings.xc)
     mol = build_molecule(geometry, settings.basis)
-    mean_field = without_file(import_optional("pyscf.dft", "labels").RKS(mol, xc=settings.xc))
+    mean_field = detach_file(import_optional("pyscf.dft", "labels").RKS(mol, xc=settings.xc))
     mean_field.grids.level = settings.grid_level
     mean_field.grids.build(with_non0tab=True)
     overlap = mean_field.get_ovlp()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ofdft_norm.data.files import import_optional
-from ofdft_norm.labelling.geometries import Array, seeded_generator
+from ofdft_norm.labelling.geometries import Array, make_seeded_generator
 from ofdft_norm.labelling.kohn_sham import (
     KohnShamIteration,
     KohnShamTrajectory,
@@ -33,7 +33,7 @@ def perturb(
     """
     if not len(strengths):
         return [], np.zeros((0, mol.nao))
-    coeffs = strengths[:, None] * seeded_generator(name).normal(size=(len(strengths), mol.nao))
+    coeffs = strengths[:, None] * make_seeded_generator(name).normal(size=(len(strengths), mol.nao))
     coeffs = np.concatenate([coeffs, COMPARED_SHARE * coeffs])
     mean_field, orbital_mol = trajectory.mean_field, trajectory.mol
     rows, columns = np.tril_indices(orbital_mol.nao)

@@ -8,9 +8,9 @@ from ofdft_norm.transforms.local_frames import LocalFrames
 from ofdft_norm.transforms.natural_reparametrization import NaturalReparametrization
 from ofdft_norm.transforms.project_gradient import ProjectGradient
 
-__all__ = ["BasisTransforms", "LocalFrames", "NaturalReparametrization", "ProjectGradient", "transforms_by_default"]
+__all__ = ["BasisTransforms", "LocalFrames", "NaturalReparametrization", "ProjectGradient", "make_default_transforms"]
 
 
-def transforms_by_default() -> list[BaseTransform]:
+def make_default_transforms() -> list[BaseTransform]:
     """Returns the pre-transforms of M-OFDFT and STRUCTURES25: frames, natural reparametrisation, projection."""
     return [BasisTransforms([LocalFrames(), NaturalReparametrization()]), ProjectGradient()]

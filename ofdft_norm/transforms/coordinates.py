@@ -66,7 +66,7 @@ class Molecule:
         return digest.hexdigest()
 
 
-def molecules_of(data: Data) -> list[tuple[Molecule, slice]]:
+def list_molecules(data: Data) -> list[tuple[Molecule, slice]]:
     """Returns each molecule of a sample or batch with the range of its functions; adjacent densities share a range."""
     missing = [n for n in ("pos", "atomic_numbers", "basis_function_ind", "basis_info") if data.get(n) is None]
     if missing:
@@ -159,7 +159,7 @@ class _Change(BaseTransform):
         Raises:
             BatchError: If the sample is a batch of several molecules, or lacks a field.
         """
-        molecules, before = molecules_of(sample), self._find_earlier(find_transforms(read_coordinates(sample)))
+        molecules, before = list_molecules(sample), self._find_earlier(find_transforms(read_coordinates(sample)))
         if len(molecules) != 1:
             raise BatchError(f"matrix() needs one molecule, and the batch has {len(molecules)}: give it samples")
         molecule, after = molecules[0][0], _check_order((*before, *self.changes))
@@ -326,7 +326,7 @@ def _move_fields(data: DataT, old: Changes, new: Changes) -> DataT:
 
 def _change_fields(fields: dict[str, Tensor], data: Data, old: Changes, new: Changes) -> dict[str, Tensor]:
     """Changes (n_basis,) fields of a sample or batch; all vectors of all densities of one molecule together."""
-    molecules, out = molecules_of(data), {name: list[Tensor]() for name in fields}
+    molecules, out = list_molecules(data), {name: list[Tensor]() for name in fields}
     # integrals of a normalised batch have been cast to the training dtype, as its positions have
     dtypes = data["pos"].dtype, fields.get("dual_basis_integrals", data["pos"]).dtype
     accuracy = max(_ACCURACY, *(2 * torch.finfo(dtype).eps for dtype in dtypes))

@@ -30,7 +30,7 @@ def compute_overlap(molecule: Molecule) -> Array:
     return overlap.astype(np.float64, copy=False)
 
 
-def pyscf_molecule(molecule: Molecule) -> Any:
+def build_pyscf_molecule(molecule: Molecule) -> Any:
     """Returns PySCF's molecule with the density basis, functions in the same order."""
     gto = import_optional("pyscf.gto", "labels")
     atoms, basis = _make_input(molecule)

@@ -32,7 +32,7 @@ def evaluate_harmonics(l_max: int, directions: Array) -> Array:
 
 
 @lru_cache(maxsize=32)
-def _directions_and_inverses(l_max: int) -> tuple[Array, list[Array]]:
+def _find_directions_and_inverses(l_max: int) -> tuple[Array, list[Array]]:
     """Returns directions and, for each l, the matrix from values at these directions to coefficients of harmonics."""
     n = 4 * (l_max + 1) ** 2
     heights, turns = 1 - (2 * np.arange(n) + 1) / n, np.arange(n) * math.pi * (3 - math.sqrt(5))  # Fibonacci's sphere
@@ -48,6 +48,6 @@ def compute_wigner_matrices(l_max: int, rotations: Array) -> list[Array]:
     The coefficients c of a function c.Y(r) become D c if positions are given in rotated axes, R r. The values of all
     harmonics of one l at enough directions determine the (..., 2l+1, 2l+1) matrix, exactly to rounding.
     """
-    directions, inverses = _directions_and_inverses(l_max)
+    directions, inverses = _find_directions_and_inverses(l_max)
     values = evaluate_harmonics(l_max, directions @ np.swapaxes(rotations, -1, -2))
     return [np.swapaxes(inverse @ values[..., l * l : (l + 1) ** 2], -1, -2) for l, inverse in enumerate(inverses)]

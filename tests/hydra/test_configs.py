@@ -12,7 +12,7 @@ from lightning.pytorch import callbacks
 from omegaconf import DictConfig, OmegaConf
 
 from ofdft_norm.settings import to_builtin
-from ofdft_norm.transforms import transforms_by_default
+from ofdft_norm.transforms import make_default_transforms
 from tests.hydra.composing import composed as composed_by_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -107,6 +107,6 @@ def test_defaults_of_the_data_config_are_those_of_the_data_module():
     assert composed_by_name("data/ofdft_norm").data == composed("train").data
     distance = "data.post_transforms=[{_target_: torch_geometric.transforms.Distance}]"
     datamodule, other = (hydra.utils.instantiate(composed("train", *own).data) for own in ((), (distance,)))
-    assert repr(datamodule.pre_transforms) == repr(transforms_by_default())
+    assert repr(datamodule.pre_transforms) == repr(make_default_transforms())
     assert datamodule.post_transforms == []
     assert [type(transform).__name__ for transform in other.post_transforms] == ["Distance"]

@@ -11,8 +11,8 @@ pytest.importorskip("pyscf")
 from ofdft_norm import BasisInfo, BasisTransforms, LocalFrames, NaturalReparametrization
 from ofdft_norm.data.sample import DUAL_VECTORS, PER_FUNCTION, VECTORS, join_samples
 from ofdft_norm.errors import BasisError, BatchError, ConfigError
-from ofdft_norm.transforms import coordinates, transforms_by_default
-from ofdft_norm.transforms.coordinates import change_coordinates, find_transforms, molecules_of, to_coordinates
+from ofdft_norm.transforms import coordinates, make_default_transforms
+from ofdft_norm.transforms.coordinates import change_coordinates, find_transforms, list_molecules, to_coordinates
 from ofdft_norm.transforms.overlap import compute_overlap
 from tests.transforms.conftest import BASIS, make_molecule
 
@@ -48,7 +48,7 @@ def test_fields_change_by_the_matrix_and_come_back(name: str, seed: int) -> None
     unit = torch.eye(len(sample.coeffs), dtype=torch.float64)
     assert_close(matrix @ inverse, unit)
     if "natural" in name:
-        assert_close(inverse.T @ torch.tensor(compute_overlap(molecules_of(sample)[0][0])) @ inverse, unit)
+        assert_close(inverse.T @ torch.tensor(compute_overlap(list_molecules(sample)[0][0])) @ inverse, unit)
     for field in VECTORS:
         assert_close(changed[field], matrix @ sample[field])
     for field in DUAL_VECTORS:
@@ -189,7 +189,7 @@ def test_one_diagonalisation_serves_all_densities_of_a_molecule(monkeypatch: pyt
     first, other = (make_molecule(np.random.default_rng(i), [8, 6, 1]) for i in range(2))
     batch = join_samples([first, first.clone(), other, other.clone(), first.clone()])
     changed = batch
-    for transform in transforms_by_default():
+    for transform in make_default_transforms():
         changed = transform(changed)
     for name in ("raw", "natural_symmetric", "natural_symmetric+local_frames"):
         to_coordinates(changed, name)

@@ -10,8 +10,8 @@ pytest.importorskip("pyscf")
 
 from ofdft_norm import BasisTransforms, LocalFrames, OFData
 from ofdft_norm.errors import BasisError
-from ofdft_norm.transforms import transforms_by_default
-from ofdft_norm.transforms.coordinates import molecules_of
+from ofdft_norm.transforms import make_default_transforms
+from ofdft_norm.transforms.coordinates import list_molecules
 from ofdft_norm.transforms.local_frames import find_local_axes
 from ofdft_norm.transforms.overlap import compute_overlap
 from ofdft_norm.transforms.real_harmonics import compute_wigner_matrices
@@ -45,7 +45,7 @@ def published_frames(sample: OFData, axes: Callable[[int], Array]) -> Array:
 
 def stored_in_natural_frames(sample: OFData, frames: Array) -> OFData:
     """The sample as stored labels in given frames and natural coordinates, computed with dense matrices."""
-    values, vectors = np.linalg.eigh(frames @ compute_overlap(molecules_of(sample)[0][0]) @ frames.T)
+    values, vectors = np.linalg.eigh(frames @ compute_overlap(list_molecules(sample)[0][0]) @ frames.T)
     matrix = torch.tensor((vectors * np.sqrt(values)) @ vectors.T @ frames)
     out = sample.clone()
     for field in ("coeffs", "ground_state_coeffs"):
@@ -98,7 +98,7 @@ def test_labels_after_the_default_pre_transforms_do_not_depend_on_rotation(numbe
     other = rotated(sample, random_rotation(rng))
     other.pos += torch.tensor([0.3, -1.0, 2.0])
     found, expected = other, sample
-    for transform in transforms_by_default():
+    for transform in make_default_transforms():
         found, expected = transform(found), transform(expected)
     assert found.coordinates == "local_frames+natural_symmetric"
     assert abs(float(expected.gradient_label @ expected.dual_basis_integrals)) < 1e-11

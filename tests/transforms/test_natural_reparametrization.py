@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ofdft_norm import BasisInfo, NaturalReparametrization
 from ofdft_norm.data.sample import join_samples
 from ofdft_norm.errors import BasisError, BatchError, ConfigError
-from ofdft_norm.transforms.coordinates import molecules_of
-from ofdft_norm.transforms.overlap import compute_overlap, pyscf_molecule
+from ofdft_norm.transforms.coordinates import list_molecules
+from ofdft_norm.transforms.overlap import build_pyscf_molecule, compute_overlap
 from tests.transforms.conftest import BASIS, EXPONENTS, Array, make_molecule
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -100,11 +100,11 @@ def test_a_basis_without_exponents_names_the_remedy() -> None:
 def test_overlap_is_that_of_pyscf_with_a_shell_for_each_exponent() -> None:
     gto = pytest.importorskip("pyscf.gto")
     sample = make_molecule(np.random.default_rng(4), [6, 8, 1, 6])
-    molecule = molecules_of(sample)[0][0]
+    molecule = list_molecules(sample)[0][0]
     momenta = {"H": [0, 0, 1], "O": [0, 0, 1, 2], "C": [0, 0, 0, 1, 1, 2, 3, 4]}
     exponents = {"H": EXPONENTS[1], "O": EXPONENTS[8], "C": EXPONENTS[6]}
     shells = {e: [[l, [a, 1]] for l, a in zip(momenta[e], exponents[e], strict=True)] for e in momenta}
     mol = gto.M(atom=list(zip("COHC", sample.pos.tolist(), strict=True)), basis=shells, unit="Bohr", spin=None)
     expected = mol.intor("int1e_ovlp")
     np.testing.assert_allclose(compute_overlap(molecule), expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(pyscf_molecule(molecule).intor("int1e_ovlp"), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(build_pyscf_molecule(molecule).intor("int1e_ovlp"), expected, rtol=0, atol=1e-12)

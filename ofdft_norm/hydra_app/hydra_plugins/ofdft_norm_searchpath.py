@@ -63,10 +63,10 @@ def _read_basis(name: str, *args: Any, _root_: Any) -> Any:
     return import_module("ofdft_norm.hydra_app.config_functions").read_basis(name, *args, root=_root_)
 
 
-def _error_suffix(unit: str) -> Any:
+def _find_error_suffix(unit: str) -> Any:
     return import_module("ofdft_norm.units").find_unit(unit).suffix
 
 
 for _name in ("n_basis", "atomic_numbers", "irreps_per_atom"):
     OmegaConf.register_new_resolver(f"ofdft_norm.{_name}", partial(_read_basis, _name), replace=True)
-OmegaConf.register_new_resolver("ofdft_norm.error_suffix", _error_suffix, replace=True)
+OmegaConf.register_new_resolver("ofdft_norm.error_suffix", _find_error_suffix, replace=True)
