@@ -259,7 +259,7 @@ def fit_as_rank(rank: int, world_size: int, meeting: str, folder: str, out: str)
 def process_rows(repeats: int) -> list[Row]:
     """One process over two, one thread each."""
     rows = []
-    for what, folder in (("label files", label_files()[0].parent), ("packed labels", packed_set(2000))):
+    for what, folder in (("label files", label_files()[0].parent), ("packed labels", packed_set(3000))):
         pairs = []
         for _ in range(max(repeats // 2, 1)):
             pair = []
