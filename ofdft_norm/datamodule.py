@@ -499,7 +499,9 @@ class OFDFTDataModule(LightningDataModule):
         )
         self._own = FittedNormalizer(normalizer, fitted.statistics, fitted.fingerprint)
         rank_zero_info(f"statistics {'reused' if fitted.reused else 'fitted'}: {fitted.statistics.path or 'in memory'}")
-        rank_zero_info(describe_normalizer(normalizer, fitted.statistics, self.weigher_key, self._scale_unit))
+        equivariant = self.settings.rescaling is not None and self.settings.rescaling.equivariant
+        described = fitted.statistics, self.weigher_key, self._scale_unit, equivariant
+        rank_zero_info(describe_normalizer(normalizer, *described))
         rank_zero_info("tables: datamodule.summary(), or the command ofdft-norm fit")
         return self._own
 

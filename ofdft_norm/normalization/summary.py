@@ -48,18 +48,19 @@ def summarize(
 
 
 def describe_normalizer(
-    normalizer: Normalizer, statistics: DatasetStatistics, weigher_key: str, scale_unit: str = ""
+    normalizer: Normalizer,
+    statistics: DatasetStatistics,
+    weigher_key: str,
+    scale_unit: str = "",
+    equivariant: bool = False,
 ) -> str:
     """Returns the reference with its rank and R2, the rescaling and the energy scale in one line."""
     weigher = statistics[weigher_key]
     name, residual = find_residual(statistics, weigher_key, normalizer.reference, normalizer.basis_info)
     rank, r2 = weigher.get(f"{name}_rank"), weigher.compute_r_squared(residual)
     fit = "" if rank is None or r2 is None else f" (rank {int(rank)}, R2 {r2:.6f})"
-    rescaling, basis = "none", normalizer.basis_info
-    if normalizer.rescaling is not None:
-        biases = normalizer.rescaling.coeff_biases.cpu().numpy()
-        equivariant = basis is not None and not biases[basis.l_per_basis_func > 0].any()
-        rescaling = "equivariant" if equivariant else "dimension-wise"
+    kind = "equivariant" if equivariant else "dimension-wise"
+    rescaling = "none" if normalizer.rescaling is None else kind
     return (
         f"normaliser: reference {REFERENCE_NAMES.get(name, name)}{fit}, rescaling {rescaling}, energy scale "
         f"{float(normalizer.energy_scale):.6g} {scale_unit or normalizer.unit}"

@@ -32,6 +32,7 @@ def test_references_of_other_origins_have_a_row_of_their_own(samples, statistics
     default = build_normalizer(statistics, basis_info, NormalizerSettings(AtomRefConfig(), RescalingConfig()))
     expected = r"reference atomic \(rank 4, R2 0\.\d{6}\), rescaling dimension-wise, energy scale 1 hartree$"
     assert re.search(expected, describe_normalizer(default, statistics, KEY))
+    assert "rescaling equivariant" in describe_normalizer(default, statistics, KEY, equivariant=True)
 
 
 # --- which molecules set lambda -----
